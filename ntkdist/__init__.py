@@ -1,0 +1,66 @@
+"""ntkdist: neural tangent kernels on data that nobody else can load.
+
+The one idea: everything the cluster does is a sum over partitions.  A partition is read from Zarr, mapped through a
+feature map that every worker rebuilds from a seed, and turned into a small value with ``+``; the cluster adds; a solver
+that knows nothing of clusters turns the sum into weights.  Start reading at `ntkdist.fit`.
+"""
+
+from ntkdist.apply import evaluate, featurize, predict
+from ntkdist.convert import convert
+from ntkdist.data import Dataset
+from ntkdist.errors import (
+    ClusterError,
+    DataError,
+    NotPositiveDefinite,
+    NtkdistError,
+    PlanTooLarge,
+    SpecError,
+    StoreError,
+)
+from ntkdist.features import Linear, NTKRandomFeatures
+from ntkdist.fit import FitResult, fit, normal_equations, solve
+from ntkdist.kernels import NNGP, NTK
+from ntkdist.model import Equations, RidgeModel
+from ntkdist.plan import Address, Job, Local, Plan, PlanTable, plan
+from ntkdist.preprocess import Preprocess
+from ntkdist.select import CVResult, cross_validate
+from ntkdist.solvers import Cholesky, Eigh
+from ntkdist.store import load, save
+
+__all__ = [
+    "NNGP",
+    "NTK",
+    "Address",
+    "CVResult",
+    "Cholesky",
+    "ClusterError",
+    "DataError",
+    "Dataset",
+    "Eigh",
+    "Equations",
+    "FitResult",
+    "Job",
+    "Linear",
+    "Local",
+    "NTKRandomFeatures",
+    "NotPositiveDefinite",
+    "NtkdistError",
+    "Plan",
+    "PlanTable",
+    "PlanTooLarge",
+    "Preprocess",
+    "RidgeModel",
+    "SpecError",
+    "StoreError",
+    "convert",
+    "cross_validate",
+    "evaluate",
+    "featurize",
+    "fit",
+    "load",
+    "normal_equations",
+    "plan",
+    "predict",
+    "save",
+    "solve",
+]

@@ -1,0 +1,234 @@
+"""Using a model or a map: evaluate, predict, featurize.  Each is one pass of the mapper; writers sum nothing but rows."""
+
+import functools
+import time
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from distributed import Client
+
+from ntkdist import data, store
+from ntkdist.cluster import connect, resources
+from ntkdist.data import Dataset, Rows
+from ntkdist.errors import DataError
+from ntkdist.features import AnyFeatureMap
+from ntkdist.fit import scaling
+from ntkdist.model import RidgeModel
+from ntkdist.preprocess import Matching, Preprocess, Preprocessing
+from ntkdist.progress import Watch
+from ntkdist.reduce import Source, reduce_all
+from ntkdist.sums import Metrics
+
+PREDICTIONS = "ntkdist.predictions"
+EMBED_BYTES = 4 * 2**20  # larger models reach tasks by URL
+
+
+def evaluate(
+    model: RidgeModel,
+    dataset: Dataset | str,
+    *,
+    client: Client | None = None,
+    scheduler: str = "",
+    watch: Watch | None = None,
+) -> dict[str, float]:
+    """Errors of a model on a labelled dataset.
+
+    Returns
+    -------
+    dict
+        ``rmse``, ``mae``, ``r2`` or ``accuracy``, ``log_loss``; ``rows`` and ``seconds``.
+
+    Raises
+    ------
+    DataError
+        If columns or classes do not match the model's by name, or the targets are of another kind.
+    """
+    dataset = _dataset(dataset)
+    start = time.perf_counter()
+    layout = dataset.layout()
+    theirs, ours = _kind(layout.classes, layout.targets), _kind(model.classes, len(model.intercept))
+    if theirs != ours:
+        raise DataError(f"{dataset.store}: targets are {theirs}, the model predicts {ours}; convert the same way")
+    summand = MetricsOf(_reference(model), model.preprocessing.match(layout, dataset.store))
+    with connect(None, scheduler, client) as client:
+        block_rows = max(1024, model.features.n_components // 2)
+        source = Source(dataset, layout, block_rows, resources(client).threads)
+        part = reduce_all(source, summand, layout.rows_per_partition, client, "evaluate", watch)
+    summary: dict[str, float] = part.total.summary()
+    return summary | {"seconds": time.perf_counter() - start}
+
+
+def predict(
+    model: RidgeModel,
+    dataset: Dataset | str,
+    out: str,
+    *,
+    client: Client | None = None,
+    scheduler: str = "",
+    watch: Watch | None = None,
+) -> None:
+    """Write predictions for every row of a dataset to a new Zarr group, shard by shard.
+
+    Arrays: ``prediction`` in target units, or class codes with their names in the attribute ``classes`` and the scores
+    in ``score``; ``row`` as in the dataset.  A row with a NaN is an error: every row gets its prediction.
+
+    Raises
+    ------
+    StoreError
+        If ``out`` exists.
+    """
+    dataset = msgspec.structs.replace(_dataset(dataset), nan="error")
+    layout = dataset.layout(labelled=False)
+    matching = model.preprocessing.match(layout, dataset.store)
+    t = len(model.intercept)
+    arrays: dict[str, tuple[tuple[int, ...], str]] = {"row": ((), "int64")}
+    if model.classes:
+        arrays |= {"prediction": ((), "uint16"), "score": ((t,), "float64")}
+    else:
+        arrays |= {"prediction": ((t,) if model.preprocessing.vector_target else (), "float64")}
+    attrs = {"classes": model.classes, "target_names": model.preprocessing.target_names, "source": dataset.store}
+    with connect(None, scheduler, client) as client, data.new_group(out, PREDICTIONS, attrs) as place:
+        size = min(data.partition_rows(layout.rows, (t,), "float64"), layout.rows_per_partition)
+        for name, (shape, dtype) in arrays.items():
+            data.create_array(place, name, (layout.rows, *shape), dtype, size)
+        source = Source(dataset, layout, 0, resources(client).threads, labelled=False)
+        summand = WritePredictions(_reference(model), matching, source, place)
+        reduce_all(source, summand, size, client, "predict", watch)
+
+
+def featurize(
+    dataset: Dataset | str,
+    features: AnyFeatureMap,
+    out: str,
+    *,
+    preprocess: Preprocess | None = None,
+    dtype: str = "float32",
+    client: Client | None = None,
+    scheduler: str = "",
+    watch: Watch | None = None,
+) -> None:
+    """Write the features of every row to a new dataset, shard by shard, with its targets and all else it has.
+
+    Parameters
+    ----------
+    dataset : Dataset or str
+    features : FeatureMap
+    out : str
+        Where; refused if it exists.
+    preprocess : Preprocess, optional
+        Scaling of the inputs first; automatic by default, as in `fit`.
+    dtype : {"float32", "float64"}
+    """
+    dataset = msgspec.structs.replace(_dataset(dataset), nan="error")
+    layout, others, m = dataset.layout(), dataset.others(), features.n_components
+    attrs = {
+        "classes": layout.classes,
+        "target_names": layout.target_names,
+        "source": {"name": dataset.store, "fingerprint": layout.fingerprint, "features": msgspec.to_builtins(features)},
+    }
+    with connect(None, scheduler, client) as client, data.new_group(out, data.FORMAT, attrs) as place:
+        source = Source(dataset, layout, max(1024, m // 2), resources(client).threads)
+        pre, _ = scaling(preprocess or Preprocess(), source, client, watch)
+        size = min(data.partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
+        data.create_array(place, "x", (layout.rows, m), dtype, size)
+        for name, (shape, kind) in others.items():
+            data.create_array(place, name, shape, kind, size)
+        source = source._replace(block_rows=0)
+        summand = WriteFeatures(features, pre, dtype, source, place, tuple(others))
+        reduce_all(source, summand, size, client, "featurize", watch)
+
+
+def _dataset(dataset: Dataset | str) -> Dataset:
+    return Dataset(dataset) if isinstance(dataset, str) else dataset
+
+
+def _kind(classes: tuple[str, ...], targets: int) -> str:
+    return "class labels" if classes else f"numbers, {max(targets, 1)} a row"
+
+
+@dataclass(frozen=True)
+class MetricsOf:
+    """Errors of a model."""
+
+    model: "RidgeModel | str"
+    matching: Matching
+
+    def zero(self) -> Metrics | None:
+        return None
+
+    def update(self, total: Metrics | None, rows: Rows) -> Metrics:
+        model, rows = _resolve(self.model), self.matching(rows)
+        assert rows.y is not None
+        if model.classes:
+            new = Metrics.of_classes(rows.y, model.scores(rows.x), rows.weight)
+        else:
+            new = Metrics.of_regression(rows.y.reshape(len(rows.y), -1), model.scores(rows.x), rows.weight)
+        return new if total is None else total + new
+
+
+@dataclass(frozen=True)
+class WritePredictions:
+    """Predictions written in place; the sum is the number of rows."""
+
+    model: "RidgeModel | str"
+    matching: Matching
+    source: Source
+    place: str
+
+    def zero(self) -> int:
+        return 0
+
+    def update(self, total: int, rows: Rows) -> int:
+        model = _resolve(self.model)
+        scores = model.scores(self.matching(rows).x)
+        stop = rows.start + len(scores)
+        if model.classes:
+            data.write_rows(self.place, "score", rows.start, scores)
+            data.write_rows(self.place, "prediction", rows.start, scores.argmax(axis=1).astype(np.uint16))
+        else:
+            values = scores if model.preprocessing.vector_target else scores[:, 0]
+            data.write_rows(self.place, "prediction", rows.start, values)
+        _copy(self.source, self.place, "row", rows.start, stop)
+        return total + len(scores)
+
+
+@dataclass(frozen=True)
+class WriteFeatures:
+    """Features written in place, other arrays copied; the sum is the number of rows."""
+
+    features: AnyFeatureMap
+    preprocessing: Preprocessing
+    dtype: str
+    source: Source
+    place: str
+    copied: tuple[str, ...]
+
+    def zero(self) -> int:
+        return 0
+
+    def update(self, total: int, rows: Rows) -> int:
+        stop = rows.start + len(rows.x)
+        data.write_rows(self.place, "x", rows.start, self.features(self.preprocessing.inputs(rows.x, self.dtype)))
+        for name in self.copied:
+            _copy(self.source, self.place, name, rows.start, stop)
+        return total + len(rows.x)
+
+
+def _copy(source: Source, place: str, name: str, start: int, stop: int) -> None:
+    data.write_rows(place, name, start, source.dataset.column(source.layout, name, start, stop))
+
+
+def _reference(model: RidgeModel) -> RidgeModel | str:
+    """What a task is given for a model: itself, or where to load it from if it is large."""
+    return model.url if model.url and model.coef.nbytes > EMBED_BYTES else model
+
+
+def _resolve(model: RidgeModel | str) -> RidgeModel:
+    return _loaded(model) if isinstance(model, str) else model
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(url: str) -> RidgeModel:
+    model: RidgeModel = store.load(url)
+    return model

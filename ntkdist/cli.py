@@ -1,0 +1,192 @@
+"""The command line: a face over the verbs, with no mathematics in it.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a plan that does not fit.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+import ntkdist as nd
+from ntkdist import data, demo, estimate, runs
+from ntkdist.cluster import connect, resources
+
+
+class _Command(click.Group):
+    """Errors as one line on standard error; a traceback only with --debug."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except nd.NtkdistError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"ntkdist: {error}", err=True)
+            ctx.exit(3 if isinstance(error, nd.PlanTooLarge) else 1)
+        except (OSError, MemoryError) as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"ntkdist: {type(error).__name__}: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ntkdist")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def main(debug: bool) -> None:
+    """Neural tangent kernels on data that nobody else can load."""
+
+
+scheduler_option = click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler to run on.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@main.command()
+@click.option("--out", default="ntkdist-demo", show_default=True, help="Directory for everything that it makes.")
+@click.option("--workers", default=2, show_default=True, help="Worker processes of the local cluster.")
+def demo_(out: str, workers: int) -> None:
+    """Run the main job on real data, from raw table to model."""
+    demo.run(out, workers)
+
+
+main.add_command(demo_, "demo")
+
+
+@main.command()
+@click.argument("source")
+@click.argument("dest")
+@click.option("--target", multiple=True, metavar="NAME", help="Target column, array or file; may be repeated.")
+@click.option("--x", "x", default="x", show_default=True, help="Input array of an .npz.")
+@click.option("--classes", is_flag=True, help="Integer targets are class labels.")
+@click.option("--weight", default="", metavar="NAME", help="Column, array or file of sample weights.")
+@click.option("--drop", multiple=True, metavar="NAME", help="Column to leave out; may be repeated.")
+@click.option("--rows-per-partition", type=click.IntRange(1), metavar="N")
+@click.option("--shuffle-seed", default="0", show_default=True, metavar="S", help="A number, or none to keep order.")
+def convert(source: str, dest: str, shuffle_seed: str, **options: Any) -> None:
+    """Turn npz, npy, csv, parquet or IDX into a dataset in Zarr."""
+    if shuffle_seed != "none" and not shuffle_seed.isdigit():
+        raise click.BadParameter(f"expected a number or none, got {shuffle_seed!r}", param_hint="--shuffle-seed")
+    seed = None if shuffle_seed == "none" else int(shuffle_seed)
+    layout = nd.convert(source, dest, shuffle_seed=seed, **options)
+    shape = " x ".join(map(str, layout.input_shape))
+    target = f"{len(layout.classes)} classes" if layout.classes else f"{max(layout.targets, 1)} target(s)"
+    click.echo(
+        f"{dest}: {layout.rows:,} rows of {shape} {layout.x_dtype}, {target if layout.labelled else 'no target'}, "
+        f"{layout.partitions} partitions of {layout.rows_per_partition:,} rows"
+    )
+
+
+@main.command()
+@click.argument("job")
+@scheduler_option
+@json_option
+def plan(job: str, scheduler: str, as_json: bool) -> None:
+    """Say what a job will cost, without running it."""
+    read = nd.Job.read(job)
+    with connect(read.cluster, scheduler) as client:
+        found = resources(client)
+    resolved = nd.plan(read, threads=found.threads)
+    cost = estimate.cost(resolved, found)
+    if as_json:
+        click.echo(json.dumps(cost))
+    else:
+        click.echo(estimate.table(resolved, found, cost))
+    runs.check_memory(resolved, found)
+
+
+@main.command()
+@click.argument("job")
+@scheduler_option
+@click.option("--out", default="", help="Run directory; by default the job's name with -run.")
+@json_option
+def fit(job: str, scheduler: str, out: str, as_json: bool) -> None:
+    """Fit a job; writes model, equations and report to a run directory."""
+    out = out or f"{Path(job).stem}-run"
+    result = nd.fit(nd.Job.read(job), out=out, scheduler=scheduler)
+    found = runs.summary(result.report)
+    if as_json:
+        click.echo(json.dumps(found | {"out": out}))
+        return
+    click.echo("  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()))
+    for note in result.report["notes"]:
+        click.echo(f"Note: {note}.")
+    click.echo(f"Written to {out}.")
+
+
+@main.command()
+@click.argument("equations")
+@click.option("--alphas", default="", metavar="A,B,...", help="Penalties to choose from.")
+@click.option("--alphas-per-row", default="", metavar="A,B,...", help="Penalties per unit of weight.")
+@click.option("--out", default="", help="Where to save the model.")
+@json_option
+def solve(equations: str, alphas: str, alphas_per_row: str, out: str, as_json: bool) -> None:
+    """Choose a penalty and solve again from saved equations, without the data."""
+    loaded = nd.load(data.find(equations, "equations.zarr"))
+    if not isinstance(loaded, nd.Equations):
+        raise nd.DataError(f"{equations} holds a {type(loaded).__name__}; expected equations, or a run directory")
+    if out:
+        data.refuse_existing(out)
+    grid = {"alphas": _numbers(alphas) or "auto", "alphas_per_row": _numbers(alphas_per_row)}
+    model, cv = nd.solve(loaded, **grid)  # type: ignore[arg-type]
+    if out:
+        nd.save(model, out)
+    found = {"alpha": model.alpha.tolist()}
+    if cv is not None:
+        found |= {"cv_rmse": cv.rmse, "cv_r2": cv.r2, "note": cv.note}
+    text = ", ".join(f"{k} {v}" for k, v in found.items() if v)
+    click.echo(json.dumps(found) if as_json else text)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("dataset")
+@click.argument("out")
+@scheduler_option
+def predict(model: str, dataset: str, out: str, scheduler: str) -> None:
+    """Write predictions for every row of a dataset."""
+    nd.predict(_model(model), dataset, out, scheduler=scheduler)
+    click.echo(out)
+
+
+@main.command()
+@click.argument("model")
+@click.argument("dataset")
+@scheduler_option
+@json_option
+def evaluate(model: str, dataset: str, scheduler: str, as_json: bool) -> None:
+    """Measure a model's errors on a labelled dataset."""
+    found = nd.evaluate(_model(model), dataset, scheduler=scheduler)
+    click.echo(json.dumps(found) if as_json else "  ".join(f"{k} {v:.6g}" for k, v in found.items()))
+
+
+@main.command()
+@click.argument("job")
+@click.argument("out")
+@scheduler_option
+def featurize(job: str, out: str, scheduler: str) -> None:
+    """Write the features of a job's dataset to a new dataset."""
+    read = nd.Job.read(job)
+    with connect(read.cluster, scheduler) as client:
+        nd.featurize(read.dataset, read.features, out, preprocess=read.preprocess, dtype=read.plan.dtype, client=client)
+    click.echo(out)
+
+
+def _model(url: str) -> nd.RidgeModel:
+    loaded = nd.load(data.find(url, "model.zarr"))
+    if not isinstance(loaded, nd.RidgeModel):
+        raise nd.DataError(f"{url} holds {type(loaded).__name__}; expected a model, or a run directory")
+    return loaded
+
+
+def _numbers(text: str) -> list[float] | None:
+    try:
+        return [float(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise click.BadParameter(f"expected numbers with commas between, got {text!r}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""From a raw table to a dataset: a seeded shuffle on disk in bounded memory, then whole partitions in order.
+
+Rows go in their order to random buckets of about 64 MiB in a scratch directory beside the destination; each bucket
+is then permuted in memory, and the buckets, one after the other, are cut into partitions.  A row's place depends on
+the seed and its number only, so the same source and seed give the same dataset bit for bit.
+
+Memory: first four blocks of the source (16 MiB each; for parquet also the pages of a row group), then two buckets
+(64 MiB each) and three partitions (one, at most 128 MiB, and what Zarr encodes of it); nothing grows with the rows.
+Scratch: the size of the decoded rows, and that of an array once more where it is stored columns first.
+"""
+
+import hashlib
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist import data, draws
+from ntkdist.data import Dataset, Layout
+from ntkdist.errors import DataError, SpecError, StoreError
+from ntkdist.sources import Source, Wanted, open_arrays
+from ntkdist.tables import open_table
+
+BUCKET_BYTES = 64 * 2**20
+DRAW_ROWS = 65536  # rows whose buckets are drawn together, whatever the blocks of the source
+SHUFFLE, BUCKET, ORDER = 1000, 0, 1  # names of the random streams: a layer that no map has, and two roles
+
+
+def convert(
+    source: str,
+    dest: str,
+    *,
+    target: Sequence[str] = (),
+    x: str = "x",
+    classes: bool = False,
+    weight: str = "",
+    drop: Sequence[str] = (),
+    rows_per_partition: int | None = None,
+    shuffle_seed: int | None = 0,
+) -> Layout:
+    """Convert npz, npy, IDX, csv or parquet to a dataset in Zarr v3; it appears whole or not at all.
+
+    Parameters
+    ----------
+    source : str
+        A file: ``.npz``, ``.npy``, ``.csv``, ``.csv.gz``, ``.parquet``, or IDX (by its first bytes; also gzipped).
+    dest : str
+        Where the dataset shall be.
+    target : sequence of str
+        The target: columns of a table, an array of an npz (default: ``y`` where there is one), or for npy and IDX
+        another file.
+    x : str
+        The input array of an npz.
+    classes : bool
+        Integers are class labels, not numbers to regress on; strings and booleans always are.
+    weight : str
+        Sample weights, named as the target is.
+    drop : sequence of str
+        Columns of a table to leave out.
+    rows_per_partition : int, optional
+        By default at least 20 partitions of at most 128 MiB.
+    shuffle_seed : int or None
+        Seed of the shuffle; None keeps the order of the source.
+
+    Returns
+    -------
+    Layout
+        Of the new dataset.  Its arrays are ``x``, ``y``, ``weight`` and ``row``, each row's place in the source.
+
+    Raises
+    ------
+    DataError
+        If the source is damaged, empty, or does not hold what was asked for.
+    SpecError
+        If the options contradict each other.
+    StoreError
+        If the destination exists or has no space.
+    """
+    target, drop = (target,) if isinstance(target, str) else target, (drop,) if isinstance(drop, str) else drop
+    if shuffle_seed is not None and shuffle_seed < 0:
+        raise SpecError(f"shuffle_seed is {shuffle_seed}; expected a number of at least 0, or none to keep the order")
+    if rows_per_partition is not None and rows_per_partition < 1:
+        raise SpecError(f"rows_per_partition is {rows_per_partition}; expected at least 1")
+    final, path = data.refuse_existing(dest), data.local_path(source)
+    if not path.is_file():
+        raise DataError(f"{source}: no such file; check the path")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{final.name}.scratch-", dir=final.parent) as name:
+        scratch = Path(name)
+        table = path.name.lower().endswith((".csv", ".csv.gz", ".parquet"))
+        wanted = Wanted(tuple(target), x, classes, weight, tuple(drop))
+        opened = (open_table if table else open_arrays)(path, wanted, scratch)
+        if opened.rows == 0:
+            raise DataError(f"{source} has no rows; convert a source that has some")
+        buckets = _fill_buckets(opened, shuffle_seed, scratch)
+        with data.new_group(dest, data.FORMAT, _attributes(opened, shuffle_seed)) as url:
+            _write(url, opened, rows_per_partition, _shuffled(buckets, _record(opened), shuffle_seed))
+    return Dataset(dest).layout(labelled=False)
+
+
+def _attributes(source: Source, seed: int | None) -> dict[str, Any]:
+    hashes = {}
+    for role, path in source.files.items():
+        with path.open("rb") as file:
+            hashes[role] = {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    try:
+        version = importlib.metadata.version("ntkdist")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unknown"
+    return {
+        "columns": list(source.columns),
+        "target_names": list(source.target_names),
+        "classes": list(source.classes),
+        "source": {"rows": source.rows, **hashes.pop("source"), **hashes},
+        "shuffle_seed": seed,
+        "ntkdist": version,
+    }
+
+
+def _record(source: Source) -> np.dtype[Any]:
+    """A row as it lies in a bucket."""
+    return np.dtype([*((k, dtype, shape) for k, (dtype, shape) in source.fields.items()), ("row", np.int64)])
+
+
+def _fill_buckets(source: Source, seed: int | None, scratch: Path) -> list[Path]:
+    """Append each row of the source to the file of its bucket."""
+    record = _record(source)
+    needed, free = source.rows * record.itemsize, shutil.disk_usage(scratch).free
+    if needed > free:
+        raise StoreError(
+            f"Converting needs {needed / 1e9:.1f} GB of scratch space beside the destination but {free / 1e9:.1f} GB "
+            "are free; make room or choose a destination on another disk"
+        )
+    buckets = [scratch / str(b) for b in range(-(-needed // BUCKET_BYTES))]
+    start = 0
+    for block in source.blocks():
+        stop = start + len(block["x"])
+        rows = np.empty(stop - start, record)
+        for name, values in block.items():
+            rows[name] = values
+        rows["row"] = np.arange(start, stop)
+        bucket = _bucket_of(start, stop, len(buckets), source.rows, seed)
+        order = np.argsort(bucket, kind="stable")
+        rows, edges = rows[order], np.searchsorted(bucket[order], np.arange(len(buckets) + 1))
+        for b in np.flatnonzero(np.diff(edges)):
+            with buckets[b].open("ab") as file:
+                rows[edges[b] : edges[b + 1]].tofile(file)
+        start = stop
+    if start != source.rows:
+        raise DataError(f"{source.files['source']} had {source.rows} rows, then {start}; it changed while it was read")
+    return buckets
+
+
+def _bucket_of(start: int, stop: int, buckets: int, rows: int, seed: int | None) -> NDArray[np.int64]:
+    """The bucket of each of some rows; without a seed, consecutive rows share one."""
+    if seed is None:
+        return np.arange(start, stop) * buckets // rows
+    first, last = start // DRAW_ROWS, -(-stop // DRAW_ROWS)
+    drawn = [draws.integers(buckets, DRAW_ROWS, seed, SHUFFLE, BUCKET, g) for g in range(first, last)]
+    return np.concatenate(drawn)[start - first * DRAW_ROWS : stop - first * DRAW_ROWS]
+
+
+def _shuffled(
+    buckets: list[Path], record: np.dtype[Any], seed: int | None
+) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    """Each bucket's rows, and the order to take them in; its file is removed."""
+    for b, path in enumerate(buckets):
+        rows = np.fromfile(path, record) if path.exists() else np.empty(0, record)
+        path.unlink(missing_ok=True)
+        keys = np.arange(len(rows)) if seed is None else draws.uniforms(len(rows), seed, SHUFFLE, ORDER, b)
+        yield rows, np.argsort(keys, kind="stable")
+
+
+def _write(
+    url: str, source: Source, wanted: int | None, shuffled: Iterator[tuple[NDArray[Any], NDArray[np.int64]]]
+) -> None:
+    """Cut the shuffled rows into partitions, each written once."""
+    dtype, shape = source.fields["x"]
+    size = data.partition_rows(source.rows, shape, dtype, wanted)
+    fields = {**source.fields, "row": (np.dtype(np.int64), ())}
+    for name, (dtype, shape) in fields.items():
+        data.create_array(url, name, (source.rows, *shape), dtype, size)
+    part = {k: np.empty((min(size, source.rows), *shape), dtype) for k, (dtype, shape) in fields.items()}
+    start = filled = 0
+    for rows, order in shuffled:
+        at = 0
+        while at < len(order):
+            take = order[at : at + size - filled]
+            for name, values in part.items():
+                values[filled : filled + len(take)] = rows[name][take]
+            at, filled = at + len(take), filled + len(take)
+            if filled == size or start + filled == source.rows:
+                for name, values in part.items():
+                    data.write_rows(url, name, start, values[:filled])
+                start, filled = start + filled, 0

@@ -1,0 +1,50 @@
+"""Every random number of the program: Philox words in, arrays out.
+
+A draw is named by ``(seed, layer, role, block)`` and nothing else, so that any worker, in any order and
+in any chunking, makes the same map from a seed.  Only raw words are taken from NumPy, because those are
+promised not to change between its versions; its normal and integer streams are not.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+F8 = NDArray[np.float64]
+I8 = NDArray[np.int64]
+
+
+def uniforms(count: int, seed: int, layer: int, role: int, block: int = 0) -> F8:
+    """``count`` numbers of (0, 1), from the top 53 bits of Philox words; never 0 or 1."""
+    words = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(layer, role, block))).random_raw(count)
+    return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def normals(shape: tuple[int, ...], seed: int, layer: int, role: int, block: int = 0) -> F8:
+    """Independent standard normals, by inversion."""
+    z: F8 = ndtri(uniforms(int(np.prod(shape)), seed, layer, role, block)).reshape(shape)
+    return z
+
+
+def integers(high: int, count: int, seed: int, layer: int, role: int, block: int = 0) -> I8:
+    """Independent integers of [0, high), uniform to within 2⁻⁵³ · high."""
+    return np.floor(uniforms(count, seed, layer, role, block) * high).astype(np.int64)
+
+
+def signs(count: int, seed: int, layer: int, role: int, block: int = 0) -> F8:
+    """Independent ±1."""
+    return np.where(uniforms(count, seed, layer, role, block) < 0.5, -1.0, 1.0)
+
+
+def directions(d: int, m: int, seed: int, layer: int, role: int) -> F8:
+    """``m`` unit vectors of dimension ``d`` as columns (d, m), each uniform on the sphere.
+
+    Blocks of ``d`` columns are orthogonal (Haar: QR of a normal matrix, made unique by diag(R) > 0),
+    blocks are independent of each other, and block ``b`` has its own stream, so that fewer columns are
+    a prefix of more (Yu et al., "Orthogonal Random Features", NeurIPS 2016).
+    """
+    blocks = -(-m // d)
+    out = np.empty((d, blocks * d))
+    for b in range(blocks):
+        q, r = np.linalg.qr(normals((d, d), seed, layer, role, b))
+        out[:, b * d : (b + 1) * d] = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    return np.ascontiguousarray(out[:, :m])

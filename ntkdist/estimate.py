@@ -1,0 +1,66 @@
+"""What a plan will cost: counted from its shapes, timed on a few rows of this machine."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from ntkdist import draws, runs
+from ntkdist.cluster import Resources
+from ntkdist.plan import GB, Plan
+
+SAMPLE_ROWS = 512
+
+
+def cost(p: Plan, found: Resources) -> dict[str, Any]:
+    """Tasks, bytes, operations, memory and a guess of the time.
+
+    Parameters
+    ----------
+    p : Plan
+    found : Resources
+        What it would run on; the rates are measured in this process, and its workers are taken to be alike.
+    """
+    x = draws.normals((min(SAMPLE_ROWS, p.layout.rows), *p.layout.input_shape), 0, 0, 0).astype(p.dtype)
+    p.features(x[:8])  # the draw is made once a process
+    start = time.perf_counter()
+    p.features(x)
+    feature_seconds = (time.perf_counter() - start) / len(x)
+    rate = runs.syrk_rate(p.m, p.block_rows, p.dtype, p.threads)
+    gram_flops = p.layout.rows * p.m**2
+    slots = min(found.workers * found.tasks_at_once, p.shards)
+    return {
+        "rows": p.layout.rows,
+        "partitions": p.layout.partitions,
+        "shards": len(p.tasks()),
+        "n_components": p.m,
+        "targets": p.t,
+        "bytes_read": 2 * p.layout.rows * p.layout.row_bytes,
+        "gram_flops": gram_flops,
+        "workers": found.workers,
+        "threads": p.threads,
+        "syrk_flops_per_second": rate,
+        "seconds": (gram_flops / rate + p.layout.rows * feature_seconds) / slots,
+        "worker_memory_bytes": p.memory(found.workers, found.tasks_at_once),
+        "projected_memory_bytes": p.projected_memory_bytes(found.workers, found.tasks_at_once),
+        "driver_memory_bytes": p.driver_memory_bytes(),
+        "worker_limit_bytes": found.memory_bytes,
+    }
+
+
+def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
+    """The same for a reader of 80 columns."""
+    parts = ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in cost["worker_memory_bytes"].items())
+    lines = {
+        "data": f"{cost['rows']:,} rows in {cost['partitions']:,} partitions of {p.dataset.store}",
+        "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
+        "tasks": f"{cost['shards']} shards in {p.folds} folds, blocks of {p.block_rows:,} rows",
+        "workers": f"{found.workers} with {found.tasks_at_once} task(s) of {p.threads} BLAS thread(s)",
+        "read": f"{cost['bytes_read'] / GB:.2f} GB in two passes",
+        "operations": f"{cost['gram_flops']:.2e} for the Gram, at {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker",
+        "time": f"about {cost['seconds']:.0f} s for the equations, then {type(p.solver).__name__}",
+        "worker": f"{cost['projected_memory_bytes'] / GB:.2f} GB of {cost['worker_limit_bytes'] / GB:.2f}",
+        "": f"({parts})",
+        "driver": f"{cost['driver_memory_bytes'] / GB:.2f} GB",
+    }
+    return "\n".join(f"{name:<11}{text}" for name, text in lines.items())

@@ -1,0 +1,35 @@
+"""The input itself as its features: ridge regression on the columns, the yardstick of every kernel."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist.errors import SpecError
+from ntkdist.features.base import FeatureMap, Params
+
+
+class Linear(FeatureMap, frozen=True):
+    """φ(x) = x, flattened; k(x, y) = ⟨x, y⟩.  Exact.
+
+    Parameters
+    ----------
+    n_components : int
+        Must be the number of input values of a row.
+    """
+
+    def draw(self, input_shape: tuple[int, ...]) -> Params:
+        d = int(np.prod(input_shape))
+        if d != self.n_components:
+            raise SpecError(f"Linear.n_components is {self.n_components} but a row has {d} values; set it to {d}")
+        return {}
+
+    def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
+        return x.reshape(len(x), -1)
+
+    def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        x = np.asarray(x, np.float64).reshape(len(x), -1)
+        return x @ (x if y is None else np.asarray(y, np.float64).reshape(len(y), -1)).T
+
+    def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        return self.n_components * np.dtype(dtype).itemsize

@@ -1,0 +1,214 @@
+"""NTKRandomFeatures: the tangent kernel of a deep ReLU network, layer by layer, from random directions.
+
+Legend: u unit input rows; t = √d·u·(directions); φ features of the covariance Σ; ψ features of the
+tangent kernel K; d their dimension; c = E|t|, so that c·const and the linear part are exact.
+
+The recursion is that of the kernel, K ← K·κ₀(Σ) + κ₁(Σ), Σ ← κ₁(Σ), with features in place of kernels:
+a sum of kernels is a concatenation, a product is a sketch of the tensor product.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from ntkdist import draws
+from ntkdist.errors import SpecError
+from ntkdist.features.base import FeatureMap, Params, normalised
+from ntkdist.kernels import NTK, with_bias
+from ntkdist.sketch import draw_count_sketch, tensor_sketch, tensor_sketch_bytes
+
+STEP, RELU, LEFT, RIGHT, INPUT = range(5)  # roles of the random streams
+CACHE_BYTES = 2**21
+
+
+class NTKRandomFeatures(FeatureMap, frozen=True):
+    """Random features of `NTK` (Algorithm 2 of Zandieh et al., NeurIPS 2021), with less variance by default.
+
+    The default takes the constant and linear parts of both arc-cosine functions exactly, the rest from
+    orthogonal directions by |t| − c (order 1) and sgn(t)⊙(Rψ) (order 0 times ψ), and gives each layer
+    twice the columns of the one before.  Shared blocks of columns are merged: ψ = [1; u; |t|-blocks; sgn-blocks].
+    ``variant="paper"`` is the published form: step and ReLU features of Gaussian directions and a tensor
+    sketch of 0.6·n_components columns for their product with ψ.
+
+    Promise: depends on seed and shape only; unbiased at depth 1; at depth L > 1 the bias is O(1/n_components)
+    and the error falls like n_components^-½; a zero row (with ``bias`` 0) has zero features.
+
+    Parameters
+    ----------
+    n_components : int
+        Columns.  The default variant spends 1 + d of them on the exact parts, d the input dimension, or, when that is
+        more than half, a random projection of the linear part to a quarter.
+    depth : int
+        Hidden layers.
+    leverage_scores : bool
+        Draw the order-1 directions of the paper's variant by their leverage scores, density ∝ ‖w‖²N(w; 0, I)
+        with features reweighted by 1/‖w‖.  Both depend on w/‖w‖ only up to a constant, and that is uniform on the
+        sphere: the exact sampler is a normalised Gaussian, with no Gibbs steps and no data.  The default variant
+        uses such directions already; there the flag is refused.
+    variant : {"default", "paper"}
+    bias : float
+        Constant column appended to every row before mapping.
+    seed : int
+    """
+
+    depth: Annotated[int, Meta(ge=1)] = 1
+    leverage_scores: bool = False
+    variant: Literal["default", "paper"] = "default"
+    bias: float = 0.0
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+    def validate(self) -> None:
+        if self.leverage_scores and self.variant == "default":
+            raise SpecError(
+                'leverage_scores = true needs variant = "paper": the default variant already uses the unit directions '
+                "that leverage scores lead to; leave it out"
+            )
+        if self.n_components < self._smallest():
+            raise SpecError(
+                f"NTKRandomFeatures.n_components is {self.n_components}; expected at least {self._smallest()} "
+                f"at depth {self.depth}"
+            )
+
+    def _smallest(self) -> int:
+        return 4 if self.variant == "paper" else 2 ** (self.depth + 3)
+
+    def draw(self, input_shape: tuple[int, ...]) -> Params:
+        d = int(np.prod(input_shape)) + (self.bias != 0)
+        return self._draw_paper(d) if self.variant == "paper" else self._draw_default(d)
+
+    def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
+        x = with_bias(x.reshape(len(x), -1), self.bias)
+        out = np.empty((len(x), self.n_components), x.dtype)
+        step = max(64, CACHE_BYTES // (self.n_components * x.itemsize))
+        for i in range(0, len(x), step):  # a few rows at a time, so that what is just made is still in the cache
+            u, length = normalised(x[i : i + step])
+            some = out[i : i + step]
+            (self._apply_paper if self.variant == "paper" else self._apply_default)(params, u, some)
+            some *= length
+        return out
+
+    def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        flat = [None if a is None else np.asarray(a).reshape(len(a), -1) for a in (x, y)]
+        assert flat[0] is not None
+        return NTK(self.depth, self.bias)(flat[0], flat[1])
+
+    def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        d, size = int(np.prod(input_shape)) + 1, np.dtype(dtype).itemsize
+        if self.variant == "paper":
+            m1, ms = self._paper_widths()
+            return size * (3 * d + 6 * m1 + 2 * self.n_components) + tensor_sketch_bytes(m1, m1 + ms + d, ms, size)
+        return size * (4 * d + 2 * self.n_components)
+
+    def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        d, m, size = int(np.prod(input_shape)) + 1, self.n_components, np.dtype(dtype).itemsize
+        widest = d if self.depth == 1 else m + d
+        return (16 + size) * widest * m
+
+    # The default variant.
+
+    def _columns(self, d: int) -> tuple[int, list[tuple[int, int]]]:
+        """Columns of the linear part, and of the |t| and sgn blocks of each layer: three sgn for one |t|."""
+        p = d if 2 * (1 + d) <= self.n_components else self.n_components // 4
+        rest, ends = self.n_components - 1 - p, [0]
+        for h in range(self.depth):
+            ends.append(rest * (2 ** (h + 1) - 1) // (2**self.depth - 1))
+        widths = np.diff(ends)
+        return p, [(int(w) // 4, int(w) - int(w) // 4) for w in widths]
+
+    def _draw_default(self, d: int) -> Params:
+        p, layers = self._columns(d)
+        params: Params = {"project": draws.directions(d, p, self.seed, 0, INPUT) * math.sqrt(d / p)} if p < d else {}
+        # Factors of the blocks [u | 1 | |t|-blocks | sgn-blocks] in φ (row 0) and in ψ (row 1), which the directions
+        # carry, so that every block is computed once and never scaled again.
+        u, one, r, s = np.ones((2, d)), np.zeros((2, 1)), np.empty((2, 0)), np.empty((2, 0))
+        for h, (m1, ms) in enumerate(layers):
+            phi = np.concatenate([u, one, r] if h else [u], axis=1)[0]
+            psi = np.concatenate([u, one, r, s] if h else [u], axis=1)[1]
+            wide, deep = len(phi), len(psi)
+            relu = draws.directions(wide, m1, self.seed, h, RELU) * math.sqrt(wide / (2 * m1))
+            right = draws.directions(deep, ms, self.seed, h, RIGHT) * math.sqrt(deep / (2 * ms))
+            params[f"relu{h}"] = relu * phi[:, None]
+            params[f"step{h}"] = draws.directions(wide, ms, self.seed, h, STEP) * phi[:, None]
+            params[f"right{h}"] = right * psi[:, None]
+            params[f"mean{h}"] = np.array(mean_abs(wide) / math.sqrt(2 * m1))
+            # Σ ← c²/2 + Σ/2 + ⟨r, r⟩ and K ← K/2 + ⟨s, s⟩ + Σ
+            one = _next(one, mean_abs(wide) * math.sqrt(0.5))
+            u, r, s = _next(u), _next(r), _next(s)
+            r = np.concatenate([r, np.ones((2, m1))], axis=1)
+            s = np.concatenate([s, np.repeat([[0.0], [1.0]], ms, axis=1)], axis=1)
+        params["factors"] = np.concatenate([u[:, :p], one, r, s], axis=1)[1]
+        return params
+
+    def _apply_default(self, params: Params, u: NDArray[Any], out: NDArray[Any]) -> None:
+        d = u.shape[1]
+        p, layers = self._columns(d)
+        first_s = p + 1 + sum(m1 for m1, _ in layers)
+        end_r, end_s = p + 1, first_s
+        out[:, :p] = u @ params["project"] if p < d else u
+        out[:, p] = 1
+        for h, (m1, ms) in enumerate(layers):
+            # Everything so far: the input as it is (its projection is for the output only), then the blocks of φ and ψ.
+            phi = [u, out[:, p:end_r]] if h else [u]
+            psi = [*phi, out[:, first_s:end_s]] if h else [u]
+            r = _times(phi, params[f"relu{h}"], out[:, end_r : end_r + m1])
+            np.abs(r, out=r)
+            r -= params[f"mean{h}"]
+            s = _times(psi, params[f"right{h}"], out[:, end_s : end_s + ms])
+            s *= np.sign(_times(phi, params[f"step{h}"]))
+            end_r, end_s = end_r + m1, end_s + ms
+        out *= params["factors"]
+
+    # The paper's variant.
+
+    def _paper_widths(self) -> tuple[int, int]:
+        ms = int(0.6 * self.n_components)
+        return self.n_components - ms, ms
+
+    def _draw_paper(self, d: int) -> Params:
+        m1, ms = self._paper_widths()
+        params: Params = {}
+        wide, deep = d, d
+        for h in range(self.depth):
+            relu = draws.normals((wide, m1), self.seed, h, RELU)
+            if self.leverage_scores:
+                relu *= math.sqrt(wide) / np.linalg.norm(relu, axis=0)
+            params[f"relu{h}"] = relu * math.sqrt(2 / m1)
+            params[f"step{h}"] = draws.normals((wide, m1), self.seed, h, STEP)
+            params[f"left{h}"] = draw_count_sketch(m1, ms, self.seed, h, LEFT)
+            params[f"right{h}"] = draw_count_sketch(deep, ms, self.seed, h, RIGHT)
+            wide, deep = m1, m1 + ms
+        return params
+
+    def _apply_paper(self, params: Params, u: NDArray[Any], out: NDArray[Any]) -> None:
+        m1, ms = self._paper_widths()
+        phi = psi = u
+        for h in range(self.depth):
+            step = np.where(phi @ params[f"step{h}"] > 0, u.dtype.type(math.sqrt(2 / m1)), u.dtype.type(0))
+            product = tensor_sketch(params[f"left{h}"], step, params[f"right{h}"], psi, ms)
+            phi = np.maximum(phi @ params[f"relu{h}"], 0)
+            psi = np.concatenate([phi, product], axis=1)
+        out[:] = psi
+
+
+def mean_abs(d: int) -> float:
+    """E|√d·u·v| for u uniform on the unit sphere of R^d and any unit v; √(2/π) as d → ∞."""
+    return math.sqrt(d / math.pi) * math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2))
+
+
+def _next(factors: NDArray[Any], added: float = 0.0) -> NDArray[Any]:
+    """Factors (2, columns) of a block in φ and ψ one layer on: squares halve, ψ gains the new φ's."""
+    phi = np.hypot(factors[0] * math.sqrt(0.5), added)
+    return np.stack([phi, np.hypot(factors[1] * math.sqrt(0.5), phi)])
+
+
+def _times(blocks: list[NDArray[Any]], w: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """The blocks side by side times w, without putting them side by side."""
+    at = blocks[0].shape[1]
+    out = np.matmul(blocks[0], w[:at], out=out)
+    for block in blocks[1:]:
+        out += block @ w[at : at + block.shape[1]]
+        at += block.shape[1]
+    return out

@@ -1,0 +1,144 @@
+"""What a fit leaves: a model that maps raw rows to predictions, and the equations it was solved from.
+
+Legend: z features, m their number, t targets (or classes).
+"""
+
+import functools
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist.errors import DataError
+from ntkdist.features import AnyFeatureMap
+from ntkdist.preprocess import Preprocessing
+from ntkdist.spec import encode
+from ntkdist.sums import NormalEquations
+
+F8 = NDArray[np.float64]
+BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class RidgeModel:
+    """A fitted ridge on features: prediction is φ(scaled x) @ coef + intercept.
+
+    Attributes
+    ----------
+    preprocessing : Preprocessing
+    features : FeatureMap
+    coef : (m, t) float64 array
+        In target units.
+    intercept : (t,) float64 array
+    alpha : (t,) float64 array
+        The penalty that each target was solved with.
+    dtype : str
+        Of the features.
+    url : str
+        Where it was loaded from, or "".
+    """
+
+    preprocessing: Preprocessing
+    features: AnyFeatureMap
+    coef: F8
+    intercept: F8
+    alpha: F8
+    dtype: str = "float32"
+    url: str = field(default="", compare=False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the scores; empty for regression."""
+        return self.preprocessing.classes
+
+    def __call__(self, x: NDArray[Any]) -> F8:
+        """Predictions for raw rows.
+
+        Parameters
+        ----------
+        x : (n, *input_shape) array
+
+        Returns
+        -------
+        (n,) or (n, t) array in target units, or (n, k) scores of k classes
+        """
+        out = self.scores(np.asarray(x))
+        return out if self.classes or self.preprocessing.vector_target else out[:, 0]
+
+    def scores(self, x: NDArray[Any]) -> F8:
+        """Predictions with both axes, (n, t), block by block in bounded memory."""
+        rows = max(1, BLOCK_BYTES // self.features.row_bytes(self.preprocessing.input_shape, self.dtype))
+        out = np.empty((len(x), len(self.intercept)))
+        for i in range(0, len(x), rows):
+            z = self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
+            out[i : i + rows] = z @ self.coef.astype(z.dtype)
+        out += self.intercept
+        if not np.isfinite(out).all():
+            bad = int(np.flatnonzero(~np.isfinite(out).all(axis=1))[0])
+            raise DataError(f"Row {bad} gives a prediction that is not finite; look for NaN or huge values in it")
+        return out
+
+    def predict(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Class names of raw rows, (n,), as integers if all names are; for regression the same as calling.
+
+        Parameters
+        ----------
+        x : (n, *input_shape) array
+        """
+        if not self.classes:
+            return self(x)
+        return class_labels(self.classes)[self(x).argmax(axis=1)]
+
+
+def class_labels(classes: tuple[str, ...]) -> NDArray[Any]:
+    """Class names as an array, of integers if that is what they spell."""
+    plain = all(name.lstrip("-").isdigit() and str(int(name)) == name for name in classes)
+    return np.array([int(name) for name in classes] if plain else classes)
+
+
+@dataclass(frozen=True)
+class Equations:
+    """The sums of every fold, with what they are sums of: what a penalty is chosen from, without the data.
+
+    Two of them add, or one is subtracted, fold by fold, if they have the same features, scaling and folds.
+
+    Attributes
+    ----------
+    folds : list of NormalEquations
+    features : FeatureMap
+    preprocessing : Preprocessing
+    dtype : str
+    """
+
+    folds: list[NormalEquations]
+    features: AnyFeatureMap
+    preprocessing: Preprocessing
+    dtype: str
+
+    @property
+    def total(self) -> NormalEquations:
+        """The sum over all folds."""
+        return functools.reduce(operator.add, self.folds)
+
+    def __add__(self, other: "Equations") -> "Equations":
+        return self._combine(other, operator.add)
+
+    def __sub__(self, other: "Equations") -> "Equations":
+        return self._combine(other, operator.sub)
+
+    def _combine(self, other: "Equations", op: Any) -> "Equations":
+        for what, mine, theirs in (
+            ("features", encode(self.features), encode(other.features)),
+            ("scaling", self.preprocessing.digest(), other.preprocessing.digest()),
+            ("dtype", self.dtype, other.dtype),
+            ("number of folds", len(self.folds), len(other.folds)),
+        ):
+            if mine != theirs:
+                raise DataError(
+                    f"Equations of different {what} do not add ({mine} and {theirs}); fit the second with "
+                    "the same job and [preprocess] reuse = the first"
+                )
+        pairs = zip(self.folds, other.folds, strict=True)
+        return Equations([op(a, b) for a, b in pairs], self.features, self.preprocessing, self.dtype)

@@ -1,0 +1,285 @@
+"""From a job to a plan: everything that decides a result, resolved once from the data, m and the folds.
+
+Legend: m features, t targets; a task is one fold and some of its partitions, a shard is the sum that it returns.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from ntkdist.data import Dataset, Layout
+from ntkdist.errors import PlanTooLarge, SpecError
+from ntkdist.features import AnyFeatureMap
+from ntkdist.preprocess import Preprocess
+from ntkdist.solvers import AnySolver, choose
+from ntkdist.spec import Spec, decode_toml, digest
+
+Positive = Annotated[int, Meta(ge=1)]
+GB = 1e9
+BASE_BYTES = 250 * 2**20  # of a worker process with NumPy, SciPy, Zarr and Dask loaded, before it does anything
+
+
+class PlanTable(Spec, frozen=True, tag=False):
+    """The ``[plan]`` of a job; what is absent is resolved from the data, m and the folds.
+
+    Parameters
+    ----------
+    folds : int
+        Of the cross-validation; 1 for none, which needs a single alpha.
+    shards : int
+        Upper bound on the number of tasks; at least one a fold, at most one a partition.
+    fan_in : int
+        Sums that are added at once.
+    block_rows : int
+        Rows that are mapped and multiplied at once, at least m/2.
+    threads : int
+        BLAS threads of a task.
+    dtype : {"float32", "float64"}
+        Of the features; running sums are float64 either way.
+    """
+
+    folds: Positive = 5
+    shards: Positive | None = None
+    fan_in: Annotated[int, Meta(ge=2)] = 4
+    block_rows: Positive | None = None
+    threads: Positive | None = None
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+class Local(Spec, frozen=True, tag="local"):
+    """A cluster of worker processes on this machine, which ends with the run.
+
+    Parameters
+    ----------
+    workers : int
+    """
+
+    workers: Positive = 1
+
+
+class Address(Spec, frozen=True, tag="address"):
+    """A cluster that runs already.
+
+    Parameters
+    ----------
+    address : str
+        Of its scheduler, such as ``tcp://host:8786``.
+    """
+
+    address: str
+
+
+class Job(Spec, frozen=True, tag=False):
+    """What a user asks for: the TOML file, decoded.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    features : FeatureMap
+    alphas : sequence of float, or "auto"
+        Penalties to choose from; see `cross_validate`.
+    alphas_per_row : sequence of float, optional
+    alpha_per_target : bool
+        Choose a penalty for every target instead of one for all.
+    plan : PlanTable
+    preprocess : Preprocess
+    solver : Solver, optional
+        Chosen by m and the number of alphas if absent.
+    cluster : Local or Address, optional
+    """
+
+    dataset: Dataset
+    features: AnyFeatureMap
+    alphas: tuple[float, ...] | Literal["auto"] = "auto"
+    alphas_per_row: tuple[float, ...] | None = None
+    alpha_per_target: bool = False
+    plan: PlanTable = PlanTable()
+    preprocess: Preprocess = Preprocess()
+    solver: AnySolver | None = None
+    cluster: Local | Address | None = None
+
+    @classmethod
+    def read(cls, path: str) -> "Job":
+        """A job from a TOML file; a relative dataset path is relative to the current directory.
+
+        Raises
+        ------
+        SpecError
+            If there is no such file, or a key or value in it cannot be.
+        """
+        try:
+            text = Path(path).read_text()
+        except OSError as error:
+            raise SpecError(f"{path}: cannot be read ({error.strerror}); check the path of the job") from None
+        return decode_toml(text, cls, path)
+
+    def validate(self) -> None:
+        if self.alphas != "auto" and self.alphas_per_row is not None:
+            raise SpecError("both alphas and alphas_per_row are given; give one")
+        if self.plan.folds == 1 and len(self.grid() or ()) != 1:
+            raise SpecError("folds = 1 leaves nothing to choose alpha by; give a single alpha, or more folds")
+
+    def grid(self) -> tuple[float, ...] | None:
+        """The penalties given, of either kind; None for "auto"."""
+        if self.alphas_per_row is not None:
+            return self.alphas_per_row
+        return None if isinstance(self.alphas, str) else self.alphas
+
+
+class Task(NamedTuple):
+    """Some partitions of one fold, to become one sum."""
+
+    fold: int
+    partitions: tuple[int, ...]
+
+
+class Plan(Spec, frozen=True, tag=False):
+    """Everything resolved: equal plans give equal bits, on any number of workers.
+
+    Made by `plan`; the fields are those of `Job` and `PlanTable`, and what is known of the dataset.
+    """
+
+    job: Job
+    layout: Layout
+    folds: Positive
+    shards: Positive
+    fan_in: Positive
+    block_rows: Positive
+    threads: Positive
+    dtype: Literal["float32", "float64"]
+    solver: AnySolver
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.job.dataset
+
+    @property
+    def features(self) -> AnyFeatureMap:
+        return self.job.features
+
+    @property
+    def m(self) -> int:
+        return self.features.n_components
+
+    @property
+    def t(self) -> int:
+        return len(self.layout.classes) or max(self.layout.targets, 1)
+
+    def digest(self) -> str:
+        """A short name for what decides the result: not the cluster, and not where the data lies but what it is."""
+        job = msgspec.structs.replace(self.job, cluster=None, dataset=msgspec.structs.replace(self.dataset, store=""))
+        return digest(msgspec.structs.replace(self, job=job))
+
+    def tasks(self) -> list[Task]:
+        """All tasks, fold by fold; partition p belongs to fold p mod folds."""
+        tasks = []
+        for fold in range(self.folds):
+            parts = range(fold, self.layout.partitions, self.folds)
+            count = min(len(parts), self.shards // self.folds + (fold < self.shards % self.folds))
+            cuts = [len(parts) * i // count for i in range(count + 1)]
+            tasks += [Task(fold, tuple(parts[a:b])) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return tasks
+
+    def memory(self, workers: int = 1, tasks_at_once: int = 1) -> dict[str, int]:
+        """Peak bytes of a worker, by part.
+
+        Parameters
+        ----------
+        workers : int
+            Processes that share the sums which wait to be added.
+        tasks_at_once : int
+            Dask threads of a worker.
+        """
+        size, d = np.dtype(self.dtype).itemsize, int(np.prod(self.layout.input_shape))
+        one = 8 * (self.m**2 + self.m * (self.t + 1))
+        partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
+        row = self.features.row_bytes(self.layout.input_shape, self.dtype) + 24 * d + 8 * size + 32 * self.t
+        per_fold, levels = -(-self.shards // self.folds), 1
+        while self.fan_in**levels < per_fold:
+            levels += 1
+        waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
+        return {
+            "process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype),
+            "accumulator": tasks_at_once * (one + (4 * self.m**2 if size == 4 else 0)),
+            "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
+            "batch": tasks_at_once * (self.block_rows * row + 3 * partition),
+        }
+
+    def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1) -> int:
+        """Peak bytes of a worker process; see `memory`."""
+        return sum(self.memory(workers, tasks_at_once).values())
+
+    def driver_memory_bytes(self) -> int:
+        """Peak bytes of the process that selects and solves: the folds, and what a solver works on."""
+        copies = self.folds + (6 if type(self.solver).__name__ == "Eigh" else 4)
+        return BASE_BYTES + copies * 8 * self.m**2
+
+    def check(self, limit: int, workers: int = 1, tasks_at_once: int = 1) -> None:
+        """Refuse the plan if a worker would need more than ``limit`` bytes.
+
+        Raises
+        ------
+        PlanTooLarge
+            With the parts of the sum.
+        """
+        parts = self.memory(workers, tasks_at_once)
+        total = sum(parts.values())
+        if total > limit:
+            said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
+            raise PlanTooLarge(
+                f"Plan needs {total / GB:.1f} GB per worker ({said}) but the limit is {limit / GB:.1f} GB; "
+                "lower n_components, folds, fan_in or block_rows, or use larger workers"
+            )
+
+    def check_driver(self, limit: int) -> None:
+        """Refuse the plan if selecting and solving would need more than ``limit`` bytes; see `check`."""
+        if (need := self.driver_memory_bytes()) > limit:
+            raise PlanTooLarge(
+                f"Solving needs {need / GB:.1f} GB in this process ({self.folds} folds of {8 * self.m**2 / GB:.1f} GB, "
+                f"and the solver) but it has {limit / GB:.1f} GB; lower n_components or folds"
+            )
+
+
+def plan(job: Job, *, threads: int = 1) -> Plan:
+    """Resolve a job against its dataset.  Reads metadata only.
+
+    Parameters
+    ----------
+    job : Job
+    threads : int
+        BLAS threads of a task unless the job says: the cores of a node over the processes on it.
+
+    Raises
+    ------
+    DataError
+        If the dataset cannot be used.
+    SpecError
+        If there are more folds than partitions, or ``block_rows`` is below m/2.
+    """
+    layout, table, m = job.dataset.layout(), job.plan, job.features.n_components
+    if table.folds > layout.partitions:
+        raise SpecError(
+            f"folds is {table.folds} but {job.dataset.store} has {layout.partitions} partitions; lower folds, or convert "
+            "with fewer rows per partition"
+        )
+    if table.block_rows is not None and table.block_rows < m / 2:
+        raise SpecError(
+            f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding costs more than multiplying"
+        )
+    # A shard of 4m rows makes handling its m² sums cheap beside making them; two a fold let workers even out.
+    shards = table.shards or max(2 * table.folds, min(layout.rows // (4 * m), 1024))
+    grid = job.grid()
+    return Plan(
+        job=job,
+        layout=layout,
+        folds=table.folds,
+        shards=max(table.folds, min(shards, layout.partitions)),
+        fan_in=table.fan_in,
+        block_rows=min(table.block_rows or max(m // 2, 1024), layout.rows),
+        threads=table.threads or threads,
+        dtype=table.dtype,
+        solver=job.solver or choose(m, len(grid) if grid else 13),
+    )

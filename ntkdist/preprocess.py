@@ -1,0 +1,205 @@
+"""Scaling of inputs and targets, learnt from one `Moments` pass; part of every model, so that predict takes raw rows."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist.data import Layout, Rows
+from ntkdist.errors import DataError
+from ntkdist.spec import Spec, digest, nearest
+from ntkdist.sums import Moments
+
+F8 = NDArray[np.float64]
+Inputs = Literal["auto", "columns", "channels", "none"]
+
+
+class Preprocess(Spec, frozen=True):
+    """How inputs are scaled, and where the scale comes from.
+
+    Parameters
+    ----------
+    inputs : {"auto", "columns", "channels", "none"}
+        Subtract the mean and divide by the standard deviation of every column, or of every channel of images; "auto"
+        is columns for vectors and channels for images.
+    reuse : str
+        URL of a model or of saved equations whose scaling is taken over unchanged, which is what makes sums of
+        different data addable.
+    """
+
+    inputs: Inputs = "auto"
+    reuse: str = ""
+
+    def resolve(self, input_shape: tuple[int, ...]) -> Inputs:
+        """The same without "auto"."""
+        if self.inputs != "auto":
+            return self.inputs
+        return "columns" if len(input_shape) == 1 else "channels"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Fitted scaling: x ↦ (x − x_mean)/x_scale, y ↦ (y − y_mean)/y_scale, classes ↦ centred one-hot.
+
+    Attributes
+    ----------
+    input_shape : tuple of int
+    x_mean, x_scale : (d,) arrays, or (c,) for channels
+        A column without variance keeps scale 1: it becomes zero, and harmless.
+    y_mean, y_scale : (t,) arrays
+    classes : tuple of str
+        Names in the order of the codes; empty for regression.
+    columns, target_names : tuple of str
+        Names, if the dataset has them.
+    vector_target : bool
+        Whether predictions have a second axis.
+    """
+
+    input_shape: tuple[int, ...]
+    x_mean: F8
+    x_scale: F8
+    y_mean: F8
+    y_scale: F8
+    classes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    target_names: tuple[str, ...] = ()
+    vector_target: bool = False
+
+    @classmethod
+    def fit(cls, mode: Inputs, layout: Layout, moments: Moments) -> "Preprocessing":
+        """Scaling from the sum of `MomentsOf` over the rows.
+
+        Raises
+        ------
+        DataError
+            If there are no rows, or fewer than two classes among them.
+        """
+        x, y = moments.split(MomentsOf(mode, layout).d)
+        if not x.weight.any():
+            raise DataError("No rows with weight are left to fit on; check nan = and the weights")
+        if layout.classes:
+            present = [name for name, count in zip(layout.classes, y.counts, strict=True) if count > 0]
+            if len(present) < 2:
+                raise DataError(
+                    f"All rows have the class '{present[0]}'; a classifier needs at least two, check the target"
+                )
+            y_mean, y_scale = y.counts / y.counts.sum(), np.ones(len(y.counts))
+        else:
+            y_mean, y_scale = y.mean, np.where(y.constant(), 1.0, y.std)
+        d = int(np.prod(layout.input_shape))
+        none = mode == "none"
+        return cls(
+            layout.input_shape,
+            np.zeros(d) if none else x.mean,
+            np.ones(d) if none else np.where(x.constant(), 1.0, x.std),
+            y_mean,
+            y_scale,
+            layout.classes,
+            layout.columns,
+            layout.target_names,
+            layout.targets > 0,
+        )
+
+    @property
+    def t(self) -> int:
+        """Target columns that the solver sees."""
+        return len(self.y_mean)
+
+    def digest(self) -> str:
+        """A short name; equal scalings have equal names."""
+        arrays = [a.tolist() for a in (self.x_mean, self.x_scale, self.y_mean, self.y_scale)]
+        return digest(self.input_shape, arrays, self.classes, self.columns)
+
+    def inputs(self, x: NDArray[Any], dtype: Any) -> NDArray[Any]:
+        """Scaled rows, computed in float64 and then cast."""
+        if x.shape[1:] != self.input_shape:
+            raise DataError(f"Rows have shape {x.shape[1:]}; the model was fitted on {self.input_shape}")
+        whole = len(self.x_mean) != x.shape[-1]  # every pixel has its own scale, else every column or channel
+        mean, scale = (a.reshape(self.input_shape) if whole else a for a in (self.x_mean, self.x_scale))
+        scaled = x - mean
+        scaled /= scale
+        return scaled.astype(dtype, copy=False)
+
+    def targets(self, y: NDArray[Any]) -> F8:
+        """Scaled targets or centred one-hot codes, (n, t)."""
+        if self.classes:
+            onehot = np.zeros((len(y), self.t))
+            onehot[np.arange(len(y)), y] = 1.0
+            return onehot - self.y_mean
+        return (y.reshape(len(y), -1) - self.y_mean) / self.y_scale
+
+    def match(self, layout: Layout, source: str) -> "Matching":
+        """How another dataset's columns and class codes map to this one's, by name where both have names.
+
+        Raises
+        ------
+        DataError
+            If a column is missing, the shape differs, or (when its labels are used) a class is unknown.
+        """
+        columns = None
+        if self.columns and layout.columns and self.columns != layout.columns:
+            missing = [c for c in self.columns if c not in layout.columns]
+            if missing:
+                raise DataError(
+                    f"{source}: column '{missing[0]}' of the model is missing{nearest(missing[0], layout.columns)}"
+                )
+            columns = np.array([layout.columns.index(c) for c in self.columns])
+        elif layout.input_shape != self.input_shape:
+            raise DataError(
+                f"{source}: rows have shape {layout.input_shape}; the model was fitted on {self.input_shape}"
+            )
+        codes = None
+        if self.classes and layout.classes:
+            places = {name: i for i, name in enumerate(self.classes)}
+            codes = np.array([places.get(name, -1) for name in layout.classes])
+        return Matching(source, columns, codes, layout.classes)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Reorders another dataset's columns and renumbers its classes."""
+
+    source: str
+    columns: NDArray[np.int64] | None
+    codes: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+
+    def __call__(self, rows: Rows) -> Rows:
+        x = rows.x if self.columns is None else rows.x[:, self.columns]
+        y = rows.y
+        if y is not None and self.codes is not None:
+            codes = self.codes[y]
+            if (codes < 0).any():
+                name = self.classes[int(y[codes < 0][0])]
+                raise DataError(f"{self.source}: class '{name}' is unknown to the model; evaluate on rows it knows")
+            y = codes
+        return rows._replace(x=x, y=y)
+
+
+@dataclass(frozen=True)
+class MomentsOf:
+    """The summand that scaling is learnt from: moments of the inputs beside those of the targets."""
+
+    mode: Inputs
+    layout: Layout
+
+    @property
+    def d(self) -> int:
+        """Columns of the inputs."""
+        shape = self.layout.input_shape
+        return shape[-1] if self.mode == "channels" else int(np.prod(shape))
+
+    def zero(self) -> Moments:
+        t = 0 if self.layout.classes else max(self.layout.targets, 1)
+        return Moments.zeros(self.d + t, len(self.layout.classes))
+
+    def update(self, total: Moments, rows: Rows) -> Moments:
+        assert rows.y is not None
+        x = rows.x if self.mode == "channels" else rows.x.reshape(len(rows.x), -1)
+        inputs = Moments.of(x, rows.weight, None, 0)
+        if k := len(self.layout.classes):
+            targets = Moments.of(np.zeros((len(x), 0)), rows.weight, rows.y, k)
+        else:
+            targets = Moments.of(rows.y.reshape(len(x), -1), rows.weight, None, 0)
+        return total + inputs.beside(targets)

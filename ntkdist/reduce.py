@@ -1,0 +1,259 @@
+"""The only mapper of the program: partitions in, one sum out, the same on any Dask scheduler.
+
+A *shard* is a task that streams its spans of rows through one accumulator.  Shards are added in a tree whose shape is
+fixed by their order, never by who finishes first, so that the same plan gives the same bits everywhere.
+"""
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import dask
+import numpy as np
+from dask.callbacks import Callback
+from dask.delayed import delayed
+from distributed import Client, Future, KilledWorker, as_completed
+
+from ntkdist import backend
+from ntkdist.data import Dataset, Layout, Rows
+from ntkdist.errors import ClusterError
+from ntkdist.progress import Progress, Watch, default_watch
+from ntkdist.sums import Tally
+
+T = TypeVar("T")
+MAP_TASKS, MAP_FAN_IN = 256, 8  # of a pass that makes one small sum
+
+
+class Summand(Protocol):
+    """What a pass computes: a picklable value that says where a sum starts and how rows enter it."""
+
+    def zero(self) -> Any:
+        """The empty sum."""
+
+    def update(self, total: Any, rows: Rows) -> Any:
+        """The sum with some rows added; may change ``total`` in place."""
+
+
+class Part(NamedTuple):
+    """A sum, and what was done for it."""
+
+    total: Any
+    tally: Tally
+
+
+class Shard(NamedTuple):
+    """One task: spans of rows (start, stop), read in this order."""
+
+    group: int
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+
+class Source(NamedTuple):
+    """Where rows come from, and how they are handed to the summand: in blocks, or span by span if ``block_rows`` is 0."""
+
+    dataset: Dataset
+    layout: Layout
+    block_rows: int
+    threads: int
+    labelled: bool = True
+
+
+def reduce(
+    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, client: Client | None, progress: Progress
+) -> list[Part]:
+    """The sum of every group of shards.
+
+    Parameters
+    ----------
+    source : Source
+    summand : Summand
+    shards : sequence of Shard
+        Ordered by group; groups are numbered from 0.
+    fan_in : int
+        Sums that one task adds.
+    client : distributed.Client, optional
+        Where to run; absent, in this process under Dask's scheduler ``dask.config.get("scheduler")``, by default
+        the synchronous one.
+    progress : callable
+        Told the rows of each shard that is done.
+
+    Raises
+    ------
+    DataError
+        From reading.
+    ClusterError
+        If workers kept dying.
+    """
+    if client is None:
+        with backend.own_threads():
+            return _reduce_here(source, summand, shards, fan_in, progress)
+    return _reduce_there(source, summand, shards, fan_in, client, progress)
+
+
+def reduce_all(
+    source: Source, summand: Summand, rows_per_span: int, client: Client | None, phase: str, watch: Watch | None
+) -> Part:
+    """One sum over all rows of a dataset, read in spans of a size, with progress shown."""
+    rows = source.layout.rows
+    spans = [(a, min(a + rows_per_span, rows)) for a in range(0, rows, rows_per_span)]
+    shards = [Shard(0, tuple(some)) for some in evenly(spans, MAP_TASKS)]
+    with (watch or default_watch())(phase, rows) as done:
+        return reduce(source, summand, shards, MAP_FAN_IN, client, done)[0]
+
+
+def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
+    """Items cut into at most ``count`` runs whose lengths differ by one at most."""
+    count = min(len(items), count)
+    cuts = [len(items) * i // count for i in range(count + 1)]
+    return [items[a:b] for a, b in pairwise(cuts)]
+
+
+def run_shard(source: Source, summand: Summand, shard: Shard) -> Part:
+    """What one task does: read, map, add; a pure function of its arguments."""
+    backend.use_threads(source.threads)
+    tally, total = Tally(), summand.zero()
+    start = time.perf_counter()
+    for rows in blocks(source, shard.spans, tally):
+        total = summand.update(total, rows)
+    tally.work_seconds = time.perf_counter() - start - tally.read_seconds
+    tally.workers[f"{socket.gethostname()}:{os.getpid()}"] = backend.peak_memory_bytes()
+    return Part(total, tally)
+
+
+def add_parts(parts: Sequence[Part]) -> Part:
+    """Add sums from left to right; the first addition makes memory of its own, which the others may reuse."""
+    total, tally = parts[0].total + parts[1].total, parts[0].tally + parts[1].tally
+    for part in parts[2:]:
+        total += part.total
+        tally += part.tally
+    return Part(total, tally)
+
+
+def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally) -> Iterator[Rows]:
+    """The rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are."""
+    held: list[Rows] = []
+    for start, stop in spans:
+        began = time.perf_counter()
+        rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled)
+        tally.read_seconds += time.perf_counter() - began
+        tally.rows += len(rows.x)
+        tally.dropped += rows.dropped
+        tally.nbytes += rows.nbytes
+        if not source.block_rows:
+            yield rows
+            continue
+        at = 0
+        while at < len(rows.x):
+            size = source.block_rows - sum(len(h.x) for h in held)
+            held.append(rows.take(slice(at, at + size)))
+            at += len(held[-1].x)
+            if sum(len(h.x) for h in held) == source.block_rows:
+                yield _join(held)
+                held = []
+    if held:
+        yield _join(held)
+
+
+def _join(held: list[Rows]) -> Rows:
+    if len(held) == 1:
+        return held[0]
+    pick = [None if a is None else np.concatenate([h[i] for h in held]) for i, a in enumerate(held[0][:3])]
+    return held[0]._replace(x=pick[0], y=pick[1], weight=pick[2])
+
+
+def tree(leaves: Iterable[T], fan_in: int, add: Callable[[list[T]], T]) -> T:
+    """Add leaves in a tree whose shape depends on their number alone, keeping fewer than fan_in of any level.
+
+    The leaves may be sums, or promises of them.
+    """
+    levels: list[list[T]] = []
+    for leaf in leaves:
+        height, carry = 0, leaf
+        while True:
+            if height == len(levels):
+                levels.append([])
+            levels[height].append(carry)
+            if len(levels[height]) < fan_in:
+                break
+            carry, levels[height] = add(levels[height]), []
+            height += 1
+    rest = [part for level in reversed(levels) for part in level]  # the tallest hold the first leaves
+    while len(rest) > 1:
+        rest = [add(rest[:fan_in]), *rest[fan_in:]]
+    return rest[0]
+
+
+def _groups(shards: Sequence[Shard]) -> list[list[int]]:
+    groups: list[list[int]] = [[] for _ in range(1 + max(s.group for s in shards))]
+    for i, shard in enumerate(shards):
+        groups[shard.group].append(i)
+    return groups
+
+
+def _reduce_here(
+    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, progress: Progress
+) -> list[Part]:
+    run, add = delayed(run_shard, traverse=False), delayed(add_parts)
+    keys = {f"ntkdist-shard-{i}": shard.rows for i, shard in enumerate(shards)}
+    leaves = [run(source, summand, shard, dask_key_name=key) for key, shard in zip(keys, shards, strict=True)]
+    totals = [tree((leaves[i] for i in group), fan_in, add) for group in _groups(shards)]
+
+    def done(key: str, *_: Any) -> None:
+        if key in keys:
+            progress(keys[key])
+
+    with Callback(posttask=done):
+        scheduler = dask.config.get("scheduler", None) or "synchronous"
+        return list(dask.compute(*totals, scheduler=scheduler, optimize_graph=False))
+
+
+def _reduce_there(
+    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, client: Client, progress: Progress
+) -> list[Part]:
+    run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
+    at_once = 2 * max(1, sum(client.nthreads().values()))
+    running = as_completed()
+    rows: dict[str, int] = {}
+
+    def finish_one() -> None:
+        future = next(running)
+        if future.status != "finished":
+            future.result()
+        progress(rows[future.key])
+
+    def leaves(group: list[int]) -> Iterator[Future]:
+        for i in group:
+            if running.count() >= at_once:  # never more sums in flight than the workers can use
+                finish_one()
+            key = f"ntkdist-shard-{run_id}-{i}"
+            rows[key] = shards[i].rows
+            future = client.submit(run_shard, source, summand, shards[i], key=key)
+            running.add(future)
+            yield future
+
+    def add(parts: list[Future]) -> Future:
+        return client.submit(add_parts, parts, key=f"ntkdist-add-{uuid.uuid4().hex}", priority=10)
+
+    try:
+        totals = [tree(leaves(group), fan_in, add) for group in _groups(shards)]
+        while running.count():
+            finish_one()
+        return list(client.gather(totals))
+    except KilledWorker as error:
+        raise ClusterError(
+            f"Task {error.task} was tried on several workers and each died ({error.last_worker} last); "
+            "look at their logs, give them more memory, or lower block_rows"
+        ) from error
+
+
+def on_each_worker(client: Client | None, call: Callable[[], T]) -> list[T]:
+    """Call a function in every process that takes part, all at once."""
+    return [call()] if client is None else list(client.run(call).values())

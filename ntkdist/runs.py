@@ -1,0 +1,148 @@
+"""Run directories: one job's model, equations and report, whole or not at all."""
+
+import datetime
+import functools
+import json
+import operator
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ntkdist import backend, data, store
+from ntkdist.cluster import Resources
+from ntkdist.errors import StoreError
+from ntkdist.model import Equations, RidgeModel
+from ntkdist.plan import Job, Plan
+from ntkdist.reduce import Part
+from ntkdist.select import CVResult
+from ntkdist.spec import digest
+
+
+def job_digest(job: Job) -> str:
+    """A short name for a job on its data: not the cluster, and not where the data lies but what it is."""
+    same = msgspec.structs.replace(job, cluster=None, dataset=msgspec.structs.replace(job.dataset, store=""))
+    return digest(same, job.dataset.layout())
+
+
+def begin(out: str, name: str) -> tuple[RidgeModel, None, dict[str, Any], Equations] | None:
+    """What a complete run of the same job left; else make the directory ready for one.
+
+    Raises
+    ------
+    StoreError
+        If the directory holds another run, or something else.
+    """
+    place = Path(out)
+    report, mark = place / "report.json", place / "job.json"
+    if place.exists() and any(place.iterdir()):
+        found = json.loads(mark.read_text())["digest"] if mark.exists() else "none of ntkdist's"
+        if found != name:
+            raise StoreError(
+                f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it"
+            )
+        if report.exists():
+            model, equations = store.load(str(place / "model.zarr")), store.load(str(place / "equations.zarr"))
+            return model, None, json.loads(report.read_text()), equations
+        for part in ("model.zarr", "equations.zarr"):
+            data.remove(str(place / part))
+    place.mkdir(parents=True, exist_ok=True)
+    _write_json(mark, {"digest": name})
+    return None
+
+
+def finish(out: str, model: RidgeModel, equations: Equations, report: dict[str, Any]) -> None:
+    """Write a run's results; the report, written last, marks it complete."""
+    store.save(model, str(Path(out) / "model.zarr"))
+    store.save(equations, str(Path(out) / "equations.zarr"))
+    _write_json(Path(out) / "report.json", report)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=1))
+    os.replace(partial, path)
+
+
+def syrk_rate(m: int, rows: int, dtype: str, threads: int) -> float:
+    """This process's rate of bare ``syrk`` at the size of a run, bounded so as to take a second."""
+    backend.use_threads(threads)
+    return backend.syrk_rate(min(m, 4096), min(rows, 2048), dtype)
+
+
+def report(
+    p: Plan,
+    found: Resources,
+    parts: list[Part],
+    equations: Equations,
+    constant: list[str],
+    cv: CVResult | None,
+    model: RidgeModel,
+    timings: dict[str, float],
+    rates: list[float],
+) -> dict[str, Any]:
+    """All that a reader of a run may ask, as plain objects."""
+    tally = functools.reduce(operator.add, (part.tally for part in parts))
+    gram_rate = tally.rows * p.m**2 / timings["equations"]
+    kept = tally.rows - tally.dropped
+    notes = [cv.note] if cv is not None and cv.note else []
+    if constant:
+        notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
+    if tally.dropped:
+        notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
+    return {
+        "digest": job_digest(p.job),
+        "notes": notes,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "plan": msgspec.to_builtins(p),
+        "data": {
+            "store": p.dataset.store,
+            "rows": tally.rows,
+            "dropped_rows": tally.dropped,
+            "constant_columns": constant,
+            "classes": list(equations.preprocessing.classes),
+            "fold_weights": [fold.weight for fold in equations.folds],
+        },
+        "cv": None if cv is None else cv.to_dict(),
+        "alpha": model.alpha.tolist(),
+        "alpha_per_row": (model.alpha / equations.total.weight).tolist(),
+        "run": {
+            "seconds": timings,
+            "rows_per_second": kept / timings["equations"],
+            "bytes_read": tally.nbytes,
+            "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
+            "workers": found.workers,
+            "peak_memory_bytes": tally.workers,
+            "projected_memory_bytes": p.memory(found.workers, found.tasks_at_once),
+            "syrk_flops_per_second": sum(rates),
+            "gram_flops_per_second": gram_rate,
+            "gram_to_syrk_ratio": gram_rate / sum(rates),
+        },
+        "versions": store.versions(),
+    }
+
+
+def summary(report: dict[str, Any]) -> dict[str, Any]:
+    """What the sums know of a fit, in a few numbers."""
+    cv = report["cv"] or {}
+    alpha = report["alpha"]
+    return {
+        "cv_rmse": cv.get("rmse"),
+        "cv_r2": cv.get("r2"),
+        "alpha": alpha[0] if len(set(alpha)) == 1 else alpha,
+        "rows": report["data"]["rows"] - report["data"]["dropped_rows"],
+        "dropped_rows": report["data"]["dropped_rows"],
+        "seconds": report["run"]["seconds"]["total"],
+    }
+
+
+def check_memory(p: Plan, found: Resources) -> None:
+    """Refuse a plan that does not fit where it would run.
+
+    Raises
+    ------
+    PlanTooLarge
+    """
+    p.check(found.memory_bytes, found.workers, found.tasks_at_once)
+    p.check_driver(found.driver_memory_bytes)

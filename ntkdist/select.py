@@ -1,0 +1,252 @@
+"""Choosing the penalty: K-fold cross-validation from the sums of the folds, without another pass over the data.
+
+The training set of fold k is the total minus fold k, and the error on fold k is a quadratic form in its sums.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
+from ntkdist.solvers import Solver
+from ntkdist.sums import NormalEquations
+
+F8 = NDArray[np.float64]
+
+# "auto": per row and relative to the features' variance (trace of the centred Gram over its weight).
+AUTO_GRID = tuple(float(10.0**e) for e in np.arange(-7, -0.5, 0.5))
+EXTENSIONS = 6  # times that a grid may grow
+FLAT = 1e-3  # relative gain below which growing it further is pointless
+
+
+@dataclass(frozen=True)
+class CVResult:
+    """Scores of a grid of penalties, and the choice.
+
+    Attributes
+    ----------
+    alphas : (a,) array
+        The grid, ascending, in the unit given: absolute, or per unit of weight of a training set if ``per_row``.
+    per_row : bool
+    mse : (a, k, t) array
+        Mean squared error of every penalty on every fold for every target; infinite where it could not be solved.
+    weights : (k,) array
+        Σ w of each fold.
+    spread : (t,) array
+        Weighted variance of the targets, so that ``r2`` is 1 − mse/spread.
+    best : (t,) integer array
+        Chosen row of the grid for every target; all equal unless chosen per target.
+    alpha : (t,) array
+        The chosen penalties for the whole data, absolute.
+    note : str
+        What a reader should know of the choice, or "".
+    """
+
+    alphas: F8
+    per_row: bool
+    mse: F8
+    weights: F8
+    spread: F8
+    best: NDArray[np.int64]
+    alpha: F8
+    note: str = ""
+
+    @property
+    def path(self) -> F8:
+        """Error of every penalty over all folds, (a, t)."""
+        with np.errstate(invalid="ignore"):
+            return np.einsum("k,akt->at", self.weights, self.mse) / self.weights.sum()
+
+    @property
+    def chosen(self) -> F8:
+        """Cross-validated mean squared error of each target at its chosen penalty, (t,)."""
+        return self.path[self.best, np.arange(len(self.best))]
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean squared error over targets."""
+        return float(np.sqrt(self.chosen.mean()))
+
+    @property
+    def r2(self) -> float:
+        """Share of the targets' variance that is explained out of fold; nan if they have none."""
+        spread = self.spread.mean()
+        return float(1 - self.chosen.mean() / spread) if spread > 0 else float("nan")
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean squared error, from its spread over folds."""
+        folds = self.mse[self.best, :, np.arange(len(self.best))].mean(axis=0)
+        return float(np.std(folds, ddof=1) / np.sqrt(len(folds)))
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether a chosen penalty is the smallest or largest of the grid."""
+        return len(self.alphas) > 1 and bool(np.isin(self.best, (0, len(self.alphas) - 1)).any())
+
+    def scaled(self, scale: F8) -> "CVResult":
+        """The same in units of targets that were divided by ``scale`` (t,)."""
+        return replace(self, mse=self.mse * scale**2, spread=self.spread * scale**2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain objects, for a report."""
+        unit = "alphas_per_row" if self.per_row else "alphas"
+        return {
+            unit: self.alphas.tolist(),
+            "mse": np.where(np.isfinite(self.path), self.path, None).tolist(),
+            "fold_mse": np.where(np.isfinite(self.mse), self.mse, None).tolist(),
+            "best": self.best.tolist(),
+            "rmse": self.rmse,
+            "r2": self.r2,
+            "mse_standard_error": self.standard_error,
+            "at_edge": self.at_edge,
+            "note": self.note,
+        }
+
+
+def cross_validate(
+    folds: Sequence[NormalEquations],
+    solver: Solver,
+    alphas: Sequence[float] | str = "auto",
+    *,
+    alphas_per_row: Sequence[float] | None = None,
+    extend: bool = True,
+    per_target: bool = False,
+) -> CVResult:
+    """Score every penalty by the error on each fold of the model of the others.
+
+    Equals refitting K times, to rounding: for K folds, a penalties and m features at most K·a factorisations.
+
+    Parameters
+    ----------
+    folds : sequence of NormalEquations
+        Sums over disjoint sets of rows, at least two.
+    solver : Solver
+    alphas : sequence of float, or "auto"
+        Absolute penalties, the same number for every training set.  "auto" is a grid per row of half decades from
+        1e-7 to 1e-1 of the features' variance.
+    alphas_per_row : sequence of float, optional
+        Penalties to be multiplied by Σ w of the training set at hand, instead of ``alphas``.
+    extend : bool
+        Grow a grid of two or more while the best is at its edge and gains.
+    per_target : bool
+        Choose a penalty for every target instead of one for all.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two folds or one has no weight.
+    SpecError
+        If both grids are given, or a penalty is negative.
+    NotPositiveDefinite
+        If no penalty of the grid could be solved.
+    """
+    if len(folds) < 2 or any(fold.weight <= 0 for fold in folds):
+        found = [round(fold.weight, 6) for fold in folds]
+        raise DataError(f"Cross-validation needs two or more folds with rows, got folds of weight {found}; lower folds")
+    total = functools.reduce(operator.add, folds)
+    grid, per_row = _grid(total, alphas, alphas_per_row)
+    scores = _Scores(folds, total, solver, per_row)
+    scores.add(grid)
+    note = scores.extend(per_target) if extend and len(grid) > 1 else ""
+    return scores.result(per_target, note)
+
+
+class _Scores:
+    """The grid so far, with the error of each of its penalties on each fold."""
+
+    def __init__(self, folds: Sequence[NormalEquations], total: NormalEquations, solver: Solver, per_row: bool) -> None:
+        self.folds, self.total, self.solver, self.per_row = folds, total, solver, per_row
+        self.mse: dict[float, F8] = {}
+
+    def add(self, grid: Sequence[float]) -> None:
+        new = np.full((len(grid), len(self.folds), self.total.t), np.inf)
+        for k, fold in enumerate(self.folds):
+            train = self.total - fold
+            scale = train.weight if self.per_row else 1.0
+            for i, coef, intercept in _solve_some(self.solver, train, [a * scale for a in grid]):
+                new[i, k] = np.maximum(fold.loss(coef, intercept), 0.0) / fold.weight
+        if not self.mse and not np.isfinite(new).all(axis=(1, 2)).any():
+            self.solver.solve(self.total, [max(grid) * (self.total.weight if self.per_row else 1.0)])
+            raise NotPositiveDefinite(
+                f"No alpha up to {max(grid):g} could be solved in every fold; use larger alphas or float64"
+            )
+        self.mse.update(zip(grid, new, strict=True))
+
+    def result(self, per_target: bool, note: str = "") -> CVResult:
+        alphas = np.array(sorted(self.mse))
+        total = self.total
+        spread = np.diagonal(total.yy) / total.weight - np.square(total.y_sum / total.weight)
+        result = CVResult(
+            alphas,
+            self.per_row,
+            np.stack([self.mse[a] for a in alphas]),
+            np.array([fold.weight for fold in self.folds]),
+            np.maximum(spread, 0.0),
+            np.zeros(total.t, np.int64),
+            np.zeros(total.t),
+        )
+        path = result.path if per_target else result.path.mean(axis=1, keepdims=True)
+        best = np.broadcast_to(np.nanargmin(path, axis=0), (total.t,))
+        scale = total.weight if self.per_row else 1.0
+        result = replace(result, best=best, alpha=alphas[best] * scale)
+        if not note and result.at_edge:
+            note = f"the best alpha ({alphas[best].min():g}) is at the edge of the grid"
+        return replace(result, note=note)
+
+    def extend(self, per_target: bool) -> str:
+        """Add penalties beyond the edge that holds the best, while that gains; say what was done."""
+        grown = 0
+        for _ in range(EXTENSIONS):
+            before = self.result(per_target)
+            step = before.alphas[1] / max(before.alphas[0], 1e-300), before.alphas[-1] / before.alphas[-2]
+            low, high = (before.best == 0).any(), (before.best == len(before.alphas) - 1).any()
+            more = [before.alphas[0] / step[0] ** i for i in (1, 2, 3)] if low and before.alphas[0] > 0 else []
+            more += [before.alphas[-1] * step[1] ** i for i in (1, 2, 3)] if high else []
+            if not more:
+                break
+            self.add(more)
+            grown += len(more)
+            if not self.result(per_target).chosen.sum() < (1 - FLAT) * before.chosen.sum():
+                break
+        after = self.result(per_target)
+        if not grown:
+            return after.note
+        where = " and is still at its edge, where the error is flat" if after.at_edge else ""
+        return f"the grid grew by {grown} alphas to {after.alphas[0]:g}–{after.alphas[-1]:g}{where}"
+
+
+def _solve_some(solver: Solver, equations: NormalEquations, alphas: list[float]) -> "list[tuple[int, F8, F8]]":
+    """The solutions that exist, with their places: a penalty too small for the precision loses, it does not fail."""
+    try:
+        return [(i, s.coef, s.intercept) for i, s in enumerate(solver.solve(equations, alphas))]
+    except NotPositiveDefinite:
+        found = []
+        for i, alpha in enumerate(alphas):
+            try:
+                (s,) = solver.solve(equations, [alpha])
+            except NotPositiveDefinite:
+                continue
+            found.append((i, s.coef, s.intercept))
+        return found
+
+
+def _grid(
+    total: NormalEquations, alphas: Sequence[float] | str, per_row: Sequence[float] | None
+) -> tuple[list[float], bool]:
+    if per_row is not None and alphas != "auto":
+        raise SpecError("both alphas and alphas_per_row are given; give one")
+    if per_row is None and isinstance(alphas, str):
+        if alphas != "auto":
+            raise SpecError(f'alphas is {alphas!r}; expected "auto" or a list of numbers')
+        scale = total.trace() / total.weight
+        return [a * scale if scale > 0 else a for a in AUTO_GRID], True
+    grid = sorted({float(a) for a in (alphas if per_row is None else per_row)})
+    if not grid or not all(np.isfinite(a) and a >= 0 for a in grid):
+        raise SpecError(f"alphas are {grid}; expected one or more finite numbers, none negative")
+    return grid, per_row is not None

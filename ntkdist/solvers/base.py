@@ -1,0 +1,53 @@
+"""What a solver is: normal equations and penalties in, solutions out.  It knows nothing of data or features."""
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist.spec import Spec
+from ntkdist.sums import NormalEquations
+
+F8 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Ridge weights for one penalty: prediction is ``z @ coef + intercept``.
+
+    Attributes
+    ----------
+    alpha : float
+        Penalty of ‖y − Zw − b‖² + alpha‖w‖².
+    coef : (m, t) array
+    intercept : (t,) array
+    """
+
+    alpha: float
+    coef: F8
+    intercept: F8
+
+
+class Solver(Spec, frozen=True):
+    """A way to solve ridge regression from its normal equations."""
+
+    @abc.abstractmethod
+    def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
+        """The whole path of penalties; the intercept is not penalised.
+
+        Parameters
+        ----------
+        equations : NormalEquations
+        alphas : sequence of float
+            Non-negative, in scikit-learn's sense: ‖y − Zw − b‖² + alpha‖w‖².
+
+        Raises
+        ------
+        NotPositiveDefinite
+            If the Gram plus alpha cannot be factored.
+        """
+
+    def _solution(self, equations: NormalEquations, alpha: float, coef: F8) -> Solution:
+        return Solution(alpha, coef, (equations.y_sum - equations.z_sum @ coef) / equations.weight)

@@ -1,0 +1,137 @@
+"""Specs are values: frozen, hashable, decodable from TOML and JSON, checked when they are made.
+
+Everything that decides a result (feature map, kernel, dataset, plan, solver, job) is a `Spec`.
+One codec reads all of them, whether from a job file or from a saved model.
+"""
+
+import abc
+import difflib
+import hashlib
+import math
+import tomllib
+from typing import Any, TypeVar, cast, dataclass_transform
+
+import msgspec
+import numpy as np
+
+from ntkdist.errors import SpecError
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+class _Meta(msgspec.StructMeta, abc.ABCMeta):
+    """Structs with abstract methods."""
+
+
+class Spec(msgspec.Struct, frozen=True, tag=True, tag_field="type", forbid_unknown_fields=True, metaclass=_Meta):
+    """A frozen value of numbers, strings, tuples and other specs.
+
+    Constructing one checks the types and bounds of its fields exactly as decoding does, turns NumPy
+    scalars into Python's and ``2`` into ``2.0`` where a float is declared, so that equal specs have
+    equal hashes and equal encodings.
+
+    Raises
+    ------
+    SpecError
+        If a field has the wrong type, is out of bounds or not finite; the message names it.
+    """
+
+    def __post_init__(self) -> None:
+        for field in msgspec.structs.fields(type(self)):
+            value = _plain(getattr(self, field.name))
+            where = f"{type(self).__name__}.{field.name}"
+            try:
+                value = msgspec.convert(value, field.type)
+            except msgspec.ValidationError as error:
+                said = str(error)
+                raise SpecError(f"{where} is {value!r}: {said[0].lower()}{said[1:]}") from None
+            if not all(
+                math.isfinite(v) for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float)
+            ):
+                raise SpecError(f"{where} is {value!r}: expected a finite number")
+            msgspec.structs.force_setattr(self, field.name, value)
+        self.validate()
+
+    def validate(self) -> None:
+        """Say in one `SpecError` what no single field can see."""
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return tuple(_plain(v) for v in value)
+    return value
+
+
+def encode(value: object) -> str:
+    """Canonical JSON of a spec: equal values give equal text."""
+    return msgspec.json.encode(value, order="deterministic").decode()
+
+
+def digest(*values: object) -> str:
+    """A short name for specs: the first 16 hexadecimal digits of the SHA-256 of their canonical JSON."""
+    return hashlib.sha256("\n".join(encode(v) for v in values).encode()).hexdigest()[:16]
+
+
+def decode(data: dict[str, Any], type: type[T] | Any, source: str = "input") -> T:
+    """A spec from the plain objects of a parsed TOML or JSON text.
+
+    Parameters
+    ----------
+    data : dict
+        What the parser gave.
+    type : type
+        A `Spec` class or a union of them.
+    source : str
+        What to call the text in an error, such as its file name.
+
+    Raises
+    ------
+    SpecError
+        Naming the key and, for one that is unknown, the nearest that is known.
+    """
+    try:
+        return cast(T, msgspec.convert(data, type))
+    except msgspec.ValidationError as error:
+        hint = _unknown(data, msgspec.inspect.type_info(type), "")
+        raise SpecError(f"{source}: {hint or error}") from None
+
+
+def decode_toml(text: str, type: type[T], source: str) -> T:
+    """A spec from a TOML text; raises `SpecError` as `decode` does."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{source}: not TOML: {error}") from None
+    return decode(data, type, source)
+
+
+def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
+    """``; did you mean 'x'?`` for a misspelt name, or the list of what is known."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
+def _unknown(data: Any, info: Any, path: str) -> str:
+    """Walk data beside its declared type and describe the first unknown key or type name, or ''."""
+    if not isinstance(data, dict):
+        return ""
+    structs = [t for t in getattr(info, "types", (info,)) if isinstance(t, msgspec.inspect.StructType)]
+    if not structs:
+        return ""
+    names = tuple(str(t.tag) for t in structs)
+    name = data.get("type", names[0] if len(names) == 1 else None)
+    if name is None:
+        return f"[{path}] has no type; expected one of: {', '.join(names)}"
+    if name not in names:
+        return f"unknown type '{name}' in [{path}]{nearest(str(name), names)}"
+    fields = {f.encode_name: f.type for f in structs[names.index(name)].fields}
+    for key, value in data.items():
+        place = f"{path}.{key}" if path else key
+        if key != "type" and key not in fields:
+            return f"unknown key '{place}'{nearest(key, list(fields))}"
+        if key != "type" and (found := _unknown(value, fields[key], place)):
+            return found
+    return ""

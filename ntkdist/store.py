@@ -1,0 +1,137 @@
+"""Saving and loading models and equations: Zarr groups of plain arrays and JSON, no pickle.
+
+A saved value holds the fingerprint of its feature map, φ of fixed probe rows, and is refused on loading where the
+installed software makes other features of the same spec.
+"""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist import data, draws
+from ntkdist.errors import StoreError
+from ntkdist.features import AnyFeatureMap
+from ntkdist.model import Equations, RidgeModel
+from ntkdist.preprocess import Preprocessing
+from ntkdist.spec import decode
+from ntkdist.sums import NormalEquations
+
+MODEL, EQUATIONS, VERSION = "ntkdist.model", "ntkdist.equations", 1
+PROBES, PROBE_ROLE = 8, 1000
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of the norm of a probe's features
+
+
+def save(value: RidgeModel | Equations, url: str) -> None:
+    """Write a model or equations to a new Zarr group, whole or not at all.
+
+    Raises
+    ------
+    StoreError
+        If ``url`` exists.
+    """
+    pre = value.preprocessing
+    attrs = {
+        "features": msgspec.to_builtins(value.features),
+        "dtype": value.dtype,
+        "preprocessing": {
+            "input_shape": pre.input_shape,
+            "classes": pre.classes,
+            "columns": pre.columns,
+            "target_names": pre.target_names,
+            "vector_target": pre.vector_target,
+        },
+        "versions": versions(),
+    }
+    arrays = {name: getattr(pre, name) for name in ("x_mean", "x_scale", "y_mean", "y_scale")}
+    arrays["fingerprint"] = fingerprint(value.features, pre.input_shape, value.dtype)
+    if isinstance(value, RidgeModel):
+        kind = MODEL
+        arrays |= {"coef": value.coef, "intercept": value.intercept, "alpha": value.alpha}
+    else:
+        kind = EQUATIONS
+        attrs["folds"] = len(value.folds)
+        for k, fold in enumerate(value.folds):
+            arrays |= {f"gram{k}": np.tril(fold.gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
+    with data.new_group(url, kind, attrs) as place:
+        for name, array in arrays.items():
+            data.write_whole(place, name, np.ascontiguousarray(array))
+
+
+def load(url: str) -> Any:
+    """Read a model or equations.
+
+    Parameters
+    ----------
+    url : str
+
+    Returns
+    -------
+    RidgeModel or Equations
+        Whichever was saved there.
+
+    Raises
+    ------
+    DataError
+        If nothing complete is there, or a chunk is missing or damaged.
+    StoreError
+        If it was written by a newer version, or this machine's features differ from the saved ones.
+    """
+    kind, attrs = data.read_attributes(url, (MODEL, EQUATIONS))
+    if attrs["version"] > VERSION:
+        raise StoreError(
+            f"{url}: saved in format {attrs['version']}, this ntkdist reads up to {VERSION}; update ntkdist"
+        )
+    features = cast(AnyFeatureMap, decode(attrs["features"], AnyFeatureMap, url))
+
+    def array(name: str) -> NDArray[Any]:
+        return data.read_whole(url, name)
+
+    scales = {name: array(name) for name in ("x_mean", "x_scale", "y_mean", "y_scale")}
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in attrs["preprocessing"].items()}
+    preprocessing = Preprocessing(**plain, **scales)
+    _check_fingerprint(url, features, preprocessing.input_shape, attrs, array("fingerprint"))
+    if kind == MODEL:
+        return RidgeModel(
+            preprocessing, features, array("coef"), array("intercept"), array("alpha"), attrs["dtype"], str(url)
+        )
+    folds = [
+        NormalEquations(array(f"gram{k}"), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
+        for k in range(attrs["folds"])
+    ]
+    return Equations(folds, features, preprocessing, attrs["dtype"])
+
+
+def fingerprint(features: AnyFeatureMap, input_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:
+    """φ of fixed probe rows, (8, m): what a map does, to be compared where it is used next."""
+    probes = draws.normals((PROBES, *input_shape), 0, 0, PROBE_ROLE)
+    return features(probes.astype(dtype)).astype(np.float64)
+
+
+def _check_fingerprint(
+    url: str, features: AnyFeatureMap, input_shape: tuple[int, ...], attrs: Any, saved: NDArray[Any]
+) -> None:
+    here = fingerprint(features, input_shape, attrs["dtype"])
+    apart = float(np.max(np.linalg.norm(here - saved, axis=1) / np.linalg.norm(saved, axis=1)))
+    if not apart <= TOLERANCE[attrs["dtype"]]:
+        theirs, ours = attrs["versions"], versions()
+        differ = ", ".join(f"{k} {theirs.get(k)} → {ours[k]}" for k in ours if ours[k] != theirs.get(k)) or "none"
+        raise StoreError(
+            f"{url}: this machine makes other features than the saved ones of the same spec (relative difference "
+            f"{apart:.1e}, at most {TOLERANCE[attrs['dtype']]:.0e} expected; changed versions: {differ}); "
+            "load it with the versions that saved it, or fit again"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides results."""
+    found = {"python": platform.python_version()}
+    for name in ("ntkdist", "numpy", "scipy", "zarr", "dask", "distributed"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

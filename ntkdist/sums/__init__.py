@@ -1,0 +1,8 @@
+"""Values with ``+`` that a pass over the data adds up."""
+
+from ntkdist.sums.metrics import Metrics
+from ntkdist.sums.moments import Moments
+from ntkdist.sums.normal import NormalEquations
+from ntkdist.sums.tally import Tally
+
+__all__ = ["Metrics", "Moments", "NormalEquations", "Tally"]
