@@ -1,4 +1,4 @@
-"""Using a model or a map: evaluate, predict, featurize.  Each is one pass of the mapper; writers sum nothing but rows."""
+"""Using a model or a map: evaluate, predict, featurize.  Each is one pass of the mapper; writers sum only rows."""
 
 import functools
 import time

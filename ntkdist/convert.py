@@ -4,8 +4,9 @@ Rows go in their order to random buckets of about 64 MiB in a scratch directory 
 is then permuted in memory, and the buckets, one after the other, are cut into partitions.  A row's place depends on
 the seed and its number only, so the same source and seed give the same dataset bit for bit.
 
-Memory: first four blocks of the source (16 MiB each; for parquet also the pages of a row group), then two buckets
-(64 MiB each) and three partitions (one, at most 128 MiB, and what Zarr encodes of it); nothing grows with the rows.
+Memory: four blocks of the source (16 MiB each), two buckets (64 MiB each) and three partitions (one, at most 128 MiB
+by default, and what Zarr encodes of it): at most 0.6 GB, for tables about 0.2 GB more (Arrow, and the pages of a row
+group of parquet).  Nothing grows with the rows.
 Scratch: the size of the decoded rows, and that of an array once more where it is stored columns first.
 """
 

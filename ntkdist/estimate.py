@@ -3,8 +3,6 @@
 import time
 from typing import Any
 
-import numpy as np
-
 from ntkdist import draws, runs
 from ntkdist.cluster import Resources
 from ntkdist.plan import GB, Plan
@@ -57,7 +55,7 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         "tasks": f"{cost['shards']} shards in {p.folds} folds, blocks of {p.block_rows:,} rows",
         "workers": f"{found.workers} with {found.tasks_at_once} task(s) of {p.threads} BLAS thread(s)",
         "read": f"{cost['bytes_read'] / GB:.2f} GB in two passes",
-        "operations": f"{cost['gram_flops']:.2e} for the Gram, at {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker",
+        "operations": f"{cost['gram_flops']:.2e} in the Gram, {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker",
         "time": f"about {cost['seconds']:.0f} s for the equations, then {type(p.solver).__name__}",
         "worker": f"{cost['projected_memory_bytes'] / GB:.2f} GB of {cost['worker_limit_bytes'] / GB:.2f}",
         "": f"({parts})",

@@ -15,14 +15,14 @@ from distributed import Client
 from ntkdist import progress, runs, store
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows, find
-from ntkdist.errors import DataError
+from ntkdist.errors import DataError, SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Job, Plan, plan
 from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
 from ntkdist.progress import Watch
 from ntkdist.reduce import Part, Shard, Source, on_each_worker, reduce, reduce_all
-from ntkdist.select import CVResult, cross_validate
+from ntkdist.select import CVResult, cross_validate, penalties
 from ntkdist.solvers import AnySolver, choose
 from ntkdist.sums import NormalEquations
 
@@ -117,14 +117,15 @@ def solve(
         As in `cross_validate`.  With a single fold there must be a single penalty, and there is no CVResult.
     """
     pre, total = equations.preprocessing, equations.total
-    solver = solver or choose(total.m, len(alphas_per_row or alphas) if alphas != "auto" or alphas_per_row else 13)
-    if len(equations.folds) == 1:
-        cv = None
-        (given,) = alphas_per_row or alphas
-        alpha = np.full(total.t, float(given) * (total.weight if alphas_per_row else 1.0))
-    else:
+    grid, per_row = penalties(total, alphas, alphas_per_row)
+    solver = solver or choose(total.m, len(grid))
+    if len(equations.folds) > 1:
         cv = cross_validate(equations.folds, solver, alphas, alphas_per_row=alphas_per_row, per_target=per_target)
         cv, alpha = cv.scaled(pre.y_scale), cv.alpha
+    elif len(grid) == 1:
+        cv, alpha = None, np.full(total.t, grid[0] * (total.weight if per_row else 1.0))
+    else:
+        raise SpecError(f"a single fold leaves nothing to choose among {len(grid)} alphas by; give one alpha")
     each = sorted(set(alpha.tolist()))
     solutions = dict(zip(each, solver.solve(total, each), strict=True))
     coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)

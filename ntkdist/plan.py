@@ -3,8 +3,10 @@
 Legend: m features, t targets; a task is one fold and some of its partitions, a shard is the sum that it returns.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,9 +16,11 @@ from ntkdist.data import Dataset, Layout
 from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.preprocess import Preprocess
+from ntkdist.select import AUTO_GRID
 from ntkdist.solvers import AnySolver, choose
 from ntkdist.spec import Spec, decode_toml, digest
 
+T = TypeVar("T")
 Positive = Annotated[int, Meta(ge=1)]
 GB = 1e9
 BASE_BYTES = 250 * 2**20  # of a worker process with NumPy, SciPy, Zarr and Dask loaded, before it does anything
@@ -178,9 +182,8 @@ class Plan(Spec, frozen=True, tag=False):
         tasks = []
         for fold in range(self.folds):
             parts = range(fold, self.layout.partitions, self.folds)
-            count = min(len(parts), self.shards // self.folds + (fold < self.shards % self.folds))
-            cuts = [len(parts) * i // count for i in range(count + 1)]
-            tasks += [Task(fold, tuple(parts[a:b])) for a, b in zip(cuts, cuts[1:], strict=False)]
+            count = self.shards // self.folds + (fold < self.shards % self.folds)
+            tasks += [Task(fold, tuple(some)) for some in evenly(parts, count)]
         return tasks
 
     def memory(self, workers: int = 1, tasks_at_once: int = 1) -> dict[str, int]:
@@ -262,12 +265,13 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
     layout, table, m = job.dataset.layout(), job.plan, job.features.n_components
     if table.folds > layout.partitions:
         raise SpecError(
-            f"folds is {table.folds} but {job.dataset.store} has {layout.partitions} partitions; lower folds, or convert "
-            "with fewer rows per partition"
+            f"folds is {table.folds} but {job.dataset.store} has {layout.partitions} partitions; lower folds, or "
+            "convert with fewer rows per partition"
         )
     if table.block_rows is not None and table.block_rows < m / 2:
         raise SpecError(
-            f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding costs more than multiplying"
+            f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding "
+            "costs more than multiplying"
         )
     # A shard of 4m rows makes handling its m² sums cheap beside making them; two a fold let workers even out.
     shards = table.shards or max(2 * table.folds, min(layout.rows // (4 * m), 1024))
@@ -281,5 +285,12 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         block_rows=min(table.block_rows or max(m // 2, 1024), layout.rows),
         threads=table.threads or threads,
         dtype=table.dtype,
-        solver=job.solver or choose(m, len(grid) if grid else 13),
+        solver=job.solver or choose(m, len(grid or AUTO_GRID)),
     )
+
+
+def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
+    """Items cut into at most ``count`` runs whose lengths differ by one at most."""
+    count = min(len(items), count)
+    cuts = [len(items) * i // count for i in range(count + 1)]
+    return [items[a:b] for a, b in pairwise(cuts)]

@@ -1,4 +1,4 @@
-"""Scaling of inputs and targets, learnt from one `Moments` pass; part of every model, so that predict takes raw rows."""
+"""Scaling of inputs and targets, learnt from one `Moments` pass; part of the model, so that predict takes raw rows."""
 
 from dataclasses import dataclass
 from typing import Any, Literal

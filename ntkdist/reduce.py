@@ -9,7 +9,6 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import dask
@@ -21,6 +20,7 @@ from distributed import Client, Future, KilledWorker, as_completed
 from ntkdist import backend
 from ntkdist.data import Dataset, Layout, Rows
 from ntkdist.errors import ClusterError
+from ntkdist.plan import evenly
 from ntkdist.progress import Progress, Watch, default_watch
 from ntkdist.sums import Tally
 
@@ -57,7 +57,7 @@ class Shard(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where rows come from, and how they are handed to the summand: in blocks, or span by span if ``block_rows`` is 0."""
+    """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0."""
 
     dataset: Dataset
     layout: Layout
@@ -107,13 +107,6 @@ def reduce_all(
     shards = [Shard(0, tuple(some)) for some in evenly(spans, MAP_TASKS)]
     with (watch or default_watch())(phase, rows) as done:
         return reduce(source, summand, shards, MAP_FAN_IN, client, done)[0]
-
-
-def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
-    """Items cut into at most ``count`` runs whose lengths differ by one at most."""
-    count = min(len(items), count)
-    cuts = [len(items) * i // count for i in range(count + 1)]
-    return [items[a:b] for a, b in pairwise(cuts)]
 
 
 def run_shard(source: Source, summand: Summand, shard: Shard) -> Part:
@@ -166,6 +159,7 @@ def _join(held: list[Rows]) -> Rows:
     if len(held) == 1:
         return held[0]
     pick = [None if a is None else np.concatenate([h[i] for h in held]) for i, a in enumerate(held[0][:3])]
+    assert pick[0] is not None
     return held[0]._replace(x=pick[0], y=pick[1], weight=pick[2])
 
 
@@ -229,7 +223,7 @@ def _reduce_there(
             future.result()
         progress(rows[future.key])
 
-    def leaves(group: list[int]) -> Iterator[Future]:
+    def leaves(group: list[int]) -> Iterator[Future[Any]]:
         for i in group:
             if running.count() >= at_once:  # never more sums in flight than the workers can use
                 finish_one()
@@ -239,7 +233,7 @@ def _reduce_there(
             running.add(future)
             yield future
 
-    def add(parts: list[Future]) -> Future:
+    def add(parts: list[Future[Any]]) -> Future[Any]:
         return client.submit(add_parts, parts, key=f"ntkdist-add-{uuid.uuid4().hex}", priority=10)
 
     try:

@@ -98,8 +98,8 @@ class CVResult:
         unit = "alphas_per_row" if self.per_row else "alphas"
         return {
             unit: self.alphas.tolist(),
-            "mse": np.where(np.isfinite(self.path), self.path, None).tolist(),
-            "fold_mse": np.where(np.isfinite(self.mse), self.mse, None).tolist(),
+            "mse": _or_none(self.path),
+            "fold_mse": _or_none(self.mse),
             "best": self.best.tolist(),
             "rmse": self.rmse,
             "r2": self.r2,
@@ -150,11 +150,28 @@ def cross_validate(
         found = [round(fold.weight, 6) for fold in folds]
         raise DataError(f"Cross-validation needs two or more folds with rows, got folds of weight {found}; lower folds")
     total = functools.reduce(operator.add, folds)
-    grid, per_row = _grid(total, alphas, alphas_per_row)
+    grid, per_row = penalties(total, alphas, alphas_per_row)
     scores = _Scores(folds, total, solver, per_row)
     scores.add(grid)
     note = scores.extend(per_target) if extend and len(grid) > 1 else ""
     return scores.result(per_target, note)
+
+
+def penalties(
+    total: NormalEquations, alphas: Sequence[float] | str = "auto", per_row: Sequence[float] | None = None
+) -> tuple[list[float], bool]:
+    """The grid to start from, ascending, and whether it is per unit of weight; arguments as in `cross_validate`."""
+    if per_row is not None and alphas != "auto":
+        raise SpecError("both alphas and alphas_per_row are given; give one")
+    if per_row is None and isinstance(alphas, str):
+        if alphas != "auto":
+            raise SpecError(f'alphas is {alphas!r}; expected "auto" or a list of numbers')
+        scale = total.trace() / total.weight
+        return [a * scale if scale > 0 else a for a in AUTO_GRID], True
+    grid = sorted({float(a) for a in (alphas if per_row is None else per_row)})
+    if not grid or not all(np.isfinite(a) and a >= 0 for a in grid):
+        raise SpecError(f"alphas are {grid}; expected one or more finite numbers, none negative")
+    return grid, per_row is not None
 
 
 class _Scores:
@@ -236,17 +253,8 @@ def _solve_some(solver: Solver, equations: NormalEquations, alphas: list[float])
         return found
 
 
-def _grid(
-    total: NormalEquations, alphas: Sequence[float] | str, per_row: Sequence[float] | None
-) -> tuple[list[float], bool]:
-    if per_row is not None and alphas != "auto":
-        raise SpecError("both alphas and alphas_per_row are given; give one")
-    if per_row is None and isinstance(alphas, str):
-        if alphas != "auto":
-            raise SpecError(f'alphas is {alphas!r}; expected "auto" or a list of numbers')
-        scale = total.trace() / total.weight
-        return [a * scale if scale > 0 else a for a in AUTO_GRID], True
-    grid = sorted({float(a) for a in (alphas if per_row is None else per_row)})
-    if not grid or not all(np.isfinite(a) and a >= 0 for a in grid):
-        raise SpecError(f"alphas are {grid}; expected one or more finite numbers, none negative")
-    return grid, per_row is not None
+def _or_none(values: F8) -> Any:
+    """Nested lists with None for what is not finite, which JSON has no word for."""
+    plain = values.astype(object)
+    plain[~np.isfinite(values)] = None
+    return plain.tolist()

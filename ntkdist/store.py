@@ -21,6 +21,7 @@ from ntkdist.spec import decode
 from ntkdist.sums import NormalEquations
 
 MODEL, EQUATIONS, VERSION = "ntkdist.model", "ntkdist.equations", 1
+SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
 PROBES, PROBE_ROLE = 8, 1000
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of the norm of a probe's features
 
@@ -46,7 +47,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
         },
         "versions": versions(),
     }
-    arrays = {name: getattr(pre, name) for name in ("x_mean", "x_scale", "y_mean", "y_scale")}
+    arrays = {name: getattr(pre, name) for name in SCALES}
     arrays["fingerprint"] = fingerprint(value.features, pre.input_shape, value.dtype)
     if isinstance(value, RidgeModel):
         kind = MODEL
@@ -90,8 +91,8 @@ def load(url: str) -> Any:
     def array(name: str) -> NDArray[Any]:
         return data.read_whole(url, name)
 
-    scales = {name: array(name) for name in ("x_mean", "x_scale", "y_mean", "y_scale")}
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in attrs["preprocessing"].items()}
+    scales: dict[str, Any] = {name: array(name) for name in SCALES}
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in attrs["preprocessing"].items()}
     preprocessing = Preprocessing(**plain, **scales)
     _check_fingerprint(url, features, preprocessing.input_shape, attrs, array("fingerprint"))
     if kind == MODEL:

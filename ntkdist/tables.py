@@ -239,7 +239,7 @@ def _open_csv(path: Path) -> tuple[dict[str, tuple[str, ...]], Callable[[list[st
                 trimmed = [pc.utf8_trim_whitespace(batch[n]) for n in columns]
                 yield pa.record_batch(trimmed, names=columns)
 
-    return {n: () for n in names}, batches
+    return dict.fromkeys(names, ()), batches
 
 
 def _open_parquet(path: Path) -> tuple[dict[str, tuple[str, ...]], Callable[[list[str]], Iterator[Any]]]:

@@ -47,7 +47,7 @@ class Moments:
         """
         n, d = len(columns), columns.shape[-1]
         w = np.ones(n) if weight is None else np.asarray(weight, np.float64)
-        counts = np.zeros(0) if codes is None else np.bincount(codes, weights=w, minlength=k)
+        counts = np.zeros(0) if codes is None else np.bincount(codes, weights=w, minlength=k).astype(np.float64)
         inner = int(np.prod(columns.shape[1:-1]))
         total = w.sum() * inner
         if total == 0:

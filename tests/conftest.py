@@ -1,0 +1,49 @@
+"""Fixtures that several files share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from numpy.typing import NDArray
+
+import ntkdist as nd
+
+MakeDataset = Callable[..., str]
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> MakeDataset:
+    """Write arrays as a dataset in source order, and return its path."""
+
+    def make(x: NDArray[Any], y: NDArray[Any] | None = None, name: str = "data", **options: Any) -> str:
+        source = tmp_path / f"{name}.npz"
+        weight = options.pop("weights", None)
+        arrays = {"x": x} | ({} if y is None else {"y": y}) | ({} if weight is None else {"w": weight})
+        np.savez(source, **arrays)
+        options = {"target": () if y is None else ["y"], "shuffle_seed": None} | options
+        if weight is not None:
+            options["weight"] = "w"
+        nd.convert(str(source), str(tmp_path / f"{name}.zarr"), **options)
+        return str(tmp_path / f"{name}.zarr")
+
+    return make
+
+
+@pytest.fixture
+def table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A regression problem that a line cannot solve: 900 rows, 5 columns of very different scales, 2 targets."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((900, 5))
+    signal = np.stack([np.abs(x[:, 0]) + x[:, 1] * x[:, 2], np.sin(2 * x[:, 3])], axis=1)
+    y = signal + 0.1 * rng.standard_normal((900, 2))
+    return x * [1, 10, 100, 1e-3, 1] + [0, 5, -2000, 0, 1], y * [1, 30] + [100, -4]
+
+
+@pytest.fixture(scope="session")
+def two_workers() -> Any:
+    """A client of a cluster of two worker processes of one thread each."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+        yield client
