@@ -83,7 +83,7 @@ def connect(
 def resources(client: Client | None) -> Resources:
     """What the workers of a client have, or this process."""
     if client is None:
-        pool = dask.config.get("scheduler", None) in ("threads", "threading")
+        pool = local_scheduler() == "threads"
         at_once = (dask.config.get("num_workers", None) or CPU_COUNT) if pool else 1
         return Resources(1, at_once, max(1, CPU_COUNT // at_once), MEMORY_LIMIT, MEMORY_LIMIT)
     cores = client.run(_cores)
@@ -98,6 +98,14 @@ def resources(client: Client | None) -> Resources:
         min(info["memory_limit"] or MEMORY_LIMIT for info in workers.values()),
         MEMORY_LIMIT,
     )
+
+
+def local_scheduler() -> str:
+    """Dask's scheduler for work in this process: "threads" if that is configured, else "synchronous".
+
+    One task with all the cores in BLAS is the default: it keeps one accumulator, not one a core.
+    """
+    return "threads" if dask.config.get("scheduler", None) in ("threads", "threading") else "synchronous"
 
 
 def _cores() -> int:

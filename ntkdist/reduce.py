@@ -18,6 +18,7 @@ from dask.delayed import delayed
 from distributed import Client, Future, KilledWorker, as_completed
 
 from ntkdist import backend
+from ntkdist.cluster import local_scheduler
 from ntkdist.data import Dataset, Layout, Rows
 from ntkdist.errors import ClusterError
 from ntkdist.plan import evenly
@@ -80,8 +81,7 @@ def reduce(
     fan_in : int
         Sums that one task adds.
     client : distributed.Client, optional
-        Where to run; absent, in this process under Dask's scheduler ``dask.config.get("scheduler")``, by default
-        the synchronous one.
+        Where to run; absent, in this process under `local_scheduler`.
     progress : callable
         Told the rows of each shard that is done.
 
@@ -205,8 +205,7 @@ def _reduce_here(
             progress(keys[key])
 
     with Callback(posttask=done):
-        scheduler = dask.config.get("scheduler", None) or "synchronous"
-        return list(dask.compute(*totals, scheduler=scheduler, optimize_graph=False))
+        return list(dask.compute(*totals, scheduler=local_scheduler(), optimize_graph=False))
 
 
 def _reduce_there(

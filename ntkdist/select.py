@@ -21,7 +21,7 @@ F8 = NDArray[np.float64]
 # "auto": per row and relative to the features' variance (trace of the centred Gram over its weight).
 AUTO_GRID = tuple(float(10.0**e) for e in np.arange(-7, -0.5, 0.5))
 EXTENSIONS = 6  # times that a grid may grow
-FLAT = 1e-3  # relative gain below which growing it further is pointless
+FLAT = 1e-3  # relative gain below which growing it towards zero is pointless
 
 
 @dataclass(frozen=True)
@@ -221,15 +221,17 @@ class _Scores:
         grown = 0
         for _ in range(EXTENSIONS):
             before = self.result(per_target)
-            step = before.alphas[1] / max(before.alphas[0], 1e-300), before.alphas[-1] / before.alphas[-2]
+            grid = before.alphas[before.alphas > 0]
             low, high = (before.best == 0).any(), (before.best == len(before.alphas) - 1).any()
-            more = [before.alphas[0] / step[0] ** i for i in (1, 2, 3)] if low and before.alphas[0] > 0 else []
-            more += [before.alphas[-1] * step[1] ** i for i in (1, 2, 3)] if high else []
+            down, up = (grid[1] / grid[0], grid[-1] / grid[-2]) if len(grid) > 1 else (10.0, 10.0)
+            more = [grid[0] / down**i for i in (1, 2, 3)] if low and len(grid) == len(before.alphas) else []
+            more += [grid[-1] * up**i for i in (1, 2, 3)] if high else []
             if not more:
                 break
             self.add(more)
             grown += len(more)
-            if not self.result(per_target).chosen.sum() < (1 - FLAT) * before.chosen.sum():
+            # Towards zero a flat error stays flat; from a flat start upwards it may still fall.
+            if not high and self.result(per_target).chosen.sum() >= (1 - FLAT) * before.chosen.sum():
                 break
         after = self.result(per_target)
         if not grown:

@@ -1,0 +1,108 @@
+"""The mapper: cutting rows into blocks and adding sums in a tree, whatever the partitions."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ntkdist as nd
+from ntkdist.plan import evenly
+from ntkdist.reduce import Shard, Source, blocks, reduce, tree
+from ntkdist.sums import Tally
+
+
+class Term:
+    """A promise that remembers how it was added."""
+
+    def __init__(self, shape: Any, leaves: list[int]) -> None:
+        self.shape, self.leaves = shape, leaves
+
+
+def add(terms: list[Term]) -> Term:
+    assert len(terms) > 1
+    return Term([t.shape for t in terms], [leaf for t in terms for leaf in t.leaves])
+
+
+@given(st.integers(1, 200), st.integers(2, 9))
+def test_a_tree_adds_every_leaf_once_and_in_order(count: int, fan_in: int) -> None:
+    widest: list[int] = []
+
+    def checked(terms: list[Term]) -> Term:
+        widest.append(len(terms))
+        return add(terms)
+
+    total = tree((Term(i, [i]) for i in range(count)), fan_in, checked)
+    assert total.leaves == list(range(count))
+    assert max(widest, default=0) <= fan_in
+    assert len(widest) <= count
+
+
+@given(st.integers(2, 300), st.integers(2, 6))
+def test_few_sums_wait_while_leaves_arrive(count: int, fan_in: int) -> None:
+    """At most fan_in − 1 of each level are held, so that memory grows with the logarithm of the shards."""
+    waiting, most = 0, 0
+
+    def leaves() -> Any:
+        nonlocal waiting, most
+        for i in range(count):
+            waiting += 1
+            most = max(most, waiting)
+            yield Term(i, [i])
+
+    def counted(terms: list[Term]) -> Term:
+        nonlocal waiting
+        waiting -= len(terms) - 1
+        return add(terms)
+
+    tree(leaves(), fan_in, counted)
+    levels = 1
+    while fan_in**levels < count:
+        levels += 1
+    assert most <= (fan_in - 1) * levels + 1
+
+
+@given(st.lists(st.integers(), min_size=1, max_size=40), st.integers(1, 50))
+def test_evenly_cuts_into_runs_of_equal_length(items: list[int], count: int) -> None:
+    runs = evenly(items, count)
+    assert [i for run in runs for i in run] == items
+    assert len(runs) == min(len(items), count)
+    assert max(map(len, runs)) - min(map(len, runs)) <= 1
+
+
+@pytest.mark.parametrize("block_rows", [0, 1, 7, 50, 1000])
+def test_blocks_have_equal_size_whatever_the_partitions(make_dataset: Any, block_rows: int) -> None:
+    x = np.arange(200.0).reshape(100, 2)
+    dataset = nd.Dataset(make_dataset(x, x[:, 0], rows_per_partition=9))
+    layout, tally = dataset.layout(), Tally()
+    spans = [layout.span(p) for p in range(layout.partitions)]
+    found = list(blocks(Source(dataset, layout, block_rows, 1), spans, tally))
+    np.testing.assert_array_equal(np.concatenate([rows.x for rows in found]), x)
+    if block_rows:
+        assert {len(rows.x) for rows in found[:-1]} <= {block_rows}
+    else:
+        assert [(rows.start, rows.start + len(rows.x)) for rows in found] == spans
+    assert (tally.rows, tally.nbytes) == (100, x.nbytes + 800)
+
+
+class CountRows:
+    """The smallest summand."""
+
+    def zero(self) -> int:
+        return 0
+
+    def update(self, total: int, rows: Any) -> int:
+        return total + len(rows.x)
+
+
+def test_progress_is_told_every_row_once(make_dataset: Any, two_workers: Any) -> None:
+    dataset = nd.Dataset(make_dataset(np.ones((60, 2)), np.ones(60)))
+    layout = dataset.layout()
+    shards = [Shard(p % 3, (layout.span(p),)) for g in range(3) for p in range(g, layout.partitions, 3)]
+    for client in (None, two_workers):
+        told: list[int] = []
+        parts = reduce(Source(dataset, layout, 8, 1), CountRows(), shards, 2, client, told.append)
+        assert sum(told) == 60
+        assert sum(part.total for part in parts) == 60
+        assert sum(part.tally.rows for part in parts) == 60

@@ -1,0 +1,148 @@
+"""Every solver against scikit-learn's ridge, and cross-validation from sums against refitting fold by fold."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
+from ntkdist.select import cross_validate
+from ntkdist.solvers import Cholesky, Eigh, Solver, choose
+from ntkdist.sums import NormalEquations
+
+SOLVERS = [Cholesky(), Eigh()]
+ALPHAS = [0.1, 1.0, 10.0, 100.0]
+N, M, T, K = 400, 30, 2, 5
+RNG = np.random.default_rng(3)
+Z = RNG.standard_normal((N, M)) @ np.diag(np.geomspace(1, 1e-2, M)) + RNG.standard_normal(M)
+Y = Z @ RNG.standard_normal((M, T)) + RNG.standard_normal((N, T)) + [5, -300]
+W = RNG.uniform(0.1, 2, N)
+FOLD = RNG.integers(0, K, N)
+FOLDS = [NormalEquations.zeros(M, T).update(Z[k == FOLD], Y[k == FOLD], W[k == FOLD]) for k in range(K)]
+TOTAL = NormalEquations.zeros(M, T).update(Z, Y, W)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_path_is_scikit_learns_ridge(solver: Solver) -> None:
+    for solution in solver.solve(TOTAL, ALPHAS):
+        ridge = Ridge(alpha=solution.alpha).fit(Z, Y, W)
+        np.testing.assert_allclose(solution.coef, ridge.coef_.T, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(solution.intercept, ridge.intercept_, rtol=1e-9)
+
+
+def test_no_penalty_is_least_squares_and_of_least_norm_when_singular() -> None:
+    (plain,) = Cholesky().solve(TOTAL, [0.0])
+    np.testing.assert_allclose(plain.coef, Eigh().solve(TOTAL, [0.0])[0].coef, rtol=1e-6, atol=1e-8)
+    twice = np.hstack([Z, Z])
+    (least,) = Eigh().solve(NormalEquations.zeros(2 * M, T).update(twice, Y), [0.0])
+    centred, yc = twice - twice.mean(axis=0), Y - Y.mean(axis=0)
+    np.testing.assert_allclose(least.coef, np.linalg.pinv(centred) @ yc, rtol=1e-5, atol=1e-7)
+
+
+def test_cholesky_names_the_pivot_of_a_singular_gram() -> None:
+    copies = NormalEquations.zeros(2, 1).update(np.ones((5, 2)) * np.arange(5)[:, None], np.arange(5.0))
+    with pytest.raises(NotPositiveDefinite, match=r"not positive definite at alpha=0 \(pivot 2 of 2\); use a larger"):
+        Cholesky().solve(copies, [0.0])
+
+
+def test_eigh_refuses_sums_that_are_not_finite() -> None:
+    broken = NormalEquations.zeros(2, 1).update(np.array([[np.inf, 1.0]]), np.ones(1))
+    with pytest.raises(NotPositiveDefinite, match="not finite"), np.errstate(invalid="ignore"):
+        Eigh().solve(broken, [1.0])
+
+
+def test_the_intercept_is_not_penalised() -> None:
+    for solver in SOLVERS:
+        (solution,) = solver.solve(TOTAL, [1e12])
+        np.testing.assert_allclose(solution.intercept, np.average(Y, axis=0, weights=W), rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_scores_are_those_of_refitting_fold_by_fold(solver: Solver) -> None:
+    found = cross_validate(FOLDS, solver, ALPHAS, extend=False)
+    for a, alpha in enumerate(ALPHAS):
+        for k in range(K):
+            train, test = k != FOLD, k == FOLD
+            ridge = Ridge(alpha=alpha, tol=1e-12, solver="cholesky").fit(Z[train], Y[train], W[train])
+            mse = np.average((Y[test] - ridge.predict(Z[test])) ** 2, axis=0, weights=W[test])
+            np.testing.assert_allclose(found.mse[a, k], mse, rtol=1e-8)
+    assert found.alpha[0] == ALPHAS[found.path.mean(axis=1).argmin()]
+    spread = np.average((Y - np.average(Y, axis=0, weights=W)) ** 2, axis=0, weights=W)
+    np.testing.assert_allclose(found.spread, spread)
+    assert found.r2 == pytest.approx(1 - found.chosen.mean() / spread.mean())
+
+
+def test_alphas_per_row_are_multiplied_by_the_weight_of_each_training_set() -> None:
+    found = cross_validate(FOLDS, Cholesky(), alphas_per_row=[1e-3, 1e-2], extend=False)
+    train, test = FOLD != 0, FOLD == 0
+    ridge = Ridge(alpha=1e-2 * W[train].sum()).fit(Z[train], Y[train], W[train])
+    mse = np.average((Y[test] - ridge.predict(Z[test])) ** 2, axis=0, weights=W[test])
+    np.testing.assert_allclose(found.mse[1, 0], mse, rtol=1e-8)
+    assert found.alpha[0] == pytest.approx(found.alphas[found.best[0]] * W.sum())
+
+
+def test_per_target_choice_is_the_best_of_each() -> None:
+    y = np.stack([Z[:, 0], RNG.standard_normal(N)], axis=1)
+    folds = [NormalEquations.zeros(M, 2).update(Z[k == FOLD], y[k == FOLD]) for k in range(K)]
+    found = cross_validate(folds, Cholesky(), np.geomspace(1e-6, 1e6, 13).tolist(), per_target=True, extend=False)
+    assert found.alpha[0] < found.alpha[1]
+    np.testing.assert_array_equal(found.best, found.path.argmin(axis=0))
+    assert len(set(cross_validate(folds, Cholesky(), [1e-6, 1.0], extend=False).best.tolist())) == 1
+
+
+def test_a_grid_grows_past_its_edge_until_the_error_turns_or_is_flat() -> None:
+    inside = cross_validate(FOLDS, Cholesky(), np.geomspace(1e-6, 1e6, 25).tolist())
+    assert not inside.at_edge
+    assert inside.note == ""
+    for short in ([1e5, 1e6], [1e-9, 1e-8]):
+        grown = cross_validate(FOLDS, Cholesky(), short)
+        assert len(grown.alphas) > 2
+        assert "the grid grew by" in grown.note
+        assert grown.chosen.sum() < inside.chosen.sum() * 1.01
+        kept = cross_validate(FOLDS, Cholesky(), short, extend=False)
+        assert kept.at_edge
+        assert "edge of the grid" in kept.note
+
+
+def test_a_single_alpha_is_taken_as_it_is() -> None:
+    found = cross_validate(FOLDS, Cholesky(), [3.0])
+    assert found.alpha.tolist() == [3.0, 3.0]
+    assert not found.at_edge
+
+
+def test_an_alpha_too_small_to_factor_loses_and_does_not_fail() -> None:
+    z = np.repeat(Z[:, :3], 2, axis=1)
+    folds = [NormalEquations.zeros(6, T).update(z[k == FOLD], Y[k == FOLD]) for k in range(K)]
+    found = cross_validate(folds, Cholesky(), [0.0, 1.0, 10.0], extend=False)
+    assert np.isinf(found.mse[0]).all()
+    assert found.alpha[0] > 0
+    with pytest.raises(NotPositiveDefinite):
+        cross_validate(folds, Cholesky(), [0.0])
+
+
+def test_auto_grid_follows_the_scale_of_features() -> None:
+    big = [NormalEquations.zeros(M, T).update(1000 * Z[k == FOLD], Y[k == FOLD], W[k == FOLD]) for k in range(K)]
+    a, b = cross_validate(FOLDS, Cholesky()), cross_validate(big, Cholesky())
+    np.testing.assert_allclose(b.alphas, a.alphas * 1e6, rtol=1e-9)
+    np.testing.assert_allclose(a.chosen, b.chosen, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("folds", "alphas", "options", "error", "said"),
+    [
+        (FOLDS[:1], [1.0], {}, DataError, "needs two or more folds"),
+        ([FOLDS[0], NormalEquations.zeros(M, T)], [1.0], {}, DataError, "two or more folds with rows"),
+        (FOLDS, [1.0], {"alphas_per_row": [1.0]}, SpecError, "both alphas and alphas_per_row"),
+        (FOLDS, [-1.0], {}, SpecError, "none negative"),
+        (FOLDS, [], {}, SpecError, "one or more"),
+        (FOLDS, "automatic", {}, SpecError, 'expected "auto"'),
+    ],
+)
+def test_bad_grids_and_folds_are_refused(folds, alphas, options, error, said) -> None:
+    with pytest.raises(error, match=said):
+        cross_validate(folds, Cholesky(), alphas, **options)
+
+
+def test_choice_of_solver_follows_measured_cost() -> None:
+    assert choose(512, 13) == Eigh()
+    assert choose(8192, 13) == Cholesky()
+    assert choose(8192, 100) == Eigh()
