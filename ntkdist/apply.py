@@ -52,7 +52,7 @@ def evaluate(
         raise DataError(f"{dataset.store}: targets are {theirs}, the model predicts {ours}; convert the same way")
     summand = MetricsOf(_reference(model), model.preprocessing.match(layout, dataset.store))
     with connect(None, scheduler, client) as client:
-        block_rows = max(1024, model.features.n_components // 2)
+        block_rows = max(1024, model.features.n_components)
         source = Source(dataset, layout, block_rows, resources(client).threads)
         part = reduce_all(source, summand, layout.rows_per_partition, client, "evaluate", watch)
     summary: dict[str, float] = part.total.summary()
@@ -128,7 +128,7 @@ def featurize(
         "source": {"name": dataset.store, "fingerprint": layout.fingerprint, "features": msgspec.to_builtins(features)},
     }
     with connect(None, scheduler, client) as client, data.new_group(out, data.FORMAT, attrs) as place:
-        source = Source(dataset, layout, max(1024, m // 2), resources(client).threads)
+        source = Source(dataset, layout, max(1024, m), resources(client).threads)
         pre, _ = scaling(preprocess or Preprocess(), source, client, watch)
         size = min(data.partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
         data.create_array(place, "x", (layout.rows, m), dtype, size)

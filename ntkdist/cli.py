@@ -16,21 +16,31 @@ from ntkdist.cluster import connect, resources
 
 
 class _Command(click.Group):
-    """Errors as one line on standard error; a traceback only with --debug."""
+    """Errors as one line on standard error; a traceback only with --debug, before or after the command's name."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.params.append(
+            click.Option(["--debug"], is_flag=True, expose_value=False, callback=_debug, help="Show tracebacks.")
+        )
+        super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except nd.NtkdistError as error:
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise  # wrong usage, --help and Ctrl-C have click's own answers
+        except Exception as error:
             if ctx.params.get("debug"):
                 raise
-            click.echo(f"ntkdist: {error}", err=True)
+            said = " ".join(str(error).split())
+            if not isinstance(error, nd.NtkdistError):
+                said = f"{type(error).__name__}: {said}; --debug shows where"
+            click.echo(f"ntkdist: {said}", err=True)
             ctx.exit(3 if isinstance(error, nd.PlanTooLarge) else 1)
-        except (OSError, MemoryError) as error:
-            if ctx.params.get("debug"):
-                raise
-            click.echo(f"ntkdist: {type(error).__name__}: {error}", err=True)
-            ctx.exit(1)
+
+
+def _debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.find_root().params["debug"] |= value
 
 
 @click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,15 +54,12 @@ scheduler_option = click.option("--scheduler", default="", metavar="ADDRESS", he
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@main.command()
+@main.command("demo")
 @click.option("--out", default="ntkdist-demo", show_default=True, help="Directory for everything that it makes.")
 @click.option("--workers", default=2, show_default=True, help="Worker processes of the local cluster.")
 def demo_(out: str, workers: int) -> None:
     """Run the main job on real data, from raw table to model."""
     demo.run(out, workers)
-
-
-main.add_command(demo_, "demo")
 
 
 @main.command()

@@ -1,5 +1,6 @@
 """Where a run happens: a Dask cluster, found by a fixed precedence, or this process."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -63,10 +64,11 @@ def connect(
         limit = MEMORY_LIMIT // table.workers
         with (
             LocalCluster(
-                n_workers=table.workers, threads_per_worker=1, memory_limit=limit, dashboard_address=None
+                n_workers=table.workers, threads_per_worker=1, memory_limit=limit, dashboard_address="127.0.0.1:0"
             ) as cluster,
             Client(cluster) as client,
         ):
+            client.run(_leave_errors_to_the_driver)
             yield client
     elif isinstance(table, Address):
         with _client(table.address) as client:
@@ -106,6 +108,13 @@ def local_scheduler() -> str:
     One task with all the cores in BLAS is the default: it keeps one accumulator, not one a core.
     """
     return "threads" if dask.config.get("scheduler", None) in ("threads", "threading") else "synchronous"
+
+
+def _leave_errors_to_the_driver() -> None:
+    """Keep a worker, which shares the driver's standard error, from printing a failed task's error as well, and that
+    the others were cancelled for it."""
+    logging.getLogger("distributed.worker").addFilter(lambda record: not str(record.msg).startswith("Compute Failed"))
+    logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
 
 
 def _cores() -> int:

@@ -14,9 +14,9 @@ I8 = NDArray[np.int64]
 
 
 def uniforms(count: int, seed: int, layer: int, role: int, block: int = 0) -> F8:
-    """``count`` numbers of (0, 1), from the top 53 bits of Philox words; never 0 or 1."""
+    """``count`` numbers of (0, 1), from the top 52 bits of Philox words: never 0 or 1, for no sum is rounded."""
     words = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(layer, role, block))).random_raw(count)
-    return ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def normals(shape: tuple[int, ...], seed: int, layer: int, role: int, block: int = 0) -> F8:
@@ -26,7 +26,7 @@ def normals(shape: tuple[int, ...], seed: int, layer: int, role: int, block: int
 
 
 def integers(high: int, count: int, seed: int, layer: int, role: int, block: int = 0) -> I8:
-    """Independent integers of [0, high), uniform to within 2⁻⁵³ · high."""
+    """Independent integers of [0, high), uniform to within 2⁻⁵² · high."""
     return np.floor(uniforms(count, seed, layer, role, block) * high).astype(np.int64)
 
 

@@ -7,7 +7,7 @@ from ntkdist import draws, runs
 from ntkdist.cluster import Resources
 from ntkdist.plan import GB, Plan
 
-SAMPLE_ROWS = 512
+SAMPLE_ROWS, SAMPLE_BYTES = 512, 2**30  # of what mapping is timed on, where it takes no more than these bytes
 
 
 def cost(p: Plan, found: Resources) -> dict[str, Any]:
@@ -17,14 +17,11 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
     ----------
     p : Plan
     found : Resources
-        What it would run on; the rates are measured in this process, and its workers are taken to be alike.
+        What it would run on; the rates are measured in this process, and its workers are taken to be alike.  Mapping
+        a row is taken to cost as much as adding it to the Gram where drawing the map here would take a gigabyte.
     """
-    x = draws.normals((min(SAMPLE_ROWS, p.layout.rows), *p.layout.input_shape), 0, 0, 0).astype(p.dtype)
-    p.features(x[:8])  # the draw is made once a process
-    start = time.perf_counter()
-    p.features(x)
-    feature_seconds = (time.perf_counter() - start) / len(x)
     rate = runs.syrk_rate(p.m, p.block_rows, p.dtype, p.threads)
+    feature_seconds = _seconds_a_row(p) or p.m**2 / rate
     gram_flops = p.layout.rows * p.m**2
     slots = min(found.workers * found.tasks_at_once, p.shards)
     return {
@@ -44,6 +41,18 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
         "driver_memory_bytes": p.driver_memory_bytes(),
         "worker_limit_bytes": found.memory_bytes,
     }
+
+
+def _seconds_a_row(p: Plan) -> float | None:
+    """Of mapping, timed; None where drawing the map takes too much for a dry run."""
+    shape, rows = p.layout.input_shape, min(SAMPLE_ROWS, p.layout.rows)
+    if p.features.draw_bytes(shape, p.dtype) + rows * p.features.row_bytes(shape, p.dtype) > SAMPLE_BYTES:
+        return None
+    x = draws.normals((rows, *shape), 0, 0, 0).astype(p.dtype)
+    p.features(x[:8])  # the draw is made once a process
+    start = time.perf_counter()
+    p.features(x)
+    return (time.perf_counter() - start) / rows
 
 
 def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:

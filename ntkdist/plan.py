@@ -5,7 +5,6 @@ Legend: m features, t targets; a task is one fold and some of its partitions, a 
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -18,7 +17,7 @@ from ntkdist.features import AnyFeatureMap
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import AUTO_GRID
 from ntkdist.solvers import AnySolver, choose
-from ntkdist.spec import Spec, decode_toml, digest
+from ntkdist.spec import Spec, decode, digest, read_toml
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(ge=1)]
@@ -114,15 +113,16 @@ class Job(Spec, frozen=True, tag=False):
         SpecError
             If there is no such file, or a key or value in it cannot be.
         """
-        try:
-            text = Path(path).read_text()
-        except OSError as error:
-            raise SpecError(f"{path}: cannot be read ({error.strerror}); check the path of the job") from None
-        return decode_toml(text, cls, path)
+        data = read_toml(path)
+        if isinstance(cluster := data.get("cluster"), dict):
+            cluster.setdefault("type", "local")
+        return decode(data, cls, path)
 
     def validate(self) -> None:
         if self.alphas != "auto" and self.alphas_per_row is not None:
             raise SpecError("both alphas and alphas_per_row are given; give one")
+        if (grid := self.grid()) is not None and not (grid and min(grid) >= 0):
+            raise SpecError(f"alphas are {list(grid)}; expected one or more numbers, none negative")
         if self.plan.folds == 1 and len(self.grid() or ()) != 1:
             raise SpecError("folds = 1 leaves nothing to choose alpha by; give a single alpha, or more folds")
 
@@ -282,7 +282,7 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         folds=table.folds,
         shards=max(table.folds, min(shards, layout.partitions)),
         fan_in=table.fan_in,
-        block_rows=min(table.block_rows or max(m // 2, 1024), layout.rows),
+        block_rows=min(table.block_rows or max(m, 1024), layout.rows),
         threads=table.threads or threads,
         dtype=table.dtype,
         solver=job.solver or choose(m, len(grid or AUTO_GRID)),

@@ -27,36 +27,40 @@ def job_digest(job: Job) -> str:
 
 
 def begin(out: str, name: str) -> tuple[RidgeModel, None, dict[str, Any], Equations] | None:
-    """What a complete run of the same job left; else make the directory ready for one.
+    """What a complete run of the same job left, or None where one can be written.  Writes nothing.
 
     Raises
     ------
     StoreError
-        If the directory holds another run, or something else.
+        If the directory holds another run, or something else, or cannot be written to.
     """
     place = Path(out)
-    report, mark = place / "report.json", place / "job.json"
-    if place.exists() and any(place.iterdir()):
-        found = json.loads(mark.read_text())["digest"] if mark.exists() else "none of ntkdist's"
-        if found != name:
-            raise StoreError(
-                f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it"
-            )
-        if report.exists():
-            model, equations = store.load(str(place / "model.zarr")), store.load(str(place / "equations.zarr"))
-            return model, None, json.loads(report.read_text()), equations
-        for part in ("model.zarr", "equations.zarr"):
-            data.remove(str(place / part))
-    place.mkdir(parents=True, exist_ok=True)
-    _write_json(mark, {"digest": name})
-    return None
+    nearest = next(p for p in (place, *place.absolute().parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise StoreError(f"{out} cannot be a run directory: {nearest} is not a directory that can be written to")
+    if not place.exists() or not any(place.iterdir()):
+        return None
+    try:
+        found = json.loads((place / "job.json").read_text())["digest"]
+    except (OSError, ValueError, LookupError, TypeError):
+        raise StoreError(f"{out} holds something that is not a run; choose another --out or remove it") from None
+    if found != name:
+        raise StoreError(f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it")
+    if not (place / "report.json").exists():
+        return None
+    model, equations = store.load(str(place / "model.zarr")), store.load(str(place / "equations.zarr"))
+    return model, None, json.loads((place / "report.json").read_text()), equations
 
 
 def finish(out: str, model: RidgeModel, equations: Equations, report: dict[str, Any]) -> None:
-    """Write a run's results; the report, written last, marks it complete."""
-    store.save(model, str(Path(out) / "model.zarr"))
-    store.save(equations, str(Path(out) / "equations.zarr"))
-    _write_json(Path(out) / "report.json", report)
+    """Write a run's results over what a run that was cut off left; the report, written last, marks it complete."""
+    place = Path(out)
+    place.mkdir(parents=True, exist_ok=True)
+    _write_json(place / "job.json", {"digest": report["digest"]})
+    for name, value in (("model.zarr", model), ("equations.zarr", equations)):
+        data.remove(str(place / name))
+        store.save(value, str(place / name))
+    _write_json(place / "report.json", report)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -69,14 +69,15 @@ class CVResult:
 
     @property
     def rmse(self) -> float:
-        """Root of the mean squared error over targets."""
-        return float(np.sqrt(self.chosen.mean()))
+        """Root of the mean squared error, averaged over targets."""
+        return float(np.sqrt(self.chosen).mean())
 
     @property
     def r2(self) -> float:
-        """Share of the targets' variance that is explained out of fold; nan if they have none."""
-        spread = self.spread.mean()
-        return float(1 - self.chosen.mean() / spread) if spread > 0 else float("nan")
+        """Share of a target's variance that is explained out of fold, averaged over targets; nan if one has none."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = 1 - self.chosen / self.spread
+        return float(np.where(self.spread > 0, share, np.nan).mean())
 
     @property
     def standard_error(self) -> float:

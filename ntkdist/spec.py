@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import math
 import tomllib
+from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
 import msgspec
@@ -99,13 +100,20 @@ def decode(data: dict[str, Any], type: type[T] | Any, source: str = "input") -> 
         raise SpecError(f"{source}: {hint or error}") from None
 
 
-def decode_toml(text: str, type: type[T], source: str) -> T:
-    """A spec from a TOML text; raises `SpecError` as `decode` does."""
+def read_toml(path: str) -> dict[str, Any]:
+    """The plain objects of a TOML file, to `decode`.
+
+    Raises
+    ------
+    SpecError
+        If there is no such file or it is not TOML.
+    """
     try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{source}: not TOML: {error}") from None
-    return decode(data, type, source)
+        return tomllib.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:
+        raise SpecError(f"{path}: not TOML: {error}") from None
 
 
 def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
@@ -121,17 +129,19 @@ def _unknown(data: Any, info: Any, path: str) -> str:
     structs = [t for t in getattr(info, "types", (info,)) if isinstance(t, msgspec.inspect.StructType)]
     if not structs:
         return ""
-    names = tuple(str(t.tag) for t in structs)
+    names = tuple(str(t.tag) for t in structs if t.tag is not None)
     name = data.get("type", names[0] if len(names) == 1 else None)
-    if name is None:
+    if names and name is None:
         return f"[{path}] has no type; expected one of: {', '.join(names)}"
-    if name not in names:
+    if names and name not in names:
         return f"unknown type '{name}' in [{path}]{nearest(str(name), names)}"
-    fields = {f.encode_name: f.type for f in structs[names.index(name)].fields}
+    struct = structs[names.index(name)] if names else structs[0]
+    fields = {f.encode_name: f.type for f in struct.fields}
     for key, value in data.items():
         place = f"{path}.{key}" if path else key
-        if key != "type" and key not in fields:
+        if key in fields:
+            if found := _unknown(value, fields[key], place):
+                return found
+        elif key != "type" or not names:
             return f"unknown key '{place}'{nearest(key, list(fields))}"
-        if key != "type" and (found := _unknown(value, fields[key], place)):
-            return found
     return ""

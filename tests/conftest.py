@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Command, in_process
 from distributed import Client, LocalCluster
 from numpy.typing import NDArray
 
 import ntkdist as nd
+from ntkdist import cluster
 
 MakeDataset = Callable[..., str]
 
@@ -37,7 +39,7 @@ def table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """A regression problem that a line cannot solve: 900 rows, 5 columns of very different scales, 2 targets."""
     rng = np.random.default_rng(1)
     x = rng.standard_normal((900, 5))
-    signal = np.stack([np.abs(x[:, 0]) + x[:, 1] * x[:, 2], np.sin(2 * x[:, 3])], axis=1)
+    signal = np.stack([np.abs(x[:, 0]) + x[:, 1] * x[:, 2], np.abs(x[:, 3]) - x[:, 4]], axis=1)
     y = signal + 0.1 * rng.standard_normal((900, 2))
     return x * [1, 10, 100, 1e-3, 1] + [0, 5, -2000, 0, 1], y * [1, 30] + [100, -4]
 
@@ -47,3 +49,11 @@ def two_workers() -> Any:
     """A client of a cluster of two worker processes of one thread each."""
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
         yield client
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command line in this process, in an empty directory, knowing of no cluster of other tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, "_active_client", lambda: None)
+    return in_process

@@ -1,6 +1,7 @@
 """What a feature map is: a small value, from which any worker makes the same φ."""
 
 import abc
+import math
 import threading
 from typing import Annotated, Any
 
@@ -84,6 +85,11 @@ def _cast(value: Any, dtype: np.dtype[Any]) -> Any:
     if isinstance(value, dict):
         return {k: _cast(v, dtype) for k, v in value.items()}
     return value.astype(dtype) if value.dtype.kind == "f" else value
+
+
+def flat(x: NDArray[Any]) -> NDArray[Any]:
+    """Rows (n, *shape) as (n, d), also when there are none."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def normalised(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist.errors import SpecError
-from ntkdist.features.base import FeatureMap, Params
+from ntkdist.features.base import FeatureMap, Params, flat
 
 
 class Linear(FeatureMap, frozen=True):
@@ -25,11 +25,11 @@ class Linear(FeatureMap, frozen=True):
         return {}
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        return x.reshape(len(x), -1)
+        return flat(x)
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        x = np.asarray(x, np.float64).reshape(len(x), -1)
-        return x @ (x if y is None else np.asarray(y, np.float64).reshape(len(y), -1)).T
+        x = flat(np.asarray(x, np.float64))
+        return x @ (x if y is None else flat(np.asarray(y, np.float64))).T
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         return self.n_components * np.dtype(dtype).itemsize

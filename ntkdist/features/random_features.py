@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ntkdist import draws
 from ntkdist.errors import SpecError
-from ntkdist.features.base import FeatureMap, Params, normalised
+from ntkdist.features.base import FeatureMap, Params, flat, normalised
 from ntkdist.kernels import NTK, with_bias
 from ntkdist.sketch import draw_count_sketch, tensor_sketch, tensor_sketch_bytes
 
@@ -80,7 +80,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         return self._draw_paper(d) if self.variant == "paper" else self._draw_default(d)
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        x = with_bias(x.reshape(len(x), -1), self.bias)
+        x = with_bias(flat(x), self.bias)
         out = np.empty((len(x), self.n_components), x.dtype)
         step = max(64, CACHE_BYTES // (self.n_components * x.itemsize))
         for i in range(0, len(x), step):  # a few rows at a time, so that what is just made is still in the cache
@@ -91,9 +91,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         return out
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        flat = [None if a is None else np.asarray(a).reshape(len(a), -1) for a in (x, y)]
-        assert flat[0] is not None
-        return NTK(self.depth, self.bias)(flat[0], flat[1])
+        return NTK(self.depth, self.bias)(flat(np.asarray(x)), None if y is None else flat(np.asarray(y)))
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = int(np.prod(input_shape)) + 1, np.dtype(dtype).itemsize
@@ -103,9 +101,17 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         return size * (4 * d + 2 * self.n_components)
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        d, m, size = int(np.prod(input_shape)) + 1, self.n_components, np.dtype(dtype).itemsize
-        widest = d if self.depth == 1 else m + d
-        return (16 + size) * widest * m
+        d, size = int(np.prod(input_shape)) + (self.bias != 0), np.dtype(dtype).itemsize
+        if self.variant == "paper":
+            m1, ms = self._paper_widths()
+            wide = [d] + [m1] * (self.depth - 1)
+            kept = sum(2 * w * m1 for w in wide)
+            sketches = 40 * self.depth * 2 * (m1 + ms + d)
+            return (8 + size) * kept + 8 * 4 * max(wide) * m1 + sketches
+        kept = widest = 0
+        for wide, columns in self._default_shapes(d):
+            kept, widest = kept + wide * columns, max(widest, wide * (3 * columns + 6 * wide))
+        return (8 + size) * kept + 8 * widest + 40 * (d + self.n_components)
 
     # The default variant.
 
@@ -117,6 +123,15 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
             ends.append(rest * (2 ** (h + 1) - 1) // (2**self.depth - 1))
         widths = np.diff(ends)
         return p, [(int(w) // 4, int(w) - int(w) // 4) for w in widths]
+
+    def _default_shapes(self, d: int) -> list[tuple[int, int]]:
+        """Dimension and number of the directions of each array that is drawn."""
+        p, layers = self._columns(d)
+        shapes, wide, deep = [(d, p)] if p < d else [], d, d
+        for h, (m1, ms) in enumerate(layers):
+            shapes += [(wide, m1), (wide, ms), (deep, ms)]
+            wide, deep = wide + (h == 0) + m1, deep + (h == 0) + m1 + ms
+        return shapes
 
     def _draw_default(self, d: int) -> Params:
         p, layers = self._columns(d)
@@ -157,7 +172,9 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
             np.abs(r, out=r)
             r -= params[f"mean{h}"]
             s = _times(psi, params[f"right{h}"], out[:, end_s : end_s + ms])
-            s *= np.sign(_times(phi, params[f"step{h}"]))
+            t = _times(phi, params[f"step{h}"])
+            s *= np.sign(t, out=t)
+            del t  # or it would be held beside the next layer's
             end_r, end_s = end_r + m1, end_s + ms
         out *= params["factors"]
 

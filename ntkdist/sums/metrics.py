@@ -7,24 +7,26 @@ from numpy.typing import NDArray
 
 from ntkdist.sums.moments import Moments
 
+F8 = NDArray[np.float64]
+
 
 class Metrics:
     """What evaluating on some rows gives: a value with ``+``.
 
-    For regression over all targets alike: squared and absolute error, and the spread of the targets.  For
-    classification: the number of right answers and the log loss of clipped, renormalised scores.
+    For regression the squared and absolute error of each target, and the targets' moments; for classification the
+    number of right answers and the log loss of clipped, renormalised scores.
     """
 
-    def __init__(self, rows: int, weight: float, sums: dict[str, float], targets: Moments | None) -> None:
+    def __init__(self, rows: int, weight: float, sums: dict[str, F8], targets: Moments | None) -> None:
         self.rows, self.weight, self.sums, self.targets = rows, weight, sums, targets
 
     @classmethod
     def of_regression(cls, y: NDArray[Any], predicted: NDArray[Any], weight: NDArray[Any] | None) -> "Metrics":
         """Metrics of one block of predictions (n, t) of targets (n, t)."""
         w = np.ones(len(y)) if weight is None else weight
-        error = np.asarray(y, np.float64) - predicted
-        sums = {"squared": float(w @ np.square(error).mean(axis=1)), "absolute": float(w @ np.abs(error).mean(axis=1))}
-        return cls(len(y), float(w.sum()), sums, Moments.of(np.asarray(y, np.float64), weight, None, 0))
+        y = np.asarray(y, np.float64)
+        error = np.abs(y - predicted)
+        return cls(len(y), float(w.sum()), {"squared": w @ error**2, "absolute": w @ error}, Moments.of(y, w, None, 0))
 
     @classmethod
     def of_classes(cls, codes: NDArray[Any], scores: NDArray[Any], weight: NDArray[Any] | None) -> "Metrics":
@@ -34,7 +36,7 @@ class Metrics:
         p /= p.sum(axis=1, keepdims=True)
         right = (scores.argmax(axis=1) == codes).astype(np.float64)
         log_loss = -np.log(p[np.arange(len(codes)), codes])
-        return cls(len(codes), float(w.sum()), {"right": float(w @ right), "log_loss": float(w @ log_loss)}, None)
+        return cls(len(codes), float(w.sum()), {"right": w @ right, "log_loss": w @ log_loss}, None)
 
     def __add__(self, other: "Metrics") -> "Metrics":
         targets = None if self.targets is None or other.targets is None else self.targets + other.targets
@@ -42,10 +44,12 @@ class Metrics:
         return Metrics(self.rows + other.rows, self.weight + other.weight, sums, targets)
 
     def summary(self) -> dict[str, float]:
-        """``rmse``, ``mae`` and ``r2``, or ``accuracy`` and ``log_loss``; with ``rows``."""
+        """``rmse``, ``mae`` and ``r2``, averaged over targets as scikit-learn does, or ``accuracy`` and ``log_loss``."""
         mean = {k: v / self.weight for k, v in self.sums.items()}
         if self.targets is None:
-            return {"accuracy": mean["right"], "log_loss": mean["log_loss"], "rows": self.rows}
-        spread = float(np.mean(self.targets.deviation)) / self.weight
-        r2 = 1 - mean["squared"] / spread if spread > 0 else float("nan")
-        return {"rmse": mean["squared"] ** 0.5, "mae": mean["absolute"], "r2": r2, "rows": self.rows}
+            return {"accuracy": float(mean["right"]), "log_loss": float(mean["log_loss"]), "rows": self.rows}
+        spread = self.targets.std**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            r2 = np.where(spread > 0, 1 - mean["squared"] / spread, np.nan)
+        rmse, mae = np.sqrt(mean["squared"]), mean["absolute"]
+        return {"rmse": float(rmse.mean()), "mae": float(mae.mean()), "r2": float(r2.mean()), "rows": self.rows}

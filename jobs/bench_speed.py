@@ -1,0 +1,100 @@
+"""One pass beside bare syrk: how much of the machine a fit uses, and where the rest goes.
+
+    python jobs/bench_speed.py [--rows 32768] [--d 90] [--m 4096] [--depth 1] [--threads 1] [--pairs 3]
+
+Makes rows of normals, converts them, and times by turns (a) one pass that reads, scales, maps and sums them and (b)
+bare ``syrk`` on as many blocks of the same shape, in the same process with the same BLAS threads.  Prints the ratio of
+every pair and the seconds of every part of (a).
+"""
+
+import json
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import ntkdist as nd
+from ntkdist import backend
+from ntkdist.data import Rows
+from ntkdist.fit import EquationsOf
+from ntkdist.preprocess import Preprocessing
+from ntkdist.reduce import Shard, Source, run_shard
+from ntkdist.sums import NormalEquations
+
+
+class Timed(EquationsOf):
+    """`EquationsOf` that notes the seconds of its parts."""
+
+    seconds: Counter[str] = Counter()
+
+    def update(self, total: NormalEquations, rows: Rows) -> NormalEquations:
+        marks = [time.perf_counter()]
+        x = self.preprocessing.inputs(rows.x, self.dtype)
+        marks.append(time.perf_counter())
+        z = self.features(x)
+        marks.append(time.perf_counter())
+        total.update(z, self.preprocessing.targets(rows.y), rows.weight)
+        marks.append(time.perf_counter())
+        for name, start, stop in zip(("scale", "features", "sums"), marks, marks[1:], strict=False):
+            self.seconds[name] += stop - start
+        return total
+
+
+@click.command()
+@click.option("--rows", default=32768)
+@click.option("--d", default=90)
+@click.option("--m", default=4096)
+@click.option("--depth", default=1)
+@click.option("--threads", default=1)
+@click.option("--pairs", default=3)
+@click.option("--variant", default="default")
+def main(rows: int, d: int, m: int, depth: int, threads: int, pairs: int, variant: str) -> None:
+    rng = np.random.default_rng(0)
+    features = nd.NTKRandomFeatures(m, depth=depth, variant=variant)
+    with tempfile.TemporaryDirectory() as place:
+        x = rng.standard_normal((rows, d), dtype=np.float32)
+        np.savez(Path(place) / "x.npz", x=x, y=x[:, 0])
+        nd.convert(f"{place}/x.npz", f"{place}/x.zarr", target=["y"])
+        plan = nd.plan(nd.Job(nd.Dataset(f"{place}/x.zarr"), features), threads=threads)
+        scaling = Preprocessing(
+            input_shape=(d,), x_mean=np.zeros(d), x_scale=np.ones(d), y_mean=np.zeros(1), y_scale=np.ones(1)
+        )
+        source = Source(plan.dataset, plan.layout, plan.block_rows, threads)
+        shard = Shard(0, tuple(plan.layout.span(p) for p in range(plan.layout.partitions)))
+        features(x[:8])
+        found: list[dict[str, Any]] = []
+        for _ in range(pairs):
+            Timed.seconds.clear()
+            start = time.perf_counter()
+            tally = run_shard(source, Timed(features, scaling, "float32"), shard).tally
+            whole = time.perf_counter() - start
+            bare = bare_syrk(rows, plan.block_rows, m)
+            parts = {"read": tally.read_seconds, **Timed.seconds}
+            found.append({"pass": whole, "syrk": bare, "ratio": bare / whole, **parts})
+            print("  ".join(f"{k} {v:.3f}" for k, v in found[-1].items()))
+    print(
+        json.dumps(
+            {"rows": rows, "d": d, "m": m, "depth": depth, "variant": variant, "threads": threads}
+            | {"block_rows": plan.block_rows}
+            | {f"median_{k}": round(float(np.median([f[k] for f in found])), 3) for k in found[0]}
+        )
+    )
+
+
+def bare_syrk(rows: int, block_rows: int, m: int) -> float:
+    """Seconds of syrk on the same blocks."""
+    z = np.random.default_rng(1).standard_normal((block_rows, m), dtype=np.float32)
+    c = np.zeros((m, m), np.float32, order="F")
+    backend.ssyrk(1.0, z.T, c=c, overwrite_c=1)
+    start = time.perf_counter()
+    for i in range(0, rows, block_rows):
+        backend.ssyrk(1.0, z[: rows - i].T, c=c, overwrite_c=1)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The same mathematics once more, in the obvious way and slowly: what the library is held against."""
+
+from typing import Any
+
+import mpmath
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist import draws
+from ntkdist.features.random_features import LEFT, RELU, RIGHT, STEP, mean_abs
+
+F8 = NDArray[np.float64]
+EPS = 2.0**-52
+DIGITS = 60
+
+
+def rows_at_angle(theta: float, d: int, pairs: int, seed: int = 0) -> tuple[F8, F8]:
+    """Pairs of unit rows, ``theta`` apart to within rounding; what they are exactly, `exact_kernel` works out."""
+    rng = np.random.default_rng(seed)
+    u = rng.standard_normal((pairs, d))
+    u /= np.linalg.norm(u, axis=1, keepdims=True)
+    v = rng.standard_normal((pairs, d))
+    v -= (u * v).sum(1, keepdims=True) * u
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    return u, np.cos(theta) * u + np.sin(theta) * v
+
+
+def exact_kernel(name: str, x: F8, z: F8, depth: int) -> mpmath.mpf:
+    """NTK or NNGP of one pair of rows, by the recursion on the cosine, in sixty digits."""
+    with mpmath.workdps(DIGITS):
+        a, b = [mpmath.mpf(float(v)) for v in x], [mpmath.mpf(float(v)) for v in z]
+        norms = mpmath.sqrt(mpmath.fdot(a, a) * mpmath.fdot(b, b))
+        if norms == 0:
+            return mpmath.mpf(0)
+        sigma = tangent = max(min(mpmath.fdot(a, b) / norms, mpmath.mpf(1)), mpmath.mpf(-1))
+        for _ in range(depth):
+            angle = mpmath.acos(sigma)
+            kappa0 = (mpmath.pi - angle) / mpmath.pi
+            kappa1 = (mpmath.sqrt(1 - sigma**2) + sigma * (mpmath.pi - angle)) / mpmath.pi
+            sigma, tangent = kappa1, tangent * kappa0 + kappa1
+        return norms * (tangent if name == "NTK" else sigma)
+
+
+def exact_matrix(name: str, x: F8, z: F8, depth: int) -> F8:
+    """`exact_kernel` of all pairs, rounded to float64."""
+    return np.array([[float(exact_kernel(name, a, b, depth)) for b in z] for a in x])
+
+
+def clipped_kernel(name: str, x: F8, z: F8, depth: int) -> F8:
+    """The usual float64 code, arccos(clip(cos)): loses half of the digits near ±1."""
+    norms = np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(z, axis=1))
+    sigma = tangent = x @ z.T / norms
+    for _ in range(depth):
+        sigma = np.clip(sigma, -1, 1)
+        angle = np.arccos(sigma)
+        kappa0, kappa1 = 1 - angle / np.pi, (np.sqrt(1 - sigma**2) + sigma * (np.pi - angle)) / np.pi
+        sigma, tangent = kappa1, tangent * kappa0 + kappa1
+    return norms * (tangent if name == "NTK" else sigma)
+
+
+class Network:
+    """A finite fully connected ReLU network, f(x) = v·a_L, a_h = √(2/width) relu(W_h a_{h−1}), all weights N(0, 1)."""
+
+    def __init__(self, d: int, width: int, depth: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.weights = [rng.standard_normal((width, d if h == 0 else width)) for h in range(depth)]
+        self.readout = rng.standard_normal(width)
+        self.scale = np.sqrt(2 / width)
+
+    def hidden(self, x: F8) -> list[F8]:
+        """The input and the activations of every layer, (n, width) each."""
+        layers = [x]
+        for w in self.weights:
+            layers.append(self.scale * np.maximum(layers[-1] @ w.T, 0))
+        return layers
+
+    def output(self, x: F8) -> F8:
+        return self.hidden(x)[-1] @ self.readout
+
+    def gradients(self, x: F8) -> list[tuple[F8, F8]]:
+        """For each weight matrix, from the last: (δ, a) with ∂f/∂W = δ aᵀ for every row."""
+        layers = self.hidden(x)
+        found = [(np.ones((len(x), 1)), layers[-1])]
+        back = np.broadcast_to(self.readout, layers[-1].shape)
+        for h in reversed(range(len(self.weights))):
+            delta = self.scale * back * (layers[h + 1] > 0)
+            found.append((delta, layers[h]))
+            back = delta @ self.weights[h]
+        return found
+
+    def tangent_kernel(self, x: F8) -> F8:
+        """⟨∂f(x)/∂weights, ∂f(x')/∂weights⟩ over all weights."""
+        return np.sum([(delta @ delta.T) * (a @ a.T) for delta, a in self.gradients(x)], axis=0)
+
+
+def gram_schmidt(a: F8) -> F8:
+    """The columns of ``a`` made orthonormal, one after the other (twice, for the digits)."""
+    q = np.array(a)
+    for j in range(q.shape[1]):
+        for _ in range(2):
+            q[:, j] -= q[:, :j] @ (q[:, :j].T @ q[:, j])
+        q[:, j] /= np.linalg.norm(q[:, j])
+    return q
+
+
+def count_sketch_matrix(d: int, m: int, seed: int, layer: int, role: int) -> F8:
+    """The CountSketch as a dense (d, m) matrix, entry by entry from its draws."""
+    matrix = np.zeros((d, m))
+    bucket, sign = draws.integers(m, d, seed, layer, role, 0), draws.signs(d, seed, layer, role, 1)
+    for i in range(d):
+        matrix[i, bucket[i]] = sign[i]
+    return matrix
+
+
+def circular_convolution(a: F8, b: F8) -> F8:
+    """Σ_{i + j ≡ k mod m} a_i b_j of two vectors, by its definition."""
+    m = len(a)
+    out = np.zeros(m)
+    for i in range(m):
+        for j in range(m):
+            out[(i + j) % m] += a[i] * b[j]
+    return out
+
+
+def paper_features(f: Any, x: F8) -> F8:
+    """Algorithm 2 of Zandieh et al. as it stands, with the tensor products and the convolutions written out."""
+    ms = int(0.6 * f.n_components)
+    m = f.n_components - ms
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    phi = psi = x / np.where(length == 0, 1, length)
+    for h in range(f.depth):
+        d = phi.shape[1]
+        g, w = draws.normals((d, m), f.seed, h, STEP), draws.normals((d, m), f.seed, h, RELU)
+        if f.leverage_scores:
+            w = np.sqrt(d) * w / np.linalg.norm(w, axis=0)
+        step = np.sqrt(2 / m) * (phi @ g > 0)
+        left = step @ count_sketch_matrix(m, ms, f.seed, h, LEFT)
+        right = psi @ count_sketch_matrix(psi.shape[1], ms, f.seed, h, RIGHT)
+        product = np.array([circular_convolution(a, b) for a, b in zip(left, right, strict=True)])
+        phi = np.sqrt(2 / m) * np.maximum(phi @ w, 0)
+        psi = np.hstack([phi, product])
+    return length * psi
+
+
+def default_gram(f: Any, x: F8) -> F8:
+    """φ(x) φ(x)ᵀ of the default variant by its recursion on Gram matrices, with no columns merged or carried along.
+
+    Only the vectors that the directions act on have merged columns: [u | 1 | |t|-blocks | sgn-blocks], in which the
+    coefficient of every block is the root of that block's share of Σ (for φ) and of K (for ψ).
+    """
+    d, m = x.shape[1], f.n_components
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    u = x / np.where(length == 0, 1, length)
+    sigma = tangent = u @ u.T
+    blocks: list[tuple[F8, float, float]] = [(u, 1.0, 1.0)]  # columns, share of Σ, share of K
+    ends = [(m - 1 - d) * (2**h - 1) // (2**f.depth - 1) for h in range(f.depth + 1)]
+    for h, columns in enumerate(np.diff(ends)):
+        m1, ms = columns // 4, columns - columns // 4
+        in_order = sorted(blocks, key=lambda b: b[1] == 0)  # sgn-blocks, which Σ does not have, come last
+        phi = np.hstack([np.sqrt(share) * b for b, share, _ in in_order if share > 0])
+        psi = np.hstack([np.sqrt(share) * b for b, _, share in in_order])
+        wide, deep = phi.shape[1], psi.shape[1]
+        np.testing.assert_allclose(phi @ phi.T, sigma, atol=1e-13)
+        np.testing.assert_allclose(psi @ psi.T, tangent, atol=1e-13)
+        c = mean_abs(wide)
+        t = np.sqrt(wide) * phi @ draws.directions(wide, m1, f.seed, h, RELU)
+        r = (np.abs(t) - c) / np.sqrt(2 * m1)
+        p = np.sqrt(deep) * psi @ draws.directions(deep, ms, f.seed, h, RIGHT)
+        s = np.sign(phi @ draws.directions(wide, ms, f.seed, h, STEP)) * p / np.sqrt(2 * ms)
+        sigma = c**2 / 2 + sigma / 2 + r @ r.T  # κ₁: constant, linear part, |t|
+        tangent = tangent / 2 + s @ s.T + sigma  # κ₀ K = (½ + ½ E sgn sgn) K
+        blocks = [(b, a / 2, k / 2 + a / 2) for b, a, k in blocks]
+        if h == 0:
+            blocks.append((np.ones((len(x), 1)), 0.0, 0.0))
+        # The constant: a block like the others, and c²/2 more in both.
+        blocks = [(b, a + c**2 / 2, k + c**2 / 2) if i == 1 else (b, a, k) for i, (b, a, k) in enumerate(blocks)]
+        blocks += [(r, 1.0, 1.0), (s, 0.0, 1.0)]
+    return length * tangent * length.T

@@ -1,0 +1,263 @@
+"""Feature maps: what the interface promises of every map, and how `NTKRandomFeatures` approximates its kernel."""
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from reference import default_gram, paper_features
+
+from ntkdist import NTK, DataError, Linear, NTKRandomFeatures, SpecError, draws
+from ntkdist.features import FeatureMap
+from ntkdist.features.base import _cast
+from ntkdist.features.random_features import RELU, mean_abs
+
+F8 = NDArray[np.float64]
+PAPER: dict[str, Any] = {"variant": "paper"}
+LEVERAGE: dict[str, Any] = {"variant": "paper", "leverage_scores": True}
+D = 6
+MAPS: dict[str, FeatureMap] = {
+    "linear": Linear(D),
+    "default": NTKRandomFeatures(64),
+    "default-deep": NTKRandomFeatures(101, depth=3),
+    "default-projected": NTKRandomFeatures(13 + 3, depth=1, seed=4),
+    "paper": NTKRandomFeatures(50, **PAPER),
+    "paper-deep": NTKRandomFeatures(64, depth=2, **PAPER),
+    "paper-leverage": NTKRandomFeatures(64, **LEVERAGE),
+    "default-bias": NTKRandomFeatures(64, depth=2, bias=0.5),
+    "paper-bias": NTKRandomFeatures(64, bias=0.5, **PAPER),
+}
+ROUNDING = {np.float64: 1e-12, np.float32: 1e-5}
+every_map = pytest.mark.parametrize("features", MAPS.values(), ids=MAPS)
+random_maps = pytest.mark.parametrize("features", list(MAPS.values())[1:], ids=list(MAPS)[1:])
+unbiased_maps = pytest.mark.parametrize("features", list(MAPS.values())[:7], ids=list(MAPS)[:7])
+both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+def rows(n: int, d: int = D, seed: int = 0) -> F8:
+    return np.random.default_rng(seed).standard_normal((n, d))
+
+
+def fresh(features: FeatureMap, x: NDArray[Any]) -> NDArray[Any]:
+    """φ(x) drawn anew: what another process would compute."""
+    drawn = {k: _cast(v, x.dtype) for k, v in features.draw(x.shape[1:]).items()}
+    return features.apply(drawn, x)
+
+
+def same_rows(a: NDArray[Any], b: NDArray[Any]) -> None:
+    """Equal row by row, to the promised share of the row's norm."""
+    norms = np.linalg.norm(b, axis=1)
+    assert (np.linalg.norm(a.astype(np.float64) - b, axis=1) <= ROUNDING[b.dtype.type] * norms).all()
+
+
+@every_map
+@both_dtypes
+@pytest.mark.parametrize("n", [0, 1, 7, 300])
+def test_shape_and_dtype(features: FeatureMap, dtype: type, n: int) -> None:
+    z = features(rows(n).astype(dtype))
+    assert z.shape == (n, features.n_components)
+    assert z.dtype == dtype
+    assert np.isfinite(z).all()
+
+
+@every_map
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float16, ">f8"])
+def test_other_numbers_are_computed_in_float64(features: FeatureMap, dtype: Any) -> None:
+    x = np.random.default_rng(0).integers(0, 200, (5, D)).astype(dtype)
+    z = features(x)
+    assert z.dtype == np.float64
+    np.testing.assert_array_equal(z, features(x.astype(np.float64)))
+
+
+@every_map
+def test_float32_is_float64_rounded(features: FeatureMap) -> None:
+    x = rows(50).astype(np.float32)
+    assert np.abs(features(x) - features(x.astype(np.float64))).max() < 1e-5 * np.abs(features(x)).max() * D
+
+
+@random_maps
+def test_a_map_is_its_seed(features: NTKRandomFeatures) -> None:
+    """Drawn again: the same bits; another seed: another map."""
+    x = rows(20)
+    np.testing.assert_array_equal(fresh(features, x), features(x))
+    other = type(features)(**{f: getattr(features, f) for f in features.__struct_fields__} | {"seed": 99})
+    assert np.linalg.norm(other(x) - features(x)) > 0.1 * np.linalg.norm(features(x))
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data(), st.sampled_from(list(MAPS)), st.sampled_from([np.float32, np.float64]))
+def test_a_row_depends_on_its_own_input_only(data: st.DataObject, name: str, dtype: type) -> None:
+    """Any subset in any order, in any pieces, gives the same rows."""
+    features, x = MAPS[name], rows(60).astype(dtype)
+    whole = features(x)
+    order = data.draw(st.lists(st.integers(0, 59), min_size=1, max_size=60))
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(order)), max_size=6)))
+    pieces = [features(part) for part in np.split(x[order], cuts) if len(part)]
+    same_rows(np.concatenate(pieces), whole[order])
+
+
+@every_map
+@both_dtypes
+def test_rows_beyond_one_cache_block(features: FeatureMap, dtype: type) -> None:
+    """`apply` works through many rows a few thousand at a time, which must not show; nor must memory order."""
+    x = rows(20_000 if features.n_components < 64 else 9_000).astype(dtype)
+    whole = features(x)
+    same_rows(np.concatenate([features(part) for part in np.array_split(x, 7)]), whole)
+    same_rows(features(np.asfortranarray(x)), whole)
+    same_rows(features(np.repeat(x, 2, axis=0)[::2]), whole)
+
+
+@unbiased_maps
+@both_dtypes
+def test_zero_rows_have_zero_features(features: FeatureMap, dtype: type) -> None:
+    x = rows(6).astype(dtype)
+    x[[0, 4]] = 0
+    z = features(x)
+    assert (z[[0, 4]] == 0).all()
+    assert (np.abs(z[[1, 2, 3, 5]]).sum(1) > 0).all()
+
+
+@unbiased_maps
+@pytest.mark.parametrize("scale", [2, 0.25, 3])
+def test_homogeneous(features: FeatureMap, scale: float) -> None:
+    x = rows(20)
+    same_rows(features(scale * x), scale * features(x))
+
+
+@every_map
+def test_images_are_flattened(features: FeatureMap) -> None:
+    x = rows(9)
+    np.testing.assert_array_equal(features(x.reshape(9, 1, 3, 2)), features(x))
+    np.testing.assert_array_equal(features.kernel(x.reshape(9, 1, 3, 2)), features.kernel(x))
+
+
+def test_a_vector_is_refused() -> None:
+    with pytest.raises(DataError, match=r"maps rows: expected an array \(n, d\), got shape \(6,\)"):
+        NTKRandomFeatures(64)(np.ones(6))
+
+
+def test_linear_is_the_input() -> None:
+    x, y = rows(5), rows(4, seed=1)
+    np.testing.assert_array_equal(Linear(D)(x), x)
+    np.testing.assert_allclose(Linear(D).kernel(x, y), x @ y.T, rtol=1e-14)
+    with pytest.raises(SpecError, match=r"Linear\.n_components is 7 but a row has 6 values; set it to 6"):
+        Linear(7)(x)
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_kernel_is_the_exact_one(depth: int, bias: float) -> None:
+    x, y = rows(5), rows(4, seed=1)
+    features = NTKRandomFeatures(256, depth=depth, bias=bias)
+    np.testing.assert_array_equal(features.kernel(x, y), NTK(depth, bias)(x, y))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("leverage", [False, True])
+def test_paper_variant_is_algorithm_2(depth: int, leverage: bool) -> None:
+    """Against the published recursion with tensor products and convolutions written out."""
+    features = NTKRandomFeatures(30, depth, leverage, "paper", seed=5)
+    np.testing.assert_allclose(features(rows(8)), paper_features(features, rows(8)), atol=1e-12)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_default_variant_is_its_recursion_on_gram_matrices(depth: int) -> None:
+    """Merging blocks of columns and letting directions carry the factors changes no inner product."""
+    features, x = NTKRandomFeatures(150, depth, seed=5), rows(8)
+    z = features(x)
+    np.testing.assert_allclose(z @ z.T, default_gram(features, x), atol=1e-11)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 10, 1000])
+def test_mean_abs(d: int) -> None:
+    """c_d = E|t| by quadrature, and its limit."""
+    if d == 1:
+        assert mean_abs(1) == pytest.approx(1, rel=1e-14)
+    else:
+        t = np.cos((np.arange(200_000) + 0.5) * np.pi / 200_000)  # t = cos a, with density sinᵈ⁻² a
+        weight = (1 - t**2) ** ((d - 2) / 2)
+        assert mean_abs(d) == pytest.approx(np.sqrt(d) * (np.abs(t) * weight).sum() / weight.sum(), rel=1e-6)
+    assert mean_abs(1000 * d) == pytest.approx(np.sqrt(2 / np.pi) * (1 + 1 / (4000 * d)), rel=1e-6)
+
+
+def test_leverage_scores_depend_on_directions_only() -> None:
+    """The exact sampler, density ∝ ‖w‖²N(w; 0, I): radius χ with d + 2 degrees, any direction.  Its reweighted feature
+    √(2d/m) relu(w·x)/‖w‖ is that of w/‖w‖, and these are the map's columns.
+    """
+    m, d, x = 64, 9, rows(20, 9)
+    features = NTKRandomFeatures(m, **LEVERAGE)
+    m1 = m - int(0.6 * m)
+    g = draws.normals((d, m1), features.seed, 0, RELU)
+    direction = g / np.linalg.norm(g, axis=0)
+    radius = np.sqrt(np.random.default_rng(0).chisquare(d + 2, m1))
+
+    def published(w: F8) -> F8:
+        return np.sqrt(2 * d / m1) * np.maximum(x @ w, 0) / np.linalg.norm(w, axis=0)
+
+    np.testing.assert_allclose(published(radius * direction), published(direction), atol=1e-12)
+    np.testing.assert_allclose(features(x)[:, :m1], published(direction), atol=1e-12)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_leverage_scores_are_refused_by_the_default(depth: int) -> None:
+    sentence = r'leverage_scores = true needs variant = "paper": the default variant already uses the unit directions'
+    with pytest.raises(SpecError, match=sentence):
+        NTKRandomFeatures(256, depth, leverage_scores=True)
+
+
+@pytest.mark.parametrize(("depth", "smallest"), [(1, 16), (2, 32), (3, 64), (5, 256)])
+def test_too_few_components_are_refused(depth: int, smallest: int) -> None:
+    with pytest.raises(SpecError, match=f"n_components is {smallest - 1}; expected at least {smallest} at depth"):
+        NTKRandomFeatures(smallest - 1, depth)
+    with pytest.raises(SpecError, match="n_components is 3; expected at least 4"):
+        NTKRandomFeatures(3, depth, variant="paper")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+@pytest.mark.parametrize("variant", ["default", "paper"])
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_the_smallest_map_works_for_any_width(depth: int, variant: Any, bias: float) -> None:
+    """No block of columns is empty, whatever the row's length."""
+    smallest = 4 if variant == "paper" else 2 ** (depth + 3)
+    for d in [1, 2, smallest // 2 - 2, smallest // 2 - 1, smallest // 2, 3 * smallest]:
+        z = NTKRandomFeatures(smallest, depth, variant=variant, bias=bias)(rows(3, d))
+        assert z.shape == (3, smallest)
+        assert np.isfinite(z).all()
+
+
+def peak_bytes(call: Callable[[], Any]) -> int:
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    call()
+    peak = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    return peak
+
+
+SIZES = [(9, 1024, 200), (90, 2048, 64), (784, 128, 300), (784, 2048, 64), (9, 8192, 64)]
+VARIANTS = [{}, {"bias": 1.0}, {"depth": 2}, {"depth": 3}, PAPER, {"depth": 2, **PAPER}]
+NUMPY_BUFFERS = 2**18  # of ufuncs on strided arrays: two of 8192 elements, however many rows
+
+
+@pytest.mark.parametrize(("d", "m", "n"), SIZES)
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@both_dtypes
+def test_memory_is_projected(options: dict[str, Any], d: int, m: int, n: int, dtype: type) -> None:
+    """`row_bytes` and `draw_bytes` bound the measured peaks, and are within a factor of them."""
+    features = NTKRandomFeatures(min(m, 1024) if options.get("depth") else m, **options)
+    x, name = rows(n, d).astype(dtype), np.dtype(dtype)
+    params: dict[str, Any] = {}
+
+    def draw() -> None:
+        params.clear()
+        params.update({k: _cast(v, name) for k, v in features.draw((d,)).items()})
+
+    drawing = peak_bytes(draw)
+    assert drawing <= features.draw_bytes((d,), dtype) + NUMPY_BUFFERS <= 3 * drawing + 2 * NUMPY_BUFFERS
+    applying = peak_bytes(lambda: features.apply(params, x))
+    assert applying <= n * features.row_bytes((d,), dtype) + NUMPY_BUFFERS <= 4 * applying + 2 * NUMPY_BUFFERS

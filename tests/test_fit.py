@@ -1,0 +1,184 @@
+"""The straight line, end to end: the same sums however they are cut and wherever they are made."""
+
+from typing import Any
+
+import dask
+import msgspec
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+import ntkdist as nd
+from ntkdist.sums import NormalEquations
+
+FEATURES = nd.NTKRandomFeatures(n_components=96, depth=2, bias=0.5)
+EXACT = nd.PlanTable(folds=4, dtype="float64", threads=1)
+
+
+def job_on(store: str, **changes: Any) -> nd.Job:
+    return msgspec.structs.replace(nd.Job(nd.Dataset(store), FEATURES, plan=EXACT), **changes)
+
+
+def assert_close(a: NormalEquations, b: NormalEquations, tolerance: float) -> None:
+    diagonal = np.sqrt(np.diag(b.gram))
+    assert np.max(np.abs(a.gram - b.gram) / np.outer(diagonal, diagonal)) < tolerance
+    np.testing.assert_allclose(a.rhs, b.rhs, atol=tolerance * 1e3)
+
+
+def assert_same_bits(a: list[NormalEquations], b: list[NormalEquations]) -> None:
+    for mine, theirs in zip(a, b, strict=True):
+        for name in ("gram", "rhs", "z_sum", "yy", "y_sum"):
+            np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+
+
+def total(folds: list[NormalEquations]) -> NormalEquations:
+    return sum(folds[1:], folds[0])
+
+
+@pytest.mark.parametrize("rows_per_partition", [7, 45, 300])
+@pytest.mark.parametrize("shards", [4, 9, None])
+def test_any_chunking_and_any_shards_give_the_same_sums(make_dataset: Any, table: Any, rows_per_partition, shards) -> None:
+    rows = min(rows_per_partition, 225)  # four folds need four partitions
+    store = make_dataset(*table, rows_per_partition=rows)
+    plan = nd.plan(job_on(store, plan=msgspec.structs.replace(EXACT, shards=shards, block_rows=50 + rows)))
+    x = (table[0] - table[0].mean(axis=0)) / table[0].std(axis=0)
+    y = (table[1] - table[1].mean(axis=0)) / table[1].std(axis=0)
+    at_once = NormalEquations.zeros(96, 2).update(FEATURES(x), y)
+    assert_close(total(nd.normal_equations(plan)), at_once, 1e-12)
+
+
+def test_one_plan_gives_the_same_bits_everywhere(make_dataset: Any, table: Any, two_workers: Any) -> None:
+    """Synchronous, threads and two processes, in float32, where any other order would show."""
+    plan = nd.plan(job_on(make_dataset(*table), plan=msgspec.structs.replace(EXACT, dtype="float32", shards=12)))
+    with dask.config.set(scheduler="synchronous"):
+        here = nd.fit(plan)
+    with dask.config.set(scheduler="threads", num_workers=3):
+        threads = nd.fit(plan)
+    there = nd.fit(plan, client=two_workers)
+    assert len(there.report["run"]["peak_memory_bytes"]) == 2
+    for other in (threads, there):
+        assert_same_bits(here.equations.folds, other.equations.folds)
+        np.testing.assert_array_equal(here.model.coef, other.model.coef)
+
+
+def test_another_order_would_show(make_dataset: Any, table: Any) -> None:
+    """The test above can fail: other shards give other bits in float32, and equal sums all the same."""
+    plan = nd.plan(job_on(make_dataset(*table), plan=msgspec.structs.replace(EXACT, dtype="float32", shards=12)))
+    a, b = (nd.normal_equations(msgspec.structs.replace(plan, shards=s)) for s in (12, 4))
+    assert any((x.gram != y.gram).any() for x, y in zip(a, b, strict=True))
+    assert_close(total(a), total(b), 1e-5)
+
+
+def test_scores_and_model_are_those_of_scikit_learns_ridge_on_the_same_features(make_dataset: Any, table: Any) -> None:
+    store = make_dataset(*table)
+    result = nd.fit(job_on(store, alphas=(0.01, 1.0, 100.0)))
+    x, y = table
+    z = FEATURES((x - x.mean(axis=0)) / x.std(axis=0))
+    target = (y - y.mean(axis=0)) / y.std(axis=0)
+    layout = nd.Dataset(store).layout()
+    fold = np.arange(900) // layout.rows_per_partition % 4
+    for a, alpha in enumerate(result.cv.alphas):
+        for k in range(4):
+            ridge = Ridge(alpha=alpha, solver="cholesky").fit(z[fold != k], target[fold != k])
+            mse = ((ridge.predict(z[fold == k]) - target[fold == k]) ** 2).mean(axis=0) * y.var(axis=0)
+            np.testing.assert_allclose(result.cv.mse[a, k], mse, rtol=1e-8)
+    ridge = Ridge(alpha=result.model.alpha[0], solver="cholesky").fit(z, y)
+    np.testing.assert_allclose(result.model(x), ridge.predict(z), rtol=1e-6)
+    held = np.sqrt(((result.model(x) - y) ** 2).mean(axis=0)).mean()
+    assert held < result.cv.rmse < y.std(axis=0).mean()
+    assert result.cv.r2 > 0.5
+
+
+def test_predictions_take_raw_rows_in_the_shape_and_units_of_the_target(make_dataset: Any, table: Any) -> None:
+    x, y = table
+    one = nd.fit(job_on(make_dataset(x, y[:, 0]))).model
+    assert one(x[:5]).shape == (5,)
+    assert abs(one(x).mean() - 100) < 1
+    two = nd.fit(job_on(make_dataset(x, y, name="two"))).model
+    assert two(x[:5]).shape == (5, 2)
+    assert np.corrcoef(two(x)[:, 1], y[:, 1])[0, 1] > 0.9
+    np.testing.assert_allclose(two(x)[:3], two(x[:3]), rtol=1e-9)
+
+
+def test_classes_are_restored(make_dataset: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 2))
+    names = np.array(["inside", "on the rim", "outside"])[np.digitize((x**2).sum(axis=1), [0.8, 2])]
+    result = nd.fit(job_on(make_dataset(x, names)))
+    assert result.model.classes == ("inside", "on the rim", "outside")
+    assert result.model(x).shape == (600, 3)
+    np.testing.assert_allclose(result.model(x).sum(axis=1), 1, atol=1e-6)  # centred one-hot targets sum to one
+    assert (result.model.predict(x) == names).mean() > 0.9
+    numbers = nd.fit(job_on(make_dataset(x, np.digitize(x[:, 0], [0]) * 7 + 3, name="n", classes=True))).model
+    assert set(numbers.predict(x).tolist()) == {3, 10}
+
+
+def test_weights_are_repeated_rows(make_dataset: Any, table: Any) -> None:
+    x, y = table
+    counts = np.random.default_rng(0).integers(0, 4, 900)
+    weighted = nd.Dataset(make_dataset(x, y, weights=counts, rows_per_partition=45), weight="weight")
+    repeat = np.repeat(np.arange(900), counts)
+    repeated = make_dataset(x[repeat], y[repeat], name="repeated")
+    a = nd.fit(job_on("", dataset=weighted, alphas=(1.0,)))
+    b = nd.fit(job_on(repeated, alphas=(1.0,)))
+    assert a.equations.total.weight == counts.sum()
+    np.testing.assert_allclose(a.model(x), b.model(x), rtol=1e-8)
+
+
+def test_rows_with_nan_are_dropped_only_if_asked_and_counted(make_dataset: Any, table: Any) -> None:
+    x, y = table[0].copy(), table[1]
+    x[[3, 500], [0, 4]] = np.nan
+    store = make_dataset(x, y)
+    with pytest.raises(nd.DataError, match="NaN or Inf in 1 of the rows"):
+        nd.fit(job_on(store))
+    result = nd.fit(job_on("", dataset=nd.Dataset(store, nan="drop")))
+    assert result.report["data"]["dropped_rows"] == 2
+    assert result.equations.total.weight == 898
+    assert any("2 rows with NaN" in note for note in result.report["notes"])
+
+
+def test_a_column_without_variance_is_harmless(make_dataset: Any, table: Any) -> None:
+    x, y = table
+    plus = nd.fit(job_on(make_dataset(np.hstack([x, np.full((900, 1), 7.0)]), y)))
+    assert plus.report["data"]["constant_columns"] == ["column 5"]
+    shifted = np.hstack([x, np.full((900, 1), 8.0)])
+    assert np.isfinite(plus.model(shifted)).all()
+
+
+def test_scaling_can_be_reused_so_that_sums_of_other_data_add(make_dataset: Any, table: Any, tmp_path: Any) -> None:
+    x, y = table
+    whole = nd.fit(job_on(make_dataset(x, y, rows_per_partition=45)), out=str(tmp_path / "whole"))
+    reuse = nd.Preprocess(reuse=str(tmp_path / "whole"))
+    first, second = (
+        nd.fit(job_on(make_dataset(x[s], y[s], name=name, rows_per_partition=45), preprocess=reuse))
+        for name, s in (("first", slice(0, 540)), ("second", slice(540, 900)))
+    )
+    both = first.equations + second.equations
+    assert_close(both.total, whole.equations.total, 1e-12)
+    assert_close((both - second.equations).total, first.equations.total, 1e-10)
+    model, _ = nd.solve(both, solver=nd.Cholesky(), alphas=[1.0])
+    direct, _ = nd.solve(whole.equations, solver=nd.Cholesky(), alphas=[1.0])
+    np.testing.assert_allclose(model(x), direct(x), rtol=1e-7)
+    own = nd.fit(job_on(make_dataset(x[:540], y[:540], name="own", rows_per_partition=45)))
+    with pytest.raises(nd.DataError, match="Equations of different scaling do not add"):
+        own.equations + second.equations
+
+
+def test_a_solution_in_float32_is_close_to_that_in_float64(make_dataset: Any, table: Any) -> None:
+    store = make_dataset(*table)
+    single = msgspec.structs.replace(EXACT, dtype="float32")
+    a, b = (nd.fit(job_on(store, plan=p, alphas=(1.0,))) for p in (single, EXACT))
+    error = np.abs(a.model(table[0]) - b.model(table[0])).max(axis=0) / table[1].std(axis=0)
+    assert error.max() < 1e-3
+
+
+def test_images_are_scaled_by_channel(make_dataset: Any) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (200, 4, 4, 3)).astype(np.uint8)
+    result = nd.fit(job_on(make_dataset(images, images[..., 0].mean(axis=(1, 2)))))
+    assert result.model.preprocessing.x_mean.shape == (3,)
+    by_pixel = nd.fit(job_on(make_dataset(images, images[:, 0, 0, 0] / 9, name="p"), preprocess=nd.Preprocess("columns")))
+    assert by_pixel.model.preprocessing.x_mean.shape == (48,)
+    assert by_pixel.model(images).shape == (200,)
+    none = nd.fit(job_on(make_dataset(images, images[:, 0, 0, 0] / 9, name="q"), preprocess=nd.Preprocess("none")))
+    assert (none.model.preprocessing.x_scale == 1).all()
