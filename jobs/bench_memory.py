@@ -33,7 +33,12 @@ def main(source: str, m: int, rows: tuple[int, ...], workers: int) -> None:
             run = nd.fit(job).report["run"]
             peak, projected = max(run["peak_memory_bytes"].values()), sum(run["projected_memory_bytes"].values())
             peaks.append(peak)
-            found = {"rows": n, "peak_mb": peak / 1e6, "projected_mb": projected / 1e6, "peak_to_projected": peak / projected}
+            found = {
+                "rows": n,
+                "peak_mb": peak / 1e6,
+                "projected_mb": projected / 1e6,
+                "peak_to_projected": peak / projected,
+            }
             found |= {"rows_per_second": run["rows_per_second"], "seconds": run["seconds"]["equations"]}
             print(json.dumps({k: round(v, 3) for k, v in found.items()}), flush=True)
             assert peak <= projected

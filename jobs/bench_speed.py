@@ -16,6 +16,8 @@ from typing import Any
 
 import click
 import numpy as np
+from scipy.linalg.blas import ssyrk
+from threadpoolctl import threadpool_limits
 
 import ntkdist as nd
 from ntkdist import backend
@@ -72,7 +74,7 @@ def main(rows: int, d: int, m: int, depth: int, threads: int, pairs: int, varian
             start = time.perf_counter()
             tally = run_shard(source, Timed(features, scaling, "float32"), shard).tally
             whole = time.perf_counter() - start
-            bare = bare_syrk(rows, plan.block_rows, m)
+            bare = bare_syrk(rows, plan.block_rows, m, threads)
             parts = {"read": tally.read_seconds, **Timed.seconds}
             found.append({"pass": whole, "syrk": bare, "ratio": bare / whole, **parts})
             print("  ".join(f"{k} {v:.3f}" for k, v in found[-1].items()))
@@ -85,15 +87,17 @@ def main(rows: int, d: int, m: int, depth: int, threads: int, pairs: int, varian
     )
 
 
-def bare_syrk(rows: int, block_rows: int, m: int) -> float:
+def bare_syrk(rows: int, block_rows: int, m: int, threads: int) -> float:
     """Seconds of syrk on the same blocks."""
     z = np.random.default_rng(1).standard_normal((block_rows, m), dtype=np.float32)
     c = np.zeros((m, m), np.float32, order="F")
-    backend.ssyrk(1.0, z.T, c=c, overwrite_c=1)
-    start = time.perf_counter()
-    for i in range(0, rows, block_rows):
-        backend.ssyrk(1.0, z[: rows - i].T, c=c, overwrite_c=1)
-    return time.perf_counter() - start
+    with backend.own_threads():
+        threadpool_limits(threads)
+        ssyrk(1.0, z.T, c=c, overwrite_c=1)
+        start = time.perf_counter()
+        for i in range(0, rows, block_rows):
+            ssyrk(1.0, z[: rows - i].T, c=c, overwrite_c=1)
+        return time.perf_counter() - start
 
 
 if __name__ == "__main__":

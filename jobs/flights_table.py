@@ -22,7 +22,16 @@ def main(source: str, out: str, rows: int | None) -> None:
             keep = np.sort(np.random.default_rng(0).choice(len(keep), rows, replace=False))
         minute, a, b = f["minute"][keep], f["origin"][keep], f["destination"][keep]
         lat, lon = f["airport_lat"], f["airport_lon"]
-        columns = (minute % 1440, minute // 1440 % 7, minute // 1440, f["distance"][keep], lat[a], lon[a], lat[b], lon[b])
+        columns = (
+            minute % 1440,
+            minute // 1440 % 7,
+            minute // 1440,
+            f["distance"][keep],
+            lat[a],
+            lon[a],
+            lat[b],
+            lon[b],
+        )
         delay = np.clip(f["delay"][keep], -44, 277)
     np.savez(out, x=np.stack(columns, axis=1).astype(np.float32), y=delay.astype(np.float32))
 

@@ -1,4 +1,7 @@
-"""The machine: BLAS threads, the symmetric rank-k update, what it can do at best, and memory.
+"""The machine: threads, the symmetric rank-k update, what it can do at best, and memory.
+
+Work inside a task is cut into pieces of fixed size, each done by one thread with a BLAS of one thread.  So the bits of
+a result depend on neither the number of threads nor that of workers, and element-wise work uses all cores too.
 
 Legend: z (b, m) a block of rows; G (m, m) its running Gram, of which only the lower triangle is kept up to date.
 """
@@ -6,10 +9,12 @@ Legend: z (b, m) a block of rows; G (m, m) its running Gram, of which only the l
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.linalg  # noqa: F401  loads SciPy's BLAS now, so that limits reach it too
@@ -18,65 +23,78 @@ from scipy.linalg.blas import dsyrk, ssyrk
 from threadpoolctl import threadpool_info, threadpool_limits
 
 F8 = NDArray[np.float64]
-_threads: int | None = None
+T = TypeVar("T")
+TILE = 512  # columns of a tile of the Gram: large enough for the full rate of BLAS, small enough to balance threads
+_threads = 0  # of this process's tasks; 0: not set, BLAS has what it started with
+_pool: ThreadPoolExecutor | None = None
 
 
 def use_threads(count: int) -> None:
-    """Set the BLAS threads of this process, for good; a cheap no-op when they are set already."""
-    global _threads
+    """Give the tasks of this process ``count`` threads and BLAS one; a cheap no-op when that is so already."""
+    global _threads, _pool
     if _threads != count:
-        threadpool_limits(count)
+        threadpool_limits(1)
+        _pool = ThreadPoolExecutor(count, "ntkdist") if count > 1 else None
         _threads = count
 
 
 @contextmanager
 def own_threads() -> Iterator[None]:
     """Give the caller's process back the BLAS threads it had, once a run inside it is over."""
-    global _threads
+    global _threads, _pool
     before = {lib["prefix"]: lib["num_threads"] for lib in threadpool_info()}
     try:
         yield
     finally:
         threadpool_limits(before)
-        _threads = None
+        _threads, _pool = 0, None
 
 
-def add_gram(gram: F8, z: NDArray[Any], scratch: NDArray[np.float32] | None) -> None:
-    """gram += zᵀz in the lower triangle, in place.
+def each(call: Callable[[T], object], pieces: Iterable[T]) -> None:
+    """Call a function for every piece, on all threads of the task; pieces must not overlap in what they write."""
+    for _ in map(call, pieces) if _pool is None else _pool.map(call, pieces):
+        pass
 
-    A float64 block is added by BLAS.  A float32 block is multiplied in float32 into ``scratch`` (m, m) and added in
-    float64, so that rounding grows with the block and not with the data.
+
+def add_products(gram: F8, cross: F8, z: NDArray[Any], y: NDArray[Any]) -> None:
+    """gram += zᵀz in the lower triangle and cross += zᵀy, in place, tile by tile.
+
+    A tile is multiplied in z's precision and added in float64, so that rounding grows with the block and not with the
+    data.
     """
-    if z.dtype == np.float64:  # BLAS sees the transpose of a C-ordered array: its upper triangle is our lower
-        dsyrk(1.0, z.T, beta=1.0, c=gram.T, overwrite_c=1)
-        return
-    assert scratch is not None
-    ssyrk(1.0, z.T, beta=0.0, c=scratch.T, overwrite_c=1)
-    for i in range(0, len(gram), 256):
-        part = np.s_[i : i + 256, : i + 256]
-        gram[part] += scratch[part]
+
+    def add(tile: tuple[int, int]) -> None:
+        j, i = tile
+        a, b = np.s_[i : i + TILE], np.s_[j : j + TILE]
+        gram[a, b] += z[:, a].T @ z[:, b]
+        if i == j:
+            cross[a] += z[:, a].T @ y
+
+    each(add, combinations_with_replacement(range(0, len(gram), TILE), 2))
 
 
 def mirror(gram: F8) -> None:
     """Copy the lower triangle to the upper, in place."""
-    m, b = len(gram), 256
-    for i in range(0, m, b):
-        gram[:i, i : i + b] = gram[i : i + b, :i].T
-        square = gram[i : i + b, i : i + b]
+    for i in range(0, len(gram), TILE):
+        gram[:i, i : i + TILE] = gram[i : i + TILE, :i].T
+        square = gram[i : i + TILE, i : i + TILE]
         square[:] = np.tril(square) + np.tril(square, -1).T
 
 
-def syrk_rate(m: int, rows: int, dtype: str, seconds: float = 0.2) -> float:
+def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2) -> float:
     """Floating-point operations per second of bare ``syrk`` on (rows, m) blocks, m² a row: the ceiling of a Gram."""
     z = np.ones((rows, m), dtype)
     c = np.zeros((m, m), dtype, order="F")
     syrk = dsyrk if z.dtype == np.float64 else ssyrk
-    syrk(1.0, z.T, c=c, overwrite_c=1)
     times: list[float] = []
-    while sum(times) < seconds:
-        start = time.perf_counter()
+    with own_threads():
+        threadpool_limits(threads)
         syrk(1.0, z.T, c=c, overwrite_c=1)
-        times.append(time.perf_counter() - start)
+        end = time.perf_counter() + seconds
+        while not times or time.perf_counter() < end:
+            start = time.perf_counter()
+            syrk(1.0, z.T, c=c, overwrite_c=1)
+            times.append(time.perf_counter() - start)
     return rows * m**2 / float(np.median(times))
 
 

@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a plan that does not fit.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ def plan(job: str, scheduler: str, as_json: bool) -> None:
     resolved = nd.plan(read, threads=found.threads)
     cost = estimate.cost(resolved, found)
     if as_json:
-        click.echo(json.dumps(cost))
+        click.echo(runs.as_json(cost))
     else:
         click.echo(estimate.table(resolved, found, cost))
     runs.check_memory(resolved, found)
@@ -115,7 +114,7 @@ def fit(job: str, scheduler: str, out: str, as_json: bool) -> None:
     result = nd.fit(nd.Job.read(job), out=out, scheduler=scheduler)
     found = runs.summary(result.report)
     if as_json:
-        click.echo(json.dumps(found | {"out": out}))
+        click.echo(runs.as_json(found | {"out": out}))
         return
     click.echo("  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()))
     for note in result.report["notes"]:
@@ -131,12 +130,12 @@ def fit(job: str, scheduler: str, out: str, as_json: bool) -> None:
 @json_option
 def solve(equations: str, alphas: str, alphas_per_row: str, out: str, as_json: bool) -> None:
     """Choose a penalty and solve again from saved equations, without the data."""
+    grid = {"alphas": _numbers(alphas) or "auto", "alphas_per_row": _numbers(alphas_per_row)}
     loaded = nd.load(data.find(equations, "equations.zarr"))
     if not isinstance(loaded, nd.Equations):
         raise nd.DataError(f"{equations} holds a {type(loaded).__name__}; expected equations, or a run directory")
     if out:
         data.refuse_existing(out)
-    grid = {"alphas": _numbers(alphas) or "auto", "alphas_per_row": _numbers(alphas_per_row)}
     model, cv = nd.solve(loaded, **grid)  # type: ignore[arg-type]
     if out:
         nd.save(model, out)
@@ -144,7 +143,7 @@ def solve(equations: str, alphas: str, alphas_per_row: str, out: str, as_json: b
     if cv is not None:
         found |= {"cv_rmse": cv.rmse, "cv_r2": cv.r2, "note": cv.note}
     text = ", ".join(f"{k} {v}" for k, v in found.items() if v)
-    click.echo(json.dumps(found) if as_json else text)
+    click.echo(runs.as_json(found) if as_json else text)
 
 
 @main.command()
@@ -166,7 +165,7 @@ def predict(model: str, dataset: str, out: str, scheduler: str) -> None:
 def evaluate(model: str, dataset: str, scheduler: str, as_json: bool) -> None:
     """Measure a model's errors on a labelled dataset."""
     found = nd.evaluate(_model(model), dataset, scheduler=scheduler)
-    click.echo(json.dumps(found) if as_json else "  ".join(f"{k} {v:.6g}" for k, v in found.items()))
+    click.echo(runs.as_json(found) if as_json else "  ".join(f"{k} {v:.6g}" for k, v in found.items()))
 
 
 @main.command()

@@ -27,7 +27,7 @@ class Resources(NamedTuple):
     tasks_at_once : int
         Most Dask threads of any of them.
     threads : int
-        BLAS threads of a task so that a node's cores are used once: cores over tasks on the node.
+        Threads of a task so that a node's cores are used once: cores over tasks on the node.
     memory_bytes : int
         Least memory limit of any worker.
     driver_memory_bytes : int
@@ -105,7 +105,7 @@ def resources(client: Client | None) -> Resources:
 def local_scheduler() -> str:
     """Dask's scheduler for work in this process: "threads" if that is configured, else "synchronous".
 
-    One task with all the cores in BLAS is the default: it keeps one accumulator, not one a core.
+    One task on all cores is the default: it keeps one accumulator, not one a core.
     """
     return "threads" if dask.config.get("scheduler", None) in ("threads", "threading") else "synchronous"
 

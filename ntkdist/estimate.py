@@ -62,7 +62,7 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         "data": f"{cost['rows']:,} rows in {cost['partitions']:,} partitions of {p.dataset.store}",
         "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
         "tasks": f"{cost['shards']} shards in {p.folds} folds, blocks of {p.block_rows:,} rows",
-        "workers": f"{found.workers} with {found.tasks_at_once} task(s) of {p.threads} BLAS thread(s)",
+        "workers": f"{found.workers} with {found.tasks_at_once} task(s) of {p.threads} thread(s)",
         "read": f"{cost['bytes_read'] / GB:.2f} GB in two passes",
         "operations": f"{cost['gram_flops']:.2e} in the Gram, {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker",
         "time": f"about {cost['seconds']:.0f} s for the equations, then {type(p.solver).__name__}",

@@ -11,9 +11,11 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from ntkdist import backend
 from ntkdist.data import Dataset, Layout
 from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.features import AnyFeatureMap
+from ntkdist.features.base import PIECE_BYTES
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import AUTO_GRID
 from ntkdist.solvers import AnySolver, choose
@@ -39,7 +41,7 @@ class PlanTable(Spec, frozen=True, tag=False):
     block_rows : int
         Rows that are mapped and multiplied at once, at least m/2.
     threads : int
-        BLAS threads of a task.
+        Threads of a task; they change its speed, not its bits.
     dtype : {"float32", "float64"}
         Of the features; running sums are float64 either way.
     """
@@ -199,16 +201,17 @@ class Plan(Spec, frozen=True, tag=False):
         size, d = np.dtype(self.dtype).itemsize, int(np.prod(self.layout.input_shape))
         one = 8 * (self.m**2 + self.m * (self.t + 1))
         partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
-        row = self.features.row_bytes(self.layout.input_shape, self.dtype) + 24 * d + 8 * size + 32 * self.t
+        row = (1 + bool(self.dataset.weight)) * self.m * size + 32 * (d + self.t)
+        piece = max(PIECE_BYTES, self.features.row_bytes(self.layout.input_shape, self.dtype)) + 16 * backend.TILE**2
         per_fold, levels = -(-self.shards // self.folds), 1
         while self.fan_in**levels < per_fold:
             levels += 1
         waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
         return {
             "process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype),
-            "accumulator": tasks_at_once * (one + (4 * self.m**2 if size == 4 else 0)),
+            "accumulator": tasks_at_once * one,
             "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
-            "batch": tasks_at_once * (self.block_rows * row + 3 * partition),
+            "batch": tasks_at_once * (self.block_rows * row + 3 * partition + self.threads * piece),
         }
 
     def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1) -> int:
@@ -253,7 +256,7 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
     ----------
     job : Job
     threads : int
-        BLAS threads of a task unless the job says: the cores of a node over the processes on it.
+        Threads of a task unless the job says: the cores of a node over the tasks on it.
 
     Raises
     ------

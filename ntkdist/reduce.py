@@ -213,7 +213,7 @@ def _reduce_there(
 ) -> list[Part]:
     run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
     at_once = 2 * max(1, sum(client.nthreads().values()))
-    running = as_completed()
+    running = as_completed(loop=client.loop)  # the default would be the default client's
     rows: dict[str, int] = {}
 
     def finish_one() -> None:

@@ -63,16 +63,20 @@ def finish(out: str, model: RidgeModel, equations: Equations, report: dict[str, 
     _write_json(place / "report.json", report)
 
 
+def as_json(value: Any, indent: int = 0) -> str:
+    """Strict JSON: a number that there is not, such as r2 of constant targets, is null."""
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=float), indent=indent).decode()
+
+
 def _write_json(path: Path, value: Any) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1))
+    partial.write_text(as_json(value, indent=1))
     os.replace(partial, path)
 
 
 def syrk_rate(m: int, rows: int, dtype: str, threads: int) -> float:
     """This process's rate of bare ``syrk`` at the size of a run, bounded so as to take a second."""
-    backend.use_threads(threads)
-    return backend.syrk_rate(min(m, 4096), min(rows, 2048), dtype)
+    return backend.syrk_rate(min(m, 4096), min(rows, 2048), dtype, threads)
 
 
 def report(
@@ -89,7 +93,6 @@ def report(
     """All that a reader of a run may ask, as plain objects."""
     tally = functools.reduce(operator.add, (part.tally for part in parts))
     gram_rate = tally.rows * p.m**2 / timings["equations"]
-    kept = tally.rows - tally.dropped
     notes = [cv.note] if cv is not None and cv.note else []
     if constant:
         notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
@@ -113,7 +116,7 @@ def report(
         "alpha_per_row": (model.alpha / equations.total.weight).tolist(),
         "run": {
             "seconds": timings,
-            "rows_per_second": kept / timings["equations"],
+            "rows_per_second": tally.rows / timings["equations"],
             "bytes_read": tally.nbytes,
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
@@ -135,7 +138,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
         "cv_rmse": cv.get("rmse"),
         "cv_r2": cv.get("r2"),
         "alpha": alpha[0] if len(set(alpha)) == 1 else alpha,
-        "rows": report["data"]["rows"] - report["data"]["dropped_rows"],
+        "rows": report["data"]["rows"],
         "dropped_rows": report["data"]["dropped_rows"],
         "seconds": report["run"]["seconds"]["total"],
     }

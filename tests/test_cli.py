@@ -235,7 +235,19 @@ def test_grids_of_either_kind(command: Command, train: dict[str, NDArray[Any]]) 
     job = write_job(top="alphas = [2.4]", tables='[plan]\nfolds = 1\ndtype = "float64"')
     found = json.loads(done(command("fit", job, "--out", "single", "--json")))
     assert (found["alpha"], found["cv_rmse"]) == (2.4, None)
-    np.testing.assert_allclose(nd.load("single/model.zarr").coef, nd.load("run0/model.zarr").coef, rtol=1e-6)
+    single, cross_validated = (nd.load(f"{run}/model.zarr").coef for run in ("single", "run0"))
+    np.testing.assert_allclose(single, cross_validated, rtol=1e-9, atol=1e-12)
+
+
+def test_json_is_strict_where_a_number_does_not_exist(command: Command) -> None:
+    """The share of the variance that is explained, where there is no variance."""
+    write_csv("train.csv", columns() | {"y": np.full(240, 5.0)}, "a", "b", "c", "y")
+    done(command("convert", "train.csv", "train.zarr", "--target", "y"))
+    fitted = done(command("fit", write_job(), "--out", "run", "--json"))
+    evaluated = done(command("evaluate", "run", "train.zarr", "--json"))
+    assert json.loads(fitted, parse_constant=pytest.fail)["cv_r2"] is None
+    assert json.loads(evaluated, parse_constant=pytest.fail)["r2"] is None
+    json.loads(Path("run/report.json").read_text(), parse_constant=pytest.fail)
 
 
 def test_every_command_as_a_process(command: Command, train: dict[str, NDArray[Any]]) -> None:

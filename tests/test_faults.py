@@ -88,7 +88,9 @@ def test_a_task_that_kills_every_worker_is_named(make_dataset: Any) -> None:
         reduce_all(Source(dataset, dataset.layout(), 0, 1), Fatal(), 20, client, "moments", None)
 
 
-def test_a_chunk_lost_after_planning_ends_the_run_with_its_name(make_dataset: Any, two_workers: Any, tmp_path: Path) -> None:
+def test_a_chunk_lost_after_planning_ends_the_run_with_its_name(
+    make_dataset: Any, two_workers: Any, tmp_path: Path
+) -> None:
     plan = big_job(make_dataset)
     shutil.move(Path(plan.dataset.store) / "x" / "c" / "7", tmp_path / "lost")
     with pytest.raises(nd.DataError, match=r"chunk x/c/7/0 is missing \(rows 6944–7935\); restore it or convert again"):

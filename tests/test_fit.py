@@ -37,7 +37,9 @@ def total(folds: list[NormalEquations]) -> NormalEquations:
 
 @pytest.mark.parametrize("rows_per_partition", [7, 45, 300])
 @pytest.mark.parametrize("shards", [4, 9, None])
-def test_any_chunking_and_any_shards_give_the_same_sums(make_dataset: Any, table: Any, rows_per_partition, shards) -> None:
+def test_any_chunking_and_any_shards_give_the_same_sums(
+    make_dataset: Any, table: Any, rows_per_partition, shards
+) -> None:
     rows = min(rows_per_partition, 225)  # four folds need four partitions
     store = make_dataset(*table, rows_per_partition=rows)
     plan = nd.plan(job_on(store, plan=msgspec.structs.replace(EXACT, shards=shards, block_rows=50 + rows)))
@@ -48,15 +50,16 @@ def test_any_chunking_and_any_shards_give_the_same_sums(make_dataset: Any, table
 
 
 def test_one_plan_gives_the_same_bits_everywhere(make_dataset: Any, table: Any, two_workers: Any) -> None:
-    """Synchronous, threads and two processes, in float32, where any other order would show."""
+    """Synchronous, Dask threads, two processes, and tasks of three threads, in float32, where another order would show."""
     plan = nd.plan(job_on(make_dataset(*table), plan=msgspec.structs.replace(EXACT, dtype="float32", shards=12)))
     with dask.config.set(scheduler="synchronous"):
         here = nd.fit(plan)
     with dask.config.set(scheduler="threads", num_workers=3):
         threads = nd.fit(plan)
     there = nd.fit(plan, client=two_workers)
+    fat = nd.fit(msgspec.structs.replace(plan, threads=3))
     assert len(there.report["run"]["peak_memory_bytes"]) == 2
-    for other in (threads, there):
+    for other in (threads, there, fat):
         assert_same_bits(here.equations.folds, other.equations.folds)
         np.testing.assert_array_equal(here.model.coef, other.model.coef)
 
@@ -177,7 +180,9 @@ def test_images_are_scaled_by_channel(make_dataset: Any) -> None:
     images = rng.integers(0, 255, (200, 4, 4, 3)).astype(np.uint8)
     result = nd.fit(job_on(make_dataset(images, images[..., 0].mean(axis=(1, 2)))))
     assert result.model.preprocessing.x_mean.shape == (3,)
-    by_pixel = nd.fit(job_on(make_dataset(images, images[:, 0, 0, 0] / 9, name="p"), preprocess=nd.Preprocess("columns")))
+    by_pixel = nd.fit(
+        job_on(make_dataset(images, images[:, 0, 0, 0] / 9, name="p"), preprocess=nd.Preprocess("columns"))
+    )
     assert by_pixel.model.preprocessing.x_mean.shape == (48,)
     assert by_pixel.model(images).shape == (200,)
     none = nd.fit(job_on(make_dataset(images, images[:, 0, 0, 0] / 9, name="q"), preprocess=nd.Preprocess("none")))

@@ -15,7 +15,10 @@ def run(make_dataset: Any, table: Any, tmp_path: Path) -> Path:
     x, y = table
     names = np.array(["low", "high"])[(y[:, 0] > y[:, 0].mean()).astype(int)]
     job = nd.Job(
-        nd.Dataset(make_dataset(x, names)), nd.NTKRandomFeatures(64, depth=2), alphas=(0.1, 1.0), plan=nd.PlanTable(folds=3)
+        nd.Dataset(make_dataset(x, names)),
+        nd.NTKRandomFeatures(64, depth=2),
+        alphas=(0.1, 1.0),
+        plan=nd.PlanTable(folds=3),
     )
     nd.fit(job, out=str(tmp_path / "run"))
     return tmp_path / "run"
@@ -51,8 +54,11 @@ def test_loaded_equations_solve_to_the_same_model(run: Path, table: Any) -> None
 
 def test_nothing_saved_is_a_pickle(run: Path) -> None:
     for path in run.rglob("*"):
-        assert path.is_dir() or path.name in ("zarr.json", "report.json", "job.json") or path.parts[-2].isdigit() or (
-            "c" in path.parts
+        assert (
+            path.is_dir()
+            or path.name in ("zarr.json", "report.json", "job.json")
+            or path.parts[-2].isdigit()
+            or ("c" in path.parts)
         )
         assert path.is_dir() or path.read_bytes()[:2] not in (b"\x80\x04", b"\x80\x05")
 
@@ -82,8 +88,16 @@ def test_versions_that_differ_are_named_when_features_do(run: Path) -> None:
     [
         ({"version": 99}, nd.StoreError, "saved in format 99, this ntkdist reads up to 1; update"),
         ({"complete": False}, nd.DataError, "never finished"),
-        ({"kind": "something"}, nd.DataError, "expected a group of kind ntkdist.model or ntkdist.equations, got something"),
-        ({"features": {"type": "NTKRandomFeature", "n_components": 64}}, nd.SpecError, "did you mean 'NTKRandomFeatures'"),
+        (
+            {"kind": "something"},
+            nd.DataError,
+            "expected a group of kind ntkdist.model or ntkdist.equations, got something",
+        ),
+        (
+            {"features": {"type": "NTKRandomFeature", "n_components": 64}},
+            nd.SpecError,
+            "did you mean 'NTKRandomFeatures'",
+        ),
         ({"features": {"type": "Linear", "n_components": 4}}, nd.SpecError, "set it to 5"),
     ],
 )

@@ -9,10 +9,12 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from ntkdist import backend
 from ntkdist.errors import DataError
 from ntkdist.spec import Spec
 
 Params = dict[str, Any]
+PIECE_BYTES = 2**22  # of rows that one thread maps at a time, so that what is just made is still in its cache
 _drawn: dict[tuple[Any, ...], Params] = {}
 _drawing = threading.Lock()
 
@@ -69,7 +71,17 @@ class FeatureMap(Spec, frozen=True):
             raise DataError(f"{type(self).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
         if x.dtype not in (np.float32, np.float64):
             x = x.astype(np.float64)
-        return self.apply(self._cached_draw(x.shape[1:], x.dtype), x)
+        params = self._cached_draw(x.shape[1:], x.dtype)
+        rows = max(1, PIECE_BYTES // self.row_bytes(x.shape[1:], x.dtype))
+        if len(x) <= rows:
+            return self.apply(params, x)
+        out = np.empty((len(x), self.n_components), x.dtype)
+
+        def piece(start: int) -> None:
+            out[start : start + rows] = self.apply(params, x[start : start + rows])
+
+        backend.each(piece, range(0, len(x), rows))
+        return out
 
     def _cached_draw(self, input_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Params:
         key = (self, input_shape, dtype.str)

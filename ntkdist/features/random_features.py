@@ -21,7 +21,6 @@ from ntkdist.kernels import NTK, with_bias
 from ntkdist.sketch import draw_count_sketch, tensor_sketch, tensor_sketch_bytes
 
 STEP, RELU, LEFT, RIGHT, INPUT = range(5)  # roles of the random streams
-CACHE_BYTES = 2**21
 
 
 class NTKRandomFeatures(FeatureMap, frozen=True):
@@ -80,14 +79,10 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         return self._draw_paper(d) if self.variant == "paper" else self._draw_default(d)
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        x = with_bias(flat(x), self.bias)
+        u, length = normalised(with_bias(flat(x), self.bias))
         out = np.empty((len(x), self.n_components), x.dtype)
-        step = max(64, CACHE_BYTES // (self.n_components * x.itemsize))
-        for i in range(0, len(x), step):  # a few rows at a time, so that what is just made is still in the cache
-            u, length = normalised(x[i : i + step])
-            some = out[i : i + step]
-            (self._apply_paper if self.variant == "paper" else self._apply_default)(params, u, some)
-            some *= length
+        (self._apply_paper if self.variant == "paper" else self._apply_default)(params, u, out)
+        out *= length
         return out
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
@@ -104,10 +99,9 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         d, size = int(np.prod(input_shape)) + (self.bias != 0), np.dtype(dtype).itemsize
         if self.variant == "paper":
             m1, ms = self._paper_widths()
-            wide = [d] + [m1] * (self.depth - 1)
-            kept = sum(2 * w * m1 for w in wide)
-            sketches = 40 * self.depth * 2 * (m1 + ms + d)
-            return (8 + size) * kept + 8 * 4 * max(wide) * m1 + sketches
+            kept = 2 * m1 * (d + (self.depth - 1) * m1)
+            widest = m1 * (d if self.depth == 1 else max(d, m1))
+            return (8 + size) * kept + 32 * widest + 80 * self.depth * (m1 + ms + d)
         kept = widest = 0
         for wide, columns in self._default_shapes(d):
             kept, widest = kept + wide * columns, max(widest, wide * (3 * columns + 6 * wide))

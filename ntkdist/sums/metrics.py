@@ -44,7 +44,7 @@ class Metrics:
         return Metrics(self.rows + other.rows, self.weight + other.weight, sums, targets)
 
     def summary(self) -> dict[str, float]:
-        """``rmse``, ``mae`` and ``r2``, averaged over targets as scikit-learn does, or ``accuracy`` and ``log_loss``."""
+        """``rmse``, ``mae`` and ``r2``, averaged over targets, or ``accuracy`` and ``log_loss``."""
         mean = {k: v / self.weight for k, v in self.sums.items()}
         if self.targets is None:
             return {"accuracy": float(mean["right"]), "log_loss": float(mean["log_loss"]), "rows": self.rows}

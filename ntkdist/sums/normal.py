@@ -39,7 +39,6 @@ class NormalEquations:
     def __init__(self, gram: F8, cross: F8, inner: F8, symmetric: bool = True) -> None:
         self._gram, self._cross, self._inner = gram, cross, inner
         self._symmetric = symmetric  # else only the lower triangle of the Gram is valid
-        self._scratch: NDArray[np.float32] | None = None
 
     @classmethod
     def zeros(cls, m: int, t: int) -> "NormalEquations":
@@ -103,11 +102,8 @@ class NormalEquations:
         if weight is not None:
             root = np.sqrt(np.asarray(weight, np.float64))[:, None]
             z, y1 = z * root.astype(z.dtype), y1 * root
-        if z.dtype == np.float32 and self._scratch is None:
-            self._scratch = np.zeros((self.m, self.m), np.float32)
-        backend.add_gram(self._gram, z, self._scratch)
+        backend.add_products(self._gram, self._cross, z, y1.astype(z.dtype))
         self._symmetric = False
-        self._cross += z.T @ y1.astype(z.dtype)
         self._inner += y1.T @ y1
         return self
 
@@ -166,11 +162,4 @@ class NormalEquations:
         return NormalEquations(self._gram.copy(), self._cross.copy(), self._inner.copy(), self._symmetric)
 
     def __sizeof__(self) -> int:
-        scratch = 0 if self._scratch is None else self._scratch.nbytes
-        return self._gram.nbytes + self._cross.nbytes + self._inner.nbytes + scratch
-
-    def __getstate__(self) -> tuple[F8, F8, F8, bool]:
-        return self._gram, self._cross, self._inner, self._symmetric
-
-    def __setstate__(self, state: tuple[F8, F8, F8, bool]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+        return self._gram.nbytes + self._cross.nbytes + self._inner.nbytes

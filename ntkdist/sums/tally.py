@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 class Tally:
     """Rows, bytes, seconds and memory of some tasks: a value with ``+``.
 
-    ``workers`` holds the peak resident bytes of each process that took part.
+    ``rows`` does not count those that were ``dropped``; ``workers`` holds the peak resident bytes of each process that
+    took part.
     """
 
     rows: int = 0
