@@ -2,7 +2,7 @@
 
     python jobs/bench_memory.py FLIGHTS.npz [--m 1024] [--rows 300000 --rows 3000000]
 
-FLIGHTS.npz is made by flights_table.py.  Every size runs on a new cluster of one worker process, so that peaks are its own.
+FLIGHTS.npz is made by flights_table.py.  Every size runs on a new cluster, so that peaks are its own.
 """
 
 import json

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import numpy as np
@@ -31,7 +31,7 @@ from ntkdist.sums import NormalEquations
 class Timed(EquationsOf):
     """`EquationsOf` that notes the seconds of its parts."""
 
-    seconds: Counter[str] = Counter()
+    seconds: ClassVar[Counter[str]] = Counter()
 
     def update(self, total: NormalEquations, rows: Rows) -> NormalEquations:
         marks = [time.perf_counter()]

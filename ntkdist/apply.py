@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from distributed import Client
 
-from ntkdist import data, store
+from ntkdist import data, groups, store
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Dataset, Rows
 from ntkdist.errors import DataError
@@ -88,10 +88,10 @@ def predict(
     else:
         arrays |= {"prediction": ((t,) if model.preprocessing.vector_target else (), "float64")}
     attrs = {"classes": model.classes, "target_names": model.preprocessing.target_names, "source": dataset.store}
-    with connect(None, scheduler, client) as client, data.new_group(out, PREDICTIONS, attrs) as place:
-        size = min(data.partition_rows(layout.rows, (t,), "float64"), layout.rows_per_partition)
+    with connect(None, scheduler, client) as client, groups.new_group(out, PREDICTIONS, attrs) as place:
+        size = min(groups.partition_rows(layout.rows, (t,), "float64"), layout.rows_per_partition)
         for name, (shape, dtype) in arrays.items():
-            data.create_array(place, name, (layout.rows, *shape), dtype, size)
+            groups.create_array(place, name, (layout.rows, *shape), dtype, size)
         source = Source(dataset, layout, 0, resources(client).threads, labelled=False)
         summand = WritePredictions(_reference(model), matching, source, place)
         reduce_all(source, summand, size, client, "predict", watch)
@@ -127,13 +127,13 @@ def featurize(
         "target_names": layout.target_names,
         "source": {"name": dataset.store, "fingerprint": layout.fingerprint, "features": msgspec.to_builtins(features)},
     }
-    with connect(None, scheduler, client) as client, data.new_group(out, data.FORMAT, attrs) as place:
+    with connect(None, scheduler, client) as client, groups.new_group(out, data.FORMAT, attrs) as place:
         source = Source(dataset, layout, max(1024, m), resources(client).threads)
         pre, _ = scaling(preprocess or Preprocess(), source, client, watch)
-        size = min(data.partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
-        data.create_array(place, "x", (layout.rows, m), dtype, size)
+        size = min(groups.partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
+        groups.create_array(place, "x", (layout.rows, m), dtype, size)
         for name, (shape, kind) in others.items():
-            data.create_array(place, name, shape, kind, size)
+            groups.create_array(place, name, shape, kind, size)
         source = source._replace(block_rows=0)
         summand = WriteFeatures(features, pre, dtype, source, place, tuple(others))
         reduce_all(source, summand, size, client, "featurize", watch)
@@ -184,11 +184,11 @@ class WritePredictions:
         scores = model.scores(self.matching(rows).x)
         stop = rows.start + len(scores)
         if model.classes:
-            data.write_rows(self.place, "score", rows.start, scores)
-            data.write_rows(self.place, "prediction", rows.start, scores.argmax(axis=1).astype(np.uint16))
+            groups.write_rows(self.place, "score", rows.start, scores)
+            groups.write_rows(self.place, "prediction", rows.start, scores.argmax(axis=1).astype(np.uint16))
         else:
             values = scores if model.preprocessing.vector_target else scores[:, 0]
-            data.write_rows(self.place, "prediction", rows.start, values)
+            groups.write_rows(self.place, "prediction", rows.start, values)
         _copy(self.source, self.place, "row", rows.start, stop)
         return total + len(scores)
 
@@ -209,14 +209,14 @@ class WriteFeatures:
 
     def update(self, total: int, rows: Rows) -> int:
         stop = rows.start + len(rows.x)
-        data.write_rows(self.place, "x", rows.start, self.features(self.preprocessing.inputs(rows.x, self.dtype)))
+        groups.write_rows(self.place, "x", rows.start, self.features(self.preprocessing.inputs(rows.x, self.dtype)))
         for name in self.copied:
             _copy(self.source, self.place, name, rows.start, stop)
         return total + len(rows.x)
 
 
 def _copy(source: Source, place: str, name: str, start: int, stop: int) -> None:
-    data.write_rows(place, name, start, source.dataset.column(source.layout, name, start, stop))
+    groups.write_rows(place, name, start, source.dataset.column(source.layout, name, start, stop))
 
 
 def _reference(model: RidgeModel) -> RidgeModel | str:

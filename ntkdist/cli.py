@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import ntkdist as nd
-from ntkdist import data, demo, estimate, runs
+from ntkdist import demo, estimate, groups, runs
 from ntkdist.cluster import connect, resources
 
 
@@ -131,11 +131,11 @@ def fit(job: str, scheduler: str, out: str, as_json: bool) -> None:
 def solve(equations: str, alphas: str, alphas_per_row: str, out: str, as_json: bool) -> None:
     """Choose a penalty and solve again from saved equations, without the data."""
     grid = {"alphas": _numbers(alphas) or "auto", "alphas_per_row": _numbers(alphas_per_row)}
-    loaded = nd.load(data.find(equations, "equations.zarr"))
+    loaded = nd.load(groups.find(equations, "equations.zarr"))
     if not isinstance(loaded, nd.Equations):
         raise nd.DataError(f"{equations} holds a {type(loaded).__name__}; expected equations, or a run directory")
     if out:
-        data.refuse_existing(out)
+        groups.refuse_existing(out)
     model, cv = nd.solve(loaded, **grid)  # type: ignore[arg-type]
     if out:
         nd.save(model, out)
@@ -181,7 +181,7 @@ def featurize(job: str, out: str, scheduler: str) -> None:
 
 
 def _model(url: str) -> nd.RidgeModel:
-    loaded = nd.load(data.find(url, "model.zarr"))
+    loaded = nd.load(groups.find(url, "model.zarr"))
     if not isinstance(loaded, nd.RidgeModel):
         raise nd.DataError(f"{url} holds {type(loaded).__name__}; expected a model, or a run directory")
     return loaded

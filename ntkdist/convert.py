@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist import data, draws
+from ntkdist import data, draws, groups
 from ntkdist.data import Dataset, Layout
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.sources import Source, Wanted, open_arrays
@@ -87,7 +87,7 @@ def convert(
         raise SpecError(f"shuffle_seed is {shuffle_seed}; expected a number of at least 0, or none to keep the order")
     if rows_per_partition is not None and rows_per_partition < 1:
         raise SpecError(f"rows_per_partition is {rows_per_partition}; expected at least 1")
-    final, path = data.refuse_existing(dest), data.local_path(source)
+    final, path = groups.refuse_existing(dest), groups.local_path(source)
     if not path.is_file():
         raise DataError(f"{source}: no such file; check the path")
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def convert(
         if opened.rows == 0:
             raise DataError(f"{source} has no rows; convert a source that has some")
         buckets = _fill_buckets(opened, shuffle_seed, scratch)
-        with data.new_group(dest, data.FORMAT, _attributes(opened, shuffle_seed)) as url:
+        with groups.new_group(dest, data.FORMAT, _attributes(opened, shuffle_seed)) as url:
             _write(url, opened, rows_per_partition, _shuffled(buckets, _record(opened), shuffle_seed))
     return Dataset(dest).layout(labelled=False)
 
@@ -182,10 +182,10 @@ def _write(
 ) -> None:
     """Cut the shuffled rows into partitions, each written once."""
     dtype, shape = source.fields["x"]
-    size = data.partition_rows(source.rows, shape, dtype, wanted)
+    size = groups.partition_rows(source.rows, shape, dtype, wanted)
     fields = {**source.fields, "row": (np.dtype(np.int64), ())}
     for name, (dtype, shape) in fields.items():
-        data.create_array(url, name, (source.rows, *shape), dtype, size)
+        groups.create_array(url, name, (source.rows, *shape), dtype, size)
     part = {k: np.empty((min(size, source.rows), *shape), dtype) for k, (dtype, shape) in fields.items()}
     start = filled = 0
     for rows, order in shuffled:
@@ -197,5 +197,5 @@ def _write(
             at, filled = at + len(take), filled + len(take)
             if filled == size or start + filled == source.rows:
                 for name, values in part.items():
-                    data.write_rows(url, name, start, values[:filled])
+                    groups.write_rows(url, name, start, values[:filled])
                 start, filled = start + filled, 0

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 import ntkdist as nd
-from ntkdist.data import refuse_existing
 from ntkdist.errors import NtkdistError
+from ntkdist.groups import refuse_existing
 
 TEST_EVERY = 4
 

@@ -14,9 +14,10 @@ from distributed import Client
 
 from ntkdist import progress, runs, store
 from ntkdist.cluster import connect, resources
-from ntkdist.data import Rows, find
+from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError
 from ntkdist.features import AnyFeatureMap
+from ntkdist.groups import find
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Job, Plan, plan
 from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing

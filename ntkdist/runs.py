@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ntkdist import backend, data, store
+from ntkdist import backend, groups, store
 from ntkdist.cluster import Resources
 from ntkdist.errors import StoreError
 from ntkdist.model import Equations, RidgeModel
@@ -58,7 +58,7 @@ def finish(out: str, model: RidgeModel, equations: Equations, report: dict[str, 
     place.mkdir(parents=True, exist_ok=True)
     _write_json(place / "job.json", {"digest": report["digest"]})
     for name, value in (("model.zarr", model), ("equations.zarr", equations)):
-        data.remove(str(place / name))
+        groups.remove(str(place / name))
         store.save(value, str(place / name))
     _write_json(place / "report.json", report)
 

@@ -20,8 +20,8 @@ from typing import IO, Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist.data import local_path
 from ntkdist.errors import DataError, NtkdistError, SpecError
+from ntkdist.groups import local_path
 from ntkdist.spec import nearest
 
 Block = dict[str, NDArray[Any]]  # arrays of equal length, named as in the dataset: x, y, weight

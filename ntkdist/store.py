@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist import data, draws
+from ntkdist import draws, groups
 from ntkdist.errors import StoreError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.model import Equations, RidgeModel
@@ -57,9 +57,9 @@ def save(value: RidgeModel | Equations, url: str) -> None:
         attrs["folds"] = len(value.folds)
         for k, fold in enumerate(value.folds):
             arrays |= {f"gram{k}": np.tril(fold.gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
-    with data.new_group(url, kind, attrs) as place:
+    with groups.new_group(url, kind, attrs) as place:
         for name, array in arrays.items():
-            data.write_whole(place, name, np.ascontiguousarray(array))
+            groups.write_whole(place, name, np.ascontiguousarray(array))
 
 
 def load(url: str) -> Any:
@@ -81,7 +81,7 @@ def load(url: str) -> Any:
     StoreError
         If it was written by a newer version, or this machine's features differ from the saved ones.
     """
-    kind, attrs = data.read_attributes(url, (MODEL, EQUATIONS))
+    kind, attrs = groups.read_attributes(url, (MODEL, EQUATIONS))
     if attrs["version"] > VERSION:
         raise StoreError(
             f"{url}: saved in format {attrs['version']}, this ntkdist reads up to {VERSION}; update ntkdist"
@@ -89,7 +89,7 @@ def load(url: str) -> Any:
     features = cast(AnyFeatureMap, decode(attrs["features"], AnyFeatureMap, url))
 
     def array(name: str) -> NDArray[Any]:
-        return data.read_whole(url, name)
+        return groups.read_whole(url, name)
 
     scales: dict[str, Any] = {name: array(name) for name in SCALES}
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in attrs["preprocessing"].items()}

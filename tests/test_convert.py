@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ntkdist import data, sources
+from ntkdist import groups, sources
 from ntkdist.data import Dataset, Layout
 from ntkdist.errors import DataError, NtkdistError, SpecError, StoreError
 
@@ -74,8 +74,7 @@ def table(path: Path, columns: dict[str, Any]) -> Path:
     if path.suffix == ".parquet":
         parquet.write_table(pa.table({k: pa.array(list(v)) for k, v in columns.items()}), path, row_group_size=50)
         return path
-    opened = gzip.open(path, "wt", newline="") if path.suffix == ".gz" else path.open("w", newline="")
-    with opened as file:
+    with gzip.open(path, "wt", newline="") if path.suffix == ".gz" else path.open("w", newline="") as file:
         csv.writer(file).writerow(columns)
         csv.writer(file).writerows(zip(*columns.values(), strict=True))
     return path
@@ -569,7 +568,7 @@ def test_no_space(npz: Path, tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def test_failure_while_writing_leaves_nothing(npz: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    real, calls = data.write_rows, []
+    real, calls = groups.write_rows, []
 
     def failing(*args: Any) -> None:
         calls.append(args)
@@ -577,7 +576,7 @@ def test_failure_while_writing_leaves_nothing(npz: Path, tmp_path: Path, monkeyp
             raise OSError("disk on fire")
         real(*args)
 
-    monkeypatch.setattr(data, "write_rows", failing)
+    monkeypatch.setattr(groups, "write_rows", failing)
     with pytest.raises(OSError, match="disk on fire"):
         convert(str(npz), str(tmp_path / "d"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz"]

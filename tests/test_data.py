@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ntkdist import data
+from ntkdist import data, groups
 from ntkdist.data import Dataset
 from ntkdist.errors import DataError, SpecError, StoreError
 
@@ -22,11 +22,11 @@ Y = X.sum(1).astype(np.float64)
 
 
 def write(url: Path, attributes: dict[str, Any] | None = None, **arrays: np.ndarray) -> Dataset:
-    with data.new_group(str(url), data.FORMAT, attributes or {}) as partial:
+    with groups.new_group(str(url), data.FORMAT, attributes or {}) as partial:
         for name, values in arrays.items():
-            data.create_array(partial, name, values.shape, values.dtype, SIZE)
+            groups.create_array(partial, name, values.shape, values.dtype, SIZE)
             for start in range(0, len(values), SIZE):
-                data.write_rows(partial, name, start, values[start : start + SIZE])
+                groups.write_rows(partial, name, start, values[start : start + SIZE])
     return Dataset(str(url))
 
 
@@ -53,7 +53,7 @@ dtypes = st.sampled_from(["u1", "f4", "f8"])
 @given(rows=st.integers(1, 10**9), shape=shapes, dtype=dtypes)
 def test_at_least_20_partitions_of_at_most_128_mib(rows: int, shape: tuple[int, ...], dtype: str) -> None:
     row_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    n = data.partition_rows(rows, shape, dtype)
+    n = groups.partition_rows(rows, shape, dtype)
     assert n >= 1
     assert -(-rows // n) >= min(20, rows)
     assert n == 1 or n * row_bytes <= 128 * 2**20
@@ -64,9 +64,9 @@ def test_at_least_20_partitions_of_at_most_128_mib(rows: int, shape: tuple[int, 
 def test_chunks_of_at_most_8_mib_whatever_the_width_of_an_array(
     rows: int, shape: tuple[int, ...], dtype: str, other: int
 ) -> None:
-    n = data.partition_rows(rows, shape, dtype)
+    n = groups.partition_rows(rows, shape, dtype)
     for widths, kind in ((shape, dtype), ((), "f8"), ((other,), "f4")):
-        k = data.chunks_per_partition(n, widths, kind)
+        k = groups.chunks_per_partition(n, widths, kind)
         nbytes = n // k * math.prod(widths) * np.dtype(kind).itemsize
         assert n % k == 0
         assert k == n or nbytes <= 8 * 2**20
@@ -75,18 +75,18 @@ def test_chunks_of_at_most_8_mib_whatever_the_width_of_an_array(
 
 @given(wanted=st.integers(1, 10**6), width=st.integers(1, 10**5))
 def test_wanted_partitions(wanted: int, width: int) -> None:
-    n = data.partition_rows(10**6, (width,), "f4", wanted)
+    n = groups.partition_rows(10**6, (width,), "f4", wanted)
     assert 15 / 16 * wanted < n <= wanted
-    assert n == wanted or wanted * width * 4 > data.MAX_CHUNK_BYTES
+    assert n == wanted or wanted * width * 4 > groups.MAX_CHUNK_BYTES
 
 
 def test_wanted_partitions_are_kept_where_one_chunk_suffices() -> None:
-    assert [data.partition_rows(10**6, (10,), "f4", n) for n in (1, 997, 10_007)] == [1, 997, 10_007]
+    assert [groups.partition_rows(10**6, (10,), "f4", n) for n in (1, 997, 10_007)] == [1, 997, 10_007]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 19, 20, 21, 39, 40, 1000])
 def test_layout_spans_cover_the_rows_once(tmp_path: Path, rows: int) -> None:
-    layout = data.Layout(rows, data.partition_rows(rows, (3,), "f4"), (3,), "float32", "")
+    layout = data.Layout(rows, groups.partition_rows(rows, (3,), "f4"), (3,), "float32", "")
     spans = [layout.span(i) for i in range(layout.partitions)]
     assert [a for start, stop in spans for a in range(start, stop)] == list(range(rows))
     assert all(start < stop for start, stop in spans)
@@ -129,9 +129,9 @@ def test_arrays_by_name(store: Path) -> None:
 def test_zeros_are_stored_with_all_their_chunks(tmp_path: Path) -> None:
     """A partition of three chunks: its shard ends in an index of three places, none of them empty, and a checksum."""
     x = np.zeros((2 * 12, 500_000), np.float32)
-    with data.new_group(str(tmp_path / "d"), data.FORMAT, {}) as partial:
-        data.create_array(partial, "x", x.shape, x.dtype, 12)
-        data.write_rows(partial, "x", 0, x)
+    with groups.new_group(str(tmp_path / "d"), data.FORMAT, {}) as partial:
+        groups.create_array(partial, "x", x.shape, x.dtype, 12)
+        groups.write_rows(partial, "x", 0, x)
     for i in range(2):
         index = (tmp_path / "d" / "x" / "c" / str(i) / "0").read_bytes()[-16 * 3 - 4 : -4]
         assert (np.frombuffer(index, np.uint64) < 2**32).all()
@@ -139,20 +139,20 @@ def test_zeros_are_stored_with_all_their_chunks(tmp_path: Path) -> None:
 
 
 def test_only_whole_shards_are_written(tmp_path: Path) -> None:
-    with data.new_group(str(tmp_path / "d"), data.FORMAT, {}) as partial:
-        data.create_array(partial, "x", X.shape, X.dtype, SIZE)
+    with groups.new_group(str(tmp_path / "d"), data.FORMAT, {}) as partial:
+        groups.create_array(partial, "x", X.shape, X.dtype, SIZE)
         for start, stop in [(0, 10), (10, 30), (20, 45)]:
             with pytest.raises(ValueError, match="not whole shards of 20 rows"):
-                data.write_rows(partial, "x", start, X[start:stop])
-        data.write_rows(partial, "x", 0, X)
+                groups.write_rows(partial, "x", start, X[start:stop])
+        groups.write_rows(partial, "x", 0, X)
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 3), (1,), (1000,), (30, 100_000)])
 def test_write_whole(tmp_path: Path, shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    with data.new_group(str(tmp_path / "d"), "model", {}) as partial:
-        data.write_whole(partial, "a", values)
-    array: Any = data.open_group(str(tmp_path / "d"), "model")["a"]
+    with groups.new_group(str(tmp_path / "d"), "model", {}) as partial:
+        groups.write_whole(partial, "a", values)
+    array: Any = groups.open_group(str(tmp_path / "d"), "model")["a"]
     np.testing.assert_array_equal(array[...], values)
 
 
@@ -207,7 +207,7 @@ def test_flipped_bits_of_an_arrays_metadata_are_errors_or_harmless(store: Path) 
         damaged[i] ^= 1 << i // 5 % 7
         path.write_bytes(damaged)
         dataset = Dataset(str(store))
-        data._cached_array.cache_clear()
+        groups._opened.cache_clear()
         try:
             assert (dataset.read(dataset.layout(), 0, ROWS).x == X).all()
         except DataError:
@@ -319,8 +319,8 @@ def test_fingerprint_is_of_the_data_not_of_the_place(tmp_path: Path) -> None:
 
 
 def test_new_group_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(TypeError), data.new_group(str(tmp_path / "d"), data.FORMAT, {}) as partial:
-        data.create_array(partial, "x", X.shape, "no such type", SIZE)
+    with pytest.raises(TypeError), groups.new_group(str(tmp_path / "d"), data.FORMAT, {}) as partial:
+        groups.create_array(partial, "x", X.shape, "no such type", SIZE)
     assert list(tmp_path.iterdir()) == []
     write(tmp_path / "d", x=X)
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
@@ -329,7 +329,7 @@ def test_new_group_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_existing_destination_is_refused(store: Path) -> None:
     with (
         pytest.raises(StoreError, match="exists already; choose another destination"),
-        data.new_group(str(store), data.FORMAT, {}),
+        groups.new_group(str(store), data.FORMAT, {}),
     ):
         pass
     assert Dataset(str(store)).layout().rows == ROWS

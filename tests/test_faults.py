@@ -51,7 +51,7 @@ def test_a_worker_killed_in_the_middle_leaves_the_same_bits(make_dataset: Any, a
     plan = big_job(make_dataset)
     calm = nd.fit(plan)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         kill = KillOnce(client, after_rows, after_rows % 2)
@@ -81,9 +81,9 @@ def test_a_task_that_kills_every_worker_is_named(make_dataset: Any) -> None:
 
     dataset = nd.Dataset(make_dataset(np.ones((20, 2)), np.ones(20)))
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
-        pytest.raises(nd.ClusterError, match="Task ntkdist-shard-.* each died"),
+        pytest.raises(nd.ClusterError, match=r"Task ntkdist-shard-.* each died"),
     ):
         reduce_all(Source(dataset, dataset.layout(), 0, 1), Fatal(), 20, client, "moments", None)
 

@@ -102,8 +102,8 @@ def test_a_row_depends_on_its_own_input_only(data: st.DataObject, name: str, dty
 
 @every_map
 @both_dtypes
-def test_rows_beyond_one_cache_block(features: FeatureMap, dtype: type) -> None:
-    """`apply` works through many rows a few thousand at a time, which must not show; nor must memory order."""
+def test_many_rows_in_pieces(features: FeatureMap, dtype: type) -> None:
+    """A call works through many rows in pieces, which must not show; nor must memory order."""
     x = rows(20_000 if features.n_components < 64 else 9_000).astype(dtype)
     whole = features(x)
     same_rows(np.concatenate([features(part) for part in np.array_split(x, 7)]), whole)

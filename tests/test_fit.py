@@ -50,7 +50,7 @@ def test_any_chunking_and_any_shards_give_the_same_sums(
 
 
 def test_one_plan_gives_the_same_bits_everywhere(make_dataset: Any, table: Any, two_workers: Any) -> None:
-    """Synchronous, Dask threads, two processes, and tasks of three threads, in float32, where another order would show."""
+    """Synchronous, Dask threads, two processes, tasks of three threads: in float32, where another order would show."""
     plan = nd.plan(job_on(make_dataset(*table), plan=msgspec.structs.replace(EXACT, dtype="float32", shards=12)))
     with dask.config.set(scheduler="synchronous"):
         here = nd.fit(plan)

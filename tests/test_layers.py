@@ -15,13 +15,26 @@ ROOT = Path(ntkdist.__file__).parent
 # From the bottom up: a module imports only what stands before it.  A package counts as one; "ntkdist" is the package's
 # own __init__, and through it all that is public.
 ORDER = (
-    *("errors", "spec", "backend", "progress", "draws", "kernels", "sketch", "features", "data", "sources", "tables"),
+    *(
+        "errors",
+        "spec",
+        "backend",
+        "progress",
+        "draws",
+        "kernels",
+        "sketch",
+        "features",
+        "groups",
+        "data",
+        "sources",
+        "tables",
+    ),
     *("convert", "sums", "solvers", "select", "preprocess", "model", "store", "plan", "cluster", "reduce", "runs"),
     *("fit", "apply", "estimate", "ntkdist", "demo", "cli"),
 )
 # The modules that may import each dependency; distributed's Client as a type is all that `fit` and `apply` take.
 DOORS = {
-    "zarr": {"data"},
+    "zarr": {"groups"},
     "dask": {"reduce", "cluster"},
     "distributed": {"reduce", "cluster", "fit", "apply"},
     "sklearn": {"demo", "estimators"},
@@ -32,7 +45,13 @@ DOORS = {
     "matplotlib": {"report"},
     "threadpoolctl": {"backend"},
 }
-STRANGERS = [("features", "solvers"), ("features", "data"), ("kernels", "features"), ("solvers", "data")]
+STRANGERS = [
+    ("features", "solvers"),
+    ("features", "groups"),
+    ("features", "data"),
+    ("kernels", "features"),
+    ("solvers", "groups"),
+]
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -43,7 +43,7 @@ def test_defaults_depend_on_data_and_m_only(make_dataset) -> None:
 
 def test_plans_that_cannot_be_are_refused(make_dataset) -> None:
     dataset = nd.Dataset(make_dataset(np.ones((5, 3)), np.arange(5.0)))
-    with pytest.raises(nd.SpecError, match="folds is 6 but .* has 5 partitions; lower folds"):
+    with pytest.raises(nd.SpecError, match=r"folds is 6 but .* has 5 partitions; lower folds"):
         nd.plan(nd.Job(dataset, nd.NTKRandomFeatures(128), plan=nd.PlanTable(folds=6)))
     with pytest.raises(nd.SpecError, match="block_rows is 10; expected at least n_components/2 = 64"):
         nd.plan(nd.Job(dataset, nd.NTKRandomFeatures(128), plan=nd.PlanTable(block_rows=10)))

@@ -128,14 +128,14 @@ def test_saving_over_something_is_refused_and_leaves_it(run: Path) -> None:
 
 def test_saving_appears_whole_or_not_at_all(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = nd.load(str(run / "model.zarr"))
-    write = nd.store.data.write_whole
+    write = nd.store.groups.write_whole
 
     def fails_at_coef(url: str, name: str, values: Any) -> None:
         if name == "coef":
             raise OSError("disk full")
         write(url, name, values)
 
-    monkeypatch.setattr("ntkdist.data.write_whole", fails_at_coef)
+    monkeypatch.setattr("ntkdist.groups.write_whole", fails_at_coef)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(OSError, match="disk full"):
         nd.save(model, str(tmp_path / "new.zarr"))

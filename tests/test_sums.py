@@ -1,5 +1,6 @@
 """Laws of the sums: what a pass adds up does not depend on how it was cut."""
 
+import itertools
 import pickle
 import sys
 from typing import Any
@@ -44,12 +45,12 @@ def test_what_is_summed() -> None:
 
 @given(CUTS)
 def test_any_cutting_gives_the_same_sum(cuts: list[int]) -> None:
-    parts = [sums_of(Z[a:b], Y[a:b], W[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [sums_of(Z[a:b], Y[a:b], W[a:b]) for a, b in itertools.pairwise(cuts)]
     added = parts[0]
     for part in parts[1:]:
         added = added + part
     streamed = NormalEquations.zeros(M, T)
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in itertools.pairwise(cuts):
         streamed.update(Z[a:b], Y[a:b], W[a:b])
     assert_same(added, sums_of(Z, Y, W))
     assert_same(streamed, sums_of(Z, Y, W))
@@ -140,7 +141,7 @@ def test_moments_do_not_depend_on_cuts_or_offsets(cuts: list[int], offset: float
     x = Z + offset
     total = Moments.zeros(M, 3)
     codes = np.arange(N) % 3
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in itertools.pairwise(cuts):
         total = total + Moments.of(x[a:b], W[a:b], codes[a:b], 3)
     np.testing.assert_allclose(total.mean, np.average(x, axis=0, weights=W), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(total.std, np.sqrt(np.cov(Z.T, aweights=W, ddof=0).diagonal()), rtol=1e-8)
