@@ -166,9 +166,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
             np.abs(r, out=r)
             r -= params[f"mean{h}"]
             s = _times(psi, params[f"right{h}"], out[:, end_s : end_s + ms])
-            t = _times(phi, params[f"step{h}"])
-            s *= np.sign(t, out=t)
-            del t  # or it would be held beside the next layer's
+            _flip(s, _times(phi, params[f"step{h}"]))
             end_r, end_s = end_r + m1, end_s + ms
         out *= params["factors"]
 
@@ -213,6 +211,15 @@ def _next(factors: NDArray[Any], added: float = 0.0) -> NDArray[Any]:
     """Factors (2, columns) of a block in φ and ψ one layer on: squares halve, ψ gains the new φ's."""
     phi = np.hypot(factors[0] * math.sqrt(0.5), added)
     return np.stack([phi, np.hypot(factors[1] * math.sqrt(0.5), phi)])
+
+
+def _flip(s: NDArray[Any], t: NDArray[Any]) -> None:
+    """s ⊙ sgn(t) in place, by the sign bits, which is many times faster than `np.sign`; t is used up."""
+    word = np.dtype(f"u{s.itemsize}")
+    bits = t.view(word)
+    bits &= word.type(1 << (8 * s.itemsize - 1))
+    flipped = s.view(word)
+    flipped ^= bits
 
 
 def _times(blocks: list[NDArray[Any]], w: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
