@@ -1,0 +1,130 @@
+"""What a fit promises to the last digits, on a table of numbers.
+
+    python jobs/bench_exact.py TABLE.npz [--m 512]
+
+TABLE.npz holds `x` (rows, columns) and `y` (rows).  Prints, each as one line: how far cross-validated scores are from
+refitting scikit-learn's Ridge on the same features fold by fold; how far the sums are from one another over partition
+sizes, shards and schedulers in float64, relative to √(G_ii G_jj); and whether one plan gives the same bits under the
+synchronous scheduler, threads, tasks of two threads, two processes, and two processes of which one is killed.
+"""
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import dask
+import msgspec
+import numpy as np
+from distributed import Client, LocalCluster
+from sklearn.linear_model import Ridge
+
+import ntkdist as nd
+from ntkdist.sums import NormalEquations
+
+ALPHAS = (0.01, 1.0, 100.0)
+
+
+@click.command()
+@click.argument("table")
+@click.option("--m", default=512)
+def main(table: str, m: int) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        stores = {n: f"{place}/{n}.zarr" for n in (500, 2000, 7000)}
+        for n, store in stores.items():
+            nd.convert(table, store, target=["y"], rows_per_partition=n, shuffle_seed=None)
+        table64 = nd.PlanTable(dtype="float64", threads=1)
+        job = nd.Job(nd.Dataset(stores[2000]), nd.NTKRandomFeatures(m), alphas=ALPHAS, plan=table64)
+        print(f"cross-validation against scikit-learn, largest relative difference: {scores(job, table):.1e}")
+        changed = [(s, shards) for s in stores.values() for shards in (5, 20)]
+        sums = [total(nd.normal_equations(nd.plan(with_plan(job, store=s, shards=n)))) for s, n in changed]
+        with two_processes() as client:
+            sums.append(total(nd.normal_equations(nd.plan(job), client=client)))
+        print(f"sums over partitions, shards and schedulers, largest difference: {spread(sums):.1e}")
+        plan = nd.plan(with_plan(job, dtype="float32", shards=20))
+        for name, folds in places(plan).items():
+            print(f"float32, {name}: {'the same bits' if folds else 'OTHER BITS'}")
+
+
+def with_plan(job: nd.Job, store: str = "", **changes: Any) -> nd.Job:
+    dataset = nd.Dataset(store) if store else job.dataset
+    return msgspec.structs.replace(job, dataset=dataset, plan=msgspec.structs.replace(job.plan, **changes))
+
+
+def total(folds: list[NormalEquations]) -> NormalEquations:
+    return sum(folds[1:], folds[0])
+
+
+def spread(sums: list[NormalEquations]) -> float:
+    root = np.sqrt(np.diag(sums[0].gram))
+    return max(float(np.max(np.abs(s.gram - sums[0].gram) / np.outer(root, root))) for s in sums)
+
+
+def scores(job: nd.Job, table: str) -> float:
+    """Largest relative difference of any score on any fold at any penalty."""
+    cv = nd.fit(job).cv
+    assert cv is not None
+    with np.load(table) as f:
+        x, y = f["x"].astype(np.float64), f["y"].astype(np.float64)
+    z = job.features((x - x.mean(axis=0)) / x.std(axis=0))
+    target = (y - y.mean()) / y.std()
+    fold = np.arange(len(x)) // job.dataset.layout().rows_per_partition % job.plan.folds
+    worst = 0.0
+    for a, alpha in enumerate(cv.alphas):
+        for k in range(job.plan.folds):
+            ridge = Ridge(alpha=alpha, solver="cholesky").fit(z[fold != k], target[fold != k])
+            mse = np.mean((ridge.predict(z[fold == k]) - target[fold == k]) ** 2) * np.var(y)
+            worst = max(worst, abs(float(cv.mse[a, k, 0] / mse) - 1))
+    return worst
+
+
+@contextmanager
+def two_processes() -> Iterator[Client]:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as c, Client(c) as client:
+        yield client
+
+
+def places(plan: nd.Plan) -> dict[str, bool]:
+    """Whether each way to run a plan gives the bits of the synchronous scheduler."""
+    calm = nd.fit(plan).equations.folds
+
+    def same(result: nd.FitResult) -> bool:
+        pairs = zip(calm, result.equations.folds, strict=True)
+        return all(bool((a.gram == b.gram).all() and (a.rhs == b.rhs).all()) for a, b in pairs)
+
+    found = {}
+    with dask.config.set(scheduler="threads", num_workers=2):
+        found["Dask threads"] = same(nd.fit(plan))
+    found["tasks of two threads"] = same(nd.fit(msgspec.structs.replace(plan, threads=2)))
+    with two_processes() as client:
+        found["two processes"] = same(nd.fit(plan, client=client))
+    with two_processes() as client:
+        found["a worker killed (SIGKILL) in the middle"] = same(nd.fit(plan, client=client, watch=kill_one(client)))
+    return found
+
+
+def kill_one(client: Client) -> Any:
+    """A watch that kills a worker when a third of the rows of the main pass is done."""
+    killed: list[int] = []
+
+    @contextmanager
+    def watch(phase: str, rows: int) -> Iterator[Any]:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if phase == "equations" and done > rows / 3 and not killed:
+                killed.append(min(client.run(os.getpid).values()))
+                os.kill(killed[0], signal.SIGKILL)
+
+        yield advance
+
+    return watch
+
+
+if __name__ == "__main__":
+    main()
