@@ -1,6 +1,7 @@
 """Where a run happens: a Dask cluster, found by a fixed precedence, or this process."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -9,14 +10,15 @@ import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, default_client
 from distributed.system import MEMORY_LIMIT
+from distributed.utils import get_ip
 
 from ntkdist.errors import ClusterError
 from ntkdist.plan import Address, Local
 
 CONNECT_SECONDS = 10
 WORKERS_SECONDS = 60
-# Arrays up to 64 MiB come from a heap that is kept: with Dask's own setting each one is mapped and zeroed anew, which was
-# measured to cost a third of the rate at m = 1,024 and to save no memory.
+# Arrays up to 64 MiB come from a heap that is kept: with Dask's own setting each one is mapped and zeroed anew, which
+# was measured to cost a third of the rate at m = 1,024 and to save no memory.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(1024 * 2**20)}
 
 
@@ -34,7 +36,7 @@ class Resources(NamedTuple):
     memory_bytes : int
         Least memory limit of any worker.
     driver_memory_bytes : int
-        Memory of this machine.
+        Memory of this machine, over this process and the workers beside it.
     """
 
     workers: int
@@ -64,7 +66,8 @@ def connect(
         with _client(scheduler) as client:
             yield client
     elif isinstance(table, Local):
-        options = {"memory_limit": MEMORY_LIMIT // table.workers, "dashboard_address": "127.0.0.1:0", "env": MALLOC}
+        limit = MEMORY_LIMIT // (table.workers + 1)  # the driver, which solves, needs its share
+        options = {"memory_limit": limit, "dashboard_address": "127.0.0.1:0", "env": MALLOC}
         with (
             LocalCluster(n_workers=table.workers, threads_per_worker=1, **options) as cluster,
             Client(cluster) as client,
@@ -91,15 +94,16 @@ def resources(client: Client | None) -> Resources:
         return Resources(1, at_once, max(1, CPU_COUNT // at_once), MEMORY_LIMIT, MEMORY_LIMIT)
     cores = client.run(_cores)
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    tasks: dict[str, int] = {}
+    tasks: Counter[str] = Counter()  # at once on each host
     for info in workers.values():
-        tasks[info["host"]] = tasks.get(info["host"], 0) + info["nthreads"]
+        tasks[info["host"]] += info["nthreads"]
+    beside = sum(info["host"] in ("127.0.0.1", get_ip()) for info in workers.values())
     return Resources(
         len(workers),
         max(info["nthreads"] for info in workers.values()),
         max(1, min(cores[name] // tasks[workers[name]["host"]] for name in cores if name in workers)),
         min(info["memory_limit"] or MEMORY_LIMIT for info in workers.values()),
-        MEMORY_LIMIT,
+        MEMORY_LIMIT // (1 + beside),
     )
 
 

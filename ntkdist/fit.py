@@ -4,6 +4,7 @@ Every arrow of the first three is a pass of the one mapper in `reduce`; the othe
 """
 
 import functools
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Job, Plan, plan
 from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.reduce import Part, Shard, Source, on_each_worker, reduce, reduce_all
+from ntkdist.reduce import Shard, Source, on_each_worker, reduce, reduce_all
 from ntkdist.select import CVResult, cross_validate, penalties
 from ntkdist.solvers import AnySolver, choose
 from ntkdist.sums import NormalEquations
@@ -77,28 +78,27 @@ def fit(
         found = resources(client)
         p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
         runs.check_memory(p, found)
-        timings, parts, equations, constant = _pass_over_data(p, client, watch)
+        passed = _pass_over_data(p, client, watch)
         rates = on_each_worker(client, functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads))
     began = time.perf_counter()
     model, cv = solve(
-        equations,
+        passed.equations,
         solver=p.solver,
         alphas=job.alphas,
         alphas_per_row=job.alphas_per_row,
         per_target=job.alpha_per_target,
     )
-    timings["solve"] = time.perf_counter() - began
-    timings["total"] = time.perf_counter() - start
-    report = runs.report(p, found, parts, equations, constant, cv, model, timings, rates)
+    passed.seconds.update(solve=time.perf_counter() - began, total=time.perf_counter() - start)
+    report = runs.report(p, found, passed, rates, model, cv)
     if out:
-        runs.finish(out, model, equations, report)
-    return FitResult(model, cv, report, equations)
+        runs.finish(out, model, passed.equations, report)
+    return FitResult(model, cv, report, passed.equations)
 
 
 def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEquations]:
     """The sums of every fold of a plan, over scaled inputs and targets."""
     with connect(p.job.cluster, "", client) as client:
-        return _pass_over_data(p, client, progress.silent)[2].folds
+        return _pass_over_data(p, client, progress.silent).equations.folds
 
 
 def solve(
@@ -165,10 +165,8 @@ class EquationsOf:
         return total
 
 
-def _pass_over_data(
-    p: Plan, client: Client | None, watch: Watch | None
-) -> tuple[dict[str, float], list[Part], Equations, list[str]]:
-    """Scaling, then the equations of every fold; with the seconds of each, and the names of constant columns."""
+def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None) -> runs.Passed:
+    """Scaling, then the equations of every fold."""
     source = Source(p.dataset, p.layout, p.block_rows, p.threads)
     start = time.perf_counter()
     pre, constant = scaling(p.job.preprocess, source, client, watch)
@@ -176,8 +174,12 @@ def _pass_over_data(
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
     with (watch or progress.default_watch())("equations", p.layout.rows) as done:
         parts = reduce(source, EquationsOf(p.features, pre, p.dtype), shards, p.fan_in, client, done)
-    timings = {"moments": between - start, "equations": time.perf_counter() - between}
-    return timings, parts, Equations([part.total for part in parts], p.features, pre, p.dtype), constant
+    return runs.Passed(
+        Equations([part.total for part in parts], p.features, pre, p.dtype),
+        functools.reduce(operator.add, (part.tally for part in parts)),
+        constant,
+        {"moments": between - start, "equations": time.perf_counter() - between},
+    )
 
 
 def scaling(

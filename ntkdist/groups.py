@@ -46,6 +46,11 @@ def local_path(url: str) -> Path:
     raise StoreError(f"cannot open {url}: only paths and file:// URLs are supported")
 
 
+def absolute(url: str) -> str:
+    """The same place for a process with another working directory."""
+    return str(local_path(url).absolute())
+
+
 def open_group(url: str, *kinds: str) -> zarr.Group:
     """Open a finished group of one of the given kinds for reading.
 
@@ -92,7 +97,7 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
     StoreError
         If ``url`` exists.
     """
-    final = refuse_existing(url)
+    final = refuse_existing(url).absolute()
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)

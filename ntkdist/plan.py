@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
-import msgspec
 import numpy as np
 from msgspec import Meta
 
@@ -19,7 +18,7 @@ from ntkdist.features.base import PIECE_BYTES
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import AUTO_GRID
 from ntkdist.solvers import AnySolver, choose
-from ntkdist.spec import Spec, decode, digest, read_toml
+from ntkdist.spec import Spec, decode, read_toml
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(ge=1)]
@@ -173,11 +172,6 @@ class Plan(Spec, frozen=True, tag=False):
     @property
     def t(self) -> int:
         return len(self.layout.classes) or max(self.layout.targets, 1)
-
-    def digest(self) -> str:
-        """A short name for what decides the result: not the cluster, and not where the data lies but what it is."""
-        job = msgspec.structs.replace(self.job, cluster=None, dataset=msgspec.structs.replace(self.dataset, store=""))
-        return digest(msgspec.structs.replace(self, job=job))
 
     def tasks(self) -> list[Task]:
         """All tasks, fold by fold; partition p belongs to fold p mod folds."""

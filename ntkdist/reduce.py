@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import dask
+import msgspec
 import numpy as np
 from dask.callbacks import Callback
 from dask.delayed import delayed
@@ -21,6 +22,7 @@ from ntkdist import backend
 from ntkdist.cluster import local_scheduler
 from ntkdist.data import Dataset, Layout, Rows
 from ntkdist.errors import ClusterError
+from ntkdist.groups import absolute
 from ntkdist.plan import evenly
 from ntkdist.progress import Progress, Watch, default_watch
 from ntkdist.sums import Tally
@@ -92,6 +94,8 @@ def reduce(
     ClusterError
         If workers kept dying.
     """
+    dataset = msgspec.structs.replace(source.dataset, store=absolute(source.dataset.store))
+    source = source._replace(dataset=dataset)
     if client is None:
         with backend.own_threads():
             return _reduce_here(source, summand, shards, fan_in, progress)

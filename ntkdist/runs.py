@@ -1,12 +1,10 @@
 """Run directories: one job's model, equations and report, whole or not at all."""
 
 import datetime
-import functools
 import json
-import operator
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,9 +13,9 @@ from ntkdist.cluster import Resources
 from ntkdist.errors import StoreError
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Job, Plan
-from ntkdist.reduce import Part
 from ntkdist.select import CVResult
 from ntkdist.spec import digest
+from ntkdist.sums import Tally
 
 
 def job_digest(job: Job) -> str:
@@ -79,23 +77,24 @@ def syrk_rate(m: int, rows: int, dtype: str, threads: int) -> float:
     return backend.syrk_rate(min(m, 4096), min(rows, 2048), dtype, threads)
 
 
+class Passed(NamedTuple):
+    """What the passes over the data gave: sums, counts, the names of columns without variance, and seconds."""
+
+    equations: Equations
+    tally: Tally
+    constant: list[str]
+    seconds: dict[str, float]
+
+
 def report(
-    p: Plan,
-    found: Resources,
-    parts: list[Part],
-    equations: Equations,
-    constant: list[str],
-    cv: CVResult | None,
-    model: RidgeModel,
-    timings: dict[str, float],
-    rates: list[float],
+    p: Plan, found: Resources, passed: Passed, rates: list[float], model: RidgeModel, cv: CVResult | None
 ) -> dict[str, Any]:
     """All that a reader of a run may ask, as plain objects."""
-    tally = functools.reduce(operator.add, (part.tally for part in parts))
-    gram_rate = tally.rows * p.m**2 / timings["equations"]
+    equations, tally, seconds = passed.equations, passed.tally, passed.seconds
+    gram_rate = tally.rows * p.m**2 / seconds["equations"]
     notes = [cv.note] if cv is not None and cv.note else []
-    if constant:
-        notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
+    if passed.constant:
+        notes.append(f"columns without variance, kept and harmless: {', '.join(passed.constant[:8])}")
     if tally.dropped:
         notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
     return {
@@ -107,7 +106,7 @@ def report(
             "store": p.dataset.store,
             "rows": tally.rows,
             "dropped_rows": tally.dropped,
-            "constant_columns": constant,
+            "constant_columns": passed.constant,
             "classes": list(equations.preprocessing.classes),
             "fold_weights": [fold.weight for fold in equations.folds],
         },
@@ -115,8 +114,8 @@ def report(
         "alpha": model.alpha.tolist(),
         "alpha_per_row": (model.alpha / equations.total.weight).tolist(),
         "run": {
-            "seconds": timings,
-            "rows_per_second": tally.rows / timings["equations"],
+            "seconds": seconds,
+            "rows_per_second": tally.rows / seconds["equations"],
             "bytes_read": tally.nbytes,
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
