@@ -1,6 +1,7 @@
-"""Progress for people: a bar with rows a second and the time left, in a terminal or a notebook; nothing elsewhere."""
+"""Progress for people: rows done, rows a second and the time left, in a terminal or a notebook; nothing elsewhere."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -16,13 +17,13 @@ def silent(phase: str, rows: int) -> Iterator[Progress]:
 
 @contextmanager
 def bar(phase: str, rows: int) -> Iterator[Progress]:
-    """Show a bar by rich, on standard error or in the notebook's cell."""
+    """Show a bar by rich, on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=20),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows  {task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -30,16 +31,41 @@ def bar(phase: str, rows: int) -> Iterator[Progress]:
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(phase, total=rows, rate="")
+        start = time.perf_counter()
 
         def advance(done: int) -> None:
             progress.update(task, advance=done)
-            if speed := progress.tasks[0].finished_speed or progress.tasks[0].speed:
-                progress.update(task, rate=f"{speed:,.0f} rows/s")
+            rate = progress.tasks[0].completed / (time.perf_counter() - start)
+            progress.update(task, rate=f"{rate:,.0f} rows/s")
 
         yield advance
 
 
+@contextmanager
+def cell(phase: str, rows: int) -> Iterator[Progress]:
+    """Show the notebook's own bar in the cell's output; it needs no widgets."""
+    from IPython.display import HTML, display
+
+    start, total = time.perf_counter(), 0
+
+    def shown() -> HTML:
+        seconds = max(time.perf_counter() - start, 1e-9)
+        left = f", {seconds * (rows - total) / total:,.0f} s left" if total else ""
+        said = f"{phase}: {total:,} of {rows:,} rows, {total / seconds:,.0f} rows/s{left}"
+        return HTML(f'<progress value="{total}" max="{rows}"></progress> {said}')
+
+    handle = display(shown(), display_id=True)
+
+    def advance(done: int) -> None:
+        nonlocal total
+        total += done
+        handle.update(shown())
+
+    yield advance
+
+
 def default_watch() -> Watch:
-    """A bar where somebody looks: a terminal or a notebook."""
-    notebook = "ipykernel" in sys.modules and not sys.stderr.isatty()
-    return bar if notebook or sys.stderr.isatty() else silent
+    """A bar where somebody looks."""
+    if "ipykernel" in sys.modules:
+        return cell
+    return bar if sys.stderr.isatty() else silent
