@@ -17,9 +17,9 @@ from ntkdist.errors import (
     SpecError,
     StoreError,
 )
-from ntkdist.features import Linear, NTKRandomFeatures
+from ntkdist.features import Linear, NTKRandomFeatures, RandomFourier, ZonalFeatures
 from ntkdist.fit import FitResult, fit, normal_equations, solve
-from ntkdist.kernels import NNGP, NTK
+from ntkdist.kernels import NNGP, NTK, GammaExponential, Gaussian, Laplace
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Address, Job, Local, Plan, PlanTable, plan
 from ntkdist.preprocess import Preprocess
@@ -39,7 +39,10 @@ __all__ = [
     "Eigh",
     "Equations",
     "FitResult",
+    "GammaExponential",
+    "Gaussian",
     "Job",
+    "Laplace",
     "Linear",
     "Local",
     "NTKRandomFeatures",
@@ -49,9 +52,11 @@ __all__ = [
     "PlanTable",
     "PlanTooLarge",
     "Preprocess",
+    "RandomFourier",
     "RidgeModel",
     "SpecError",
     "StoreError",
+    "ZonalFeatures",
     "convert",
     "cross_validate",
     "evaluate",

@@ -33,25 +33,25 @@ def run(out: str, workers: int) -> None:
         print(f"converted  {place / name}.csv → {place / name}.zarr  ({rows:,} rows)")
     job = nd.Job(
         dataset=nd.Dataset(str(place / "train.zarr")),
-        features=nd.NTKRandomFeatures(n_components=2048, depth=2),
+        features=nd.NTKRandomFeatures(n_components=1024, depth=2),
         cluster=nd.Local(workers=workers),
     )
     linear = msgspec.structs.replace(job, features=nd.Linear(n_components=64), cluster=None)
     accuracy = {}
+    print(f"\n{'model':<8}{'test accuracy':>15}{'features':>10}{'alpha':>9}{'processes':>11}{'seconds':>9}")
     for name, each in (("linear", linear), ("NTK", job)):
         result = nd.fit(each, out=str(place / f"{name.lower()}-run"))
         accuracy[name] = nd.evaluate(result.model, str(place / "test.zarr"))["accuracy"]
         run = result.report["run"]
         print(
-            f"{name:<10} {accuracy[name]:.2%} of the test digits right, {each.features.n_components:,} features, "
-            f"alpha {result.model.alpha[0]:.3g} by {len(result.equations.folds)}-fold cross-validation, "
-            f"{run['workers']} process(es), {run['seconds']['total']:.1f} s"
+            f"{name:<8}{accuracy[name]:>15.2%}{each.features.n_components:>10,}{result.model.alpha[0]:>9.3g}"
+            f"{run['workers']:>11}{run['seconds']['total']:>9.1f}"
         )
     if accuracy["NTK"] <= accuracy["linear"]:
         raise NtkdistError(f"The kernel model lost to the linear one, {accuracy}; please report this")
     wrong = (1 - accuracy["linear"]) / max(1 - accuracy["NTK"], 1e-9)
-    print(f"The linear model makes {wrong:.1f} times as many errors.  {time.perf_counter() - start:.0f} s in all.")
-    print(f"Report: {place / 'ntk-run' / 'report.json'}   model: {place / 'ntk-run' / 'model.zarr'}")
+    print(f"\nThe linear model makes {wrong:.1f} times as many errors.  {time.perf_counter() - start:.0f} s in all.")
+    print(f"report     {place / 'ntk-run' / 'report.json'}\nmodel      {place / 'ntk-run' / 'model.zarr'}")
 
 
 def write_tables(place: Path) -> dict[str, int]:

@@ -135,10 +135,11 @@ def test_local_workers(job: str) -> None:
 def test_the_demo(command: Command) -> None:
     out, err = (process := start("demo", "--out", "demo")).communicate(timeout=240)
     assert (process.returncode, err) == (0, "")
-    linear, ntk = (float(re.search(rf"{name} +(\d+\.\d+)% of the test digits", out)[1]) for name in ("linear", "NTK"))
+    linear, ntk = (float(re.search(rf"{name} +(\d+\.\d+)% ", out)[1]) for name in ("linear", "NTK"))
     assert ntk > 95 > linear
     assert "times as many errors" in out
     report = Path("demo/ntk-run/report.json")
-    assert f"Report: {report}" in out
+    assert f"report     {report}" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
     assert json.loads(report.read_text())["run"]["workers"] == 2
     assert nd.load("demo/ntk-run/model.zarr").classes == tuple("0123456789")

@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from reference import default_gram, paper_features
 
-from ntkdist import NTK, DataError, Linear, NTKRandomFeatures, SpecError, draws
+from ntkdist import (
+    NNGP,
+    NTK,
+    DataError,
+    Gaussian,
+    Laplace,
+    Linear,
+    NTKRandomFeatures,
+    RandomFourier,
+    SpecError,
+    ZonalFeatures,
+    draws,
+)
 from ntkdist.features import FeatureMap
 from ntkdist.features.base import _cast
 from ntkdist.features.random_features import RELU, mean_abs
@@ -30,11 +42,23 @@ MAPS: dict[str, FeatureMap] = {
     "paper-leverage": NTKRandomFeatures(64, **LEVERAGE),
     "default-bias": NTKRandomFeatures(64, depth=2, bias=0.5),
     "paper-bias": NTKRandomFeatures(64, bias=0.5, **PAPER),
+    "zonal": ZonalFeatures(64),
+    "zonal-deep": ZonalFeatures(101, NTK(5), seed=2),
+    "zonal-nngp": ZonalFeatures(50, NNGP(2)),
+    "zonal-laplace": ZonalFeatures(64, Laplace(0.5, homogeneous=True)),
+    "zonal-projected": ZonalFeatures(13, seed=4),
+    "zonal-bias": ZonalFeatures(64, NTK(2, bias=0.5)),
+    "fourier": RandomFourier(64, Gaussian(2.0)),
+    "fourier-laplace": RandomFourier(101, Laplace(2.0)),
+    "fourier-homogeneous": RandomFourier(63, Laplace(0.5, homogeneous=True)),
 }
+INHOMOGENEOUS = {"default-bias", "paper-bias", "zonal-bias", "fourier", "fourier-laplace"}
 ROUNDING = {np.float64: 1e-12, np.float32: 1e-5}
 every_map = pytest.mark.parametrize("features", MAPS.values(), ids=MAPS)
 random_maps = pytest.mark.parametrize("features", list(MAPS.values())[1:], ids=list(MAPS)[1:])
-unbiased_maps = pytest.mark.parametrize("features", list(MAPS.values())[:7], ids=list(MAPS)[:7])
+homogeneous_maps = pytest.mark.parametrize(
+    "features", [MAPS[k] for k in MAPS if k not in INHOMOGENEOUS], ids=[k for k in MAPS if k not in INHOMOGENEOUS]
+)
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -111,7 +135,7 @@ def test_many_rows_in_pieces(features: FeatureMap, dtype: type) -> None:
     same_rows(features(np.repeat(x, 2, axis=0)[::2]), whole)
 
 
-@unbiased_maps
+@homogeneous_maps
 @both_dtypes
 def test_zero_rows_have_zero_features(features: FeatureMap, dtype: type) -> None:
     x = rows(6).astype(dtype)
@@ -121,7 +145,7 @@ def test_zero_rows_have_zero_features(features: FeatureMap, dtype: type) -> None
     assert (np.abs(z[[1, 2, 3, 5]]).sum(1) > 0).all()
 
 
-@unbiased_maps
+@homogeneous_maps
 @pytest.mark.parametrize("scale", [2, 0.25, 3])
 def test_homogeneous(features: FeatureMap, scale: float) -> None:
     x = rows(20)

@@ -1,0 +1,110 @@
+"""RandomFourier: kernels of the distance, as means of cosines over random frequencies.
+
+Legend: w a frequency, (length of a Gaussian vector)·√(2S)/lengthscale times a unit direction; S the random scale that
+makes a kernel a mixture of Gaussians, E exp(−s·S) = exp(−s^{γ/2}).
+"""
+
+import math
+from typing import Annotated, Any
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+from scipy.special import gammaincinv, ndtri
+
+from ntkdist import draws
+from ntkdist.errors import SpecError
+from ntkdist.features.base import FeatureMap, Params, flat, normalised
+from ntkdist.kernels import GammaExponential, Gaussian, Laplace
+
+F8 = NDArray[np.float64]
+DIRECTION, RADIUS, SCALE, PHASE = range(4)  # roles of the random streams
+SMALLEST_GAMMA = 0.5
+
+
+class RandomFourier(FeatureMap, frozen=True):
+    """Random Fourier features: cos(w·x) and sin(w·x) over √(number of w), with orthogonal directions of w.
+
+    Rahimi, Recht, "Random features for large-scale kernel machines", NeurIPS 2007; directions as in Yu et al.,
+    "Orthogonal random features", NeurIPS 2016.  Frequencies follow the kernel's spectral law exactly: normal for the
+    Gaussian, multivariate Cauchy for the Laplace kernel, and for exp(−r^γ) normal times the root of a positive
+    (γ/2)-stable scale (Kanter, "Stable densities under change of scale", Annals of Probability 1975).  If
+    n_components is odd, the last column is √2 cos(w·x + a), a a random phase.
+
+    Promise: depends on seed and shape only; unbiased; the error falls like n_components^-½.  A homogeneous kernel is
+    ‖x‖ times the features of x/‖x‖, and a zero row then has zero features.
+
+    Parameters
+    ----------
+    n_components : int
+        Columns.
+    kernel : Gaussian, Laplace or GammaExponential
+        ``gamma`` at least 0.5: below, frequencies are so large that the phases w·x have no correct digit.  From 1
+        down to that, a row's features are its own to about 1e-15 times the largest frequency, of order
+        n_components^(1/gamma), not always to 1e-12.
+    seed : int
+    """
+
+    kernel: Gaussian | Laplace | GammaExponential = Gaussian(1.0)
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+    def validate(self) -> None:
+        if isinstance(self.kernel, GammaExponential) and self.kernel.gamma < SMALLEST_GAMMA:
+            raise SpecError(
+                f"RandomFourier cannot hold the frequencies of gamma = {self.kernel.gamma}; "
+                f"use a gamma of at least {SMALLEST_GAMMA}"
+            )
+
+    def draw(self, input_shape: tuple[int, ...]) -> Params:
+        d, count = math.prod(input_shape), -(-self.n_components // 2)
+        w = draws.directions(d, count, self.seed, 0, DIRECTION)
+        length = np.sqrt(2 * gammaincinv(d / 2, draws.uniforms(count, self.seed, 0, RADIUS)))
+        w *= length * spread(self.kernel, count, self.seed) / (2 * np.pi * self.kernel.lengthscale)
+        # The bits of w/2π as integers, which keep float64 also for rows of float32: the Cauchy law has no moments.
+        return {"turns": w.view(np.int64), "phase": draws.uniforms(1, self.seed, 0, PHASE)}
+
+    def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
+        half, dtype = self.n_components // 2, x.dtype
+        x, length = flat(x).astype(np.float64), None
+        if self.kernel.homogeneous:
+            x, length = normalised(x)
+        turns = x @ params["turns"].view(np.float64)
+        turns[:, half:] += params["phase"]  # of the odd column, if any
+        turns -= np.rint(turns)
+        angle = turns.astype(dtype, copy=False)
+        angle *= 2 * math.pi
+        out = np.empty((len(x), self.n_components), dtype)
+        np.cos(angle[:, :half], out=out[:, :half])
+        np.sin(angle[:, :half], out=out[:, half : 2 * half])
+        np.multiply(np.cos(angle[:, half:]), math.sqrt(2), out=out[:, 2 * half :])
+        out *= math.sqrt(1 / angle.shape[1])
+        if length is not None:
+            out *= length.astype(dtype)
+        return out
+
+    def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        d, size = math.prod(input_shape), np.dtype(dtype).itemsize
+        return (24 + size) * d + (12 + 2 * size) * (self.n_components + 1) + 32
+
+    def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        d, count = math.prod(input_shape), -(-self.n_components // 2)
+        return 8 * d * (3 * max(count, d) + 6 * d) + 80 * count
+
+
+def spread(kernel: Gaussian | Laplace | GammaExponential, count: int, seed: int) -> F8:
+    """√(2S), (count,): frequencies of the kernel in units of normal ones.
+
+    Gaussian: 1.  Laplace: 1/|h|, h normal, for S is then Lévy's.  Else, with α = γ/2, A of (0, π) and exponential E,
+    S = sin(αA) sin(A)^{−1/α} (sin((1 − α)A)/E)^{(1−α)/α}, which at α = ½ is Lévy's and at α = 1 the constant 1.
+    """
+    if isinstance(kernel, Gaussian):
+        return np.ones(count)
+    if isinstance(kernel, Laplace):
+        return np.abs(1 / ndtri(draws.uniforms(count, seed, 0, SCALE) / 2))
+    alpha = kernel.gamma / 2
+    if alpha == 1:
+        return np.full(count, math.sqrt(2))
+    a = np.pi * draws.uniforms(count, seed, 0, SCALE)
+    e = -np.log(draws.uniforms(count, seed, 0, SCALE, 1))
+    s = np.sin(alpha * a) / np.sin(a) ** (1 / alpha) * (np.sin((1 - alpha) * a) / e) ** ((1 - alpha) / alpha)
+    return np.sqrt(2 * s)
