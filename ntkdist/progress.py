@@ -66,6 +66,9 @@ def cell(phase: str, rows: int) -> Iterator[Progress]:
 
 def default_watch() -> Watch:
     """A bar where somebody looks."""
-    if "ipykernel" in sys.modules:
-        return cell
+    if "IPython" in sys.modules:
+        from IPython import get_ipython
+
+        if hasattr(get_ipython(), "kernel"):  # a notebook's, not merely something imported
+            return cell
     return bar if sys.stderr.isatty() else silent

@@ -88,7 +88,7 @@ class RandomFourier(FeatureMap, frozen=True):
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, count = math.prod(input_shape), -(-self.n_components // 2)
-        return 8 * d * (3 * max(count, d) + 6 * d) + 80 * count
+        return 8 * d * (3 * max(count, d) + 6 * d) + 80 * count + 2**14  # the last for generators and other objects
 
 
 def spread(kernel: Gaussian | Laplace | GammaExponential, count: int, seed: int) -> F8:
