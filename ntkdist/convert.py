@@ -11,7 +11,6 @@ Scratch: the size of the decoded rows, and that of an array once more where it i
 """
 
 import hashlib
-import importlib.metadata
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from ntkdist.data import Dataset, Layout
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.sources import Source, Wanted, open_arrays
 from ntkdist.tables import open_table
+from ntkdist.versions import installed
 
 BUCKET_BYTES = 64 * 2**20
 DRAW_ROWS = 65536  # rows whose buckets are drawn together, whatever the blocks of the source
@@ -109,17 +109,13 @@ def _attributes(source: Source, seed: int | None) -> dict[str, Any]:
     for role, path in source.files.items():
         with path.open("rb") as file:
             hashes[role] = {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    try:
-        version = importlib.metadata.version("ntkdist")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
     return {
         "columns": list(source.columns),
         "target_names": list(source.target_names),
         "classes": list(source.classes),
         "source": {"rows": source.rows, **hashes.pop("source"), **hashes},
         "shuffle_seed": seed,
-        "ntkdist": version,
+        "ntkdist": installed("ntkdist"),
     }
 
 

@@ -16,6 +16,7 @@ from ntkdist.plan import Job, Plan
 from ntkdist.select import CVResult
 from ntkdist.spec import digest
 from ntkdist.sums import Tally
+from ntkdist.versions import versions
 
 
 def job_digest(job: Job) -> str:
@@ -92,6 +93,7 @@ def report(
     """All that a reader of a run may ask, as plain objects."""
     equations, tally, seconds = passed.equations, passed.tally, passed.seconds
     gram_rate = tally.rows * p.m**2 / seconds["equations"]
+    fold_weights = [fold.weight for fold in equations.folds]
     notes = [cv.note] if cv is not None and cv.note else []
     if passed.constant:
         notes.append(f"columns without variance, kept and harmless: {', '.join(passed.constant[:8])}")
@@ -108,11 +110,11 @@ def report(
             "dropped_rows": tally.dropped,
             "constant_columns": passed.constant,
             "classes": list(equations.preprocessing.classes),
-            "fold_weights": [fold.weight for fold in equations.folds],
+            "fold_weights": fold_weights,
         },
         "cv": None if cv is None else cv.to_dict(),
         "alpha": model.alpha.tolist(),
-        "alpha_per_row": (model.alpha / equations.total.weight).tolist(),
+        "alpha_per_row": (model.alpha / sum(fold_weights)).tolist(),
         "run": {
             "seconds": seconds,
             "rows_per_second": tally.rows / seconds["equations"],
@@ -125,7 +127,7 @@ def report(
             "gram_flops_per_second": gram_rate,
             "gram_to_syrk_ratio": gram_rate / sum(rates),
         },
-        "versions": store.versions(),
+        "versions": versions(),
     }
 
 

@@ -4,8 +4,6 @@ A saved value holds the fingerprint of its feature map, φ of fixed probe rows, 
 installed software makes other features of the same spec.
 """
 
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
 
 import msgspec
@@ -19,6 +17,7 @@ from ntkdist.model import Equations, RidgeModel
 from ntkdist.preprocess import Preprocessing
 from ntkdist.spec import decode
 from ntkdist.sums import NormalEquations
+from ntkdist.versions import versions
 
 MODEL, EQUATIONS, VERSION = "ntkdist.model", "ntkdist.equations", 1
 SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
@@ -125,14 +124,3 @@ def _check_fingerprint(
             f"{apart:.1e}, at most {TOLERANCE[attrs['dtype']]:.0e} expected; changed versions: {differ}); "
             "load it with the versions that saved it, or fit again"
         )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides results."""
-    found = {"python": platform.python_version()}
-    for name in ("ntkdist", "numpy", "scipy", "zarr", "dask", "distributed"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found

@@ -17,6 +17,7 @@ ROOT = Path(ntkdist.__file__).parent
 ORDER = (
     *(
         "errors",
+        "versions",
         "spec",
         "backend",
         "progress",

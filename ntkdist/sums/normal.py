@@ -3,7 +3,6 @@
 Legend: z (n, m) features; y (n, t) targets; w (n,) weights; G = Σ w z zᵀ.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -152,14 +151,6 @@ class NormalEquations:
     def trace(self) -> float:
         """Σ w ‖z − z̄‖²: the scale against which ``alpha`` is large or small."""
         return float(np.trace(self._gram) - self.z_sum @ self.z_sum / self.weight)
-
-    def is_finite(self) -> bool:
-        """Whether every sum is finite; the diagonal of a Gram shows any overflow of a row."""
-        return math.isfinite(float(np.trace(self._gram) + np.sum(self._cross) + np.sum(self._inner)))
-
-    def copy(self) -> "NormalEquations":
-        """A sum of its own memory."""
-        return NormalEquations(self._gram.copy(), self._cross.copy(), self._inner.copy(), self._symmetric)
 
     def __sizeof__(self) -> int:
         return self._gram.nbytes + self._cross.nbytes + self._inner.nbytes
