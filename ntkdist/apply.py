@@ -1,6 +1,5 @@
 """Using a model or a map: evaluate, predict, featurize.  Each is one pass of the mapper; writers sum only rows."""
 
-import functools
 import time
 from dataclasses import dataclass
 
@@ -8,20 +7,19 @@ import msgspec
 import numpy as np
 from distributed import Client
 
-from ntkdist import data, groups, store
+from ntkdist import data, groups
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Dataset, Rows
 from ntkdist.errors import DataError
-from ntkdist.features import AnyFeatureMap
-from ntkdist.fit import scaling
+from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.model import RidgeModel
+from ntkdist.prepare import learnt, scaling
 from ntkdist.preprocess import Matching, Preprocess, Preprocessing
 from ntkdist.progress import Watch
 from ntkdist.reduce import Source, reduce_all
 from ntkdist.sums import Metrics
 
 PREDICTIONS = "ntkdist.predictions"
-EMBED_BYTES = 4 * 2**20  # larger models reach tasks by URL
 
 
 def evaluate(
@@ -50,7 +48,7 @@ def evaluate(
     theirs, ours = _kind(layout.classes, layout.targets), _kind(model.classes, len(model.intercept))
     if theirs != ours:
         raise DataError(f"{dataset.store}: targets are {theirs}, the model predicts {ours}; convert the same way")
-    summand = MetricsOf(_reference(model), model.preprocessing.match(layout, dataset.store))
+    summand = MetricsOf(model, model.preprocessing.match(layout, dataset.store))
     with connect(None, scheduler, client) as client:
         block_rows = max(1024, model.features.n_components)
         source = Source(dataset, layout, block_rows, resources(client).threads)
@@ -93,7 +91,7 @@ def predict(
         for name, (shape, dtype) in arrays.items():
             groups.create_array(place, name, (layout.rows, *shape), dtype, size)
         source = Source(dataset, layout, 0, resources(client).threads, labelled=False)
-        summand = WritePredictions(_reference(model), matching, source, place)
+        summand = WritePredictions(model, matching, source, place)
         reduce_all(source, summand, size, client, "predict", watch)
 
 
@@ -129,13 +127,15 @@ def featurize(
     }
     with connect(None, scheduler, client) as client, groups.new_group(out, data.FORMAT, attrs) as place:
         source = Source(dataset, layout, max(1024, m), resources(client).threads)
-        pre, _ = scaling(preprocess or Preprocess(), source, client, watch)
+        preprocess = preprocess or Preprocess()
+        pre, _ = scaling(preprocess, source, client, watch)
+        ready = learnt(features, preprocess, source, pre, client, watch)
         size = min(groups.partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
         groups.create_array(place, "x", (layout.rows, m), dtype, size)
         for name, (shape, kind) in others.items():
             groups.create_array(place, name, shape, kind, size)
         source = source._replace(block_rows=0)
-        summand = WriteFeatures(features, pre, dtype, source, place, tuple(others))
+        summand = WriteFeatures(ready, pre, dtype, source, place, tuple(others))
         reduce_all(source, summand, size, client, "featurize", watch)
 
 
@@ -151,14 +151,14 @@ def _kind(classes: tuple[str, ...], targets: int) -> str:
 class MetricsOf:
     """Errors of a model."""
 
-    model: "RidgeModel | str"
+    model: RidgeModel
     matching: Matching
 
     def zero(self) -> Metrics | None:
         return None
 
     def update(self, total: Metrics | None, rows: Rows) -> Metrics:
-        model, rows = _resolve(self.model), self.matching(rows)
+        model, rows = self.model, self.matching(rows)
         assert rows.y is not None
         if model.classes:
             new = Metrics.of_classes(rows.y, model.scores(rows.x), rows.weight)
@@ -171,7 +171,7 @@ class MetricsOf:
 class WritePredictions:
     """Predictions written in place; the sum is the number of rows."""
 
-    model: "RidgeModel | str"
+    model: RidgeModel
     matching: Matching
     source: Source
     place: str
@@ -180,7 +180,7 @@ class WritePredictions:
         return 0
 
     def update(self, total: int, rows: Rows) -> int:
-        model = _resolve(self.model)
+        model = self.model
         scores = model.scores(self.matching(rows).x)
         stop = rows.start + len(scores)
         if model.classes:
@@ -197,7 +197,7 @@ class WritePredictions:
 class WriteFeatures:
     """Features written in place, other arrays copied; the sum is the number of rows."""
 
-    features: AnyFeatureMap
+    features: AnyMap
     preprocessing: Preprocessing
     dtype: str
     source: Source
@@ -217,18 +217,3 @@ class WriteFeatures:
 
 def _copy(source: Source, place: str, name: str, start: int, stop: int) -> None:
     groups.write_rows(place, name, start, source.dataset.column(source.layout, name, start, stop))
-
-
-def _reference(model: RidgeModel) -> RidgeModel | str:
-    """What a task is given for a model: itself, or where to load it from if it is large."""
-    return model.url if model.url and model.coef.nbytes > EMBED_BYTES else model
-
-
-def _resolve(model: RidgeModel | str) -> RidgeModel:
-    return _loaded(model) if isinstance(model, str) else model
-
-
-@functools.lru_cache(maxsize=2)
-def _loaded(url: str) -> RidgeModel:
-    model: RidgeModel = store.load(url)
-    return model

@@ -22,14 +22,19 @@ class Rows(NamedTuple):
     x: NDArray[Any]
     y: NDArray[Any] | None
     weight: NDArray[np.float64] | None
-    start: int  # position of the first row in the dataset
+    places: NDArray[np.int64]  # positions of the rows in the dataset
     dropped: int = 0  # rows left out because of NaN or Inf
     nbytes: int = 0  # bytes of the arrays before rows were dropped
+
+    @property
+    def start(self) -> int:
+        """Position of the first row."""
+        return int(self.places[0])
 
     def take(self, rows: slice | NDArray[Any]) -> "Rows":
         """The same with some of the rows."""
         y, weight = (None if a is None else a[rows] for a in (self.y, self.weight))
-        return self._replace(x=self.x[rows], y=y, weight=weight)
+        return self._replace(x=self.x[rows], y=y, weight=weight, places=self.places[rows])
 
 
 class Layout(Spec, frozen=True):
@@ -145,7 +150,7 @@ class Dataset(Spec, frozen=True):
         x = self.column(layout, self.x, start, stop)
         y = self.column(layout, self.y, start, stop) if labelled else None
         w = self.column(layout, self.weight, start, stop).astype(np.float64) if self.weight else None
-        rows = Rows(x, y, w, start, 0, sum(a.nbytes for a in (x, y, w) if a is not None))
+        rows = Rows(x, y, w, np.arange(start, stop), 0, sum(a.nbytes for a in (x, y, w) if a is not None))
         bad = np.zeros(len(x), bool)
         for name, array in ((self.x, x), (self.y, y), (self.weight, w)):
             if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():

@@ -25,6 +25,15 @@ def normals(shape: tuple[int, ...], seed: int, layer: int, role: int, block: int
     return z
 
 
+def uniforms_of(index: I8, seed: int, layer: int, role: int) -> F8:
+    """A number of (0, 1) for every index, a function of it and the stream alone: SplitMix64 of Steele, Lea, Flood."""
+    (key,) = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(layer, role))).random_raw(1)
+    z = (index.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (((z ^ (z >> np.uint64(31))) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
 def integers(high: int, count: int, seed: int, layer: int, role: int, block: int = 0) -> I8:
     """Independent integers of [0, high), uniform to within 2⁻⁵² · high."""
     return np.floor(uniforms(count, seed, layer, role, block) * high).astype(np.int64)

@@ -1,6 +1,6 @@
-"""Fitting: moments → scaling → normal equations of every fold → penalty → weights.
+"""Fitting: moments → scaling (→ landmarks) → normal equations of every fold → penalty → weights.
 
-Every arrow of the first three is a pass of the one mapper in `reduce`; the others never see the data.
+Every arrow up to the equations is a pass of the one mapper in `reduce`; the others never see the data.
 """
 
 import functools
@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from distributed import Client
 
-from ntkdist import progress, runs, store
+from ntkdist import progress, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError
-from ntkdist.features import AnyFeatureMap
-from ntkdist.groups import find
+from ntkdist.features import AnyMap
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Job, Plan, plan
-from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
+from ntkdist.prepare import learnt, scaling
+from ntkdist.preprocess import Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.reduce import Shard, Source, on_each_worker, reduce, reduce_all
+from ntkdist.reduce import Shard, Source, on_each_worker, reduce
 from ntkdist.select import CVResult, cross_validate, penalties
 from ntkdist.solvers import AnySolver, choose
 from ntkdist.sums import NormalEquations
@@ -146,7 +146,7 @@ def solve(
 class EquationsOf:
     """Normal equations of the features of scaled rows."""
 
-    features: AnyFeatureMap
+    features: AnyMap
     preprocessing: Preprocessing
     dtype: str
 
@@ -166,37 +166,20 @@ class EquationsOf:
 
 
 def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None) -> runs.Passed:
-    """Scaling, then the equations of every fold."""
+    """Scaling, what the map learns if it does, then the equations of every fold."""
     source = Source(p.dataset, p.layout, p.block_rows, p.threads)
-    start = time.perf_counter()
+    marks = [time.perf_counter()]
     pre, constant = scaling(p.job.preprocess, source, client, watch)
-    between = time.perf_counter()
+    marks.append(time.perf_counter())
+    features = learnt(p.features, p.job.preprocess, source, pre, client, watch)
+    marks.append(time.perf_counter())
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
     with (watch or progress.default_watch())("equations", p.layout.rows) as done:
-        parts = reduce(source, EquationsOf(p.features, pre, p.dtype), shards, p.fan_in, client, done)
+        parts = reduce(source, EquationsOf(features, pre, p.dtype), shards, p.fan_in, client, done)
+    marks.append(time.perf_counter())
     return runs.Passed(
-        Equations([part.total for part in parts], p.features, pre, p.dtype),
+        Equations([part.total for part in parts], features, pre, p.dtype),
         functools.reduce(operator.add, (part.tally for part in parts)),
         constant,
-        {"moments": between - start, "equations": time.perf_counter() - between},
+        dict(zip(("moments", "landmarks", "equations"), np.diff(marks).tolist(), strict=True)),
     )
-
-
-def scaling(
-    preprocess: Preprocess, source: Source, client: Client | None, watch: Watch | None
-) -> tuple[Preprocessing, list[str]]:
-    """Fit or reuse the scaling of a dataset; also the names of columns without variance."""
-    layout = source.layout
-    if preprocess.reuse:
-        before = store.load(find(preprocess.reuse, "model.zarr"))
-        pre: Preprocessing = before.preprocessing
-        pre.match(layout, source.dataset.store)
-        if pre.classes != layout.classes or pre.columns != layout.columns:
-            raise DataError(f"{source.dataset.store}: classes or columns differ from those of {preprocess.reuse}")
-        return pre, []
-    mode = preprocess.resolve(layout.input_shape)
-    part = reduce_all(source, MomentsOf(mode, layout), layout.rows_per_partition, client, "moments", watch)
-    pre = Preprocessing.fit(mode, layout, part.total)
-    inputs = part.total.split(MomentsOf(mode, layout).d)[0]
-    names = layout.columns or tuple(f"column {i}" for i in range(len(inputs.mean)))
-    return pre, [names[i] for i in np.flatnonzero(inputs.constant())]

@@ -5,16 +5,15 @@ Legend: z features, m their number, t targets (or classes).
 
 import functools
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist.errors import DataError
-from ntkdist.features import AnyFeatureMap
+from ntkdist.features import AnyMap
 from ntkdist.preprocess import Preprocessing
-from ntkdist.spec import encode
 from ntkdist.sums import NormalEquations
 
 F8 = NDArray[np.float64]
@@ -36,17 +35,14 @@ class RidgeModel:
         The penalty that each target was solved with.
     dtype : str
         Of the features.
-    url : str
-        Where it was loaded from, or "".
     """
 
     preprocessing: Preprocessing
-    features: AnyFeatureMap
+    features: AnyMap
     coef: F8
     intercept: F8
     alpha: F8
     dtype: str = "float32"
-    url: str = field(default="", compare=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -113,7 +109,7 @@ class Equations:
     """
 
     folds: list[NormalEquations]
-    features: AnyFeatureMap
+    features: AnyMap
     preprocessing: Preprocessing
     dtype: str
 
@@ -130,7 +126,7 @@ class Equations:
 
     def _combine(self, other: "Equations", op: Any) -> "Equations":
         for what, mine, theirs in (
-            ("features", encode(self.features), encode(other.features)),
+            ("features", self.features.digest(), other.features.digest()),
             ("scaling", self.preprocessing.digest(), other.preprocessing.digest()),
             ("dtype", self.dtype, other.dtype),
             ("number of folds", len(self.folds), len(other.folds)),

@@ -201,11 +201,12 @@ class Plan(Spec, frozen=True, tag=False):
         while self.fan_in**levels < per_fold:
             levels += 1
         waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
+        sample = 4 * self.features.sample_rows * (8 * d + 24)  # of which the pass before the equations adds two
         return {
             "process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype),
             "accumulator": tasks_at_once * one,
             "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
-            "batch": tasks_at_once * (self.block_rows * row + 3 * partition + self.threads * piece),
+            "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + 3 * partition),
         }
 
     def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1) -> int:

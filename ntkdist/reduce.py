@@ -162,9 +162,10 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally) -> It
 def _join(held: list[Rows]) -> Rows:
     if len(held) == 1:
         return held[0]
-    pick = [None if a is None else np.concatenate([h[i] for h in held]) for i, a in enumerate(held[0][:3])]
+    pick = [None if a is None else np.concatenate([h[i] for h in held]) for i, a in enumerate(held[0][:4])]
     assert pick[0] is not None
-    return held[0]._replace(x=pick[0], y=pick[1], weight=pick[2])
+    assert pick[3] is not None
+    return held[0]._replace(x=pick[0], y=pick[1], weight=pick[2], places=pick[3])
 
 
 def tree(leaves: Iterable[T], fan_in: int, add: Callable[[list[T]], T]) -> T:
@@ -216,6 +217,8 @@ def _reduce_there(
     source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, client: Client, progress: Progress
 ) -> list[Part]:
     run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # a model, once
+        held = client.submit(_itself, summand, key=f"ntkdist-summand-{run_id}")
     at_once = 2 * max(1, sum(client.nthreads().values()))
     running = as_completed(loop=client.loop)  # the default would be the default client's
     rows: dict[str, int] = {}
@@ -232,7 +235,7 @@ def _reduce_there(
                 finish_one()
             key = f"ntkdist-shard-{run_id}-{i}"
             rows[key] = shards[i].rows
-            future = client.submit(run_shard, source, summand, shards[i], key=key)
+            future = client.submit(run_shard, source, held, shards[i], key=key)
             running.add(future)
             yield future
 
@@ -249,6 +252,11 @@ def _reduce_there(
             f"Task {error.task} was tried on several workers and each died ({error.last_worker} last); "
             "look at their logs, give them more memory, or lower block_rows"
         ) from error
+
+
+def _itself(summand: T) -> T:
+    """A summand as a task's result: it goes to the scheduler once, and from worker to worker from then on."""
+    return summand
 
 
 def on_each_worker(client: Client | None, call: Callable[[], T]) -> list[T]:

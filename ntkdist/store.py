@@ -4,7 +4,7 @@ A saved value holds the fingerprint of its feature map, φ of fixed probe rows, 
 installed software makes other features of the same spec.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ntkdist import draws, groups
 from ntkdist.errors import StoreError
-from ntkdist.features import AnyFeatureMap
+from ntkdist.features import AnyFeatureMap, AnyMap, FittedMap
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.preprocess import Preprocessing
 from ntkdist.spec import decode
@@ -35,7 +35,8 @@ def save(value: RidgeModel | Equations, url: str) -> None:
     """
     pre = value.preprocessing
     attrs = {
-        "features": msgspec.to_builtins(value.features),
+        "features": msgspec.to_builtins(value.features.spec),
+        "learnt": sorted(value.features.arrays),
         "dtype": value.dtype,
         "preprocessing": {
             "input_shape": pre.input_shape,
@@ -47,6 +48,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
         "versions": versions(),
     }
     arrays = {name: getattr(pre, name) for name in SCALES}
+    arrays |= {f"features.{name}": array for name, array in value.features.arrays.items()}
     arrays["fingerprint"] = fingerprint(value.features, pre.input_shape, value.dtype)
     if isinstance(value, RidgeModel):
         kind = MODEL
@@ -85,19 +87,19 @@ def load(url: str) -> Any:
         raise StoreError(
             f"{url}: saved in format {attrs['version']}, this ntkdist reads up to {VERSION}; update ntkdist"
         )
-    features = cast(AnyFeatureMap, decode(attrs["features"], AnyFeatureMap, url))
 
     def array(name: str) -> NDArray[Any]:
         return groups.read_whole(url, name)
 
+    features: AnyMap = decode(attrs["features"], AnyFeatureMap, url)
+    if attrs["learnt"]:
+        features = FittedMap(features.spec, {name: array(f"features.{name}") for name in attrs["learnt"]})
     scales: dict[str, Any] = {name: array(name) for name in SCALES}
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in attrs["preprocessing"].items()}
     preprocessing = Preprocessing(**plain, **scales)
     _check_fingerprint(url, features, preprocessing.input_shape, attrs, array("fingerprint"))
     if kind == MODEL:
-        return RidgeModel(
-            preprocessing, features, array("coef"), array("intercept"), array("alpha"), attrs["dtype"], str(url)
-        )
+        return RidgeModel(preprocessing, features, array("coef"), array("intercept"), array("alpha"), attrs["dtype"])
     folds = [
         NormalEquations(array(f"gram{k}"), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
         for k in range(attrs["folds"])
@@ -105,14 +107,14 @@ def load(url: str) -> Any:
     return Equations(folds, features, preprocessing, attrs["dtype"])
 
 
-def fingerprint(features: AnyFeatureMap, input_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:
+def fingerprint(features: AnyMap, input_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:
     """φ of fixed probe rows, (8, m): what a map does, to be compared where it is used next."""
     probes = draws.normals((PROBES, *input_shape), 0, 0, PROBE_ROLE)
     return features(probes.astype(dtype)).astype(np.float64)
 
 
 def _check_fingerprint(
-    url: str, features: AnyFeatureMap, input_shape: tuple[int, ...], attrs: Any, saved: NDArray[Any]
+    url: str, features: AnyMap, input_shape: tuple[int, ...], attrs: Any, saved: NDArray[Any]
 ) -> None:
     here = fingerprint(features, input_shape, attrs["dtype"])
     apart = float(np.max(np.linalg.norm(here - saved, axis=1) / np.linalg.norm(saved, axis=1)))

@@ -31,13 +31,13 @@ ORDER = (
         "tables",
     ),
     *("convert", "sums", "solvers", "select", "preprocess", "model", "store", "plan", "cluster", "reduce", "runs"),
-    *("fit", "apply", "estimate", "ntkdist", "demo", "cli"),
+    *("prepare", "fit", "apply", "estimate", "ntkdist", "demo", "cli"),
 )
 # The modules that may import each dependency; distributed's Client as a type is all that `fit` and `apply` take.
 DOORS = {
     "zarr": {"groups"},
     "dask": {"reduce", "cluster"},
-    "distributed": {"reduce", "cluster", "fit", "apply"},
+    "distributed": {"reduce", "cluster", "prepare", "fit", "apply"},
     "sklearn": {"demo", "estimators"},
     "click": {"cli"},
     "rich": {"progress"},
@@ -101,7 +101,7 @@ def test_one_door_for_every_dependency() -> None:
 
 
 def test_verbs_take_the_client_as_a_type_only() -> None:
-    for name in ("fit", "apply"):
+    for name in ("prepare", "fit", "apply"):
         outer = {each for each in imports(ROOT / f"{name}.py") if each.split(".")[0] in ("dask", "distributed")}
         assert outer <= {"distributed.Client"}
         tree = ast.parse((ROOT / f"{name}.py").read_text())

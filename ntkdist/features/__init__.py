@@ -1,6 +1,6 @@
 """Feature maps: small values that turn rows into features whose inner products are a kernel's."""
 
-from ntkdist.features.base import FeatureMap
+from ntkdist.features.base import AnyMap, FeatureMap, FittedMap
 from ntkdist.features.fourier import RandomFourier
 from ntkdist.features.linear import Linear
 from ntkdist.features.random_features import NTKRandomFeatures
@@ -9,4 +9,13 @@ from ntkdist.features.zonal import ZonalFeatures
 # What a job file or a saved model may name; a new map is a new file and a new name here.
 AnyFeatureMap = Linear | NTKRandomFeatures | RandomFourier | ZonalFeatures
 
-__all__ = ["AnyFeatureMap", "FeatureMap", "Linear", "NTKRandomFeatures", "RandomFourier", "ZonalFeatures"]
+__all__ = [
+    "AnyFeatureMap",
+    "AnyMap",
+    "FeatureMap",
+    "FittedMap",
+    "Linear",
+    "NTKRandomFeatures",
+    "RandomFourier",
+    "ZonalFeatures",
+]

@@ -1,19 +1,28 @@
-"""What a feature map is: a small value, from which any worker makes the same φ."""
+"""What a feature map is: a small value, from which any worker makes the same φ.
+
+A map that has to look at data first is fitted once, on a sample; what it learnt is a `FittedMap`, part of the model.
+"""
 
 import abc
+import functools
+import hashlib
 import math
 import threading
-from typing import Annotated, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
 from ntkdist import backend
-from ntkdist.errors import DataError
-from ntkdist.spec import Spec
+from ntkdist.errors import DataError, SpecError
+from ntkdist.spec import Spec, encode
 
 Params = dict[str, Any]
+Arrays = dict[str, NDArray[Any]]
+RowWeights = Callable[[NDArray[Any]], NDArray[np.float64]]  # (n, *input_shape) → (n,), how likely rows are drawn
 PIECE_BYTES = 2**22  # of rows that one thread maps at a time, so that what is just made is still in its cache
 _drawn: dict[tuple[Any, ...], Params] = {}
 _drawing = threading.Lock()
@@ -55,6 +64,45 @@ class FeatureMap(Spec, frozen=True):
         """Bytes of what is drawn and kept in the process, at its peak."""
         return 0
 
+    @property
+    def sample_rows(self) -> int:
+        """Rows of the data, drawn at random, that `fit` looks at; 0 if the map needs none."""
+        return 0
+
+    def row_weights(self, sample: NDArray[Any]) -> RowWeights | None:
+        """For maps that want rows in proportion to something learnt from a first sample: what it is; else None."""
+        return None
+
+    def fit(self, sample: NDArray[Any]) -> "FittedMap":
+        """What is learnt from a sample (k, *input_shape) of scaled rows.
+
+        Raises
+        ------
+        SpecError
+            If the map learns nothing from data.
+        """
+        raise SpecError(f"{type(self).__name__} is drawn from its seed and learns nothing; call it without fit")
+
+    def draw_fitted(self, input_shape: tuple[int, ...], arrays: Arrays) -> Params:
+        """`draw` of a map that learnt these arrays."""
+        return self.draw(input_shape) | arrays
+
+    # What a map and a fitted map have in common.
+
+    @property
+    def spec(self) -> "FeatureMap":
+        """The map without what it learnt."""
+        return self
+
+    @property
+    def arrays(self) -> Arrays:
+        """What it learnt: nothing."""
+        return {}
+
+    def digest(self) -> str:
+        """A short name; equal maps have equal names."""
+        return _digest(self)
+
     def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
         """φ(x), in x's dtype if that is float32 or float64, else in float64.
 
@@ -65,32 +113,124 @@ class FeatureMap(Spec, frozen=True):
         Returns
         -------
         (n, n_components) array
+
+        Raises
+        ------
+        SpecError
+            If the map has to be fitted first.
         """
-        x = np.asarray(x)
-        if x.ndim < 2:
-            raise DataError(f"{type(self).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
-        if x.dtype not in (np.float32, np.float64):
-            x = x.astype(np.float64)
-        params = self._cached_draw(x.shape[1:], x.dtype)
-        rows = max(1, PIECE_BYTES // self.row_bytes(x.shape[1:], x.dtype))
-        if len(x) <= rows:
-            return self.apply(params, x)
-        out = np.empty((len(x), self.n_components), x.dtype)
+        if self.sample_rows:
+            raise SpecError(
+                f"{type(self).__name__} has to look at {self.sample_rows} rows first; use its fit(sample), "
+                "or the model of nd.fit"
+            )
+        return _mapped(self, x)
 
-        def piece(start: int) -> None:
-            out[start : start + rows] = self.apply(params, x[start : start + rows])
 
-        backend.each(piece, range(0, len(x), rows))
-        return out
+@dataclass(frozen=True, eq=False)
+class FittedMap:
+    """A feature map with what it learnt from data; used like one.
 
-    def _cached_draw(self, input_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Params:
-        key = (self, input_shape, dtype.str)
-        with _drawing:  # threads that start together must not all draw
-            if key not in _drawn:
-                if len(_drawn) >= 4:
-                    del _drawn[next(iter(_drawn))]
-                _drawn[key] = {k: _cast(v, dtype) for k, v in self.draw(input_shape).items()}
-            return _drawn[key]
+    Attributes
+    ----------
+    spec : FeatureMap
+    arrays : dict of str to array
+    """
+
+    spec: FeatureMap
+    arrays: Arrays
+
+    @property
+    def n_components(self) -> int:
+        return self.spec.n_components
+
+    def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
+        """φ(x), as `FeatureMap.__call__`."""
+        return _mapped(self, x)
+
+    def draw(self, input_shape: tuple[int, ...]) -> Params:
+        return self.spec.draw_fitted(input_shape, self.arrays)
+
+    def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
+        return self.spec.apply(params, x)
+
+    def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        return self.spec.kernel(x, y)
+
+    def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        return self.spec.row_bytes(input_shape, dtype)
+
+    def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        return self.spec.draw_bytes(input_shape, dtype)
+
+    def digest(self) -> str:
+        """A short name; equal maps, with equal arrays, have equal names."""
+        return self._name
+
+    @functools.cached_property
+    def _name(self) -> str:
+        return _digest(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FittedMap) and self._name == other._name
+
+    def __hash__(self) -> int:
+        return hash(self._name)
+
+
+class AnyMap(Protocol):
+    """What the rest of the program needs of a map, fitted or drawn."""
+
+    @property
+    def n_components(self) -> int: ...
+    @property
+    def spec(self) -> FeatureMap: ...
+    @property
+    def arrays(self) -> Arrays: ...
+    def __call__(self, x: NDArray[Any], /) -> NDArray[Any]: ...
+    def draw(self, input_shape: tuple[int, ...], /) -> Params: ...
+    def apply(self, params: Params, x: NDArray[Any], /) -> NDArray[Any]: ...
+    def row_bytes(self, input_shape: tuple[int, ...], dtype: Any, /) -> int: ...
+    def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any, /) -> int: ...
+    def digest(self) -> str: ...
+
+
+def _mapped(features: AnyMap, x: NDArray[Any]) -> NDArray[Any]:
+    """φ(x), piece by piece on the threads of the task."""
+    x = np.asarray(x)
+    if x.ndim < 2:
+        raise DataError(f"{type(features.spec).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
+    if x.dtype not in (np.float32, np.float64):
+        x = x.astype(np.float64)
+    params = _cached_draw(features, x.shape[1:], x.dtype)
+    rows = max(1, PIECE_BYTES // features.row_bytes(x.shape[1:], x.dtype))
+    if len(x) <= rows:
+        return features.apply(params, x)
+    out = np.empty((len(x), features.n_components), x.dtype)
+
+    def piece(start: int) -> None:
+        out[start : start + rows] = features.apply(params, x[start : start + rows])
+
+    backend.each(piece, range(0, len(x), rows))
+    return out
+
+
+def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Params:
+    key = (features, input_shape, dtype.str)
+    with _drawing:  # threads that start together must not all draw
+        if key not in _drawn:
+            if len(_drawn) >= 4:
+                del _drawn[next(iter(_drawn))]
+            _drawn[key] = {k: _cast(v, dtype) for k, v in features.draw(input_shape).items()}
+        return _drawn[key]
+
+
+def _digest(features: AnyMap) -> str:
+    name = hashlib.sha256(encode(features.spec).encode())
+    for key, array in sorted(features.arrays.items()):
+        name.update(f"{key} {array.dtype.str} {array.shape}".encode())
+        name.update(np.ascontiguousarray(array).tobytes())
+    return name.hexdigest()[:16]
 
 
 def _cast(value: Any, dtype: np.dtype[Any]) -> Any:

@@ -3,6 +3,7 @@
 from ntkdist.sums.metrics import Metrics
 from ntkdist.sums.moments import Moments
 from ntkdist.sums.normal import NormalEquations
+from ntkdist.sums.sample import RowSample
 from ntkdist.sums.tally import Tally
 
-__all__ = ["Metrics", "Moments", "NormalEquations", "Tally"]
+__all__ = ["Metrics", "Moments", "NormalEquations", "RowSample", "Tally"]
