@@ -20,6 +20,7 @@ ORDER = (
         "versions",
         "spec",
         "backend",
+        "fused",
         "progress",
         "draws",
         "kernels",
@@ -45,6 +46,7 @@ DOORS = {
     "cupy": {"backend"},
     "matplotlib": {"report"},
     "threadpoolctl": {"backend"},
+    "numba": {"fused"},
 }
 STRANGERS = [
     ("features", "solvers"),
@@ -123,7 +125,7 @@ def test_strangers_do_not_meet() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    heavy = ["cupy", "sklearn", "matplotlib", "pyarrow", "rich", "pandas", "bokeh", "torch"]
+    heavy = ["cupy", "sklearn", "matplotlib", "pyarrow", "rich", "pandas", "bokeh", "torch", "numba"]
     code = f"import ntkdist, ntkdist.cli, sys; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

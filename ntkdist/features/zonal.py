@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.fft import dct
 from scipy.special import betaincinv, roots_legendre
 
-from ntkdist import draws
+from ntkdist import draws, fused
 from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
 from ntkdist.kernels import NTK, AnyKernel, RadialKernel, ZonalKernel
@@ -113,18 +113,17 @@ class ZonalFeatures(FeatureMap, frozen=True):
             p = self._columns(d)[0]
             out[:, 0] = params["root"][0]
             np.multiply(u @ params["project"] if p < d else u, params["root"][1], out=out[:, 1 : p + 1])
-            t = np.matmul(u, params["directions"], out=out[:, p + 1 :])
-            np.clip(t, -params["reach"], params["reach"], out=t)
-            square = t * t
-            square -= params["shift"]
-            t *= _horner(params["odd"], square)
-            t += _horner(params["even"], square)
+            np.matmul(u, params["directions"], out=out[:, p + 1 :])
+            out[:, : p + 1] *= length
+            even, odd, shift, reach = (params[k] for k in ("even", "odd", "shift", "reach"))
+            fused.even_odd(out, p + 1, even, odd, shift, reach, length[:, 0])
+            return out
         out *= length
         return out
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = self._width(input_shape), np.dtype(dtype).itemsize
-        return size * (4 * d + 3 * self.n_components) + (16 * self.n_components if d == 2 else 0) + 32
+        return size * (4 * d + self.n_components) + (16 * self.n_components if d == 2 else 0) + 32
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = self._width(input_shape), np.dtype(dtype).itemsize
@@ -218,14 +217,6 @@ def _nodes() -> tuple[F8, F8]:
     """Nodes and weights of Gauss and Legendre on (−1, 1), from the eigenvalues of the Jacobi matrix (Golub, Welsch)."""
     x, w = roots_legendre(NODES)
     return x, w
-
-
-def _horner(c: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
-    y = np.full_like(x, c[-1])
-    for v in c[-2::-1]:
-        y *= x
-        y += v
-    return y
 
 
 def _line(root: NDArray[Any], u: NDArray[Any], out: NDArray[Any]) -> None:
