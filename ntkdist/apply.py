@@ -128,7 +128,7 @@ def featurize(
     with connect(None, scheduler, client) as client, groups.new_group(out, data.FORMAT, attrs) as place:
         source = Source(dataset, layout, max(1024, m), resources(client).threads)
         preprocess = preprocess or Preprocess()
-        pre, _ = scaling(preprocess, source, client, watch)
+        pre = scaling(preprocess, source, client, watch)
         ready = learnt(features, preprocess, source, pre, client, watch)
         size = min(groups.partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
         groups.create_array(place, "x", (layout.rows, m), dtype, size)

@@ -85,12 +85,26 @@ def refuse_existing(url: str) -> Path:
     return path
 
 
+def exists(url: str) -> bool:
+    """Whether there is something."""
+    return local_path(url).exists()
+
+
+def write_text(url: str, text: str) -> None:
+    """Write a small file, whole or not at all, over what was there."""
+    path = local_path(url)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
 @contextmanager
-def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
+def new_group(url: str, kind: str, attrs: Mapping[str, Any], writer: str = "") -> Iterator[str]:
     """A group that appears whole or not at all.
 
     Yields the URL to write arrays into, by any process, with `create_array` and `write_rows`.  When the block ends
-    the group is marked complete and moved to ``url``; when it fails everything is removed.
+    the group is marked complete and moved to ``url``; when it fails everything is removed.  A ``writer`` of its own
+    name may write the same group at the same time as others; the first to end wins, for the others moving fails.
 
     Raises
     ------
@@ -98,7 +112,7 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
         If ``url`` exists.
     """
     final = refuse_existing(url).absolute()
-    partial = final.with_name(f".{final.name}.partial")
+    partial = final.with_name(f".{final.name}.partial{writer}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:

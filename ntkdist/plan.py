@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 
@@ -18,7 +19,7 @@ from ntkdist.features.base import PIECE_BYTES
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import AUTO_GRID
 from ntkdist.solvers import AnySolver, choose
-from ntkdist.spec import Spec, decode, read_toml
+from ntkdist.spec import Spec, decode, digest, read_toml
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(ge=1)]
@@ -43,6 +44,9 @@ class PlanTable(Spec, frozen=True, tag=False):
         Threads of a task; they change its speed, not its bits.
     dtype : {"float32", "float64"}
         Of the features; running sums are float64 either way.
+    checkpoint : str
+        Directory that keeps the sum of every finished shard, for a run that is cut off to go on from; inside the run
+        directory if absent.
     """
 
     folds: Positive = 5
@@ -51,6 +55,7 @@ class PlanTable(Spec, frozen=True, tag=False):
     block_rows: Positive | None = None
     threads: Positive | None = None
     dtype: Literal["float32", "float64"] = "float32"
+    checkpoint: str = ""
 
 
 class Local(Spec, frozen=True, tag="local"):
@@ -285,6 +290,17 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         dtype=table.dtype,
         solver=job.solver or choose(m, len(grid or AUTO_GRID)),
     )
+
+
+def job_digest(job: Job) -> str:
+    """A short name for a job on its data: not where it runs or is kept, and not where the data lies but what it is."""
+    same = msgspec.structs.replace(
+        job,
+        cluster=None,
+        dataset=msgspec.structs.replace(job.dataset, store=""),
+        plan=msgspec.structs.replace(job.plan, checkpoint="", threads=None),
+    )
+    return digest(same, job.dataset.layout())
 
 
 def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:

@@ -54,6 +54,8 @@ class Preprocessing:
         Names, if the dataset has them.
     vector_target : bool
         Whether predictions have a second axis.
+    constant : tuple of str
+        Columns without variance in the data that was fitted on.
     """
 
     input_shape: tuple[int, ...]
@@ -65,6 +67,7 @@ class Preprocessing:
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
     vector_target: bool = False
+    constant: tuple[str, ...] = ()
 
     @classmethod
     def fit(cls, mode: Inputs, layout: Layout, moments: Moments) -> "Preprocessing":
@@ -88,6 +91,7 @@ class Preprocessing:
         else:
             y_mean, y_scale = y.mean, np.where(y.constant(), 1.0, y.std)
         d = int(np.prod(layout.input_shape))
+        names = layout.columns or tuple(f"column {i}" for i in range(len(x.mean)))
         none = mode == "none"
         return cls(
             layout.input_shape,
@@ -99,6 +103,7 @@ class Preprocessing:
             layout.columns,
             layout.target_names,
             layout.targets > 0,
+            tuple(names[i] for i in np.flatnonzero(x.constant())),
         )
 
     @property

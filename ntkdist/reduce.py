@@ -41,6 +41,16 @@ class Summand(Protocol):
         """The sum with some rows added; may change ``total`` in place."""
 
 
+class Keep(Protocol):
+    """Where the sums of finished shards are kept, if anywhere."""
+
+    def load(self, shard: "Shard") -> "Part | None":
+        """A shard's sum, if it was finished before."""
+
+    def save(self, shard: "Shard", part: "Part") -> None:
+        """Keep a shard's sum."""
+
+
 class Part(NamedTuple):
     """A sum, and what was done for it."""
 
@@ -70,7 +80,13 @@ class Source(NamedTuple):
 
 
 def reduce(
-    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, client: Client | None, progress: Progress
+    source: Source,
+    summand: Summand,
+    shards: Sequence[Shard],
+    fan_in: int,
+    client: Client | None,
+    progress: Progress,
+    keep: Keep | None = None,
 ) -> list[Part]:
     """The sum of every group of shards.
 
@@ -86,6 +102,8 @@ def reduce(
         Where to run; absent, in this process under `local_scheduler`.
     progress : callable
         Told the rows of each shard that is done.
+    keep : Keep, optional
+        Spares the shards that were finished before, and keeps the others.
 
     Raises
     ------
@@ -98,8 +116,8 @@ def reduce(
     source = source._replace(dataset=dataset)
     if client is None:
         with backend.own_threads():
-            return _reduce_here(source, summand, shards, fan_in, progress)
-    return _reduce_there(source, summand, shards, fan_in, client, progress)
+            return _reduce_here(source, summand, shards, fan_in, progress, keep)
+    return _reduce_there(source, summand, shards, fan_in, client, progress, keep)
 
 
 def reduce_all(
@@ -113,8 +131,10 @@ def reduce_all(
         return reduce(source, summand, shards, MAP_FAN_IN, client, done)[0]
 
 
-def run_shard(source: Source, summand: Summand, shard: Shard) -> Part:
+def run_shard(source: Source, summand: Summand, shard: Shard, keep: Keep | None = None) -> Part:
     """What one task does: read, map, add; a pure function of its arguments."""
+    if keep is not None and (part := keep.load(shard)) is not None:
+        return part
     backend.use_threads(source.threads)
     tally, total = Tally(), summand.zero()
     start = time.perf_counter()
@@ -122,7 +142,10 @@ def run_shard(source: Source, summand: Summand, shard: Shard) -> Part:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
     tally.workers[f"{socket.gethostname()}:{os.getpid()}"] = backend.peak_memory_bytes()
-    return Part(total, tally)
+    part = Part(total, tally)
+    if keep is not None:
+        keep.save(shard, part)
+    return part
 
 
 def add_parts(parts: Sequence[Part]) -> Part:
@@ -198,11 +221,11 @@ def _groups(shards: Sequence[Shard]) -> list[list[int]]:
 
 
 def _reduce_here(
-    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, progress: Progress
+    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, progress: Progress, keep: Keep | None
 ) -> list[Part]:
     run, add = delayed(run_shard, traverse=False), delayed(add_parts)
     keys = {f"ntkdist-shard-{i}": shard.rows for i, shard in enumerate(shards)}
-    leaves = [run(source, summand, shard, dask_key_name=key) for key, shard in zip(keys, shards, strict=True)]
+    leaves = [run(source, summand, shard, keep, dask_key_name=key) for key, shard in zip(keys, shards, strict=True)]
     totals = [tree((leaves[i] for i in group), fan_in, add) for group in _groups(shards)]
 
     def done(key: str, *_: Any) -> None:
@@ -214,7 +237,13 @@ def _reduce_here(
 
 
 def _reduce_there(
-    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, client: Client, progress: Progress
+    source: Source,
+    summand: Summand,
+    shards: Sequence[Shard],
+    fan_in: int,
+    client: Client,
+    progress: Progress,
+    keep: Keep | None,
 ) -> list[Part]:
     run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # a model, once
@@ -235,7 +264,7 @@ def _reduce_there(
                 finish_one()
             key = f"ntkdist-shard-{run_id}-{i}"
             rows[key] = shards[i].rows
-            future = client.submit(run_shard, source, held, shards[i], key=key)
+            future = client.submit(run_shard, source, held, shards[i], keep, key=key)
             running.add(future)
             yield future
 

@@ -31,7 +31,20 @@ ORDER = (
         "sources",
         "tables",
     ),
-    *("convert", "sums", "solvers", "select", "preprocess", "model", "store", "plan", "cluster", "reduce", "runs"),
+    *(
+        "convert",
+        "sums",
+        "solvers",
+        "select",
+        "preprocess",
+        "model",
+        "store",
+        "plan",
+        "cluster",
+        "reduce",
+        "checkpoint",
+        "runs",
+    ),
     *("prepare", "fit", "apply", "estimate", "ntkdist", "demo", "cli"),
 )
 # The modules that may import each dependency; distributed's Client as a type is all that `fit` and `apply` take.
