@@ -3,11 +3,12 @@
 import abc
 import math
 import threading
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, issparse
 
 from ntkdist import backend
 from ntkdist.errors import DataError
@@ -30,6 +31,7 @@ class FeatureMap(Spec, frozen=True):
         Columns of φ(x), exactly.
     """
 
+    takes_sparse: ClassVar[bool] = False  # whether `apply` takes rows as a CSR array, too
     n_components: Annotated[int, Meta(ge=1)]
 
     @abc.abstractmethod
@@ -51,6 +53,10 @@ class FeatureMap(Spec, frozen=True):
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Peak bytes of what `apply` allocates for one row, its result included."""
 
+    def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int) -> int:
+        """The same for one sparse row of so many non-zeros."""
+        return self.row_bytes(input_shape, dtype)
+
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Bytes of what is drawn and kept in the process, at its peak."""
         return 0
@@ -61,27 +67,40 @@ class FeatureMap(Spec, frozen=True):
         Parameters
         ----------
         x : (n, *input_shape) array
+            Or a SciPy sparse one (n, d), if the map ``takes_sparse``.
 
         Returns
         -------
         (n, n_components) array
         """
-        x = np.asarray(x)
+        x = self._sparse(x) if issparse(x) else np.asarray(x)
         if x.ndim < 2:
             raise DataError(f"{type(self).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
         if x.dtype not in (np.float32, np.float64):
             x = x.astype(np.float64)
         params = self._cached_draw(x.shape[1:], x.dtype)
-        rows = max(1, PIECE_BYTES // self.row_bytes(x.shape[1:], x.dtype))
-        if len(x) <= rows:
+        count = x.shape[0]
+        if issparse(x):
+            row_bytes = self.sparse_row_bytes(x.shape[1:], x.dtype, -(-x.nnz // max(count, 1)))
+        else:
+            row_bytes = self.row_bytes(x.shape[1:], x.dtype)
+        rows = max(1, PIECE_BYTES // row_bytes)
+        if count <= rows:
             return self.apply(params, x)
-        out = np.empty((len(x), self.n_components), x.dtype)
+        out = np.empty((count, self.n_components), x.dtype)
 
         def piece(start: int) -> None:
             out[start : start + rows] = self.apply(params, x[start : start + rows])
 
-        backend.each(piece, range(0, len(x), rows))
+        backend.each(piece, range(0, count, rows))
         return out
+
+    def _sparse(self, x: Any) -> csr_array:
+        if not self.takes_sparse:
+            raise DataError(
+                f"{type(self).__name__} does not take sparse rows; use NTKSketch or Linear, or make the rows dense"
+            )
+        return csr_array(x)
 
     def _cached_draw(self, input_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Params:
         key = (self, input_shape, dtype.str)
