@@ -194,9 +194,11 @@ def scaling(
         if pre.classes != layout.classes or pre.columns != layout.columns:
             raise DataError(f"{source.dataset.store}: classes or columns differ from those of {preprocess.reuse}")
         return pre, []
-    mode = preprocess.resolve(layout.input_shape)
+    mode = preprocess.resolve(layout)
     part = reduce_all(source, MomentsOf(mode, layout), layout.rows_per_partition, client, "moments", watch)
     pre = Preprocessing.fit(mode, layout, part.total)
+    if layout.sparse:  # where a column that is all zero is nothing to speak of
+        return pre, []
     inputs = part.total.split(MomentsOf(mode, layout).d)[0]
     names = layout.columns or tuple(f"column {i}" for i in range(len(inputs.mean)))
     return pre, [names[i] for i in np.flatnonzero(inputs.constant())]

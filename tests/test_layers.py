@@ -26,6 +26,7 @@ ORDER = (
         "sketch",
         "features",
         "groups",
+        "sparse",
         "data",
         "sources",
         "tables",

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import csr_array
 
 from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params, flat
@@ -28,7 +28,7 @@ class Linear(FeatureMap, frozen=True):
         return {}
 
     def apply(self, params: Params, x: NDArray[Any] | csr_array) -> NDArray[Any]:
-        return x.toarray() if issparse(x) else flat(x)
+        return x.toarray() if isinstance(x, csr_array) else flat(x)
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
         x = flat(np.asarray(x, np.float64))

@@ -82,8 +82,7 @@ class NTKSketch(FeatureMap, frozen=True):
         return uniform_error(self.depth, self.coefficients())
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
-        x, y = (a.toarray() if issparse(a) else a for a in (x, y))
-        return NTK(self.depth, self.bias)(flat(np.asarray(x)), None if y is None else flat(np.asarray(y)))
+        return NTK(self.depth, self.bias)(_dense(x), None if y is None else _dense(y))
 
     def draw(self, input_shape: tuple[int, ...]) -> Params:
         d, root = self._width(input_shape), np.sqrt(self.coefficients())
@@ -120,7 +119,7 @@ class NTKSketch(FeatureMap, frozen=True):
             if j > 1:
                 powers.append(_next_monomials(u, powers[-1], j))
             if (factor := params.get(f"exact{j}")) is not None:
-                z = powers[-1].toarray() if issparse(powers[-1]) else powers[-1]
+                z = _dense(powers[-1])
                 put(z, z.shape[1], factor)
         if m := columns.sketched.get(1, 0):
             put(_sketch(params["linear"], u, m), m, params["factor1"])
@@ -220,7 +219,7 @@ def _next_monomials(u: NDArray[Any], last: NDArray[Any], j: int) -> NDArray[Any]
 def _unit_rows(x: NDArray[Any] | csr_array, bias: float) -> tuple[Any, NDArray[Any]]:
     """Unit rows and their lengths (n, 1), sparse where they are long, else dense."""
     n, d = x.shape[0], math.prod(x.shape[1:]) + (bias != 0)
-    if not issparse(x):
+    if not isinstance(x, csr_array):
         u, length = normalised(with_bias(flat(x), bias))
         return csr_array(u) if d > sketch.WIDE else u, length
     if d <= sketch.WIDE:
@@ -230,6 +229,10 @@ def _unit_rows(x: NDArray[Any] | csr_array, bias: float) -> tuple[Any, NDArray[A
     length = np.sqrt(x.multiply(x).sum(axis=1)).astype(x.dtype)
     scale = np.repeat(np.where(length == 0, 1, length), np.diff(x.indptr))
     return csr_array((x.data / scale, x.indices, x.indptr), x.shape), length[:, None]
+
+
+def _dense(x: Any) -> NDArray[Any]:
+    return x.toarray() if issparse(x) else flat(np.asarray(x))
 
 
 def _sketch(s: dict[str, NDArray[Any]], u: Any, m: int) -> NDArray[Any]:
