@@ -47,10 +47,8 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
 def _seconds_a_row(p: Plan) -> float | None:
     """Of mapping, timed; None where rows are sparse or drawing the map takes too much for a dry run."""
     shape, rows = p.layout.input_shape, min(SAMPLE_ROWS, p.layout.rows)
-    if (
-        p.layout.sparse
-        or p.features.draw_bytes(shape, p.dtype) + rows * p.features.row_bytes(shape, p.dtype) > SAMPLE_BYTES
-    ):
+    needed = p.features.draw_bytes(shape, p.dtype) + rows * p.features.row_bytes(shape, p.dtype)
+    if p.layout.sparse or needed > SAMPLE_BYTES:
         return None
     x = draws.normals((rows, *shape), 0, 0, 0).astype(p.dtype)
     p.features(x[:8])  # the draw is made once a process

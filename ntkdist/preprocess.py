@@ -44,8 +44,8 @@ class Preprocess(Spec, frozen=True):
         if self.inputs != "auto":
             if layout.sparse and self.inputs != "none":
                 raise SpecError(
-                    f'inputs = "{self.inputs}" subtracts means, which would fill sparse rows; use "auto", which divides '
-                    'by standard deviations only, or "none"'
+                    f'inputs = "{self.inputs}" subtracts means, which would fill sparse rows; use "auto", which only '
+                    'divides by standard deviations, or "none"'
                 )
             return self.inputs
         if layout.sparse:

@@ -1,8 +1,8 @@
 """Sparse rows in a dataset: CSR arrays, one shard a partition.
 
-An array ``x`` of sparse rows is three arrays, each with one row a partition: ``x/indptr`` (P, rows + 1), and ``x/indices``
-and ``x/data`` (P, max_nnz), of which a partition fills as much as its last ``indptr`` says and the rest is zero.  The
-group's attribute ``sparse`` holds the numbers of rows and columns.
+An array ``x`` of sparse rows is three arrays, each with one row a partition: ``x/indptr`` (P, rows + 1), and
+``x/indices`` and ``x/data`` (P, max_nnz), of which a partition fills as much as its last ``indptr`` says and the rest
+is zero.  The group's attribute ``sparse`` holds the numbers of rows and columns.
 
 Legend: P partitions; max_nnz the most non-zeros of a partition, rounded up so that chunks divide it.
 """

@@ -80,7 +80,7 @@ class FeatureMap(Spec, frozen=True):
             x = x.astype(np.float64)
         params = self._cached_draw(x.shape[1:], x.dtype)
         count = x.shape[0]
-        if issparse(x):
+        if isinstance(x, csr_array):
             row_bytes = self.sparse_row_bytes(x.shape[1:], x.dtype, -(-x.nnz // max(count, 1)))
         else:
             row_bytes = self.row_bytes(x.shape[1:], x.dtype)

@@ -141,10 +141,10 @@ class NTKSketch(FeatureMap, frozen=True):
         columns = self._columns(d)
         values = self.n_components + sum(self._dims(d, columns)) + (d if d <= sketch.WIDE else columns.exact * d)
         if chain := self._chain(columns):
-            factors = [(q, k) for q, k in self._factors(d, columns, chain)]
-            values += 3 * columns.state + max(sketch.factor_values(q, k) for q, k in factors)
+            factors = self._factors(d, columns, chain)
+            values += 3 * columns.state + max(sketch.factor_values(q, k, d > sketch.WIDE) for q, k in factors)
         if m := columns.sketched.get(1, 0):
-            values += sketch.factor_values(d, m)
+            values += sketch.factor_values(d, m, d > sketch.WIDE)
         return size * values + (3 * size + 24) * nonzeros + 64
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
@@ -153,7 +153,7 @@ class NTKSketch(FeatureMap, frozen=True):
         factors = self._factors(d, columns, self._chain(columns))
         if m := columns.sketched.get(1, 0):
             factors.append((d, m))
-        kept = [sketch.drawn_values(q, k) for q, k in factors] or [0]
+        kept = [sketch.drawn_values(q, k, d > sketch.WIDE) for q, k in factors] or [0]
         # Multinomials are made one by one, as Python's numbers.
         return (8 + size) * sum(kept) + 16 * max(kept) + 300 * sum(self._dims(d, columns)[1:]) + 2**18
 

@@ -60,7 +60,7 @@ def draw_osnap(
     The buckets are cut into as many ranges, one for each: the block construction of Nelson, Nguyen, "OSNAP", FOCS 2013.
     With one, a CountSketch; more have lighter tails, the same variance, and as many times the cost.
     """
-    edges = np.arange(nonzeros + 1) * m // nonzeros
+    edges = [i * m // nonzeros for i in range(nonzeros + 1)]
     bucket = [a + draws.integers(b - a, d, seed, layer, role, 2 * i) for i, (a, b) in enumerate(pairwise(edges))]
     sign = [draws.signs(d, seed, layer, role, 2 * i + 1) for i in range(nonzeros)]
     return {"bucket": np.array(bucket, np.int32), "sign": np.array(sign) * (scale / math.sqrt(nonzeros))}

@@ -43,10 +43,13 @@ def steps(e: int, columns: dict[int, int], w: int) -> list[Step]:
     return [Step(j, (j - 1) % e + 1, w if j % e == 0 and j <= last else columns[j]) for j in wanted]
 
 
-def draw_factor(d: int, m: int, seed: int, layer: int, role: int, scale: float | F8 = 1.0) -> dict[str, NDArray[Any]]:
-    """A factor of products: an SRHT of ``scale`` ⊙ x, or, where x is wide, a CountSketch mixed by H."""
-    if d <= WIDE or isinstance(scale, np.ndarray):
+def draw_factor(
+    d: int, m: int, seed: int, layer: int, role: int, scale: float | F8, hashed: bool
+) -> dict[str, NDArray[Any]]:
+    """A factor of products: an SRHT of ``scale`` ⊙ x; or hashed first, by a CountSketch, and then mixed by H."""
+    if not hashed:
         return draw_srht(d, m, seed, layer, role, scale)
+    assert isinstance(scale, float)
     return draw_osnap(d, next_power(m), seed, layer, role, scale / math.sqrt(m))
 
 
@@ -57,14 +60,14 @@ def factor(s: dict[str, NDArray[Any]], x: NDArray[Any] | csr_array, m: int) -> N
     return mix(osnap(s, x if issparse(x) else csr_array(x), next_power(m)))[:, :m]
 
 
-def factor_values(d: int, m: int) -> int:
+def factor_values(d: int, m: int, hashed: bool) -> int:
     """Numbers that `factor` holds for one row at its peak, its result included; sparse rows beside their non-zeros."""
-    return srht_values(d, m) if d <= WIDE else 3 * next_power(m)
+    return 3 * next_power(m) if hashed else srht_values(d, m)
 
 
-def drawn_values(d: int, m: int) -> int:
+def drawn_values(d: int, m: int, hashed: bool = False) -> int:
     """Numbers that are drawn for a factor."""
-    if d > WIDE:
+    if hashed:
         return 2 * d
     w = next_power(d)
     return d * m if w <= DENSE else -(-m // w) * (d + 2 * w) + m
@@ -83,11 +86,11 @@ def draw_poly(
         What the powers are to be multiplied with before they are sketched.
     chain : sequence of Step
     """
-    e = len(dims)
-    s: dict[str, Any] = {"left": draw_factor(dims[-1], w, seed, e, LEFT, scales[-1])}
+    e, hashed = len(dims), dims[0] > WIDE
+    s: dict[str, Any] = {"left": draw_factor(dims[-1], w, seed, e, LEFT, scales[-1], hashed)}
     for j, r, columns in chain:
         # The factors of a product have columns of size 1/√w and 1, so that columns of the product are as S P_i's were.
-        s[f"right{j}"] = draw_factor(dims[r - 1], columns, seed, j, RIGHT, scales[r - 1] * math.sqrt(columns))
+        s[f"right{j}"] = draw_factor(dims[r - 1], columns, seed, j, RIGHT, scales[r - 1] * math.sqrt(columns), hashed)
         if j % e == 0 and j < chain[-1].j:
             s[f"mix{j}"] = draws.signs(w, seed, j, MIX) / math.sqrt(w)
     return s
