@@ -208,11 +208,11 @@ class WriteFeatures:
         return 0
 
     def update(self, total: int, rows: Rows) -> int:
-        stop = rows.start + len(rows.x)
+        stop = rows.start + rows.n
         groups.write_rows(self.place, "x", rows.start, self.features(self.preprocessing.inputs(rows.x, self.dtype)))
         for name in self.copied:
             _copy(self.source, self.place, name, rows.start, stop)
-        return total + len(rows.x)
+        return total + rows.n
 
 
 def _copy(source: Source, place: str, name: str, start: int, stop: int) -> None:

@@ -119,22 +119,29 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any], writer: str = "") -
         group = zarr.open_group(partial, mode="w-", zarr_format=3, attributes={"kind": kind, "version": 1, **attrs})
         yield str(partial)
         group = zarr.open_group(partial, mode="r+")
-        group.attrs["arrays"] = {name: describe(array) for name, array in sorted(group.arrays())}
+        members = sorted(group.members(max_depth=None))
+        group.attrs["arrays"] = {name: describe(array) for name, array in members if isinstance(array, zarr.Array)}
         group.attrs["complete"] = True
         os.replace(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def create_array(url: str, name: str, shape: tuple[int, ...], dtype: Any, rows_per_partition: int) -> None:
-    """An empty array in the group at ``url``, sharded by partition, every chunk with a checksum."""
+def create_array(
+    url: str, name: str, shape: tuple[int, ...], dtype: Any, rows_per_partition: int, row_chunks: int = 1
+) -> None:
+    """An empty array in the group at ``url``, sharded by partition, every chunk with a checksum.
+
+    ``row_chunks`` is the number of chunks that a row of a two-dimensional array is divided into.
+    """
     k = chunks_per_partition(rows_per_partition, shape[1:], dtype)
+    inner = (shape[1] // row_chunks,) if row_chunks > 1 else shape[1:]
     zarr.open_group(local_path(url), mode="r+").create_array(
         name,
         shape=shape,
         dtype=dtype,
         shards=(rows_per_partition, *shape[1:]),
-        chunks=(rows_per_partition // k, *shape[1:]),
+        chunks=(rows_per_partition // k, *inner),
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         fill_value=0,
     )
@@ -247,6 +254,8 @@ def member(url: str, group: zarr.Group, name: str) -> zarr.Array[Any]:
     """An array of an open group, by name."""
     try:
         arrays = dict(group.arrays())
+        if "/" in name and name.split("/")[0] in group:
+            arrays |= {k: a for k, a in group.members(max_depth=None) if isinstance(a, zarr.Array)}
     except READ_ERRORS as error:
         said = " ".join(str(error).split())
         raise DataError(f"{url}: its arrays cannot be opened ({said}); restore the files or write it again") from error

@@ -197,18 +197,19 @@ class Plan(Spec, frozen=True, tag=False):
         tasks_at_once : int
             Dask threads of a worker.
         """
-        size, d = np.dtype(self.dtype).itemsize, int(np.prod(self.layout.input_shape))
+        size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
         one = 8 * (self.m**2 + self.m * (self.t + 1))
         partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
         row = (1 + bool(self.dataset.weight)) * self.m * size + 32 * (d + self.t)
-        piece = max(PIECE_BYTES, self.features.row_bytes(self.layout.input_shape, self.dtype)) + 16 * backend.TILE**2
+        mapped = self.features.sparse_row_bytes(shape, self.dtype, d) if self.layout.sparse else 0
+        piece = max(PIECE_BYTES, mapped or self.features.row_bytes(shape, self.dtype)) + 16 * backend.TILE**2
         per_fold, levels = -(-self.shards // self.folds), 1
         while self.fan_in**levels < per_fold:
             levels += 1
         waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
         sample = 4 * self.features.sample_rows * (8 * d + 24)  # of which the pass before the equations adds two
         return {
-            "process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype),
+            "process": BASE_BYTES + self.features.draw_bytes(shape, self.dtype),
             "accumulator": tasks_at_once * one,
             "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
             "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + 3 * partition),
@@ -271,6 +272,13 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
             f"folds is {table.folds} but {job.dataset.store} has {layout.partitions} partitions; lower folds, or "
             "convert with fewer rows per partition"
         )
+    if layout.sparse:
+        job.preprocess.resolve(layout)
+        if not job.features.takes_sparse:
+            raise SpecError(
+                f"{type(job.features).__name__} does not take sparse rows but those of {job.dataset.store} are; "
+                "use NTKSketch or Linear, or convert dense rows"
+            )
     if table.block_rows is not None and table.block_rows < m / 2:
         raise SpecError(
             f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding "

@@ -29,7 +29,7 @@ def scaling(preprocess: Preprocess, source: Source, client: Client | None, watch
         if pre.classes != layout.classes or pre.columns != layout.columns:
             raise DataError(f"{source.dataset.store}: classes or columns differ from those of {preprocess.reuse}")
         return pre
-    mode = preprocess.resolve(layout.input_shape)
+    mode = preprocess.resolve(layout)
     part = reduce_all(source, MomentsOf(mode, layout), layout.rows_per_partition, client, "moments", watch)
     return Preprocessing.fit(mode, layout, part.total)
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import dask
 import msgspec
-import numpy as np
 from dask.callbacks import Callback
 from dask.delayed import delayed
 from distributed import Client, Future, KilledWorker, as_completed
@@ -25,6 +24,7 @@ from ntkdist.errors import ClusterError
 from ntkdist.groups import absolute
 from ntkdist.plan import evenly
 from ntkdist.progress import Progress, Watch, default_watch
+from ntkdist.sparse import concatenate
 from ntkdist.sums import Tally
 
 T = TypeVar("T")
@@ -164,18 +164,18 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally) -> It
         began = time.perf_counter()
         rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled)
         tally.read_seconds += time.perf_counter() - began
-        tally.rows += len(rows.x)
+        tally.rows += rows.n
         tally.dropped += rows.dropped
         tally.nbytes += rows.nbytes
         if not source.block_rows:
             yield rows
             continue
         at = 0
-        while at < len(rows.x):
-            size = source.block_rows - sum(len(h.x) for h in held)
+        while at < rows.n:
+            size = source.block_rows - sum(h.n for h in held)
             held.append(rows.take(slice(at, at + size)))
-            at += len(held[-1].x)
-            if sum(len(h.x) for h in held) == source.block_rows:
+            at += held[-1].n
+            if sum(h.n for h in held) == source.block_rows:
                 yield _join(held)
                 held = []
     if held:
@@ -185,7 +185,7 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally) -> It
 def _join(held: list[Rows]) -> Rows:
     if len(held) == 1:
         return held[0]
-    pick = [None if a is None else np.concatenate([h[i] for h in held]) for i, a in enumerate(held[0][:4])]
+    pick = [None if a is None else concatenate([h[i] for h in held]) for i, a in enumerate(held[0][:4])]
     assert pick[0] is not None
     assert pick[3] is not None
     return held[0]._replace(x=pick[0], y=pick[1], weight=pick[2], places=pick[3])

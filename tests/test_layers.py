@@ -27,6 +27,7 @@ ORDER = (
         "sketch",
         "features",
         "groups",
+        "sparse",
         "data",
         "sources",
         "tables",
