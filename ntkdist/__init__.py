@@ -11,6 +11,7 @@ from ntkdist.data import Dataset
 from ntkdist.errors import (
     ClusterError,
     DataError,
+    NotConverged,
     NotPositiveDefinite,
     NtkdistError,
     PlanTooLarge,
@@ -24,12 +25,13 @@ from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Address, Job, Local, Plan, PlanTable, plan
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import CVResult, cross_validate
-from ntkdist.solvers import Cholesky, Eigh
+from ntkdist.solvers import PCG, Cholesky, Eigh
 from ntkdist.store import load, save
 
 __all__ = [
     "NNGP",
     "NTK",
+    "PCG",
     "Address",
     "CVResult",
     "Cholesky",
@@ -47,6 +49,7 @@ __all__ = [
     "Local",
     "NTKRandomFeatures",
     "NTKSketch",
+    "NotConverged",
     "NotPositiveDefinite",
     "NtkdistError",
     "Plan",

@@ -3,6 +3,7 @@
 The training set of fold k is the total minus fold k, and the error on fold k is a quadratic form in its sums.
 """
 
+import abc
 import functools
 import operator
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
 from ntkdist.solvers import Solver
-from ntkdist.sums import NormalEquations
+from ntkdist.sums import CrossSums, NormalEquations
 
 F8 = NDArray[np.float64]
 
@@ -152,14 +153,14 @@ def cross_validate(
         raise DataError(f"Cross-validation needs two or more folds with rows, got folds of weight {found}; lower folds")
     total = functools.reduce(operator.add, folds)
     grid, per_row = penalties(total, alphas, alphas_per_row)
-    scores = _Scores(folds, total, solver, per_row)
+    scores = Scores(folds, total, solver, per_row)
     scores.add(grid)
     note = scores.extend(per_target) if extend and len(grid) > 1 else ""
     return scores.result(per_target, note)
 
 
 def penalties(
-    total: NormalEquations, alphas: Sequence[float] | str = "auto", per_row: Sequence[float] | None = None
+    total: NormalEquations | CrossSums, alphas: Sequence[float] | str = "auto", per_row: Sequence[float] | None = None
 ) -> tuple[list[float], bool]:
     """The grid to start from, ascending, and whether it is per unit of weight; arguments as in `cross_validate`."""
     if per_row is not None and alphas != "auto":
@@ -175,26 +176,31 @@ def penalties(
     return grid, per_row is not None
 
 
-class _Scores:
-    """The grid so far, with the error of each of its penalties on each fold."""
+class Grid(abc.ABC):
+    """The penalties so far, with the error of each on each fold; where errors come from is for others to say.
 
-    def __init__(self, folds: Sequence[NormalEquations], total: NormalEquations, solver: Solver, per_row: bool) -> None:
-        self.folds, self.total, self.solver, self.per_row = folds, total, solver, per_row
+    Parameters
+    ----------
+    folds : sequence of NormalEquations or CrossSums
+    total : NormalEquations or CrossSums
+        Their sum.
+    per_row : bool
+        Whether penalties are per unit of weight.
+    """
+
+    def __init__(
+        self, folds: Sequence[NormalEquations | CrossSums], total: NormalEquations | CrossSums, per_row: bool
+    ) -> None:
+        self.weights, self.total, self.per_row = [fold.weight for fold in folds], total, per_row
         self.mse: dict[float, F8] = {}
 
+    @abc.abstractmethod
     def add(self, grid: Sequence[float]) -> None:
-        new = np.full((len(grid), len(self.folds), self.total.t), np.inf)
-        for k, fold in enumerate(self.folds):
-            train = self.total - fold
-            scale = train.weight if self.per_row else 1.0
-            for i, coef, intercept in _solve_some(self.solver, train, [a * scale for a in grid]):
-                new[i, k] = np.maximum(fold.loss(coef, intercept), 0.0) / fold.weight
-        if not self.mse and not np.isfinite(new).all(axis=(1, 2)).any():
-            self.solver.solve(self.total, [max(grid) * (self.total.weight if self.per_row else 1.0)])
-            raise NotPositiveDefinite(
-                f"No alpha up to {max(grid):g} could be solved in every fold; use larger alphas or float64"
-            )
-        self.mse.update(zip(grid, new, strict=True))
+        """Score more penalties: put their errors (k, t) into ``mse``."""
+
+    def may_grow(self) -> bool:
+        """Whether penalties beyond those so far are worth a try."""
+        return True
 
     def result(self, per_target: bool, note: str = "") -> CVResult:
         alphas = np.array(sorted(self.mse))
@@ -204,7 +210,7 @@ class _Scores:
             alphas,
             self.per_row,
             np.stack([self.mse[a] for a in alphas]),
-            np.array([fold.weight for fold in self.folds]),
+            np.array(self.weights),
             np.maximum(spread, 0.0),
             np.zeros(total.t, np.int64),
             np.zeros(total.t),
@@ -227,7 +233,7 @@ class _Scores:
             down, up = (grid[1] / grid[0], grid[-1] / grid[-2]) if len(grid) > 1 else (10.0, 10.0)
             more = [grid[0] / down**i for i in (1, 2, 3)] if low and len(grid) == len(before.alphas) else []
             more += [grid[-1] * up**i for i in (1, 2, 3)] if high else []
-            if not more:
+            if not more or not self.may_grow():
                 break
             self.add(more)
             grown += len(more)
@@ -239,6 +245,28 @@ class _Scores:
             return after.note
         where = " and is still at its edge, where the error is flat" if after.at_edge else ""
         return f"the grid grew by {grown} alphas to {after.alphas[0]:g}–{after.alphas[-1]:g}{where}"
+
+
+class Scores(Grid):
+    """Errors from the sums of the folds."""
+
+    def __init__(self, folds: Sequence[NormalEquations], total: NormalEquations, solver: Solver, per_row: bool) -> None:
+        super().__init__(folds, total, per_row)
+        self.folds, self.solver, self.equations = folds, solver, total
+
+    def add(self, grid: Sequence[float]) -> None:
+        new = np.full((len(grid), len(self.folds), self.equations.t), np.inf)
+        for k, fold in enumerate(self.folds):
+            train = self.equations - fold
+            scale = train.weight if self.per_row else 1.0
+            for i, coef, intercept in _solve_some(self.solver, train, [a * scale for a in grid]):
+                new[i, k] = np.maximum(fold.loss(coef, intercept), 0.0) / fold.weight
+        if not self.mse and not np.isfinite(new).all(axis=(1, 2)).any():
+            self.solver.solve(self.equations, [max(grid) * (self.equations.weight if self.per_row else 1.0)])
+            raise NotPositiveDefinite(
+                f"No alpha up to {max(grid):g} could be solved in every fold; use larger alphas or float64"
+            )
+        self.mse.update(zip(grid, new, strict=True))
 
 
 def _solve_some(solver: Solver, equations: NormalEquations, alphas: list[float]) -> "list[tuple[int, F8, F8]]":
