@@ -18,12 +18,14 @@ from ntkdist.features import AnyFeatureMap
 from ntkdist.features.base import PIECE_BYTES
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import AUTO_GRID
-from ntkdist.solvers import AnySolver, choose
+from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.spec import Spec, decode, digest, read_toml
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(ge=1)]
 GB = 1e9
+GROWTH = 6  # penalties that a grid may grow by at once
+SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
 BASE_BYTES = 250 * 2**20  # of a worker process with NumPy, SciPy, Zarr and Dask loaded, before it does anything
 
 
@@ -39,7 +41,7 @@ class PlanTable(Spec, frozen=True, tag=False):
     fan_in : int
         Sums that are added at once.
     block_rows : int
-        Rows that are mapped and multiplied at once, at least m/2.
+        Rows that are mapped and multiplied at once; at least m/2 where a Gram is formed.
     threads : int
         Threads of a task; they change its speed, not its bits.
     dtype : {"float32", "float64"}
@@ -178,6 +180,12 @@ class Plan(Spec, frozen=True, tag=False):
     def t(self) -> int:
         return len(self.layout.classes) or max(self.layout.targets, 1)
 
+    @property
+    def columns(self) -> int:
+        """Right-hand sides that solver PCG iterates on at once: training sets, penalties and targets."""
+        grid = len(self.job.grid() or AUTO_GRID)
+        return (self.folds + (self.folds > 1)) * (max(grid, GROWTH) if grid > 1 else 1) * self.t
+
     def tasks(self) -> list[Task]:
         """All tasks, fold by fold; partition p belongs to fold p mod folds."""
         tasks = []
@@ -198,31 +206,54 @@ class Plan(Spec, frozen=True, tag=False):
             Dask threads of a worker.
         """
         size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
-        one = 8 * (self.m**2 + self.m * (self.t + 1))
+        direct = not isinstance(self.solver, PCG)
+        k = 0 if direct else self.columns
+        # The sums of a shard: normal equations, or products of the Gram with k columns.
+        one = 8 * (self.m**2 + self.m * (self.t + 1)) if direct else 8 * (self.m + 1) * max(k, self.t + 1)
         partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
-        row = (1 + bool(self.dataset.weight)) * self.m * size + 32 * (d + self.t)
+        # A block's features, beside them those of the last or their product with root weights, and what they multiply.
+        row = (1 + bool(not direct or self.dataset.weight)) * self.m * size + 32 * (d + self.t) + 2 * k * size
         mapped = self.features.sparse_row_bytes(shape, self.dtype, d) if self.layout.sparse else 0
-        piece = max(PIECE_BYTES, mapped or self.features.row_bytes(shape, self.dtype)) + 16 * backend.TILE**2
+        tile = 16 * backend.TILE**2 if direct else 16 * backend.TILE * k
+        piece = max(PIECE_BYTES, mapped or self.features.row_bytes(shape, self.dtype)) + tile
         per_fold, levels = -(-self.shards // self.folds), 1
         while self.fan_in**levels < per_fold:
             levels += 1
         waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
-        sample = 4 * self.features.sample_rows * (8 * d + 24)  # of which the pass before the equations adds two
+        sample = 4 * self.sample_rows * (8 * d + 24)  # of which a pass before adds two
         return {
             "process": BASE_BYTES + self.features.draw_bytes(shape, self.dtype),
             "accumulator": tasks_at_once * one,
             "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
             "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + 3 * partition),
-        }
+        } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
+
+    @property
+    def sample_rows(self) -> int:
+        """Rows that a sample of the data holds, for the map or the preconditioner."""
+        rows = self.features.sample_rows
+        return rows if not isinstance(self.solver, PCG) else max(rows, min(self.solver.sample_rows, self.layout.rows))
 
     def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1) -> int:
         """Peak bytes of a worker process; see `memory`."""
         return sum(self.memory(workers, tasks_at_once).values())
 
+    def driver_memory(self) -> dict[str, int]:
+        """Peak bytes of the process that selects and solves, by part."""
+        if isinstance(self.solver, PCG):
+            s, grid = min(self.solver.sample_rows, self.layout.rows), len(self.job.grid() or AUTO_GRID) + GROWTH
+            return {
+                "process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype),
+                "sums": 8 * (2 * self.folds + 2) * self.m * (self.t + 1),
+                "columns": 8 * 8 * self.m * self.columns + 8 * self.m * self.t * grid,
+                "preconditioner": 16 * s * self.m + 32 * s**2,
+            }
+        copies = 6 if type(self.solver).__name__ == "Eigh" else 4
+        return {"process": BASE_BYTES, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
+
     def driver_memory_bytes(self) -> int:
-        """Peak bytes of the process that selects and solves: the folds, and what a solver works on."""
-        copies = self.folds + (6 if type(self.solver).__name__ == "Eigh" else 4)
-        return BASE_BYTES + copies * 8 * self.m**2
+        """The sum of `driver_memory`."""
+        return sum(self.driver_memory().values())
 
     def check(self, limit: int, workers: int = 1, tasks_at_once: int = 1) -> None:
         """Refuse the plan if a worker would need more than ``limit`` bytes.
@@ -243,10 +274,12 @@ class Plan(Spec, frozen=True, tag=False):
 
     def check_driver(self, limit: int) -> None:
         """Refuse the plan if selecting and solving would need more than ``limit`` bytes; see `check`."""
-        if (need := self.driver_memory_bytes()) > limit:
+        parts = self.driver_memory()
+        if (need := sum(parts.values())) > limit:
+            said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
             raise PlanTooLarge(
-                f"Solving needs {need / GB:.1f} GB in this process ({self.folds} folds of {8 * self.m**2 / GB:.1f} GB, "
-                f"and the solver) but it has {limit / GB:.1f} GB; lower n_components or folds"
+                f"Solving needs {need / GB:.1f} GB in this process ({said}) but it has {limit / GB:.1f} GB; "
+                "lower n_components or folds, or use solver PCG and fewer alphas"
             )
 
 
@@ -264,7 +297,7 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
     DataError
         If the dataset cannot be used.
     SpecError
-        If there are more folds than partitions, or ``block_rows`` is below m/2.
+        If there are more folds than partitions, or ``block_rows`` is below m/2 where a Gram is formed.
     """
     layout, table, m = job.dataset.layout(), job.plan, job.features.n_components
     if table.folds > layout.partitions:
@@ -279,24 +312,27 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
                 f"{type(job.features).__name__} does not take sparse rows but those of {job.dataset.store} are; "
                 "use NTKSketch or Linear, or convert dense rows"
             )
-    if table.block_rows is not None and table.block_rows < m / 2:
+    grid = job.grid()
+    solver = job.solver or choose(m, len(grid or AUTO_GRID))
+    direct = not isinstance(solver, PCG)
+    if direct and table.block_rows is not None and table.block_rows < m / 2:
         raise SpecError(
             f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding "
             "costs more than multiplying"
         )
-    # A shard of 4m rows makes handling its m² sums cheap beside making them; two a fold let workers even out.
-    shards = table.shards or max(2 * table.folds, min(layout.rows // (4 * m), 1024))
-    grid = job.grid()
+    # A shard of 4m rows makes handling its m² sums cheap beside making them (so do a few thousand where the sums are
+    # products with some columns); two a fold let workers even out.
+    shards = table.shards or max(2 * table.folds, min(layout.rows // (4 * m if direct else SHARD_ROWS), 1024))
     return Plan(
         job=job,
         layout=layout,
         folds=table.folds,
         shards=max(table.folds, min(shards, layout.partitions)),
         fan_in=table.fan_in,
-        block_rows=min(table.block_rows or max(m, 1024), layout.rows),
+        block_rows=min(table.block_rows or (max(m, 1024) if direct else 1024), layout.rows),
         threads=table.threads or threads,
         dtype=table.dtype,
-        solver=job.solver or choose(m, len(grid or AUTO_GRID)),
+        solver=solver,
     )
 
 

@@ -9,7 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import dask
 import msgspec
@@ -39,6 +39,14 @@ class Summand(Protocol):
 
     def update(self, total: Any, rows: Rows) -> Any:
         """The sum with some rows added; may change ``total`` in place."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A summand of many passes that may have a shard's rows in the memory of the process that saw them before."""
+
+    def blocks(self, shard: "Shard", read: Iterator[Rows]) -> Iterator[Rows]:
+        """The blocks of a shard: from memory, or as read."""
 
 
 class Keep(Protocol):
@@ -138,7 +146,8 @@ def run_shard(source: Source, summand: Summand, shard: Shard, keep: Keep | None 
     backend.use_threads(source.threads)
     tally, total = Tally(), summand.zero()
     start = time.perf_counter()
-    for rows in blocks(source, shard.spans, tally):
+    read = blocks(source, shard.spans, tally)
+    for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
     tally.workers[f"{socket.gethostname()}:{os.getpid()}"] = backend.peak_memory_bytes()
@@ -250,6 +259,7 @@ def _reduce_there(
         held = client.submit(_itself, summand, key=f"ntkdist-summand-{run_id}")
     at_once = 2 * max(1, sum(client.nthreads().values()))
     running = as_completed(loop=client.loop)  # the default would be the default client's
+    homes = sorted(client.scheduler_info(n_workers=-1)["workers"]) if isinstance(summand, Remembering) else []
     rows: dict[str, int] = {}
 
     def finish_one() -> None:
@@ -264,7 +274,8 @@ def _reduce_there(
                 finish_one()
             key = f"ntkdist-shard-{run_id}-{i}"
             rows[key] = shards[i].rows
-            future = client.submit(run_shard, source, held, shards[i], keep, key=key)
+            home = {"workers": homes[i % len(homes)], "allow_other_workers": True} if homes else {}
+            future = client.submit(run_shard, source, held, shards[i], keep, key=key, **home)
             running.add(future)
             yield future
 

@@ -148,15 +148,20 @@ def cross_validate(
     NotPositiveDefinite
         If no penalty of the grid could be solved.
     """
-    if len(folds) < 2 or any(fold.weight <= 0 for fold in folds):
-        found = [round(fold.weight, 6) for fold in folds]
-        raise DataError(f"Cross-validation needs two or more folds with rows, got folds of weight {found}; lower folds")
+    check_folds(folds)
     total = functools.reduce(operator.add, folds)
     grid, per_row = penalties(total, alphas, alphas_per_row)
     scores = Scores(folds, total, solver, per_row)
     scores.add(grid)
     note = scores.extend(per_target) if extend and len(grid) > 1 else ""
     return scores.result(per_target, note)
+
+
+def check_folds(folds: Sequence[NormalEquations | CrossSums]) -> None:
+    """Refuse what cannot be cross-validated."""
+    if len(folds) < 2 or any(fold.weight <= 0 for fold in folds):
+        found = [round(fold.weight, 6) for fold in folds]
+        raise DataError(f"Cross-validation needs two or more folds with rows, got folds of weight {found}; lower folds")
 
 
 def penalties(

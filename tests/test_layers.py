@@ -46,13 +46,13 @@ ORDER = (
         "checkpoint",
         "runs",
     ),
-    *("prepare", "fit", "apply", "estimate", "ntkdist", "demo", "cli"),
+    *("prepare", "products", "iterate", "fit", "apply", "estimate", "ntkdist", "demo", "cli"),
 )
 # The modules that may import each dependency; distributed's Client as a type is all that `fit` and `apply` take.
 DOORS = {
     "zarr": {"groups"},
     "dask": {"reduce", "cluster"},
-    "distributed": {"reduce", "cluster", "prepare", "fit", "apply"},
+    "distributed": {"reduce", "cluster", "prepare", "products", "iterate", "fit", "apply"},
     "sklearn": {"demo", "estimators"},
     "click": {"cli"},
     "rich": {"progress"},
@@ -117,7 +117,7 @@ def test_one_door_for_every_dependency() -> None:
 
 
 def test_verbs_take_the_client_as_a_type_only() -> None:
-    for name in ("prepare", "fit", "apply"):
+    for name in ("prepare", "products", "iterate", "fit", "apply"):
         outer = {each for each in imports(ROOT / f"{name}.py") if each.split(".")[0] in ("dask", "distributed")}
         assert outer <= {"distributed.Client"}
         tree = ast.parse((ROOT / f"{name}.py").read_text())

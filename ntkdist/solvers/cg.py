@@ -108,7 +108,9 @@ class PCG(Solver, frozen=True):
 
 def not_converged(solver: PCG, alphas: Sequence[float], residual: float) -> str:
     """The sentence that says so."""
-    said = f"alpha {alphas[0]:.3g}" if len(alphas) == 1 else f"{len(alphas)} alphas of {min(alphas):.3g}–{max(alphas):.3g}"
+    said = (
+        f"alpha {alphas[0]:.3g}" if len(alphas) == 1 else f"{len(alphas)} alphas of {min(alphas):.3g}–{max(alphas):.3g}"
+    )
     return (
         f"{said} did not converge in {solver.max_iterations} iterations (relative residual {residual:.1e}, "
         f"{solver.tol:.1e} asked); use larger alphas, or raise sample_rows, max_iterations or tol of solver PCG"
