@@ -79,7 +79,7 @@ def fit_by_products(
     counts = {
         "passes": passes.count,
         "iterations": path.iterations,
-        "sample_rows": len(near.values),
+        "sample_rows": near.s,
         "largest_residual": max(path.residual.values()),
         "unconverged": path.unconverged(),
         "cache_bytes": passes.mapped.limit,
@@ -111,7 +111,7 @@ def preconditioner(p: Plan, solver: PCG, passes: Passes, total: CrossSums, watch
     rows = prepare.sample(summand, passes.source, passes.client, watch, "sample")
     z = mapped.features(rows.astype(p.dtype)).astype(np.float64)
     z -= total.z_sum / total.weight
-    return LowRank(z)
+    return LowRank(z, whole=len(z) == passes.tally.rows)
 
 
 class Path(Grid):
@@ -167,7 +167,7 @@ class Path(Grid):
         weights = np.array([each.weight for each in self.sets])
         shifts = np.maximum(alphas, FLOOR * np.array([each.trace() for each in self.sets])[of])
         shifts[shifts <= 0] = 1.0  # features without variance: anything will do
-        scales = weights[of] / len(self.near.values)
+        scales = weights[of] / self.near.s
         rhs = np.hstack([np.tile(each.centred_rhs(), len(grid)) for each in self.sets])
 
         def near(r: F8, columns: I8) -> F8:

@@ -169,23 +169,36 @@ def conjugate_gradients(
 
 
 class LowRank:
-    """M = scale·SᵀS + shift, inverted by Woodbury's identity; one decomposition, s×s, serves every shift.
+    """M = scale·SᵀS + max(alpha, scale·median λ), inverted by Woodbury's identity; one s×s decomposition serves all.
+
+    The lower half of a sample's eigenvalues says little of the Gram's: to count all as their median was measured to
+    need 2 to 4 times fewer iterations than to count them as they are, where alpha lies below (m = 1,024, s = 256–1,024
+    of 6,000 rows, two data sets).
 
     Parameters
     ----------
     sample : (s, m) float64 array
         Centred features of s rows; it is overwritten.
+    whole : bool
+        Whether these are all rows there are, and every eigenvalue is right.
     """
 
-    def __init__(self, sample: F8) -> None:
+    def __init__(self, sample: F8, whole: bool = False) -> None:
         values, q = eigh(sample @ sample.T, driver="evd", overwrite_a=True, check_finite=False)
         self.values = np.maximum(values, 0.0)[:, None]
+        self.least = 0.0 if whole else float(self.values[(len(values) - 1) // 2, 0])
         for i in range(0, sample.shape[1], len(sample)):  # s columns at a time: never two samples in memory
             sample[:, i : i + len(sample)] = q.T @ sample[:, i : i + len(sample)]
         self.rotated = sample  # QᵀS
 
-    def solve(self, r: F8, shift: F8, scale: F8) -> F8:
-        """M⁻¹r, (m, c), of columns with their own shifts and scales (c,)."""
+    @property
+    def s(self) -> int:
+        """Rows of the sample."""
+        return len(self.values)
+
+    def solve(self, r: F8, alpha: F8, scale: F8) -> F8:
+        """M⁻¹r, (m, c), of columns with their own penalties and scales (c,)."""
+        shift = np.maximum(alpha, scale * self.least)
         inner = self.rotated @ r
         inner /= self.values + shift / scale
         out = self.rotated.T @ inner
