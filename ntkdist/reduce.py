@@ -4,6 +4,7 @@ A *shard* is a task that streams its spans of rows through one accumulator.  Sha
 fixed by their order, never by who finishes first, so that the same plan gives the same bits everywhere.
 """
 
+import functools
 import os
 import socket
 import time
@@ -232,9 +233,11 @@ def _groups(shards: Sequence[Shard]) -> list[list[int]]:
 def _reduce_here(
     source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, progress: Progress, keep: Keep | None
 ) -> list[Part]:
-    run, add = delayed(run_shard, traverse=False), delayed(add_parts)
+    # Arguments that are bound here are not searched for tasks, which would take longer than a small shard does.
+    run = delayed(functools.partial(run_shard, source, summand, keep=keep), traverse=False)
+    add = delayed(add_parts)
     keys = {f"ntkdist-shard-{i}": shard.rows for i, shard in enumerate(shards)}
-    leaves = [run(source, summand, shard, keep, dask_key_name=key) for key, shard in zip(keys, shards, strict=True)]
+    leaves = [run(shard, dask_key_name=key) for key, shard in zip(keys, shards, strict=True)]
     totals = [tree((leaves[i] for i in group), fan_in, add) for group in _groups(shards)]
 
     def done(key: str, *_: Any) -> None:

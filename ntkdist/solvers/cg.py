@@ -163,8 +163,8 @@ def conjugate_gradients(
         iterations[columns] += 1
         last[columns] = rho
         stay = sound & (rho > tol**2 * first[columns])
-        y += rho / before * p
-        columns, r, rho, p = columns[stay], r[:, stay], rho[stay], y[:, stay].astype(operator.dtype)
+        columns, r, beta, rho = columns[stay], r[:, stay], (rho / before)[stay], rho[stay]
+        p = (y[:, stay] + beta * p[:, stay]).astype(operator.dtype)
     return Solved(x, iterations, np.sqrt(last / np.where(first > 0, first, 1.0)))
 
 
