@@ -146,8 +146,9 @@ def test_a_fit_is_that_with_a_gram(make_dataset: Any, table: Any, dtype: str) ->
 
 
 def test_the_automatic_grid_is_the_same_and_grows_the_same(make_dataset: Any, table: Any) -> None:
-    for grid in ({"alphas": "auto"}, {"alphas": (1e3, 1e4)}, {"alphas": "auto", "alphas_per_row": (0.1, 1.0)}):
-        job = job_on(make_dataset(*table, name=str(len(str(grid)))), **grid, alpha_per_target=True)
+    store = make_dataset(*table)
+    for grid in ({"alphas": "auto"}, {"alphas_per_row": (0.1, 1.0)}):
+        job = job_on(store, **({"alphas": "auto"} | grid), alpha_per_target=True)
         a, b = nd.fit(job).cv, with_gram(job).cv
         np.testing.assert_allclose(a.alphas, b.alphas, rtol=1e-10)
         np.testing.assert_allclose(a.mse, b.mse, rtol=1e-4)
@@ -202,7 +203,7 @@ def test_the_same_bits_from_memory_and_mapped_anew_and_wherever_it_runs(
 ) -> None:
     """In float32, where another order would show; a share of the memory that holds nothing; two processes."""
     rows = msgspec.structs.replace(EXACT, dtype="float32", shards=8)
-    job = job_on(make_dataset(*table), plan=rows, alphas=(1.0, 10.0))
+    job = job_on(make_dataset(*table), plan=rows, alphas=(1.0,))
     plan = nd.plan(job)
     kept, anew = nd.fit(plan), nd.fit(msgspec.structs.replace(plan, solver=nd.PCG(sample_rows=256, cache=0.0)))
     there, fat = nd.fit(plan, client=two_workers), nd.fit(msgspec.structs.replace(plan, threads=3))
@@ -258,7 +259,7 @@ def test_what_has_not_converged_is_said_and_is_an_error_where_it_was_chosen(make
 
 def test_a_fit_takes_less_memory_than_one_byte_for_every_entry_of_the_gram(make_dataset: Any) -> None:
     m = 6000
-    x = np.random.default_rng(0).standard_normal((300, 3))
+    x = np.random.default_rng(0).standard_normal((300, 60))
     plan = nd.PlanTable(folds=2, block_rows=100)
     job = nd.Job(
         nd.Dataset(make_dataset(x, x[:, 0])), nd.NTKRandomFeatures(m), alphas=(1.0,), plan=plan, solver=nd.PCG(100)
