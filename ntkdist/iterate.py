@@ -82,7 +82,7 @@ def fit_by_products(
         "sample_rows": near.s,
         "largest_residual": max(path.residual.values()),
         "unconverged": path.unconverged(),
-        "cache_bytes": passes.mapped.limit,
+        "remembered_bytes": min(passes.mapped.limit, passes.tally.rows * passes.mapped.row_bytes),
     }
     weights = [fold.weight for fold in sums]
     if cv is not None:

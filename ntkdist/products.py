@@ -97,6 +97,11 @@ class Mapped:
     run: str
     limit: int
 
+    @property
+    def row_bytes(self) -> int:
+        """Of a mapped row: features, targets, weight and place."""
+        return self.features.n_components * np.dtype(self.dtype).itemsize + 8 * (self.preprocessing.t + 2)
+
     def of(self, rows: Rows) -> Rows:
         """Features in place of inputs, scaled targets (n, t) in place of targets."""
         assert rows.y is not None
@@ -110,8 +115,7 @@ class Mapped:
         if found is not None:
             yield from found
             return
-        row_bytes = self.features.n_components * np.dtype(self.dtype).itemsize + 8 * (self.preprocessing.t + 2)
-        if not _memory.reserve(self.run, key, shard.rows * row_bytes, self.limit):
+        if not _memory.reserve(self.run, key, shard.rows * self.row_bytes, self.limit):
             yield from map(self.of, read)
             return
         made: list[Rows] = []

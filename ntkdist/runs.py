@@ -96,6 +96,11 @@ class Passed(NamedTuple):
     products: dict[str, Any]
     syrk_rates: Sequence[float] = ()
 
+    @property
+    def remembered(self) -> dict[str, int]:
+        """What workers may keep beyond what the plan projects."""
+        return {"remembered rows": self.products["remembered_bytes"]} if self.products else {}
+
 
 def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVResult | None) -> dict[str, Any]:
     """All that a reader of a run may ask, as plain objects."""
@@ -132,7 +137,7 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
             "peak_memory_bytes": tally.workers,
-            "projected_memory_bytes": p.memory(found.workers, found.tasks_at_once),
+            "projected_memory_bytes": p.memory(found.workers, found.tasks_at_once) | passed.remembered,
             **_rates(p, passed),
         },
         "versions": versions(),

@@ -1,6 +1,8 @@
 """Conjugate gradients against dense solves, and whole fits without a Gram against fits with one."""
 
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from command_line import Command, write_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array, save_npz
 from test_plan import plan_of
 
 import ntkdist as nd
@@ -101,7 +104,10 @@ def test_the_preconditioner_is_the_inverse_that_it_says() -> None:
 
 def test_more_rows_in_the_preconditioner_mean_fewer_iterations(make_dataset: Any, table: Any) -> None:
     store = make_dataset(*table)
-    asked = [nd.fit(job_on(store, solver=nd.PCG(sample_rows=s), alphas=(1.0,), plan=ONE)).report["run"]["products"] for s in (1, 64, 900)]
+    asked = [
+        nd.fit(job_on(store, solver=nd.PCG(sample_rows=s), alphas=(1.0,), plan=ONE)).report["run"]["products"]
+        for s in (1, 64, 900)
+    ]
     few, some, all_ = (a["iterations"] for a in asked)
     assert few > 1.5 * some > 2 * all_
     assert [a["sample_rows"] for a in asked] == [1, 64, 900]
@@ -181,7 +187,35 @@ def test_classes_are_targets_like_others(make_dataset: Any) -> None:
     assert (a.model.predict(x) == b.model.predict(x)).mean() > 0.995
 
 
-def test_sparse_rows_and_rows_that_were_dropped(make_dataset: Any, table: Any) -> None:
+def test_sparse_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 40)) * (rng.random((500, 40)) < 0.1)
+    save_npz(tmp_path / "x.npz", csr_array(x))
+    np.save(tmp_path / "y.npy", x[:, 0] + 0.1 * rng.standard_normal(500))
+    store = str(tmp_path / "x.zarr")
+    nd.convert(str(tmp_path / "x.npz"), store, target=[str(tmp_path / "y.npy")], shuffle_seed=None)
+    job = job_on(store, features=nd.NTKSketch(64))
+    a, b = nd.fit(job), with_gram(job)
+    np.testing.assert_allclose(a.cv.mse, b.cv.mse, rtol=1e-4)
+
+
+def test_a_run_that_was_cut_off_starts_its_iterations_anew(make_dataset: Any, table: Any, tmp_path: Path) -> None:
+    job, out = job_on(make_dataset(*table), alphas=(1.0,)), str(tmp_path / "run")
+
+    @contextmanager
+    def cut(phase: str, rows: int) -> Iterator[Any]:
+        if phase == "iterations":
+            raise InterruptedError
+        yield lambda done: None
+
+    with pytest.raises(InterruptedError):
+        nd.fit(job, out=out, watch=cut)
+    assert (tmp_path / "run" / "checkpoint" / "prepared.zarr").exists()
+    same_bits(nd.fit(job, out=out, resume=True), nd.fit(job))
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_rows_that_were_dropped(make_dataset: Any, table: Any) -> None:
     x = table[0].copy()
     x[[3, 500], [0, 4]] = np.nan
     job = job_on("", dataset=nd.Dataset(make_dataset(x, table[1]), nan="drop"))
@@ -270,6 +304,18 @@ def test_a_fit_takes_less_memory_than_one_byte_for_every_entry_of_the_gram(make_
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < m**2
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("cache", [0.0, 0.5])
+def test_the_peak_of_a_worker_stays_below_the_projection(make_dataset: Any, cache: float) -> None:
+    x = np.random.default_rng(0).standard_normal((20_000, 16), dtype=np.float32)
+    solver = nd.PCG(cache=cache, max_iterations=10, unconverged="keep")
+    job = nd.Job(nd.Dataset(make_dataset(x, x[:, :4])), nd.NTKRandomFeatures(2048), solver=solver, cluster=nd.Local())
+    run = nd.fit(job).report["run"]
+    (peak,), projected = run["peak_memory_bytes"].values(), sum(run["projected_memory_bytes"].values())
+    assert 0.3 * projected <= peak <= projected
 
 
 def test_the_projection_does_not_grow_with_the_square_of_m() -> None:
