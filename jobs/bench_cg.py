@@ -22,7 +22,7 @@ import ntkdist as nd
 @click.option("--d", default=16)
 @click.option("--m", "sizes", multiple=True, type=int, default=(512, 1024, 2048))
 @click.option("--samples", multiple=True, type=int, default=(256, 1024), help="Rows of preconditioners, at the last m.")
-@click.option("--alphas", default=0, help="Number of penalties per row from 1e-6 to 1e-1, of the trace; 0: automatic.")
+@click.option("--alphas", default=0, help="Number of penalties per row, from 1e-6 to 1e-1; 0: automatic.")
 @click.option("--folds", default=5)
 @click.option("--pairs", default=1)
 @click.option("--dtype", default="float32")

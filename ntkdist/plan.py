@@ -276,10 +276,15 @@ class Plan(Spec, frozen=True, tag=False):
         """Refuse the plan if selecting and solving would need more than ``limit`` bytes; see `check`."""
         parts = self.driver_memory()
         if (need := sum(parts.values())) > limit:
-            said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
+            if isinstance(self.solver, PCG):
+                what = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
+                remedy = "n_components, folds, the number of alphas or sample_rows of solver PCG"
+            else:
+                what = f"{self.folds} folds of {8 * self.m**2 / GB:.1f} GB, and the solver"
+                remedy = "n_components or folds, or use solver PCG"
             raise PlanTooLarge(
-                f"Solving needs {need / GB:.1f} GB in this process ({said}) but it has {limit / GB:.1f} GB; "
-                "lower n_components or folds, or use solver PCG and fewer alphas"
+                f"Solving needs {need / GB:.1f} GB in this process ({what}) but it has {limit / GB:.1f} GB; "
+                f"lower {remedy}"
             )
 
 
