@@ -1,12 +1,13 @@
 """Feature maps: small values that turn rows into features whose inner products are a kernel's."""
 
 from ntkdist.features.base import FeatureMap
+from ntkdist.features.conv_sketch import CNTKSketch
 from ntkdist.features.fourier import RandomFourier
 from ntkdist.features.linear import Linear
 from ntkdist.features.random_features import NTKRandomFeatures
 from ntkdist.features.zonal import ZonalFeatures
 
 # What a job file or a saved model may name; a new map is a new file and a new name here.
-AnyFeatureMap = Linear | NTKRandomFeatures | RandomFourier | ZonalFeatures
+AnyFeatureMap = CNTKSketch | Linear | NTKRandomFeatures | RandomFourier | ZonalFeatures
 
-__all__ = ["AnyFeatureMap", "FeatureMap", "Linear", "NTKRandomFeatures", "RandomFourier", "ZonalFeatures"]
+__all__ = ["AnyFeatureMap", "CNTKSketch", "FeatureMap", "Linear", "NTKRandomFeatures", "RandomFourier", "ZonalFeatures"]

@@ -25,6 +25,7 @@ from ntkdist.kernels.base import F8, Depth, Kernel, chosen
 
 Count = Annotated[int, Meta(ge=1)]
 BLOCK_BYTES = 2**20  # of one array of pairs of pixels; about ten of them live at a time
+ROUNDINGS = 16 * 2.0**-52
 CLOSE = 1e-4  # half of 1 ∓ cos θ below which it is taken from a difference: the rest keeps 14 digits
 
 
@@ -152,7 +153,9 @@ class CNTK(Kernel, frozen=True):
             if h == self.depth - 1:
                 return
             if factor > 1:
-                defect = _outer(norms[h + 1], others[h + 1]) - _pooled(gamma, factor)
+                n = _outer(norms[h + 1], others[h + 1])
+                defect = n - _pooled(gamma, factor)
+                defect[defect < ROUNDINGS * n] = 0  # a pixel with itself, up to rounding
             a, b = np.sqrt(norms[h + 1])[..., None], np.sqrt(others[h + 1])[..., None]
             n = _outer(window_sum(norms[h + 1], q, padding), window_sum(others[h + 1], q, padding))
             gap = diagonal_sum(defect, q, padding)
@@ -176,7 +179,11 @@ class CNTK(Kernel, frozen=True):
             tangent = _pooled(kappa0, factor) / q**2
             if h < self.depth - 1:
                 tangent = diagonal_sum(tangent, q, self.padding)
-        return np.mean([tangent[:, r, c, r, c].mean((1, 2, 3, 4)) for r, c in cells(*tangent.shape[1:3], self.grid)], 0)
+        _, height, width, _, _ = np.shape(tangent)
+        found: list[F8] = [
+            np.asarray(tangent)[:, r, c, r, c].mean((1, 2, 3, 4)) for r, c in cells(height, width, self.grid)
+        ]
+        return np.mean(found, axis=0)
 
 
 def images(x: NDArray[Any]) -> F8:
