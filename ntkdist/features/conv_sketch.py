@@ -146,8 +146,8 @@ class CNTKSketch(FeatureMap, frozen=True):
     def _columns(self, params: Params, h: int, layer: Layer, planes: Planes, norm: Planes) -> list[Planes]:
         """The columns of the next X: [mean of the window | what it lacks | √N | κ₁ | κ₀]; of the last, no √N and κ₁."""
         q, padding = self.filter_size, self.padding
-        flat = planes.reshape(*planes.shape[:2], -1)
-        mixed = np.matmul(params[f"mix{h}"], flat).reshape(len(flat), -1, *planes.shape[2:])
+        flat, mix = planes.reshape(*planes.shape[:2], math.prod(planes.shape[2:])), params[f"mix{h}"]
+        mixed = np.matmul(mix, flat).reshape(len(flat), len(mix), *planes.shape[2:])
         length = np.matmul(params[f"phi{h}"], np.square(flat)).reshape(len(flat), 1, *planes.shape[2:])
         at = mixed
         if not layer.whole:
@@ -168,16 +168,16 @@ class CNTKSketch(FeatureMap, frozen=True):
         return new
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        pixels = input_shape[0] * input_shape[1]
         channels = self._channels(input_shape)
+        sizes = [input_shape[:2], *self.kernel_value().sizes(*input_shape[:2])]
         wide, most = channels, 0
-        for layer in self._layers(channels):
+        for h, layer in enumerate(self._layers(channels)):
             wide *= self.filter_size**2 if layer.whole else 1
             rows = sum(layer.change) + layer.kappa0 + self.degree * layer.factors
             made = wide + sum(layer.change) + 1 + layer.kappa1 + layer.kappa0
-            most = max(most, 3 * wide + 3 * rows + 2 * made)
+            most = max(most, math.prod(sizes[h + layer.whole]) * (3 * wide + 3 * rows + 2 * made))
             wide = made
-        return np.dtype(dtype).itemsize * pixels * (most + 2 * input_shape[2] + 8)
+        return np.dtype(dtype).itemsize * (most + math.prod(sizes[0]) * (2 * input_shape[2] + 8))
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         size, kept, widest = np.dtype(dtype).itemsize, 0, 0
