@@ -122,7 +122,7 @@ def test_memory_is_bounded(n: int, side: int, pool: tuple[int, ...]) -> None:
     CNTK(2, 3, pool=pool)(x)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 12 * max(BLOCK_BYTES, 8 * side**4) + 40 * x.nbytes
+    assert peak < 15 * max(BLOCK_BYTES, 8 * side**4) + 40 * x.nbytes
 
 
 def test_what_cannot_be_is_refused() -> None:
