@@ -17,7 +17,7 @@ from ntkdist.errors import (
     SpecError,
     StoreError,
 )
-from ntkdist.features import Linear, NTKRandomFeatures, RandomFourier, ZonalFeatures
+from ntkdist.features import Linear, NTKRandomFeatures, Nystrom, RandomFourier, ZonalFeatures
 from ntkdist.fit import FitResult, fit, normal_equations, solve
 from ntkdist.kernels import NNGP, NTK, GammaExponential, Gaussian, Laplace
 from ntkdist.model import Equations, RidgeModel
@@ -48,6 +48,7 @@ __all__ = [
     "NTKRandomFeatures",
     "NotPositiveDefinite",
     "NtkdistError",
+    "Nystrom",
     "Plan",
     "PlanTable",
     "PlanTooLarge",

@@ -196,7 +196,8 @@ class Plan(Spec, frozen=True, tag=False):
         one = 8 * (self.m**2 + self.m * (self.t + 1))
         partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
         row = (1 + bool(self.dataset.weight)) * self.m * size + 32 * (d + self.t)
-        piece = max(PIECE_BYTES, self.features.row_bytes(self.layout.input_shape, self.dtype)) + 16 * backend.TILE**2
+        least = self.features.piece_rows * self.features.row_bytes(self.layout.input_shape, self.dtype)
+        piece = max(PIECE_BYTES, least) + 16 * backend.TILE**2
         per_fold, levels = -(-self.shards // self.folds), 1
         while self.fan_in**levels < per_fold:
             levels += 1

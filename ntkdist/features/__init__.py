@@ -3,11 +3,12 @@
 from ntkdist.features.base import AnyMap, FeatureMap, FittedMap
 from ntkdist.features.fourier import RandomFourier
 from ntkdist.features.linear import Linear
+from ntkdist.features.nystrom import Nystrom
 from ntkdist.features.random_features import NTKRandomFeatures
 from ntkdist.features.zonal import ZonalFeatures
 
 # What a job file or a saved model may name; a new map is a new file and a new name here.
-AnyFeatureMap = Linear | NTKRandomFeatures | RandomFourier | ZonalFeatures
+AnyFeatureMap = Linear | NTKRandomFeatures | Nystrom | RandomFourier | ZonalFeatures
 
 __all__ = [
     "AnyFeatureMap",
@@ -16,6 +17,7 @@ __all__ = [
     "FittedMap",
     "Linear",
     "NTKRandomFeatures",
+    "Nystrom",
     "RandomFourier",
     "ZonalFeatures",
 ]
