@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 F8 = NDArray[np.float64]
 HALF = 7  # coefficients of an even or odd part, at most: one compilation does for every polynomial up to degree 13
 ZONAL_HALF = 12  # the same of `zonal`: more would not be unrolled, and cost many times as much
-CLOSE = 1e-3  # below, 1 − |cosine| is taken from the difference of the rows
+CLOSE = {4: 1e-2, 8: 1e-3}  # by the bytes of a number: below, 1 − |cosine| is taken from the difference of the rows
 
 
 def even_odd(
@@ -43,23 +43,24 @@ def even_odd(
     _loops()[0](out, first, *coefficients, number(shift), number(reach), scale)
 
 
-def zonal(t: F8, u: F8, v: F8, near: F8, far: F8) -> None:
+def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any], far: NDArray[Any]) -> None:
     """In place, cosines t of unit rows become a function of the angle: near(a) where t > 0, far(a) elsewhere.
 
-    a = √((1 − |t|)/2) is half the distance of u and v, or of u and −v: the sine of half the angle, in which the arc-cosine
-    kernels are smooth.  Of rows that are nearly (anti)parallel it is computed from their difference.
+    a = √((1 − |t|)/2) is half the distance of u and v, or of u and −v: the sine of half the angle, in which the
+    arc-cosine kernels are smooth.  Of rows that are nearly (anti)parallel it is computed from their difference.
 
     Parameters
     ----------
     t : (n, m) contiguous array
     u, v : (n, d) and (m, d) contiguous arrays
+        Of t's dtype.
     near, far : (≤ 2·ZONAL_HALF,) arrays
         Coefficients of powers of a, lowest degree first.
     """
     coefficients = (
-        tuple(np.pad(part, (0, ZONAL_HALF - len(part)))) for c in (near, far) for part in (c[0::2], c[1::2])
+        tuple(np.pad(part, (0, ZONAL_HALF - len(part))).astype(t.dtype)) for c in (near, far) for part in (c[0::2], c[1::2])
     )
-    _loops()[1](t, u, v, *coefficients)
+    _loops()[1](t, u, v, t.dtype.type(1 - CLOSE[t.itemsize]), t.dtype.type(0.5), *coefficients)
 
 
 @functools.cache
@@ -96,23 +97,24 @@ def _loops() -> tuple[Any, ...]:
         return even + np.sqrt(b) * odd
 
     @compiled
-    def zonal(t, u, v, ne, no, fe, fo):  # type: ignore[no-untyped-def]
+    def zonal(t, u, v, close, half, ne, no, fe, fo):  # type: ignore[no-untyped-def]
         for i in range(t.shape[0]):
             row, count = t[i], 0
             for j in range(row.shape[0]):
-                count += abs(row[j]) > 1 - CLOSE
-            at, refined = np.empty(count, np.int64), np.empty(count)
+                count += abs(row[j]) > close
+            at, refined = np.empty(count, np.int64), np.empty(count, t.dtype)
             if count:
                 k = 0
                 for j in range(row.shape[0]):
-                    if abs(row[j]) > 1 - CLOSE:
-                        sign, b = np.copysign(1.0, row[j]), 0.0
+                    if abs(row[j]) > close:
+                        b = half - half
                         for c in range(u.shape[1]):
-                            b += (u[i, c] - sign * v[j, c]) ** 2
-                        at[k], refined[k] = j, value(sign > 0, b / 4, ne, no, fe, fo)
+                            apart = u[i, c] - v[j, c] if row[j] > 0 else u[i, c] + v[j, c]
+                            b += apart * apart
+                        at[k], refined[k] = j, value(row[j] > 0, half * half * b, ne, no, fe, fo)
                         k += 1
             for j in range(row.shape[0]):
-                row[j] = value(row[j] > 0, max(0.5 - 0.5 * abs(row[j]), 0.0), ne, no, fe, fo)
+                row[j] = value(row[j] > 0, max(half - half * abs(row[j]), half - half), ne, no, fe, fo)
             for k in range(count):
                 row[at[k]] = refined[k]
 

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
-from scipy.linalg.blas import dtrsm
+from scipy.linalg.blas import dtrsm, strsm
 from scipy.linalg.lapack import dpotrf, dpstrf
 
 from ntkdist import backend, draws, fused
@@ -29,6 +29,7 @@ POOL = 4  # rows that rpcholesky chooses among, in units of n_components
 SCORED = 2048  # rows, at most, that leverage scores are estimated from
 BLOCK = 128  # proposals of rpcholesky at a time
 ROWS = 256  # that are mapped at a time: fewer, and reading L takes longer than solving with it
+PROBES, SINGLE = 64, 3e-6  # rows that decide whether float32 is enough for rows of float32; how near to float64 it must be
 SMOOTH = 1e-12  # of k(x, x), the error that is let pass in the polynomials of a kernel of the angle
 
 
@@ -48,9 +49,9 @@ class Nystrom(FeatureMap, frozen=True):
     Promise: a function of the data and the seed, whatever the partitions; one-sided, k − φφᵀ is positive semi-definite
     but for rounding; exact at the landmarks; the error falls faster than n_components^-½ where the kernel is smooth
     on the data.  Landmarks of which the others leave less than 1e-10 k(z, z), such as copies, are left out; their
-    columns, the last, are zero, and so are those that the data has no rows for.  Whitening is float64 inside for
-    rows of float32 too, because L may be ill-conditioned.  The landmarks are the only thing kept: every process
-    works L out again.
+    columns, the last, are zero, and so are those that the data has no rows for.  Rows of float32 are whitened in
+    float64 too where L is so ill-conditioned that it would show.  The landmarks are the only thing kept: every
+    process works L out again.
 
     Parameters
     ----------
@@ -149,15 +150,27 @@ class Nystrom(FeatureMap, frozen=True):
             if "ridge" in arrays:
                 k.flat[:: len(k) + 1] += arrays["ridge"] / (1 if length is None else np.square(length[:, 0]))
             upper = cholesky(k.T, overwrite_a=True, check_finite=False) if len(k) else k
-        return params | {"factor": _kept(upper.T)}
+        params["factor"] = upper.T
+        bits = {name: a.view(np.int64) for name, a in params.items()}  # which no cast to float32 changes
+        return params if self._well_conditioned(params, bits, arrays["landmarks"]) else bits
+
+    def _well_conditioned(self, params: Params, bits: Params, z: F8) -> bool:
+        """Whether whitening in float32 is as good as in float64, at landmarks and half way between them."""
+        some = z[: PROBES + 1]
+        x = np.concatenate([some, (some[1:] + some[:-1]) / 2]).astype(np.float32)
+        single = self.apply({name: a.astype(np.float32) for name, a in params.items()}, x)
+        double = self.apply(bits, x)
+        off, size = (np.linalg.norm(a, axis=1) for a in (single - double, double))
+        return bool((off <= SINGLE * size).all())
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        lower = _real(params["factor"])
+        lower = _numbers(params["factor"])
         out = np.zeros((len(x), self.n_components), x.dtype)
         if len(x) and len(lower):
-            u, length = self._rows(x)
+            u, length = self._rows(x.astype(lower.dtype, copy=False))
             k = self._block(params, u)
-            z = dtrsm(1.0, lower.T, k.T, trans_a=1, overwrite_b=1).T  # in place
+            solve = strsm if lower.dtype == np.float32 else dtrsm
+            z = solve(1.0, lower.T, k.T, trans_a=1, overwrite_b=1).T  # in place
             if length is not None:
                 z *= length
             out[:, : len(lower)] = z
@@ -170,30 +183,30 @@ class Nystrom(FeatureMap, frozen=True):
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, m = math.prod(input_shape) + 1, self.n_components
-        return 8 * m * (m + 6 * d) + ROWS * self.row_bytes(input_shape, np.float64) + 2**18
+        return m * (12 * m + 48 * d) + ROWS * self.row_bytes(input_shape, np.float64) + 2**18
 
     @property
     def piece_rows(self) -> int:
         return ROWS
 
-    def _rows(self, x: NDArray[Any]) -> tuple[F8, F8 | None]:
+    def _rows(self, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """What the kernel is evaluated at: unit rows and their lengths if it is homogeneous, else the rows."""
         if not _homogeneous(self.kernel):
-            return np.ascontiguousarray(x, np.float64), None
-        return normalised(np.ascontiguousarray(self.kernel.rows(flat(np.asarray(x, np.float64)))))
+            return np.ascontiguousarray(x), None
+        return normalised(np.ascontiguousarray(self.kernel.rows(flat(x))))
 
     def _kernel_at(self, z: F8) -> Params:
         """Parameters of `_block` for the landmarks z."""
         near_far = _polynomials(self.kernel)
-        return {"rows": _kept(z)} | ({} if near_far is None else {"near": _kept(near_far[0]), "far": _kept(near_far[1])})
+        return {"rows": z} | ({} if near_far is None else {"near": near_far[0], "far": near_far[1]})
 
-    def _block(self, params: Params, u: F8) -> F8:
-        """k(u, Z), (n, r)."""
-        z = _real(params["rows"])
+    def _block(self, params: Params, u: NDArray[Any]) -> NDArray[Any]:
+        """k(u, Z), (n, r), of u's dtype."""
+        z = _numbers(params["rows"])
         if "near" not in params:
-            return np.ascontiguousarray(_without_bias(self.kernel)(u, z))
+            return np.ascontiguousarray(_without_bias(self.kernel)(u, z), u.dtype)
         t = u @ z.T
-        fused.zonal(t, u, z, _real(params["near"]), _real(params["far"]))
+        fused.zonal(t, u, z, _numbers(params["near"]), _numbers(params["far"]))
         return t
 
     def _square(self, params: Params, z: F8) -> F8:
@@ -287,10 +300,5 @@ def _diagonal(kernel: Kernel, x: F8) -> F8:
     return np.array([kernel(row[None])[0, 0] for row in x])
 
 
-def _kept(a: F8) -> NDArray[np.int64]:
-    """The bits, so that an array of parameters stays float64 for rows of float32."""
-    return np.ascontiguousarray(a).view(np.int64)
-
-
-def _real(a: NDArray[np.int64]) -> F8:
-    return a.view(np.float64)
+def _numbers(a: NDArray[Any]) -> NDArray[Any]:
+    return a.view(np.float64) if a.dtype == np.int64 else a
