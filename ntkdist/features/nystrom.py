@@ -19,7 +19,7 @@ from scipy.linalg.lapack import dpotrf, dpstrf
 
 from ntkdist import backend, draws, fused
 from ntkdist.errors import SpecError
-from ntkdist.features.base import Arrays, FeatureMap, FittedMap, Params, RowWeights, flat, normalised
+from ntkdist.features.base import Arrays, FeatureMap, FittedMap, Params, RowWeights, _cast, flat, normalised
 from ntkdist.kernels import NTK, AnyKernel, Kernel, RadialKernel, ZonalKernel
 
 F8 = NDArray[np.float64]
@@ -29,7 +29,8 @@ POOL = 4  # rows that rpcholesky chooses among, in units of n_components
 SCORED = 2048  # rows, at most, that leverage scores are estimated from
 BLOCK = 128  # proposals of rpcholesky at a time
 ROWS = 256  # that are mapped at a time: fewer, and reading L takes longer than solving with it
-PROBES, SINGLE = 64, 3e-6  # rows that decide whether float32 is enough for rows of float32; how near to float64 it must be
+HEAD = 256  # landmarks that are always eliminated in float64: the others are left so little that float32 may do for them
+PROBES, SINGLE = 64, 1e-5  # rows that decide whether it does, and how near to float64 it must be
 SMOOTH = 1e-12  # of k(x, x), the error that is let pass in the polynomials of a kernel of the angle
 
 
@@ -150,36 +151,44 @@ class Nystrom(FeatureMap, frozen=True):
             if "ridge" in arrays:
                 k.flat[:: len(k) + 1] += arrays["ridge"] / (1 if length is None else np.square(length[:, 0]))
             upper = cholesky(k.T, overwrite_a=True, check_finite=False) if len(k) else k
-        params["factor"] = upper.T
-        bits = {name: a.view(np.int64) for name, a in params.items()}  # which no cast to float32 changes
-        return params if self._well_conditioned(params, bits, arrays["landmarks"]) else bits
+        params |= {"head": upper.T[:, :HEAD], "tail": upper.T[HEAD:, HEAD:]}
+        bits = {name: np.ascontiguousarray(a).view(np.int64) for name, a in params.items()}
+        for mixed in ({"head": bits["head"]}, {**bits, "tail": params["tail"]}):
+            if self._near_enough(params | mixed, bits, arrays["landmarks"]):
+                return params | mixed
+        return bits
 
-    def _well_conditioned(self, params: Params, bits: Params, z: F8) -> bool:
-        """Whether whitening in float32 is as good as in float64, at landmarks and half way between them."""
+    def _near_enough(self, params: Params, bits: Params, z: F8) -> bool:
+        """Whether what is not kept as bits, and so is float32 for rows of float32, gives the features of float64.
+
+        Decided at landmarks and half way between them, where it is as at other rows of the data.
+        """
         some = z[: PROBES + 1]
         x = np.concatenate([some, (some[1:] + some[:-1]) / 2]).astype(np.float32)
-        single = self.apply({name: a.astype(np.float32) for name, a in params.items()}, x)
+        single = self.apply({name: _cast(a, x.dtype) for name, a in params.items()}, x)
         double = self.apply(bits, x)
         off, size = (np.linalg.norm(a, axis=1) for a in (single - double, double))
         return bool((off <= SINGLE * size).all())
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        lower = _numbers(params["factor"])
+        z, head, tail = (_numbers(params[name]) for name in ("rows", "head", "tail"))
         out = np.zeros((len(x), self.n_components), x.dtype)
-        if len(x) and len(lower):
-            u, length = self._rows(x.astype(lower.dtype, copy=False))
+        if len(x) and len(z):
+            u, length = self._rows(x.astype(z.dtype, copy=False))
             k = self._block(params, u)
-            solve = strsm if lower.dtype == np.float32 else dtrsm
-            z = solve(1.0, lower.T, k.T, trans_a=1, overwrite_b=1).T  # in place
-            if length is not None:
-                z *= length
-            out[:, : len(lower)] = z
+            h = head.shape[1]
+            first = _solved(head[:h], k[:, :h].astype(np.float64))
+            rest = k[:, h:] - first @ head[h:].T
+            rest = _solved(tail, rest.astype(tail.dtype, copy=False))
+            scale = 1 if length is None else length
+            np.multiply(first, scale, out=out[:, :h], casting="same_kind")
+            np.multiply(rest, scale, out=out[:, h : len(z)], casting="same_kind")
         return out
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = math.prod(input_shape) + 1, np.dtype(dtype).itemsize
-        blocks = 1 if _polynomials(self.kernel) is not None else 8
-        return 32 * d + (8 * blocks + size) * self.n_components + 32
+        blocks = 2 if _polynomials(self.kernel) is not None else 8
+        return 40 * d + (8 * blocks + 2 * size) * self.n_components + 8 * HEAD + 32
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, m = math.prod(input_shape) + 1, self.n_components
@@ -298,6 +307,13 @@ def _diagonal(kernel: Kernel, x: F8) -> F8:
         rows = kernel.rows(flat(x))
         return np.einsum("ij,ij->i", rows, rows) * kernel.zonal(np.zeros(1))
     return np.array([kernel(row[None])[0, 0] for row in x])
+
+
+def _solved(lower: NDArray[Any], k: NDArray[Any]) -> NDArray[Any]:
+    """k L⁻ᵀ in k's own memory."""
+    if not k.size:
+        return k
+    return (strsm if k.dtype == np.float32 else dtrsm)(1.0, lower.T, k.T, trans_a=1, overwrite_b=1).T
 
 
 def _numbers(a: NDArray[Any]) -> NDArray[Any]:
