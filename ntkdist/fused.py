@@ -58,7 +58,9 @@ def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any],
         Coefficients of powers of a, lowest degree first.
     """
     coefficients = (
-        tuple(np.pad(part, (0, ZONAL_HALF - len(part))).astype(t.dtype)) for c in (near, far) for part in (c[0::2], c[1::2])
+        tuple(np.pad(part, (0, ZONAL_HALF - len(part))).astype(t.dtype))
+        for c in (near, far)
+        for part in (c[0::2], c[1::2])
     )
     _loops()[1](t, u, v, t.dtype.type(1 - CLOSE[t.itemsize]), t.dtype.type(0.5), *coefficients)
 

@@ -29,7 +29,9 @@ POOL = 4  # rows that rpcholesky chooses among, in units of n_components
 SCORED = 2048  # rows, at most, that leverage scores are estimated from
 BLOCK = 128  # proposals of rpcholesky at a time
 ROWS = 256  # that are mapped at a time: fewer, and reading L takes longer than solving with it
-HEAD = 256  # landmarks that are always eliminated in float64: the others are left so little that float32 may do for them
+HEAD = (
+    256  # landmarks that are always eliminated in float64: the others are left so little that float32 may do for them
+)
 PROBES, SINGLE = 64, 1e-5  # rows that decide whether it does, and how near to float64 it must be
 SMOOTH = 1e-12  # of k(x, x), the error that is let pass in the polynomials of a kernel of the angle
 
@@ -44,15 +46,16 @@ class Nystrom(FeatureMap, frozen=True):
       k(x, x) − k(x, S)(K_SS + μI)⁻¹k(S, x), S up to 2048 uniform rows and μ = (2/s) Σ_{i > s/2} σ_i(K_SS), s = |S|:
       Musco, Musco, "Recursive sampling for the Nyström method", NeurIPS 2017, Algorithm 2 with one level;
     - ``rpcholesky``: one after the other, in proportion to what those before leave of k(x, x), among 4 times as many
-      uniform rows: Chen, Epperly, Tropp, Webber, "Randomly pivoted Cholesky", CPAM 2025, in blocks with rejection, which
-      has the same law (Epperly, Tropp, Webber, "Embrace rejection", 2024, Algorithm 2.1).
+      uniform rows: Chen, Epperly, Tropp, Webber, "Randomly pivoted Cholesky", CPAM 2025.  In blocks with rejection,
+      which has the same law: Epperly, Tropp, Webber, "Embrace rejection", 2024.
 
     Promise: a function of the data and the seed, whatever the partitions; one-sided, k − φφᵀ is positive semi-definite
     but for rounding; exact at the landmarks; the error falls faster than n_components^-½ where the kernel is smooth
     on the data.  Landmarks of which the others leave less than 1e-10 k(z, z), such as copies, are left out; their
     columns, the last, are zero, and so are those that the data has no rows for.  Rows of float32 are whitened in
     float64 too where L is so ill-conditioned that it would show.  The landmarks are the only thing kept: every
-    process works L out again.
+    process works L out again.  A row of float64 is its own to 1e-12, with kernels so smooth that landmarks nearly
+    depend on each other to 1e-10.
 
     Parameters
     ----------
@@ -108,8 +111,8 @@ class Nystrom(FeatureMap, frozen=True):
     def _pivots(self, x: F8) -> list[int]:
         """Rows by randomly pivoted Cholesky: one is drawn ∝ the residual diagonal, eliminated, and so on.
 
-        A block is proposed by the diagonal at its start; a proposal passes with the chance that the diagonal, with those
-        before it eliminated, is of what it was.
+        A block is proposed by the diagonal at its start; a proposal passes with the chance that the diagonal, with
+        those before it eliminated, is of what it was.
         """
         u, length = self._rows(x)
         at = self._kernel_at(u)
@@ -272,7 +275,7 @@ def _reject(g: F8, bar: F8, least: F8) -> tuple[list[int], list[int]]:
 def _polynomials(kernel: Kernel) -> tuple[F8, F8] | None:
     """A kernel of unit rows as polynomials in the sine of half the angle, and of half its supplement: `fused.zonal`.
 
-    None where these miss it by more than `SMOOTH`: the arc-cosine kernels are smooth in both, up to depths of about ten.
+    None where these miss it by more than `SMOOTH`: arc-cosine kernels are smooth in both, up to depths of about ten.
     """
     if not isinstance(kernel, ZonalKernel) or isinstance(kernel, RadialKernel):
         return None
