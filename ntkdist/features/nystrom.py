@@ -86,7 +86,7 @@ class Nystrom(FeatureMap, frozen=True):
         half = values[: len(z) // 2]
         ridge = max(half.sum() / max(len(half), 1), DEPENDENT * values[-1]) if len(z) else 0.0
         spec = msgspec.structs.replace(self, n_components=max(len(z), 1))
-        return Leverage(FittedMap(spec, {"landmarks": z, "ridge": np.array(ridge)}))
+        return Leverage(FittedMap(spec, {"landmarks": z, "ridge": np.array(ridge)}), self.kernel)
 
     def fit(self, sample: NDArray[Any]) -> FittedMap:
         """Choose landmarks from rows (k, *input_shape): of more than are needed, as ``landmarks`` says.
@@ -234,9 +234,10 @@ class Leverage:
     """x ↦ k(x, x) − ‖φ(x)‖², φ with the ridge on the diagonal of K_SS: λ times the ridge leverage score of x."""
 
     features: FittedMap
+    kernel: AnyKernel
 
     def __call__(self, x: NDArray[Any]) -> F8:
-        out = _diagonal(self.features.spec.kernel, x)
+        out = _diagonal(self.kernel, x)
         for i in range(0, len(x), 4 * ROWS):
             z = self.features(np.asarray(x[i : i + 4 * ROWS], np.float64))
             out[i : i + 4 * ROWS] -= np.einsum("ij,ij->i", z, z)
