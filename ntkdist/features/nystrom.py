@@ -195,7 +195,7 @@ class Nystrom(FeatureMap, frozen=True):
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, m = math.prod(input_shape) + 1, self.n_components
-        return m * (12 * m + 24 * d) + ROWS * self.row_bytes(input_shape, np.float64) + 2**18
+        return m * (20 * m + 24 * d) + ROWS * self.row_bytes(input_shape, np.float64) + 2**18
 
     @property
     def piece_rows(self) -> int:
