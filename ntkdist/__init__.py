@@ -22,6 +22,7 @@ from ntkdist.features import (
     Linear,
     NTKRandomFeatures,
     NTKSketch,
+    Nystrom,
     RandomFourier,
     ZonalFeatures,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "NTKSketch",
     "NotPositiveDefinite",
     "NtkdistError",
+    "Nystrom",
     "Plan",
     "PlanTable",
     "PlanTooLarge",

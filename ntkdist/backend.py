@@ -50,6 +50,16 @@ def own_threads() -> Iterator[None]:
         _threads, _pool = 0, None
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Give BLAS one thread, so that a factor has the same bits on every machine and in every process."""
+    if _threads:
+        yield  # it has one already
+    else:
+        with threadpool_limits(1):
+            yield
+
+
 def each(call: Callable[[T], object], pieces: Iterable[T]) -> None:
     """Call a function for every piece, on all threads of the task; pieces must not overlap in what they write."""
     for _ in map(call, pieces) if _pool is None else _pool.map(call, pieces):

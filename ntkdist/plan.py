@@ -201,8 +201,11 @@ class Plan(Spec, frozen=True, tag=False):
         one = 8 * (self.m**2 + self.m * (self.t + 1))
         partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
         row = (1 + bool(self.dataset.weight)) * self.m * size + 32 * (d + self.t)
-        mapped = self.features.sparse_row_bytes(shape, self.dtype, d) if self.layout.sparse else 0
-        piece = max(PIECE_BYTES, mapped or self.features.row_bytes(shape, self.dtype)) + 16 * backend.TILE**2
+        if self.layout.sparse:
+            mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
+        else:
+            mapped = self.features.row_bytes(shape, self.dtype)
+        piece = max(PIECE_BYTES, self.features.piece_rows * mapped) + 16 * backend.TILE**2
         per_fold, levels = -(-self.shards // self.folds), 1
         while self.fan_in**levels < per_fold:
             levels += 1

@@ -4,12 +4,13 @@ from ntkdist.features.base import AnyMap, FeatureMap, FittedMap
 from ntkdist.features.conv_sketch import CNTKSketch
 from ntkdist.features.fourier import RandomFourier
 from ntkdist.features.linear import Linear
+from ntkdist.features.nystrom import Nystrom
 from ntkdist.features.random_features import NTKRandomFeatures
 from ntkdist.features.sketch_features import NTKSketch
 from ntkdist.features.zonal import ZonalFeatures
 
 # What a job file or a saved model may name; a new map is a new file and a new name here.
-AnyFeatureMap = CNTKSketch | Linear | NTKRandomFeatures | NTKSketch | RandomFourier | ZonalFeatures
+AnyFeatureMap = CNTKSketch | Linear | NTKRandomFeatures | NTKSketch | Nystrom | RandomFourier | ZonalFeatures
 
 __all__ = [
     "AnyFeatureMap",
@@ -20,6 +21,7 @@ __all__ = [
     "Linear",
     "NTKRandomFeatures",
     "NTKSketch",
+    "Nystrom",
     "RandomFourier",
     "ZonalFeatures",
 ]

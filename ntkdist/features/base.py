@@ -75,6 +75,11 @@ class FeatureMap(Spec, frozen=True):
         """Rows of the data, drawn at random, that `fit` looks at; 0 if the map needs none."""
         return 0
 
+    @property
+    def piece_rows(self) -> int:
+        """Rows that a thread maps at a time, at least: more than one where a map reads much for every piece."""
+        return 1
+
     def row_weights(self, sample: NDArray[Any]) -> RowWeights | None:
         """For maps that want rows in proportion to something learnt from a first sample: what it is; else None."""
         return None
@@ -173,6 +178,10 @@ class FittedMap:
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         return self.spec.draw_bytes(input_shape, dtype)
 
+    @property
+    def piece_rows(self) -> int:
+        return self.spec.piece_rows
+
     def digest(self) -> str:
         """A short name; equal maps, with equal arrays, have equal names."""
         return self._name
@@ -197,6 +206,8 @@ class AnyMap(Protocol):
     def spec(self) -> FeatureMap: ...
     @property
     def arrays(self) -> Arrays: ...
+    @property
+    def piece_rows(self) -> int: ...
     def __call__(self, x: NDArray[Any], /) -> NDArray[Any]: ...
     def draw(self, input_shape: tuple[int, ...], /) -> Params: ...
     def apply(self, params: Params, x: NDArray[Any], /) -> NDArray[Any]: ...
@@ -219,7 +230,7 @@ def _mapped(features: AnyMap, x: NDArray[Any]) -> NDArray[Any]:
         row_bytes = features.sparse_row_bytes(x.shape[1:], x.dtype, -(-x.nnz // max(count, 1)))
     else:
         row_bytes = features.row_bytes(x.shape[1:], x.dtype)
-    rows = max(1, PIECE_BYTES // row_bytes)
+    rows = max(features.piece_rows, PIECE_BYTES // row_bytes)
     if count <= rows:
         return features.apply(params, x)
     out = np.empty((count, features.n_components), x.dtype)
