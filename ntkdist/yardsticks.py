@@ -6,7 +6,8 @@ Legend: K (n, n) exact kernel; w weights; f = Σ a_i k(x_i, ·) + b the ridge of
 """
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.spatial.distance import pdist
 
-from ntkdist import draws
+from ntkdist import backend, draws
 from ntkdist.preprocess import Preprocessing
 from ntkdist.select import AUTO_GRID, CVResult
 
@@ -24,6 +25,17 @@ Predictor = Callable[[NDArray[Any]], F8]
 SUBSET, SUBSET_FOLDS, SUBSET_ROLE = 2000, 5, 2002
 BLOCK = 500  # rows of a kernel matrix that are computed at once, for its temporaries
 TREES: dict[str, Any] = {"max_iter": 2000, "learning_rate": 0.05, "early_stopping": True, "random_state": 0}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run these models on one thread: on a machine that others use too, OpenMP and BLAS wait for each other's threads,
+    which was measured to make small fits ten times slower."""
+    import sklearn.ensemble  # noqa: F401  loads OpenMP now, so that the limit reaches it
+
+    with backend.own_threads():
+        backend.use_threads(1)
+        yield
 
 
 class Table(NamedTuple):
