@@ -82,6 +82,7 @@ def _error_against_m(found: Comparison, path: Path) -> None:
             for i, (_, rows) in enumerate(others):
                 _line(axis, len(curves), i, errors(rows[0])[0])
         _finish(axis, title, "features m")
+        axis.set_xticks(sorted({row.n_components for _, rows in curves for row in rows if row.n_components}))
     _legend(figure, curves, others)
     _save(figure, path, f"{_name(found)}: error against the number of features")
 
@@ -199,7 +200,8 @@ def _legend(figure: Any, curves: Series, others: Series, points: bool = False) -
             across = _across(len(curves), i - len(curves))
             style = {**style, "linestyle": "none"} if points else across
         entries.append(Line2D([], [], label=name, **style))
-    figure.legend(handles=entries, loc="outside lower center", ncols=min(len(entries), 4), frameon=False)
+    columns = min(len(entries), 2 * len(figure.axes))
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _save(figure: Any, path: Path, title: str) -> None:

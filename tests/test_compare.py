@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import KernelCenterer
+from threadpoolctl import threadpool_limits
 
 import ntkdist as nd
 from ntkdist import plots, yardsticks
@@ -26,8 +28,11 @@ NTK, ZONAL = nd.NTKRandomFeatures(64, bias=1.0), nd.ZonalFeatures(96, nd.NTK(2, 
 
 
 @pytest.fixture(autouse=True)
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_rounds_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small fits, which on a machine that others use too would wait for their own threads."""
     monkeypatch.setattr(yardsticks, "TREES", TREES)
+    with threadpool_limits(1):
+        yield
 
 
 def job(features: Any, store: str = "elsewhere.zarr", **changes: Any) -> nd.Job:
