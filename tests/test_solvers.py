@@ -129,21 +129,22 @@ def test_auto_grid_follows_the_scale_of_features() -> None:
     np.testing.assert_allclose(a.chosen, b.chosen, rtol=1e-6)
 
 
-def test_a_thin_grid_makes_the_same_choice_with_fewer_solutions(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shift", [1.0, 10**0.5], ids=["best among every second", "best between"])
+def test_a_thin_grid_makes_the_same_choice_with_fewer_solutions(monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
+    monkeypatch.setattr(select, "AUTO_GRID", tuple(a * shift for a in select.AUTO_GRID))
     whole = cross_validate(FOLDS, Cholesky())
     assert len(whole.alphas) == 13
+    assert whole.best[0] % 2 == (shift != 1)
     monkeypatch.setattr(select, "THIN", M)
     thin = cross_validate(FOLDS, Cholesky())
     assert thin.alpha.tolist() == whole.alpha.tolist()
-    tried = np.isin(whole.alphas, thin.alphas)
-    near = np.arange(13)[tried] - whole.best[0]
-    assert set(near[np.arange(13)[tried] % 2 == 1]) <= {-1, 0, 1}  # of the odd ones, those beside the best alone
-    assert 8 <= tried.sum() == len(thin.alphas) <= 9
+    tried = np.flatnonzero(np.isin(whole.alphas, thin.alphas))
+    assert set(range(0, 13, 2)) | set(whole.best) < set(tried)
+    assert len(tried) == len(thin.alphas) == 9
     np.testing.assert_array_equal(thin.mse, whole.mse[tried])
     assert len(cross_validate(FOLDS, Eigh()).alphas) == 13  # it has the whole path at once
-    assert len(cross_validate(FOLDS, Cholesky(), whole.alphas.tolist()).alphas) == 13  # a grid that somebody gave
-    each = cross_validate(FOLDS, Cholesky(), per_target=True)
-    assert each.alpha.tolist() == [float(W.sum() * a) for a in each.alphas[each.best]]
+    given = cross_validate(FOLDS, Cholesky(), whole.alphas.tolist(), extend=False)
+    assert len(given.alphas) == 13
 
 
 def test_threads_do_not_change_a_bit() -> None:
