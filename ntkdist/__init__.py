@@ -6,6 +6,8 @@ that knows nothing of clusters turns the sum into weights.  Start reading at `nt
 """
 
 from ntkdist.apply import evaluate, featurize, predict
+from ntkdist.compare import compare
+from ntkdist.comparison import Comparison
 from ntkdist.convert import convert
 from ntkdist.data import Dataset
 from ntkdist.errors import (
@@ -44,6 +46,7 @@ __all__ = [
     "CVResult",
     "Cholesky",
     "ClusterError",
+    "Comparison",
     "DataError",
     "Dataset",
     "Eigh",
@@ -69,6 +72,7 @@ __all__ = [
     "SpecError",
     "StoreError",
     "ZonalFeatures",
+    "compare",
     "convert",
     "cross_validate",
     "evaluate",

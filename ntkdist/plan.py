@@ -111,8 +111,14 @@ class Job(Spec, frozen=True, tag=False):
     cluster: Local | Address | None = None
 
     @classmethod
-    def read(cls, path: str) -> "Job":
+    def read(cls, path: str, store: str = "") -> "Job":
         """A job from a TOML file; a relative dataset path is relative to the current directory.
+
+        Parameters
+        ----------
+        path : str
+        store : str
+            Dataset to use instead of the job's own, which need not have one.
 
         Raises
         ------
@@ -122,6 +128,8 @@ class Job(Spec, frozen=True, tag=False):
         data = read_toml(path)
         if isinstance(cluster := data.get("cluster"), dict):
             cluster.setdefault("type", "local")
+        if store and isinstance(dataset := data.setdefault("dataset", {}), dict):
+            dataset["store"] = store
         return decode(data, cls, path)
 
     def validate(self) -> None:
