@@ -142,7 +142,8 @@ class NTKSketch(FeatureMap, frozen=True):
         values = self.n_components + sum(self._dims(d, columns)) + (d if d <= sketch.WIDE else columns.exact * d)
         if chain := self._chain(columns):
             factors = self._factors(d, columns, chain)
-            values += 3 * columns.state + max(sketch.factor_values(q, k, d > sketch.WIDE) for q, k in factors)
+            values += 3 * columns.state
+            values += max(3 * columns.state, *(sketch.factor_values(q, k, d > sketch.WIDE) for q, k in factors))
         if m := columns.sketched.get(1, 0):
             values += sketch.factor_values(d, m, d > sketch.WIDE)
         return size * values + (3 * size + 24) * nonzeros + 64
