@@ -15,7 +15,7 @@ from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.sums import Moments
 
 F8 = NDArray[np.float64]
-N, D = 700, 1500
+N, D = 700, 1100
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def dense_twin(dataset: nd.Dataset, tmp_path: Path) -> nd.Dataset:
     return nd.Dataset(str(tmp_path / "dense.zarr"))
 
 
-@pytest.mark.parametrize("features", [nd.NTKSketch(200, 2), nd.NTKSketch(100, bias=1.0), nd.Linear(D)], ids=str)
+@pytest.mark.parametrize("features", [nd.NTKSketch(200, 2), nd.NTKSketch(100, bias=1.0)], ids=str)
 def test_fit_is_that_of_dense_rows(dataset: nd.Dataset, tmp_path: Path, features: Any) -> None:
     options: dict[str, Any] = {"alphas": (1.0, 30.0), "preprocess": Preprocess(inputs="none")}
     options["plan"] = nd.PlanTable(dtype="float64")
@@ -162,7 +162,7 @@ def test_fit_is_that_of_dense_rows(dataset: nd.Dataset, tmp_path: Path, features
 
 def test_fit_save_predict_and_featurize(dataset: nd.Dataset, tmp_path: Path, source: tuple[csr_array, F8]) -> None:
     x, y = source
-    model = nd.fit(nd.Job(dataset, nd.NTKSketch(600), alphas_per_row=(1e-3, 1e-1))).model
+    model = nd.fit(nd.Job(dataset, nd.NTKSketch(250), alphas_per_row=(1e-3, 1e-1))).model
     nd.save(model, str(tmp_path / "m.zarr"))
     nd.predict(nd.load(str(tmp_path / "m.zarr")), dataset, str(tmp_path / "p.zarr"))
     group = zarr.open_group(tmp_path / "p.zarr", mode="r")
@@ -178,9 +178,7 @@ def test_fit_save_predict_and_featurize(dataset: nd.Dataset, tmp_path: Path, sou
 
 
 def test_maps_for_dense_rows_are_refused_before_anything_runs(dataset: nd.Dataset) -> None:
-    with pytest.raises(
-        nd.SpecError, match=r"ZonalFeatures does not take sparse rows but those of .* are; use NTKSketch"
-    ):
+    with pytest.raises(nd.SpecError, match=r"ZonalFeatures does not take sparse rows but those of .* are; use"):
         nd.plan(nd.Job(dataset, nd.ZonalFeatures(64)))
 
 

@@ -139,7 +139,8 @@ class NTKSketch(FeatureMap, frozen=True):
     def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int) -> int:
         d, size = self._width(input_shape), np.dtype(dtype).itemsize
         columns = self._columns(d)
-        values = self.n_components + sum(self._dims(d, columns)) + (d if d <= sketch.WIDE else columns.exact * d)
+        powers = columns.exact * d if d > sketch.WIDE else d + sum(self._dims(d, columns))
+        values = self.n_components + powers
         if chain := self._chain(columns):
             factors = self._factors(d, columns, chain)
             values += 3 * columns.state
