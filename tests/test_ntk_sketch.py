@@ -157,6 +157,8 @@ def test_sparse_rows_have_the_features_of_dense_ones(d: int, bias: float, dtype:
     np.testing.assert_allclose(z, features(x), atol=(1e-5 if dtype == np.float32 else 1e-12) * np.abs(z).max())
     np.testing.assert_array_equal(features.kernel(csr_array(x[:5])), features.kernel(x[:5]))
     assert (z[7] == 0).all() == (bias == 0)
+    twice = csr_array((np.tile(x[0] / 2, 2), np.tile(np.arange(d), 2), [0, 2 * d]), (1, d))
+    np.testing.assert_allclose(features(twice), features(x[:1]), atol=(1e-5 if dtype == np.float32 else 1e-12) * 9)
 
 
 def test_sparse_rows_of_linear_and_of_others() -> None:

@@ -100,7 +100,11 @@ class FeatureMap(Spec, frozen=True):
             raise DataError(
                 f"{type(self).__name__} does not take sparse rows; use NTKSketch or Linear, or make the rows dense"
             )
-        return csr_array(x)
+        x = csr_array(x)
+        if not x.has_canonical_format:
+            x = x.copy()
+            x.sum_duplicates()
+        return x
 
     def _cached_draw(self, input_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Params:
         key = (self, input_shape, dtype.str)
