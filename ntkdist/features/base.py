@@ -247,7 +247,11 @@ def _sparse(features: AnyMap, x: Any) -> csr_array:
         raise DataError(
             f"{type(features.spec).__name__} does not take sparse rows; use NTKSketch or Linear, or make the rows dense"
         )
-    return csr_array(x)
+    x = csr_array(x)
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    return x
 
 
 def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Params:
