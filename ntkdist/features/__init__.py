@@ -1,17 +1,19 @@
 """Feature maps: small values that turn rows into features whose inner products are a kernel's."""
 
 from ntkdist.features.base import AnyMap, FeatureMap, FittedMap
+from ntkdist.features.conv import CNTKRandomFeatures
 from ntkdist.features.fourier import RandomFourier
 from ntkdist.features.linear import Linear
 from ntkdist.features.random_features import NTKRandomFeatures
 from ntkdist.features.zonal import ZonalFeatures
 
 # What a job file or a saved model may name; a new map is a new file and a new name here.
-AnyFeatureMap = Linear | NTKRandomFeatures | RandomFourier | ZonalFeatures
+AnyFeatureMap = CNTKRandomFeatures | Linear | NTKRandomFeatures | RandomFourier | ZonalFeatures
 
 __all__ = [
     "AnyFeatureMap",
     "AnyMap",
+    "CNTKRandomFeatures",
     "FeatureMap",
     "FittedMap",
     "Linear",
