@@ -61,7 +61,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         Average the features of the image and of its mirror image, at twice the work: the kernel is then the mean over
         both of either image.
     width : int
-        Columns of F, and as many of S, between layers; 0: a quarter of the columns of a cell.
+        Columns of F, and as many of S, between layers; 0: a quarter of the columns of a cell, at most 256.
     whiten : float
         Whiten the image first (ZCA), by one filter of 7 x 7 pixels learnt from the covariance of such windows, to
         whose eigenvalues this share of their mean is added; 0: do not.
@@ -102,12 +102,13 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         exact = self._exact()
         if not self.flips:
             return exact(x, y)
-        both = exact(*(None if z is None else np.concatenate([z, z[:, :, ::-1]]) for z in (x, y)))
+        both = exact(_mirrored(x), None if y is None else _mirrored(y))
         return both.reshape(2, len(both) // 2, 2, -1).mean((0, 2))
 
     def kernel_fitted(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
         if "whiten" in arrays:
-            x, y = (None if z is None else whitened(np.asarray(z, np.float64), arrays["whiten"]) for z in (x, y))
+            x = whitened(np.asarray(x, np.float64), arrays["whiten"])
+            y = y if y is None else whitened(np.asarray(y, np.float64), arrays["whiten"])
         return self.kernel(x, y)
 
     def _exact(self) -> CNTK:
@@ -118,7 +119,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
     def _layers(self, channels: int) -> list[Layer]:
         """The sizes of each layer: a function of the spec and of the channels of an image."""
         cell, found = self.n_components // self.grid**2, []
-        hidden = self.width or max(8, cell // 4)
+        hidden = self.width or min(max(8, cell // 4), 256)
         f, s, q2 = channels, 0, self.filter_size**2
         for h in range(self.depth):
             d = q2 * f
@@ -144,7 +145,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         map_before, most = height * width * channels, 0
         if self.whiten:
             most = height * width * WHITENING_SIDE**2 * channels + 3 * map_before
-        for layer, (h, w), (h2, w2) in zip(layers, sizes, [*sizes[1:-1], (self.grid, self.grid)], strict=True):
+        for layer, (h, w), (h2, w2) in zip(layers, sizes[:-1], [*sizes[1:-1], (self.grid, self.grid)], strict=True):
             after = (h2 + q) * (w2 + q) * (layer.made + layer.made_s)
             seen = h * w * (layer.d + layer.dv)
             block = h * w * (3 * min(COLUMNS, max(layer.m, layer.ms)) + 2)
@@ -221,3 +222,8 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         if layer.made_s:
             made["S"] = layer.tangent(w, u, v, average)
         return made
+
+
+def _mirrored(x: NDArray[Any]) -> NDArray[Any]:
+    """Images and, after them, their mirror images."""
+    return np.concatenate([x, np.asarray(x)[:, :, ::-1]])

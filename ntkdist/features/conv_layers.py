@@ -27,7 +27,7 @@ WHITENING_SIDE = 7  # pixels: what is further apart is hardly correlated once th
 class Layer(NamedTuple):
     """Sizes of a layer: windows u and v of dimensions d and dv become ``made`` and ``made_s`` features.
 
-    dv and made_s are 0 where there is no tangent kernel yet; made is 0 where the last layer's covariance does not count.
+    dv and made_s are 0 where there is no tangent kernel yet, made where the last layer's covariance does not count.
     """
 
     d: int
@@ -95,12 +95,8 @@ class Layer(NamedTuple):
 
     def tangent(self, w: Params, u: NDArray[Any], v: list[NDArray[Any]], average: Average) -> NDArray[Any]:
         """[v/√2; sgn(u·w)⊙√d (v·w')/√(2m)], averaged: κ₀ times the tangent kernel of the windows."""
-        linear = [average(block) for block in v]
-        parts = (
-            [_times(linear, w["tangent"])]
-            if "tangent" in w
-            else [block * u.dtype.type(math.sqrt(0.5)) for block in linear]
-        )
+        linear = np.concatenate([average(block) for block in v], axis=3)
+        parts = [linear @ w["tangent"] if "tangent" in w else linear * u.dtype.type(math.sqrt(0.5))]
         for block in _blocks(self.ms):
             s = _times(v, w["right"][:, block])
             _flip(s, u @ w["step"][:, block])
@@ -162,7 +158,7 @@ def whitening_filter(images: NDArray[Any], share: float) -> F8:
     Taken as if the statistics were the same all over the image, so that few images are enough; uncentred, so that
     an all-zero image stays so.
     """
-    n, h, w, channels = images.shape
+    h, w, channels = images.shape[1:]
     side = min(WHITENING_SIDE, (min(h, w) - 1) // 2 * 2 + 1)
     covariance = np.zeros((side**2 * channels,) * 2)
     for image in images:
@@ -183,8 +179,10 @@ def whitened(x: NDArray[Any], filters: NDArray[Any]) -> NDArray[Any]:
 
 
 def principal(maps: list[NDArray[Any]], count: int) -> F8:
-    """The ``count`` leading eigenvectors, (k, count), of the uncentred covariance of the pixels of maps (n, h, w, k)."""
-    covariance = sum(u.T @ u for u in map(flat_pixels, maps))
+    """The leading eigenvectors, (k, count), of the uncentred covariance of the pixels of maps (n, h, w, k)."""
+    covariance = np.zeros((maps[0].shape[3],) * 2)
+    for u in map(flat_pixels, maps):
+        covariance += u.T @ u
     vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, :count]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
     return np.ascontiguousarray(vectors * np.where(largest < 0, -1.0, 1.0))  # whose signs LAPACK leaves open

@@ -165,7 +165,7 @@ class CNTK(Kernel, frozen=True):
     def _pairs(self, y: F8, z: F8, norms: list[F8], others: list[F8]) -> F8:
         """k of each pair of images, (pairs,)."""
         q = self.filter_size
-        tangent: F8 | float = 0.0
+        tangent: F8 = np.zeros(1)
         if self.ends:
             flat = [a.reshape(len(a), -1, a.shape[3]) for a in (y, z)]
             first = np.matmul(flat[0], flat[1].swapaxes(1, 2)).reshape(len(y), *y.shape[1:3], *z.shape[1:3])
@@ -179,7 +179,13 @@ class CNTK(Kernel, frozen=True):
             tangent = _pooled(kappa0, factor) / q**2
             if h < self.depth - 1:
                 tangent = diagonal_sum(tangent, q, self.padding)
-        return np.mean([tangent[:, r, c, r, c].mean((1, 2, 3, 4)) for r, c in cells(*tangent.shape[1:3], self.grid)], 0)
+        return np.mean(
+            [
+                tangent[:, r, c, r, c].mean((1, 2, 3, 4))
+                for r, c in cells(tangent.shape[1], tangent.shape[2], self.grid)
+            ],
+            0,
+        )
 
 
 def images(x: NDArray[Any]) -> F8:
