@@ -31,7 +31,7 @@ from ntkdist.features.conv_layers import (
 from ntkdist.kernels.conv import CNTK
 
 F8 = NDArray[np.float64]
-SAMPLE_ROWS = 1000  # images that whitening and compression are learnt from: some 10⁵ windows or more
+SAMPLE_ROWS = 256  # images that whitening and compression are learnt from: some 10⁵ windows
 
 
 class CNTKRandomFeatures(FeatureMap, frozen=True):
@@ -174,7 +174,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         arrays: Arrays = {}
         sample = np.asarray(sample, np.float64)
         if self.whiten:
-            arrays["whiten"] = whitening_filter(sample, self.whiten)
+            arrays["whiten"] = whitening_filter(_mirrored(sample) if self.flips else sample, self.whiten)
             sample = whitened(sample, arrays["whiten"])
         if self.compress:
             maps = [{"F": image[None]} for image in sample]
@@ -203,8 +203,9 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
             maps = self._layer(params, h, layer, maps)
             maps = {name: m @ params[f"{name}{h}"] if f"{name}{h}" in params else m for name, m in maps.items()}
         out = np.zeros((len(x), self.n_components), x.dtype)
-        cells = np.concatenate(list(maps.values()), axis=3).reshape(len(x), -1)
-        np.multiply(cells, 1 / (self.filter_size**self.depth * self.grid), out=out[:, : cells.shape[1]])
+        cells = np.concatenate(list(maps.values()), axis=3)[:, 0]
+        used = out[:, : cells.shape[1] * cells.shape[2]]
+        np.multiply(cells.reshape(used.shape), 1 / (self.filter_size**self.depth * self.grid), out=used)
         return out
 
     def _layer(self, params: Params, h: int, layer: Layer, maps: Params) -> Params:

@@ -122,7 +122,7 @@ def pooling(shape: tuple[int, ...], factor: int) -> Average:
     n, h, w = shape[0], shape[1] // factor, shape[2] // factor
 
     def average(x: NDArray[Any]) -> NDArray[Any]:
-        x = x.reshape(*shape[:3], -1)
+        x = x.reshape(*shape[:3], x.shape[1])
         if factor == 1:
             return x
         x = x[:, : h * factor, : w * factor]
@@ -146,7 +146,7 @@ def averaging(shape: tuple[int, ...], factor: int, grid: int) -> Average:
         cell[: h * factor, : w * factor] = np.kron(inside, np.full((factor, factor), factor**-2.0))
 
     def average(x: NDArray[Any]) -> NDArray[Any]:
-        x = x.reshape(shape[0], shape[1] * shape[2], -1)
+        x = x.reshape(shape[0], shape[1] * shape[2], x.shape[1])
         return np.matmul(weights.reshape(grid**2, -1).astype(x.dtype), x)[:, None]
 
     return average
@@ -185,12 +185,12 @@ def principal(maps: list[NDArray[Any]], count: int) -> F8:
         covariance += u.T @ u
     vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, :count]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
-    return np.ascontiguousarray(vectors * np.where(largest < 0, -1.0, 1.0))  # whose signs LAPACK leaves open
+    return np.ascontiguousarray(vectors * np.where(largest < 0, -1.0, 1.0))  # LAPACK leaves the signs open
 
 
 def flat_pixels(x: NDArray[Any]) -> NDArray[Any]:
     """Maps (n, h, w, k) as rows (pixels, k)."""
-    return x.reshape(-1, x.shape[3])
+    return x.reshape(math.prod(x.shape[:3]), x.shape[3])
 
 
 def _blocks(count: int) -> list[slice]:
