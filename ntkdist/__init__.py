@@ -17,7 +17,7 @@ from ntkdist.errors import (
     SpecError,
     StoreError,
 )
-from ntkdist.features import CNTKRandomFeatures, Linear, NTKRandomFeatures, RandomFourier, ZonalFeatures
+from ntkdist.features import CNTKRandomFeatures, Linear, NTKRandomFeatures, NTKSketch, RandomFourier, ZonalFeatures
 from ntkdist.fit import FitResult, fit, normal_equations, solve
 from ntkdist.kernels import NNGP, NTK, GammaExponential, Gaussian, Laplace
 from ntkdist.model import Equations, RidgeModel
@@ -47,6 +47,7 @@ __all__ = [
     "Linear",
     "Local",
     "NTKRandomFeatures",
+    "NTKSketch",
     "NotPositiveDefinite",
     "NtkdistError",
     "Plan",

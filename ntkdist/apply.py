@@ -128,7 +128,7 @@ def featurize(
     with connect(None, scheduler, client) as client, groups.new_group(out, data.FORMAT, attrs) as place:
         source = Source(dataset, layout, max(1024, m), resources(client).threads)
         preprocess = preprocess or Preprocess()
-        pre, _ = scaling(preprocess, source, client, watch)
+        pre = scaling(preprocess, source, client, watch)
         ready = learnt(features, preprocess, source, pre, client, watch)
         size = min(groups.partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
         groups.create_array(place, "x", (layout.rows, m), dtype, size)
@@ -208,11 +208,11 @@ class WriteFeatures:
         return 0
 
     def update(self, total: int, rows: Rows) -> int:
-        stop = rows.start + len(rows.x)
+        stop = rows.start + rows.n
         groups.write_rows(self.place, "x", rows.start, self.features(self.preprocessing.inputs(rows.x, self.dtype)))
         for name in self.copied:
             _copy(self.source, self.place, name, rows.start, stop)
-        return total + len(rows.x)
+        return total + rows.n
 
 
 def _copy(source: Source, place: str, name: str, start: int, stop: int) -> None:

@@ -107,11 +107,12 @@ def plan(job: str, scheduler: str, as_json: bool) -> None:
 @click.argument("job")
 @scheduler_option
 @click.option("--out", default="", help="Run directory; by default the job's name with -run.")
+@click.option("--resume", is_flag=True, help="Insist on going on from a run that was cut off (a plain rerun does too).")
 @json_option
-def fit(job: str, scheduler: str, out: str, as_json: bool) -> None:
+def fit(job: str, scheduler: str, out: str, resume: bool, as_json: bool) -> None:
     """Fit a job; writes model, equations and report to a run directory."""
     out = out or f"{Path(job).stem}-run"
-    result = nd.fit(nd.Job.read(job), out=out, scheduler=scheduler)
+    result = nd.fit(nd.Job.read(job), out=out, resume=resume, scheduler=scheduler)
     found = runs.summary(result.report)
     if as_json:
         click.echo(runs.as_json(found | {"out": out}))
@@ -123,17 +124,20 @@ def fit(job: str, scheduler: str, out: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("equations")
+@click.argument("equations", nargs=-1, required=True, metavar="EQUATIONS [+|- EQUATIONS]...")
 @click.option("--alphas", default="", metavar="A,B,...", help="Penalties to choose from.")
 @click.option("--alphas-per-row", default="", metavar="A,B,...", help="Penalties per unit of weight.")
 @click.option("--out", default="", help="Where to save the model.")
 @json_option
-def solve(equations: str, alphas: str, alphas_per_row: str, out: str, as_json: bool) -> None:
-    """Choose a penalty and solve again from saved equations, without the data."""
+def solve(equations: tuple[str, ...], alphas: str, alphas_per_row: str, out: str, as_json: bool) -> None:
+    """Choose a penalty and solve again from saved equations, without the data: of one run, or A + B - C of several."""
     grid = {"alphas": _numbers(alphas) or "auto", "alphas_per_row": _numbers(alphas_per_row)}
-    loaded = nd.load(groups.find(equations, "equations.zarr"))
-    if not isinstance(loaded, nd.Equations):
-        raise nd.DataError(f"{equations} holds a {type(loaded).__name__}; expected equations, or a run directory")
+    signs = equations[1::2]
+    if len(equations) % 2 == 0 or set(signs) - {"+", "-"}:
+        raise click.UsageError(f"expected EQUATIONS, or several with + or - between, got: {' '.join(equations)}")
+    loaded = _equations(equations[0])
+    for sign, each in zip(signs, equations[2::2], strict=True):
+        loaded = loaded + _equations(each) if sign == "+" else loaded - _equations(each)
     if out:
         groups.refuse_existing(out)
     model, cv = nd.solve(loaded, **grid)  # type: ignore[arg-type]
@@ -178,6 +182,13 @@ def featurize(job: str, out: str, scheduler: str) -> None:
     with connect(read.cluster, scheduler) as client:
         nd.featurize(read.dataset, read.features, out, preprocess=read.preprocess, dtype=read.plan.dtype, client=client)
     click.echo(out)
+
+
+def _equations(url: str) -> nd.Equations:
+    loaded = nd.load(groups.find(url, "equations.zarr"))
+    if not isinstance(loaded, nd.Equations):
+        raise nd.DataError(f"{url} holds a {type(loaded).__name__}; expected equations, or a run directory")
+    return loaded
 
 
 def _model(url: str) -> nd.RidgeModel:

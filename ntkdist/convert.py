@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from ntkdist import data, draws, groups
+from ntkdist import data, draws, groups, sparse
 from ntkdist.data import Dataset, Layout
 from ntkdist.errors import DataError, SpecError, StoreError
-from ntkdist.sources import Source, Wanted, open_arrays
+from ntkdist.sources import Source, SparseSource, Wanted, open_arrays, open_sparse
 from ntkdist.tables import open_table
 from ntkdist.versions import installed
 
@@ -46,6 +47,8 @@ def convert(
 ) -> Layout:
     """Convert npz, npy, IDX, csv or parquet to a dataset in Zarr v3; it appears whole or not at all.
 
+    An npz that `scipy.sparse.save_npz` wrote gives sparse rows; it is held in memory, and so is its target.
+
     Parameters
     ----------
     source : str
@@ -53,8 +56,8 @@ def convert(
     dest : str
         Where the dataset shall be.
     target : sequence of str
-        The target: columns of a table, an array of an npz (default: ``y`` where there is one), or for npy and IDX
-        another file.
+        The target: columns of a table, an array of an npz (default: ``y`` where there is one), or for npy, IDX
+        and sparse rows another file.
     x : str
         The input array of an npz.
     classes : bool
@@ -95,6 +98,9 @@ def convert(
         scratch = Path(name)
         table = path.name.lower().endswith((".csv", ".csv.gz", ".parquet"))
         wanted = Wanted(tuple(target), x, classes, weight, tuple(drop))
+        if not table and (rows := open_sparse(path, wanted, scratch)):
+            _write_sparse(dest, rows, rows_per_partition, shuffle_seed)
+            return Dataset(dest).layout(labelled=False)
         opened = (open_table if table else open_arrays)(path, wanted, scratch)
         if opened.rows == 0:
             raise DataError(f"{source} has no rows; convert a source that has some")
@@ -195,3 +201,26 @@ def _write(
                 for name, values in part.items():
                     groups.write_rows(url, name, start, values[:filled])
                 start, filled = start + filled, 0
+
+
+def _write_sparse(dest: str, source: SparseSource, wanted: int | None, seed: int | None) -> None:
+    """Permute sparse rows, and write them partition by partition."""
+    x, beside = source.x, source.beside
+    n, d = x.shape
+    keys = np.arange(n) if seed is None else draws.uniforms(n, seed, SHUFFLE, ORDER)
+    order = np.argsort(keys, kind="stable")
+    row_bytes = max(1, -(-x.nnz * (x.dtype.itemsize + 4) // n))
+    shape = sparse.Shape(n, d, groups.partition_rows(n, (row_bytes,), np.uint8, wanted))
+    counts = np.diff(x.indptr)[order]
+    edges = np.arange(0, n, shape.rows_per_partition)
+    attrs = _attributes(source.described, seed) | {"sparse": {"x": [n, d]}}
+    with groups.new_group(dest, data.FORMAT, attrs) as url:
+        width = sparse.create(url, "x", shape, int(np.add.reduceat(counts, edges).max()), x.dtype)
+        arrays = beside | {"row": np.arange(n)}
+        for name, values in arrays.items():
+            groups.create_array(url, name, values.shape, values.dtype, shape.rows_per_partition)
+        for p, start in enumerate(edges):
+            take = order[start : start + shape.rows_per_partition]
+            sparse.write(url, "x", p, csr_array(x[take]), shape, width)
+            for name, values in arrays.items():
+                groups.write_rows(url, name, int(start), values[take])

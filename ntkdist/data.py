@@ -1,15 +1,16 @@
 """Datasets: row-aligned arrays in one group of Zarr, cut into partitions, read verified or not at all.
 
-A dataset has an array ``x`` (rows first), usually a ``y``, and whatever else has one entry a row, all cut into the same
-partitions.
+A dataset has an array ``x`` (rows first; of sparse rows, the three of `ntkdist.sparse`), usually a ``y``, and whatever
+else has one entry a row, all cut into the same partitions.
 """
 
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from ntkdist import groups
+from ntkdist import groups, sparse
 from ntkdist.errors import DataError
 from ntkdist.spec import Spec, digest
 
@@ -19,12 +20,16 @@ FORMAT = "ntkdist.dataset"
 class Rows(NamedTuple):
     """Some rows of a dataset, as read: raw values, nothing scaled."""
 
-    x: NDArray[Any]
+    x: NDArray[Any] | csr_array
     y: NDArray[Any] | None
     weight: NDArray[np.float64] | None
     places: NDArray[np.int64]  # positions of the rows in the dataset
     dropped: int = 0  # rows left out because of NaN or Inf
     nbytes: int = 0  # bytes of the arrays before rows were dropped
+
+    @property
+    def n(self) -> int:
+        return int(self.x.shape[0])
 
     @property
     def start(self) -> int:
@@ -54,6 +59,16 @@ class Layout(Spec, frozen=True):
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
+    max_nonzeros: int = 0  # of a partition; 0: rows are dense
+
+    @property
+    def sparse(self) -> bool:
+        return self.max_nonzeros > 0
+
+    @property
+    def row_values(self) -> int:
+        """Numbers stored of a row; of a sparse one, an upper bound of their mean over a partition."""
+        return -(-self.max_nonzeros // self.rows_per_partition) if self.sparse else int(np.prod(self.input_shape))
 
     @property
     def partitions(self) -> int:
@@ -61,7 +76,7 @@ class Layout(Spec, frozen=True):
 
     @property
     def row_bytes(self) -> int:
-        return int(np.prod(self.input_shape)) * np.dtype(self.x_dtype).itemsize
+        return self.row_values * (np.dtype(self.x_dtype).itemsize + 4 * self.sparse)
 
     def span(self, partition: int) -> tuple[int, int]:
         """First row of a partition and the row after its last."""
@@ -105,14 +120,18 @@ class Dataset(Spec, frozen=True):
         """
         group = groups.open_group(self.store, FORMAT)
         attrs: dict[str, Any] = dict(group.attrs)
-        x = groups.member(self.store, group, self.x)
-        rows = x.shape[0]
+        stored = attrs.get("sparse", {}).get(self.x)
+        parts = {k: groups.member(self.store, group, k) for k in self._parts()} if stored else {}
+        x = parts[f"{self.x}/data"] if stored else groups.member(self.store, group, self.x)
+        shape: tuple[int, ...] = tuple(stored) if stored else x.shape
+        rows = shape[0]
+        size = parts[f"{self.x}/indptr"].shape[1] - 1 if stored else (x.shards or x.chunks)[0]
         if rows == 0:
             raise DataError(f"{self.store}: the dataset has no rows; convert a source that has some")
-        if x.ndim < 2:
-            raise DataError(f"{self.store}: array '{self.x}' has shape {x.shape}; expected (rows, columns) or images")
+        if len(shape) < 2:
+            raise DataError(f"{self.store}: array '{self.x}' has shape {shape}; expected (rows, columns) or images")
         has_y = self.y in group
-        arrays = {self.x: x}
+        arrays = {} if stored else {self.x: x}
         if labelled or has_y:
             arrays[self.y] = y = groups.member(self.store, group, self.y)
         if self.weight:
@@ -122,13 +141,14 @@ class Dataset(Spec, frozen=True):
                 raise DataError(
                     f"{self.store}: array '{name}' has {array.shape[0]} rows but '{self.x}' has {rows}; convert again"
                 )
+        for name, array in (arrays | parts).items():
             found, recorded = groups.describe(array), attrs.get("arrays", {}).get(name)
             if found != recorded:
                 raise DataError(f"{self.store}: array '{name}' is {found} but {recorded} was recorded; convert again")
         return Layout(
             rows=rows,
-            rows_per_partition=(x.shards or x.chunks)[0],
-            input_shape=x.shape[1:],
+            rows_per_partition=size,
+            input_shape=shape[1:],
             x_dtype=str(x.dtype),
             fingerprint=digest(attrs),
             targets=y.shape[1] if has_y and y.ndim == 2 else 0,
@@ -136,6 +156,7 @@ class Dataset(Spec, frozen=True):
             classes=tuple(attrs.get("classes", ())),
             columns=tuple(attrs.get("columns", ())) if self.x == "x" else (),
             target_names=tuple(attrs.get("target_names", ())) if self.y == "y" else (),
+            max_nonzeros=x.shape[1] if stored else 0,
         )
 
     def read(self, layout: Layout, start: int, stop: int, *, labelled: bool = True) -> Rows:
@@ -147,14 +168,15 @@ class Dataset(Spec, frozen=True):
             If a chunk is missing or damaged, or a value is NaN or infinite and ``nan`` is "error".  The message
             names the array and the rows.
         """
-        x = self.column(layout, self.x, start, stop)
+        x = self._inputs(layout, start, stop)
         y = self.column(layout, self.y, start, stop) if labelled else None
         w = self.column(layout, self.weight, start, stop).astype(np.float64) if self.weight else None
-        rows = Rows(x, y, w, np.arange(start, stop), 0, sum(a.nbytes for a in (x, y, w) if a is not None))
-        bad = np.zeros(len(x), bool)
-        for name, array in ((self.x, x), (self.y, y), (self.weight, w)):
-            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
-                bad |= ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        held = [x.data, x.indices, x.indptr] if isinstance(x, csr_array) else [x]
+        rows = Rows(x, y, w, np.arange(start, stop), 0, sum(a.nbytes for a in (*held, y, w) if a is not None))
+        bad = np.zeros(stop - start, bool)
+        for name, array, values in ((self.x, x, held[0]), (self.y, y, y), (self.weight, w, w)):
+            if array is not None and array.dtype.kind == "f" and not np.isfinite(np.asarray(values)).all():
+                bad |= sparse.bad_rows(array)
                 if self.nan == "error":
                     raise DataError(
                         f"{self.store}: array '{name}' has NaN or Inf in {bad.sum()} of the rows {start}–{stop - 1}, "
@@ -167,6 +189,15 @@ class Dataset(Spec, frozen=True):
     def column(self, layout: Layout, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows of one array of the dataset, verified as in `read`."""
         return groups.read_rows(self.store, name, start, stop, layout.fingerprint)
+
+    def _inputs(self, layout: Layout, start: int, stop: int) -> NDArray[Any] | csr_array:
+        if not layout.sparse:
+            return self.column(layout, self.x, start, stop)
+        shape = sparse.Shape(layout.rows, layout.input_shape[0], layout.rows_per_partition)
+        return sparse.read(self.store, self.x, shape, start, stop, layout.fingerprint)
+
+    def _parts(self) -> list[str]:
+        return [f"{self.x}/{part}" for part in ("indptr", "indices", "data")]
 
     def others(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of every array beside the input."""

@@ -18,7 +18,8 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
     p : Plan
     found : Resources
         What it would run on; the rates are measured in this process, and its workers are taken to be alike.  Mapping
-        a row is taken to cost as much as adding it to the Gram where drawing the map here would take a gigabyte.
+        a row is taken to cost as much as adding it to the Gram where drawing the map here would take a gigabyte, and
+        where it is sparse.
     """
     rate = runs.syrk_rate(p.m, p.block_rows, p.dtype, p.threads)
     feature_seconds = _seconds_a_row(p) or p.m**2 / rate
@@ -44,9 +45,10 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
 
 
 def _seconds_a_row(p: Plan) -> float | None:
-    """Of mapping, timed; None where drawing the map takes too much for a dry run."""
+    """Of mapping, timed; None where rows are sparse or drawing the map takes too much for a dry run."""
     shape, rows = p.layout.input_shape, min(SAMPLE_ROWS, p.layout.rows)
-    if p.features.draw_bytes(shape, p.dtype) + rows * p.features.row_bytes(shape, p.dtype) > SAMPLE_BYTES:
+    needed = p.features.draw_bytes(shape, p.dtype) + rows * p.features.row_bytes(shape, p.dtype)
+    if p.layout.sparse or needed > SAMPLE_BYTES:
         return None
     x = draws.normals((rows, *shape), 0, 0, 0).astype(p.dtype)
     p.features(x[:8])  # the draw is made once a process

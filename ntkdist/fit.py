@@ -7,19 +7,19 @@ import functools
 import operator
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from distributed import Client
 
-from ntkdist import progress, runs
+from ntkdist import checkpoint, groups, progress, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
-from ntkdist.errors import DataError, SpecError
+from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Job, Plan, plan
+from ntkdist.plan import Job, Plan, job_digest, plan
 from ntkdist.prepare import learnt, scaling
 from ntkdist.preprocess import Preprocessing
 from ntkdist.progress import Watch
@@ -43,6 +43,7 @@ def fit(
     what: Job | Plan,
     *,
     out: str = "",
+    resume: bool = False,
     client: Client | None = None,
     scheduler: str = "",
     watch: Watch | None = None,
@@ -55,7 +56,9 @@ def fit(
         A plan fixes what decides the bits; a job is resolved against the workers' machines.
     out : str
         Run directory for ``model.zarr``, ``equations.zarr`` and ``report.json``.  A complete run of the same job is
-        loaded, an incomplete one is done again, one of another job is refused.
+        loaded, an incomplete one goes on from the shards that it finished, to the same bits; another's is refused.
+    resume : bool
+        Insist that there is something to go on from.
     client : distributed.Client, optional
     scheduler : str
         Address of a scheduler.  For what happens without either see `connect`.
@@ -70,15 +73,25 @@ def fit(
         One sentence each.
     """
     job = what.job if isinstance(what, Plan) else what
-    name = runs.job_digest(job)
+    name = job_digest(job)
     if out and (done := runs.begin(out, name)):
         return FitResult(*done)
+    keep = job.plan.checkpoint or (out and f"{out}/checkpoint")
+    if resume and not (keep and groups.exists(keep)):
+        raise StoreError(
+            f"Nothing to resume: there is no checkpoint {keep or 'and no run directory'}; fit without resume"
+        )
     start = time.perf_counter()
     with connect(job.cluster, scheduler, client) as client:
         found = resources(client)
         p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
         runs.check_memory(p, found)
-        passed = _pass_over_data(p, client, watch)
+        if out:
+            runs.start(out, name)
+        if keep:
+            keep = groups.absolute(keep)
+            p = checkpoint.begin(keep, p)
+        passed = _pass_over_data(p, client, watch, keep)
         rates = on_each_worker(client, functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads))
     began = time.perf_counter()
     model, cv = solve(
@@ -92,13 +105,14 @@ def fit(
     report = runs.report(p, found, passed, rates, model, cv)
     if out:
         runs.finish(out, model, passed.equations, report)
+        checkpoint.remove(keep)
     return FitResult(model, cv, report, passed.equations)
 
 
 def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEquations]:
     """The sums of every fold of a plan, over scaled inputs and targets."""
     with connect(p.job.cluster, "", client) as client:
-        return _pass_over_data(p, client, progress.silent).equations.folds
+        return _pass_over_data(p, client, progress.silent, "").equations.folds
 
 
 def solve(
@@ -165,21 +179,24 @@ class EquationsOf:
         return total
 
 
-def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None) -> runs.Passed:
+def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: str) -> runs.Passed:
     """Scaling, what the map learns if it does, then the equations of every fold."""
     source = Source(p.dataset, p.layout, p.block_rows, p.threads)
-    marks = [time.perf_counter()]
-    pre, constant = scaling(p.job.preprocess, source, client, watch)
-    marks.append(time.perf_counter())
-    features = learnt(p.features, p.job.preprocess, source, pre, client, watch)
-    marks.append(time.perf_counter())
+
+    def prepare() -> tuple[Preprocessing, AnyMap]:
+        pre = scaling(p.job.preprocess, source, client, watch)
+        return pre, learnt(p.features, p.job.preprocess, source, pre, client, watch)
+
+    start = time.perf_counter()
+    empty, kept = checkpoint.prepared(keep, p, prepare)
+    between = time.perf_counter()
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
     with (watch or progress.default_watch())("equations", p.layout.rows) as done:
-        parts = reduce(source, EquationsOf(features, pre, p.dtype), shards, p.fan_in, client, done)
-    marks.append(time.perf_counter())
+        parts = reduce(
+            source, EquationsOf(empty.features, empty.preprocessing, p.dtype), shards, p.fan_in, client, done, kept
+        )
     return runs.Passed(
-        Equations([part.total for part in parts], features, pre, p.dtype),
+        replace(empty, folds=[part.total for part in parts]),
         functools.reduce(operator.add, (part.tally for part in parts)),
-        constant,
-        dict(zip(("moments", "landmarks", "equations"), np.diff(marks).tolist(), strict=True)),
+        {"prepare": between - start, "equations": time.perf_counter() - between},
     )

@@ -85,12 +85,26 @@ def refuse_existing(url: str) -> Path:
     return path
 
 
+def exists(url: str) -> bool:
+    """Whether there is something."""
+    return local_path(url).exists()
+
+
+def write_text(url: str, text: str) -> None:
+    """Write a small file, whole or not at all, over what was there."""
+    path = local_path(url)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
 @contextmanager
-def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
+def new_group(url: str, kind: str, attrs: Mapping[str, Any], writer: str = "") -> Iterator[str]:
     """A group that appears whole or not at all.
 
     Yields the URL to write arrays into, by any process, with `create_array` and `write_rows`.  When the block ends
-    the group is marked complete and moved to ``url``; when it fails everything is removed.
+    the group is marked complete and moved to ``url``; when it fails everything is removed.  A ``writer`` of its own
+    name may write the same group at the same time as others; the first to end wins, for the others moving fails.
 
     Raises
     ------
@@ -98,29 +112,36 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
         If ``url`` exists.
     """
     final = refuse_existing(url).absolute()
-    partial = final.with_name(f".{final.name}.partial")
+    partial = final.with_name(f".{final.name}.partial{writer}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         group = zarr.open_group(partial, mode="w-", zarr_format=3, attributes={"kind": kind, "version": 1, **attrs})
         yield str(partial)
         group = zarr.open_group(partial, mode="r+")
-        group.attrs["arrays"] = {name: describe(array) for name, array in sorted(group.arrays())}
+        members = sorted(group.members(max_depth=None))
+        group.attrs["arrays"] = {name: describe(array) for name, array in members if isinstance(array, zarr.Array)}
         group.attrs["complete"] = True
         os.replace(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def create_array(url: str, name: str, shape: tuple[int, ...], dtype: Any, rows_per_partition: int) -> None:
-    """An empty array in the group at ``url``, sharded by partition, every chunk with a checksum."""
+def create_array(
+    url: str, name: str, shape: tuple[int, ...], dtype: Any, rows_per_partition: int, row_chunks: int = 1
+) -> None:
+    """An empty array in the group at ``url``, sharded by partition, every chunk with a checksum.
+
+    ``row_chunks`` is the number of chunks that a row of a two-dimensional array is divided into.
+    """
     k = chunks_per_partition(rows_per_partition, shape[1:], dtype)
+    inner = (shape[1] // row_chunks,) if row_chunks > 1 else shape[1:]
     zarr.open_group(local_path(url), mode="r+").create_array(
         name,
         shape=shape,
         dtype=dtype,
         shards=(rows_per_partition, *shape[1:]),
-        chunks=(rows_per_partition // k, *shape[1:]),
+        chunks=(rows_per_partition // k, *inner),
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
         fill_value=0,
     )
@@ -233,6 +254,8 @@ def member(url: str, group: zarr.Group, name: str) -> zarr.Array[Any]:
     """An array of an open group, by name."""
     try:
         arrays = dict(group.arrays())
+        if "/" in name and name.split("/")[0] in group:
+            arrays |= {k: a for k, a in group.members(max_depth=None) if isinstance(a, zarr.Array)}
     except READ_ERRORS as error:
         said = " ".join(str(error).split())
         raise DataError(f"{url}: its arrays cannot be opened ({said}); restore the files or write it again") from error

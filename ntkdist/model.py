@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, issparse
 
 from ntkdist.errors import DataError
 from ntkdist.features import AnyMap
@@ -49,25 +50,31 @@ class RidgeModel:
         """Class names in the order of the scores; empty for regression."""
         return self.preprocessing.classes
 
-    def __call__(self, x: NDArray[Any]) -> F8:
+    def __call__(self, x: NDArray[Any] | csr_array) -> F8:
         """Predictions for raw rows.
 
         Parameters
         ----------
         x : (n, *input_shape) array
+            Or a SciPy sparse one, if the features take sparse rows.
 
         Returns
         -------
         (n,) or (n, t) array in target units, or (n, k) scores of k classes
         """
-        out = self.scores(np.asarray(x))
+        out = self.scores(csr_array(x) if issparse(x) else np.asarray(x))
         return out if self.classes or self.preprocessing.vector_target else out[:, 0]
 
-    def scores(self, x: NDArray[Any]) -> F8:
+    def scores(self, x: NDArray[Any] | csr_array) -> F8:
         """Predictions with both axes, (n, t), block by block in bounded memory."""
-        rows = max(1, BLOCK_BYTES // self.features.row_bytes(self.preprocessing.input_shape, self.dtype))
-        out = np.empty((len(x), len(self.intercept)))
-        for i in range(0, len(x), rows):
+        shape, n = self.preprocessing.input_shape, x.shape[0]
+        if isinstance(x, csr_array):
+            row_bytes = self.features.sparse_row_bytes(shape, self.dtype, -(-x.nnz // max(n, 1)))
+        else:
+            row_bytes = self.features.row_bytes(shape, self.dtype)
+        rows = max(1, BLOCK_BYTES // row_bytes)
+        out = np.empty((n, len(self.intercept)))
+        for i in range(0, n, rows):
             z = self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
             out[i : i + rows] = z @ self.coef.astype(z.dtype)
         out += self.intercept

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 
@@ -18,7 +19,7 @@ from ntkdist.features.base import PIECE_BYTES
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import AUTO_GRID
 from ntkdist.solvers import AnySolver, choose
-from ntkdist.spec import Spec, decode, read_toml
+from ntkdist.spec import Spec, decode, digest, read_toml
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(ge=1)]
@@ -43,6 +44,9 @@ class PlanTable(Spec, frozen=True, tag=False):
         Threads of a task; they change its speed, not its bits.
     dtype : {"float32", "float64"}
         Of the features; running sums are float64 either way.
+    checkpoint : str
+        Directory that keeps the sum of every finished shard, for a run that is cut off to go on from; inside the run
+        directory if absent.
     """
 
     folds: Positive = 5
@@ -51,6 +55,7 @@ class PlanTable(Spec, frozen=True, tag=False):
     block_rows: Positive | None = None
     threads: Positive | None = None
     dtype: Literal["float32", "float64"] = "float32"
+    checkpoint: str = ""
 
 
 class Local(Spec, frozen=True, tag="local"):
@@ -192,18 +197,19 @@ class Plan(Spec, frozen=True, tag=False):
         tasks_at_once : int
             Dask threads of a worker.
         """
-        size, d = np.dtype(self.dtype).itemsize, int(np.prod(self.layout.input_shape))
+        size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
         one = 8 * (self.m**2 + self.m * (self.t + 1))
         partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
         row = (1 + bool(self.dataset.weight)) * self.m * size + 32 * (d + self.t)
-        piece = max(PIECE_BYTES, self.features.row_bytes(self.layout.input_shape, self.dtype)) + 16 * backend.TILE**2
+        mapped = self.features.sparse_row_bytes(shape, self.dtype, d) if self.layout.sparse else 0
+        piece = max(PIECE_BYTES, mapped or self.features.row_bytes(shape, self.dtype)) + 16 * backend.TILE**2
         per_fold, levels = -(-self.shards // self.folds), 1
         while self.fan_in**levels < per_fold:
             levels += 1
         waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
         sample = 4 * self.features.sample_rows * (8 * d + 24)  # of which the pass before the equations adds two
         return {
-            "process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype),
+            "process": BASE_BYTES + self.features.draw_bytes(shape, self.dtype),
             "accumulator": tasks_at_once * one,
             "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
             "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + 3 * partition),
@@ -266,6 +272,13 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
             f"folds is {table.folds} but {job.dataset.store} has {layout.partitions} partitions; lower folds, or "
             "convert with fewer rows per partition"
         )
+    if layout.sparse:
+        job.preprocess.resolve(layout)
+        if not job.features.takes_sparse:
+            raise SpecError(
+                f"{type(job.features).__name__} does not take sparse rows but those of {job.dataset.store} are; "
+                "use NTKSketch or Linear, or convert dense rows"
+            )
     if table.block_rows is not None and table.block_rows < m / 2:
         raise SpecError(
             f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding "
@@ -285,6 +298,17 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         dtype=table.dtype,
         solver=job.solver or choose(m, len(grid or AUTO_GRID)),
     )
+
+
+def job_digest(job: Job) -> str:
+    """A short name for a job on its data: not where it runs or is kept, and not where the data lies but what it is."""
+    same = msgspec.structs.replace(
+        job,
+        cluster=None,
+        dataset=msgspec.structs.replace(job.dataset, store=""),
+        plan=msgspec.structs.replace(job.plan, checkpoint="", threads=None),
+    )
+    return digest(same, job.dataset.layout())
 
 
 def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:

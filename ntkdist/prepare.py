@@ -20,23 +20,18 @@ from ntkdist.sums import RowSample
 SAMPLE, WEIGHTED = 2000, 2001  # roles of the random streams, apart from those of any map
 
 
-def scaling(
-    preprocess: Preprocess, source: Source, client: Client | None, watch: Watch | None
-) -> tuple[Preprocessing, list[str]]:
-    """Fit or reuse the scaling of a dataset; also the names of columns without variance."""
+def scaling(preprocess: Preprocess, source: Source, client: Client | None, watch: Watch | None) -> Preprocessing:
+    """Fit or reuse the scaling of a dataset."""
     layout = source.layout
     if preprocess.reuse:
         pre: Preprocessing = _before(preprocess).preprocessing
         pre.match(layout, source.dataset.store)
         if pre.classes != layout.classes or pre.columns != layout.columns:
             raise DataError(f"{source.dataset.store}: classes or columns differ from those of {preprocess.reuse}")
-        return pre, []
-    mode = preprocess.resolve(layout.input_shape)
+        return pre
+    mode = preprocess.resolve(layout)
     part = reduce_all(source, MomentsOf(mode, layout), layout.rows_per_partition, client, "moments", watch)
-    pre = Preprocessing.fit(mode, layout, part.total)
-    inputs = part.total.split(MomentsOf(mode, layout).d)[0]
-    names = layout.columns or tuple(f"column {i}" for i in range(len(inputs.mean)))
-    return pre, [names[i] for i in np.flatnonzero(inputs.constant())]
+    return Preprocessing.fit(mode, layout, part.total)
 
 
 def learnt(

@@ -5,14 +5,16 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, issparse
 
 from ntkdist.data import Layout, Rows
-from ntkdist.errors import DataError
+from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import Spec, digest, nearest
 from ntkdist.sums import Moments
 
 F8 = NDArray[np.float64]
 Inputs = Literal["auto", "columns", "channels", "none"]
+Mode = Literal["columns", "channels", "scale", "none"]
 
 
 class Preprocess(Spec, frozen=True):
@@ -22,7 +24,7 @@ class Preprocess(Spec, frozen=True):
     ----------
     inputs : {"auto", "columns", "channels", "none"}
         Subtract the mean and divide by the standard deviation of every column, or of every channel of images; "auto"
-        is columns for vectors and channels for images.
+        is columns for vectors, channels for images, and for sparse rows only the division.
     reuse : str
         URL of a model or of saved equations whose scaling is taken over unchanged, which is what makes sums of
         different data addable.
@@ -31,11 +33,24 @@ class Preprocess(Spec, frozen=True):
     inputs: Inputs = "auto"
     reuse: str = ""
 
-    def resolve(self, input_shape: tuple[int, ...]) -> Inputs:
-        """The same without "auto"."""
+    def resolve(self, layout: Layout) -> Mode:
+        """The same without "auto".
+
+        Raises
+        ------
+        SpecError
+            If means would be subtracted from sparse rows.
+        """
         if self.inputs != "auto":
+            if layout.sparse and self.inputs != "none":
+                raise SpecError(
+                    f'inputs = "{self.inputs}" subtracts means, which would fill sparse rows; use "auto", which only '
+                    'divides by standard deviations, or "none"'
+                )
             return self.inputs
-        return "columns" if len(input_shape) == 1 else "channels"
+        if layout.sparse:
+            return "scale"
+        return "columns" if len(layout.input_shape) == 1 else "channels"
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,8 @@ class Preprocessing:
         Names, if the dataset has them.
     vector_target : bool
         Whether predictions have a second axis.
+    constant : tuple of str
+        Columns without variance in the data that was fitted on.
     """
 
     input_shape: tuple[int, ...]
@@ -65,9 +82,10 @@ class Preprocessing:
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
     vector_target: bool = False
+    constant: tuple[str, ...] = ()
 
     @classmethod
-    def fit(cls, mode: Inputs, layout: Layout, moments: Moments) -> "Preprocessing":
+    def fit(cls, mode: Mode, layout: Layout, moments: Moments) -> "Preprocessing":
         """Scaling from the sum of `MomentsOf` over the rows.
 
         Raises
@@ -88,10 +106,11 @@ class Preprocessing:
         else:
             y_mean, y_scale = y.mean, np.where(y.constant(), 1.0, y.std)
         d = int(np.prod(layout.input_shape))
+        names = layout.columns or tuple(f"column {i}" for i in range(len(x.mean)))
         none = mode == "none"
         return cls(
             layout.input_shape,
-            np.zeros(d) if none else x.mean,
+            np.zeros(d) if none or mode == "scale" else x.mean,
             np.ones(d) if none else np.where(x.constant(), 1.0, x.std),
             y_mean,
             y_scale,
@@ -99,6 +118,7 @@ class Preprocessing:
             layout.columns,
             layout.target_names,
             layout.targets > 0,
+            () if layout.sparse else tuple(names[i] for i in np.flatnonzero(x.constant())),
         )
 
     @property
@@ -111,10 +131,16 @@ class Preprocessing:
         arrays = [a.tolist() for a in (self.x_mean, self.x_scale, self.y_mean, self.y_scale)]
         return digest(self.input_shape, arrays, self.classes, self.columns)
 
-    def inputs(self, x: NDArray[Any], dtype: Any) -> NDArray[Any]:
-        """Scaled rows, computed in float64 and then cast."""
+    def inputs(self, x: NDArray[Any] | csr_array, dtype: Any) -> NDArray[Any] | csr_array:
+        """Scaled rows, computed in float64 and then cast; sparse rows stay sparse."""
         if x.shape[1:] != self.input_shape:
             raise DataError(f"Rows have shape {x.shape[1:]}; the model was fitted on {self.input_shape}")
+        if issparse(x):
+            if self.x_mean.any():
+                raise DataError("The model subtracts means, which would fill sparse rows; make the rows dense")
+            x = csr_array(x)
+            data = (x.data / self.x_scale[x.indices]).astype(dtype, copy=False)
+            return csr_array((data, x.indices, x.indptr), x.shape)
         whole = len(self.x_mean) != x.shape[-1]  # every pixel has its own scale, else every column or channel
         mean, scale = (a.reshape(self.input_shape) if whole else a for a in (self.x_mean, self.x_scale))
         scaled = x - mean
@@ -181,7 +207,7 @@ class Matching:
 class MomentsOf:
     """The summand that scaling is learnt from: moments of the inputs beside those of the targets."""
 
-    mode: Inputs
+    mode: Mode
     layout: Layout
 
     @property
@@ -196,10 +222,11 @@ class MomentsOf:
 
     def update(self, total: Moments, rows: Rows) -> Moments:
         assert rows.y is not None
-        x = rows.x if self.mode == "channels" else rows.x.reshape(len(rows.x), -1)
+        n = rows.n
+        x = rows.x if self.mode == "channels" or self.layout.sparse else rows.x.reshape(n, -1)
         inputs = Moments.of(x, rows.weight, None, 0)
         if k := len(self.layout.classes):
-            targets = Moments.of(np.zeros((len(x), 0)), rows.weight, rows.y, k)
+            targets = Moments.of(np.zeros((n, 0)), rows.weight, rows.y, k)
         else:
-            targets = Moments.of(rows.y.reshape(len(x), -1), rows.weight, None, 0)
+            targets = Moments.of(rows.y.reshape(n, -1), rows.weight, None, 0)
         return total + inputs.beside(targets)

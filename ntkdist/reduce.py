@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import dask
 import msgspec
-import numpy as np
 from dask.callbacks import Callback
 from dask.delayed import delayed
 from distributed import Client, Future, KilledWorker, as_completed
@@ -25,6 +24,7 @@ from ntkdist.errors import ClusterError
 from ntkdist.groups import absolute
 from ntkdist.plan import evenly
 from ntkdist.progress import Progress, Watch, default_watch
+from ntkdist.sparse import concatenate
 from ntkdist.sums import Tally
 
 T = TypeVar("T")
@@ -39,6 +39,16 @@ class Summand(Protocol):
 
     def update(self, total: Any, rows: Rows) -> Any:
         """The sum with some rows added; may change ``total`` in place."""
+
+
+class Keep(Protocol):
+    """Where the sums of finished shards are kept, if anywhere."""
+
+    def load(self, shard: "Shard") -> "Part | None":
+        """A shard's sum, if it was finished before."""
+
+    def save(self, shard: "Shard", part: "Part") -> None:
+        """Keep a shard's sum."""
 
 
 class Part(NamedTuple):
@@ -70,7 +80,13 @@ class Source(NamedTuple):
 
 
 def reduce(
-    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, client: Client | None, progress: Progress
+    source: Source,
+    summand: Summand,
+    shards: Sequence[Shard],
+    fan_in: int,
+    client: Client | None,
+    progress: Progress,
+    keep: Keep | None = None,
 ) -> list[Part]:
     """The sum of every group of shards.
 
@@ -86,6 +102,8 @@ def reduce(
         Where to run; absent, in this process under `local_scheduler`.
     progress : callable
         Told the rows of each shard that is done.
+    keep : Keep, optional
+        Spares the shards that were finished before, and keeps the others.
 
     Raises
     ------
@@ -98,8 +116,8 @@ def reduce(
     source = source._replace(dataset=dataset)
     if client is None:
         with backend.own_threads():
-            return _reduce_here(source, summand, shards, fan_in, progress)
-    return _reduce_there(source, summand, shards, fan_in, client, progress)
+            return _reduce_here(source, summand, shards, fan_in, progress, keep)
+    return _reduce_there(source, summand, shards, fan_in, client, progress, keep)
 
 
 def reduce_all(
@@ -113,8 +131,10 @@ def reduce_all(
         return reduce(source, summand, shards, MAP_FAN_IN, client, done)[0]
 
 
-def run_shard(source: Source, summand: Summand, shard: Shard) -> Part:
+def run_shard(source: Source, summand: Summand, shard: Shard, keep: Keep | None = None) -> Part:
     """What one task does: read, map, add; a pure function of its arguments."""
+    if keep is not None and (part := keep.load(shard)) is not None:
+        return part
     backend.use_threads(source.threads)
     tally, total = Tally(), summand.zero()
     start = time.perf_counter()
@@ -122,7 +142,10 @@ def run_shard(source: Source, summand: Summand, shard: Shard) -> Part:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
     tally.workers[f"{socket.gethostname()}:{os.getpid()}"] = backend.peak_memory_bytes()
-    return Part(total, tally)
+    part = Part(total, tally)
+    if keep is not None:
+        keep.save(shard, part)
+    return part
 
 
 def add_parts(parts: Sequence[Part]) -> Part:
@@ -141,18 +164,18 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally) -> It
         began = time.perf_counter()
         rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled)
         tally.read_seconds += time.perf_counter() - began
-        tally.rows += len(rows.x)
+        tally.rows += rows.n
         tally.dropped += rows.dropped
         tally.nbytes += rows.nbytes
         if not source.block_rows:
             yield rows
             continue
         at = 0
-        while at < len(rows.x):
-            size = source.block_rows - sum(len(h.x) for h in held)
+        while at < rows.n:
+            size = source.block_rows - sum(h.n for h in held)
             held.append(rows.take(slice(at, at + size)))
-            at += len(held[-1].x)
-            if sum(len(h.x) for h in held) == source.block_rows:
+            at += held[-1].n
+            if sum(h.n for h in held) == source.block_rows:
                 yield _join(held)
                 held = []
     if held:
@@ -162,7 +185,7 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally) -> It
 def _join(held: list[Rows]) -> Rows:
     if len(held) == 1:
         return held[0]
-    pick = [None if a is None else np.concatenate([h[i] for h in held]) for i, a in enumerate(held[0][:4])]
+    pick = [None if a is None else concatenate([h[i] for h in held]) for i, a in enumerate(held[0][:4])]
     assert pick[0] is not None
     assert pick[3] is not None
     return held[0]._replace(x=pick[0], y=pick[1], weight=pick[2], places=pick[3])
@@ -198,11 +221,11 @@ def _groups(shards: Sequence[Shard]) -> list[list[int]]:
 
 
 def _reduce_here(
-    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, progress: Progress
+    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, progress: Progress, keep: Keep | None
 ) -> list[Part]:
     run, add = delayed(run_shard, traverse=False), delayed(add_parts)
     keys = {f"ntkdist-shard-{i}": shard.rows for i, shard in enumerate(shards)}
-    leaves = [run(source, summand, shard, dask_key_name=key) for key, shard in zip(keys, shards, strict=True)]
+    leaves = [run(source, summand, shard, keep, dask_key_name=key) for key, shard in zip(keys, shards, strict=True)]
     totals = [tree((leaves[i] for i in group), fan_in, add) for group in _groups(shards)]
 
     def done(key: str, *_: Any) -> None:
@@ -214,7 +237,13 @@ def _reduce_here(
 
 
 def _reduce_there(
-    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, client: Client, progress: Progress
+    source: Source,
+    summand: Summand,
+    shards: Sequence[Shard],
+    fan_in: int,
+    client: Client,
+    progress: Progress,
+    keep: Keep | None,
 ) -> list[Part]:
     run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # a model, once
@@ -235,7 +264,7 @@ def _reduce_there(
                 finish_one()
             key = f"ntkdist-shard-{run_id}-{i}"
             rows[key] = shards[i].rows
-            future = client.submit(run_shard, source, held, shards[i], key=key)
+            future = client.submit(run_shard, source, held, shards[i], keep, key=key)
             running.add(future)
             yield future
 

@@ -12,17 +12,10 @@ from ntkdist import backend, groups, store
 from ntkdist.cluster import Resources
 from ntkdist.errors import StoreError
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Job, Plan
+from ntkdist.plan import Plan, job_digest
 from ntkdist.select import CVResult
-from ntkdist.spec import digest
 from ntkdist.sums import Tally
 from ntkdist.versions import versions
-
-
-def job_digest(job: Job) -> str:
-    """A short name for a job on its data: not the cluster, and not where the data lies but what it is."""
-    same = msgspec.structs.replace(job, cluster=None, dataset=msgspec.structs.replace(job.dataset, store=""))
-    return digest(same, job.dataset.layout())
 
 
 def begin(out: str, name: str) -> tuple[RidgeModel, None, dict[str, Any], Equations] | None:
@@ -51,26 +44,24 @@ def begin(out: str, name: str) -> tuple[RidgeModel, None, dict[str, Any], Equati
     return model, None, json.loads((place / "report.json").read_text()), equations
 
 
+def start(out: str, name: str) -> None:
+    """Make the directory and write down whose it is, before anything runs."""
+    Path(out).mkdir(parents=True, exist_ok=True)
+    groups.write_text(f"{out}/job.json", as_json({"digest": name}))
+
+
 def finish(out: str, model: RidgeModel, equations: Equations, report: dict[str, Any]) -> None:
     """Write a run's results over what a run that was cut off left; the report, written last, marks it complete."""
     place = Path(out)
-    place.mkdir(parents=True, exist_ok=True)
-    _write_json(place / "job.json", {"digest": report["digest"]})
     for name, value in (("model.zarr", model), ("equations.zarr", equations)):
         groups.remove(str(place / name))
         store.save(value, str(place / name))
-    _write_json(place / "report.json", report)
+    groups.write_text(f"{out}/report.json", as_json(report, indent=1))
 
 
 def as_json(value: Any, indent: int = 0) -> str:
     """Strict JSON: a number that there is not, such as r2 of constant targets, is null."""
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=float), indent=indent).decode()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(as_json(value, indent=1))
-    os.replace(partial, path)
 
 
 def syrk_rate(m: int, rows: int, dtype: str, threads: int) -> float:
@@ -79,11 +70,10 @@ def syrk_rate(m: int, rows: int, dtype: str, threads: int) -> float:
 
 
 class Passed(NamedTuple):
-    """What the passes over the data gave: sums, counts, the names of columns without variance, and seconds."""
+    """What the passes over the data gave: sums, counts and seconds."""
 
     equations: Equations
     tally: Tally
-    constant: list[str]
     seconds: dict[str, float]
 
 
@@ -95,8 +85,10 @@ def report(
     gram_rate = tally.rows * p.m**2 / seconds["equations"]
     fold_weights = [fold.weight for fold in equations.folds]
     notes = [cv.note] if cv is not None and cv.note else []
-    if passed.constant:
-        notes.append(f"columns without variance, kept and harmless: {', '.join(passed.constant[:8])}")
+    if constant := equations.preprocessing.constant:
+        notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
+    if tally.resumed:
+        notes.append(f"{tally.resumed} of {len(p.tasks())} shards were finished before and taken from the checkpoint")
     if tally.dropped:
         notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
     return {
@@ -108,7 +100,7 @@ def report(
             "store": p.dataset.store,
             "rows": tally.rows,
             "dropped_rows": tally.dropped,
-            "constant_columns": passed.constant,
+            "constant_columns": list(constant),
             "classes": list(equations.preprocessing.classes),
             "fold_weights": fold_weights,
         },

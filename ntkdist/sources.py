@@ -19,6 +19,7 @@ from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, load_npz
 
 from ntkdist.errors import DataError, NtkdistError, SpecError
 from ntkdist.groups import local_path
@@ -52,6 +53,14 @@ class Source:
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
+
+
+class SparseSource(NamedTuple):
+    """Sparse rows, what lies beside them (``y``, ``weight``), and a `Source` without blocks that describes both."""
+
+    x: csr_array
+    beside: dict[str, NDArray[Any]]
+    described: Source
 
 
 class Array(NamedTuple):
@@ -142,6 +151,58 @@ def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> Source:
 
     names = () if classes is None else tuple(_class_name(c) for c in classes)
     return Source(x.shape[0], fields, blocks, files, classes=names)
+
+
+def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> SparseSource | None:
+    """An npz as `scipy.sparse.save_npz` writes it, in memory; None if the file is none.
+
+    Raises
+    ------
+    DataError
+        If it is damaged, or empty, or its target or weights are not as long.
+    SpecError
+        If something was asked for that such a file does not have.
+    """
+    if path.suffix.lower() != ".npz":
+        return None
+    with readable(path.name), zipfile.ZipFile(path) as file:
+        if not {"format.npy", "shape.npy", "data.npy"} <= set(file.namelist()):
+            return None
+    if wanted.drop or wanted.x != "x":
+        raise SpecError(f"{path.name} holds sparse rows without names; --drop and --x are for tables and arrays")
+    if len(wanted.target) > 1:
+        raise SpecError(f"{path.name}: got {len(wanted.target)} targets; an array takes one, of several columns or not")
+    with readable(path.name):
+        x = csr_array(load_npz(path))
+    x.sum_duplicates()
+    if x.ndim != 2 or 0 in x.shape or x.dtype.kind not in "biuf":
+        raise DataError(
+            f"{path.name} has shape {x.shape} and type {x.dtype}; expected rows and columns of real numbers"
+        )
+    x = x.astype(np.float32 if x.dtype == np.float32 else np.float64)
+    roles = {"y": ("target", wanted.target[0] if wanted.target else ""), "weight": ("weight", wanted.weight)}
+    files = {"source": path} | {role: local_path(name) for role, name in roles.values() if name}
+    arrays = {name: _array_file(files[role], role) for name, (role, file) in roles.items() if file}
+    fields: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+    classes: NDArray[Any] | None = None
+    if "y" in arrays:
+        fields["y"], classes = _target(arrays["y"], wanted.classes, scratch)
+    elif wanted.classes:
+        raise SpecError(f"{path.name}: classes were asked for without a target; name it with --target")
+    if "weight" in arrays:
+        _check_vector(arrays["weight"], "weights")
+        fields["weight"] = np.dtype(np.float64), ()
+    beside = {}
+    for name, array in arrays.items():
+        if array.shape[0] != x.shape[0]:
+            raise DataError(
+                f"{array.name} has {array.shape[0]} rows but {path.name} has {x.shape[0]}; they must be as many"
+            )
+        values = np.concatenate(list(array.blocks(array.shape[0], scratch)))
+        values = np.searchsorted(classes, values.ravel()) if name == "y" and classes is not None else values
+        beside[name] = values.reshape(len(values), *fields[name][1]).astype(fields[name][0])
+    names = () if classes is None else tuple(_class_name(c) for c in classes)
+    return SparseSource(x, beside, Source(x.shape[0], fields, lambda: iter(()), files, classes=names))
 
 
 @contextmanager

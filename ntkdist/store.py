@@ -44,6 +44,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
             "columns": pre.columns,
             "target_names": pre.target_names,
             "vector_target": pre.vector_target,
+            "constant": pre.constant,
         },
         "versions": versions(),
     }

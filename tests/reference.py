@@ -5,6 +5,7 @@ from typing import Any
 import mpmath
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import hadamard
 
 from ntkdist import draws
 from ntkdist.features.random_features import LEFT, RELU, RIGHT, STEP, mean_abs
@@ -142,6 +143,16 @@ def paper_features(f: Any, x: F8) -> F8:
     return length * psi
 
 
+def srht_matrix(d: int, m: int, seed: int, layer: int, role: int) -> F8:
+    """The (d, m) matrix of a subsampled randomised Hadamard transform, from its definition."""
+    w = 2 ** int(np.ceil(np.log2(d)))
+    count = int(np.ceil(m / w))
+    signs = draws.signs(count * d, seed, layer, role, 0).reshape(count, d)
+    picked = np.argsort(draws.uniforms(count * w, seed, layer, role, 1).reshape(count, w), axis=1)
+    h = hadamard(w)[:d]
+    return np.hstack([np.diag(s) @ h[:, p] for s, p in zip(signs, picked, strict=True)])[:, :m] / np.sqrt(m)
+
+
 def default_gram(f: Any, x: F8) -> F8:
     """φ(x) φ(x)ᵀ of the default variant by its recursion on Gram matrices, with no columns merged or carried along.
 
@@ -165,7 +176,8 @@ def default_gram(f: Any, x: F8) -> F8:
         c = mean_abs(wide)
         t = np.sqrt(wide) * phi @ draws.directions(wide, m1, f.seed, h, RELU)
         r = (np.abs(t) - c) / np.sqrt(2 * m1)
-        p = np.sqrt(deep) * psi @ draws.directions(deep, ms, f.seed, h, RIGHT)
+        right = srht_matrix(deep, ms, f.seed, h, RIGHT) if h else draws.directions(deep, ms, f.seed, h, RIGHT)
+        p = psi @ right * np.sqrt(ms if h else deep)
         s = np.sign(phi @ draws.directions(wide, ms, f.seed, h, STEP)) * p / np.sqrt(2 * ms)
         sigma = c**2 / 2 + sigma / 2 + r @ r.T  # κ₁: constant, linear part, |t|
         tangent = tangent / 2 + s @ s.T + sigma  # κ₀ K = (½ + ½ E sgn sgn) K

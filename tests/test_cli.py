@@ -124,6 +124,33 @@ def test_solving_again_from_the_equations(command: Command, train: dict[str, NDA
     assert np.abs(nd.load("strong.zarr").coef).sum() < np.abs(nd.load("per.zarr").coef).sum()
 
 
+def test_equations_of_several_runs_add_and_subtract(command: Command) -> None:
+    """New days and withdrawn rows, without a pass over what was there: the model of the rows that are left."""
+    table = columns(360)
+    parts = {"train": slice(0, 360), "old": slice(0, 120), "new": slice(120, 360), "gone": slice(300, 360)}
+    for name, rows in (*parts.items(), ("left", slice(0, 300))):
+        write_csv(f"{name}.csv", {k: v[rows] for k, v in table.items()}, "a", "b", "c", "y")
+        options = ("--target", "y", "--shuffle-seed", "none", "--rows-per-partition", "12")
+        done(command("convert", f"{name}.csv", f"{name}.zarr", *options))
+    done(command("fit", write_job(), "--out", "train-run"))
+    for name in (*list(parts)[1:], "left"):
+        job = write_job(f"{name}.toml", f"{name}.zarr", tables='[preprocess]\nreuse = "train-run"')
+        done(command("fit", job, "--out", f"{name}-run"))
+    sums = ("old-run", "+", "new-run/equations.zarr", "-", "gone-run")
+    done(command("solve", *sums, "--alphas", "0.5", "--out", "changed.zarr"))
+    done(command("solve", "left-run", "--alphas", "0.5", "--out", "straight.zarr"))
+    x = inputs(table)
+    np.testing.assert_allclose(nd.load("changed.zarr")(x), nd.load("straight.zarr")(x), atol=1e-5)
+
+    write_job("other.toml", "gone.zarr", features=FEATURES + "\nseed = 1", tables='[preprocess]\nreuse = "train-run"')
+    done(command("fit", "other.toml", "--out", "other-run"))
+    done(command("fit", write_job("new.toml", "new.zarr"), "--out", "own-run"))
+    assert_refused(["solve", "old-run", "+", "other-run"], "Equations of different features do not add")
+    assert_refused(["solve", "old-run", "+", "own-run"], "Equations of different scaling do not add")
+    for wrong in (["old-run", "new-run"], ["old-run", "+"], ["old-run", "x", "new-run"]):
+        assert command("solve", *wrong).exit_code == 2
+
+
 def test_classes_are_matched_by_name(command: Command) -> None:
     table, test = columns(), columns(80, seed=1)
     some = {k: v[test["word"] != "low"] for k, v in test.items()}

@@ -19,6 +19,7 @@ from ntkdist import (
     Laplace,
     Linear,
     NTKRandomFeatures,
+    NTKSketch,
     RandomFourier,
     SpecError,
     ZonalFeatures,
@@ -48,11 +49,15 @@ MAPS: dict[str, FeatureMap] = {
     "zonal-laplace": ZonalFeatures(64, Laplace(0.5, homogeneous=True)),
     "zonal-projected": ZonalFeatures(13, seed=4),
     "zonal-bias": ZonalFeatures(64, NTK(2, bias=0.5)),
+    "sketch": NTKSketch(64),
+    "sketch-deep": NTKSketch(301, depth=3, seed=2),
+    "sketch-projected": NTKSketch(11, depth=2, seed=4),
+    "sketch-bias": NTKSketch(64, depth=2, degree=5, bias=0.5),
     "fourier": RandomFourier(64, Gaussian(2.0)),
     "fourier-laplace": RandomFourier(101, Laplace(2.0)),
     "fourier-homogeneous": RandomFourier(63, Laplace(0.5, homogeneous=True)),
 }
-INHOMOGENEOUS = {"default-bias", "paper-bias", "zonal-bias", "fourier", "fourier-laplace"}
+INHOMOGENEOUS = {"default-bias", "paper-bias", "zonal-bias", "sketch-bias", "fourier", "fourier-laplace"}
 ROUNDING = {np.float64: 1e-12, np.float32: 1e-5}
 every_map = pytest.mark.parametrize("features", MAPS.values(), ids=MAPS)
 random_maps = pytest.mark.parametrize("features", list(MAPS.values())[1:], ids=list(MAPS)[1:])

@@ -5,10 +5,11 @@ from ntkdist.features.conv import CNTKRandomFeatures
 from ntkdist.features.fourier import RandomFourier
 from ntkdist.features.linear import Linear
 from ntkdist.features.random_features import NTKRandomFeatures
+from ntkdist.features.sketch_features import NTKSketch
 from ntkdist.features.zonal import ZonalFeatures
 
 # What a job file or a saved model may name; a new map is a new file and a new name here.
-AnyFeatureMap = CNTKRandomFeatures | Linear | NTKRandomFeatures | RandomFourier | ZonalFeatures
+AnyFeatureMap = CNTKRandomFeatures | Linear | NTKRandomFeatures | NTKSketch | RandomFourier | ZonalFeatures
 
 __all__ = [
     "AnyFeatureMap",
@@ -18,6 +19,7 @@ __all__ = [
     "FittedMap",
     "Linear",
     "NTKRandomFeatures",
+    "NTKSketch",
     "RandomFourier",
     "ZonalFeatures",
 ]

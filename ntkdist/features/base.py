@@ -10,11 +10,12 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, issparse
 
 from ntkdist import backend
 from ntkdist.errors import DataError, SpecError
@@ -39,6 +40,7 @@ class FeatureMap(Spec, frozen=True):
         Columns of φ(x), exactly.
     """
 
+    takes_sparse: ClassVar[bool] = False  # whether `apply` takes rows as a CSR array, too
     n_components: Annotated[int, Meta(ge=1)]
 
     @abc.abstractmethod
@@ -63,6 +65,10 @@ class FeatureMap(Spec, frozen=True):
     @abc.abstractmethod
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Peak bytes of what `apply` allocates for one row, its result included."""
+
+    def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int) -> int:
+        """The same for one sparse row of so many non-zeros."""
+        return self.row_bytes(input_shape, dtype)
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Bytes of what is drawn and kept in the process, at its peak."""
@@ -113,6 +119,7 @@ class FeatureMap(Spec, frozen=True):
         Parameters
         ----------
         x : (n, *input_shape) array
+            Or a SciPy sparse one (n, d), if the map ``takes_sparse``.
 
         Returns
         -------
@@ -164,6 +171,9 @@ class FittedMap:
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         return self.spec.row_bytes(input_shape, dtype)
 
+    def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int) -> int:
+        return self.spec.sparse_row_bytes(input_shape, dtype, nonzeros)
+
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         return self.spec.draw_bytes(input_shape, dtype)
 
@@ -195,28 +205,42 @@ class AnyMap(Protocol):
     def draw(self, input_shape: tuple[int, ...], /) -> Params: ...
     def apply(self, params: Params, x: NDArray[Any], /) -> NDArray[Any]: ...
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any, /) -> int: ...
+    def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int, /) -> int: ...
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any, /) -> int: ...
     def digest(self) -> str: ...
 
 
 def _mapped(features: AnyMap, x: NDArray[Any]) -> NDArray[Any]:
     """φ(x), piece by piece on the threads of the task."""
-    x = np.asarray(x)
+    x = _sparse(features, x) if issparse(x) else np.asarray(x)
     if x.ndim < 2:
         raise DataError(f"{type(features.spec).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
     if x.dtype not in (np.float32, np.float64):
         x = x.astype(np.float64)
     params = _cached_draw(features, x.shape[1:], x.dtype)
-    rows = max(1, PIECE_BYTES // features.row_bytes(x.shape[1:], x.dtype))
-    if len(x) <= rows:
+    count = x.shape[0]
+    if isinstance(x, csr_array):
+        row_bytes = features.sparse_row_bytes(x.shape[1:], x.dtype, -(-x.nnz // max(count, 1)))
+    else:
+        row_bytes = features.row_bytes(x.shape[1:], x.dtype)
+    rows = max(1, PIECE_BYTES // row_bytes)
+    if count <= rows:
         return features.apply(params, x)
-    out = np.empty((len(x), features.n_components), x.dtype)
+    out = np.empty((count, features.n_components), x.dtype)
 
     def piece(start: int) -> None:
         out[start : start + rows] = features.apply(params, x[start : start + rows])
 
-    backend.each(piece, range(0, len(x), rows))
+    backend.each(piece, range(0, count, rows))
     return out
+
+
+def _sparse(features: AnyMap, x: Any) -> csr_array:
+    if not features.spec.takes_sparse:
+        raise DataError(
+            f"{type(features.spec).__name__} does not take sparse rows; use NTKSketch or Linear, or make the rows dense"
+        )
+    return csr_array(x)
 
 
 def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Params:

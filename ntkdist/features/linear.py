@@ -1,9 +1,10 @@
 """The input itself as its features: ridge regression on the columns, the yardstick of every kernel."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params, flat
@@ -18,14 +19,16 @@ class Linear(FeatureMap, frozen=True):
         Must be the number of input values of a row.
     """
 
+    takes_sparse: ClassVar[bool] = True
+
     def draw(self, input_shape: tuple[int, ...]) -> Params:
         d = int(np.prod(input_shape))
         if d != self.n_components:
             raise SpecError(f"Linear.n_components is {self.n_components} but a row has {d} values; set it to {d}")
         return {}
 
-    def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        return flat(x)
+    def apply(self, params: Params, x: NDArray[Any] | csr_array) -> NDArray[Any]:
+        return x.toarray() if isinstance(x, csr_array) else flat(x)
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
         x = flat(np.asarray(x, np.float64))

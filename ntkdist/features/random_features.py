@@ -18,7 +18,15 @@ from ntkdist import draws
 from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
 from ntkdist.kernels import NTK, with_bias
-from ntkdist.sketch import draw_count_sketch, tensor_sketch, tensor_sketch_bytes
+from ntkdist.sketch import (
+    draw_count_sketch,
+    draw_srht,
+    drawn_values,
+    srht,
+    srht_values,
+    tensor_sketch,
+    tensor_sketch_bytes,
+)
 
 STEP, RELU, LEFT, RIGHT, INPUT = range(5)  # roles of the random streams
 
@@ -29,6 +37,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
     The default takes the constant and linear parts of both arc-cosine functions exactly, the rest from
     orthogonal directions by |t| − c (order 1) and sgn(t)⊙(Rψ) (order 0 times ψ), and gives each layer
     twice the columns of the one before.  Shared blocks of columns are merged: ψ = [1; u; |t|-blocks; sgn-blocks].
+    R is orthogonal directions in the first layer and an SRHT, which only needs to keep products, where ψ is long.
     ``variant="paper"`` is the published form: step and ReLU features of Gaussian directions and a tensor
     sketch of 0.6·n_components columns for their product with ψ.
 
@@ -93,7 +102,8 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         if self.variant == "paper":
             m1, ms = self._paper_widths()
             return size * (3 * d + 6 * m1 + 2 * self.n_components) + tensor_sketch_bytes(m1, m1 + ms + d, ms, size)
-        return size * (4 * d + 2 * self.n_components)
+        products = (srht_values(deep, ms) + deep for _, deep, _, ms in self._layers(d)[1:])
+        return size * (4 * d + 2 * self.n_components + max(products, default=0))
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = int(np.prod(input_shape)) + (self.bias != 0), np.dtype(dtype).itemsize
@@ -105,7 +115,8 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         kept = widest = 0
         for wide, columns in self._default_shapes(d):
             kept, widest = kept + wide * columns, max(widest, wide * (3 * columns + 6 * wide))
-        return (8 + size) * kept + 8 * widest + 40 * (d + self.n_components)
+        products = [drawn_values(deep, ms) for _, deep, _, ms in self._layers(d)[1:]]
+        return (8 + size) * kept + 8 * max([widest, *products]) + 24 * sum(products) + 40 * (d + self.n_components)
 
     # The default variant.
 
@@ -118,14 +129,21 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         widths = np.diff(ends)
         return p, [(int(w) // 4, int(w) - int(w) // 4) for w in widths]
 
+    def _layers(self, d: int) -> list[tuple[int, int, int, int]]:
+        """Lengths of φ and ψ before each layer, and the |t| and sgn columns that it adds."""
+        found, wide, deep = [], d, d
+        for h, (m1, ms) in enumerate(self._columns(d)[1]):
+            found.append((wide, deep, m1, ms))
+            wide, deep = wide + (h == 0) + m1, deep + (h == 0) + m1 + ms
+        return found
+
     def _default_shapes(self, d: int) -> list[tuple[int, int]]:
         """Dimension and number of the directions of each array that is drawn."""
-        p, layers = self._columns(d)
-        shapes, wide, deep = [(d, p)] if p < d else [], d, d
-        for h, (m1, ms) in enumerate(layers):
-            shapes += [(wide, m1), (wide, ms), (deep, ms)]
-            wide, deep = wide + (h == 0) + m1, deep + (h == 0) + m1 + ms
-        return shapes
+        p, layers = self._columns(d)[0], self._layers(d)
+        shapes = [(d, p)] if p < d else []
+        for wide, _, m1, ms in layers:
+            shapes += [(wide, m1), (wide, ms)]
+        return [*shapes, (d, layers[0][3])]
 
     def _draw_default(self, d: int) -> Params:
         p, layers = self._columns(d)
@@ -138,10 +156,12 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
             psi = np.concatenate([u, one, r, s] if h else [u], axis=1)[1]
             wide, deep = len(phi), len(psi)
             relu = draws.directions(wide, m1, self.seed, h, RELU) * math.sqrt(wide / (2 * m1))
-            right = draws.directions(deep, ms, self.seed, h, RIGHT) * math.sqrt(deep / (2 * ms))
             params[f"relu{h}"] = relu * phi[:, None]
             params[f"step{h}"] = draws.directions(wide, ms, self.seed, h, STEP) * phi[:, None]
-            params[f"right{h}"] = right * psi[:, None]
+            if h == 0:
+                params["right0"] = draws.directions(deep, ms, self.seed, h, RIGHT) * math.sqrt(deep / (2 * ms))
+            else:
+                params[f"right{h}"] = draw_srht(deep, ms, self.seed, h, RIGHT, psi * math.sqrt(0.5))
             params[f"mean{h}"] = np.array(mean_abs(wide) / math.sqrt(2 * m1))
             # Σ ← c²/2 + Σ/2 + ⟨r, r⟩ and K ← K/2 + ⟨s, s⟩ + Σ
             one = _next(one, mean_abs(wide) * math.sqrt(0.5))
@@ -161,11 +181,14 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         for h, (m1, ms) in enumerate(layers):
             # Everything so far: the input as it is (its projection is for the output only), then the blocks of φ and ψ.
             phi = [u, out[:, p:end_r]] if h else [u]
-            psi = [*phi, out[:, first_s:end_s]] if h else [u]
             r = _times(phi, params[f"relu{h}"], out[:, end_r : end_r + m1])
             np.abs(r, out=r)
             r -= params[f"mean{h}"]
-            s = _times(psi, params[f"right{h}"], out[:, end_s : end_s + ms])
+            s = out[:, end_s : end_s + ms]
+            if h == 0:
+                np.matmul(u, params["right0"], out=s)
+            else:
+                s[:] = srht(params[f"right{h}"], np.concatenate([*phi, out[:, first_s:end_s]], axis=1))
             _flip(s, _times(phi, params[f"step{h}"]))
             end_r, end_s = end_r + m1, end_s + ms
         out *= params["factors"]

@@ -2,7 +2,8 @@
 
 Legend: u unit input rows of dimension d; t = √d·u·(directions); p_l the polynomial of degree l that is orthonormal for
 the law of u·v, v uniform on the sphere; N_l = p_l(1)² the number of spherical harmonics of degree l; C̄_l = p_l/√N_l the
-Gegenbauer polynomial with C̄_l(1) = 1; b_l ≥ 0 the kernel's coefficients, k(cos θ) = Σ b_l C̄_l(cos θ), Σ b_l = k(1).
+Gegenbauer polynomial with C̄_l(1) = 1; b_l ≥ 0 the kernel's coefficients, k(cos θ) = Σ b_l C̄_l(cos θ), Σ b_l = k(1);
+e the degree up to which the features are exact, by monomials of u.
 """
 
 import math
@@ -18,6 +19,7 @@ from scipy.special import betaincinv, roots_legendre
 
 from ntkdist import draws, fused
 from ntkdist.errors import SpecError
+from ntkdist.features import monomials
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
 from ntkdist.kernels import NTK, RadialKernel, RowKernel, ZonalKernel
 
@@ -30,9 +32,10 @@ ROUNDING = 1e-5  # of k(1), the most that a coefficient may be off: √N_l round
 
 
 class ZonalFeatures(FeatureMap, frozen=True):
-    """Random features of a kernel of the angle: ‖x‖·[√b₀; √b₁·u; A(u·v)/√r], v one of r orthogonal directions.
+    """Random features of a kernel of the angle: ‖x‖·[monomials of u; A(u·v)/√r], v one of r orthogonal directions.
 
-    A = Σ s_l √b_l p_l over the degrees 2 … l_max with the signs s_l = (−1)^⌊l/2⌋, which keep A as small as the ReLU is.
+    The monomials give the degrees 0 … e exactly, e ≥ 1 the one that leaves the least variance to the other columns.
+    A = Σ s_l √b_l p_l over the degrees e + 1 … l_max with the signs s_l = (−1)^⌊l/2⌋, which keep A small, as the ReLU.
     E[p_l(u·v) p_j(u'·v)] = C̄_l(u·u') if l = j, else 0, so that ⟨A, A⟩ is unbiased for Σ b_l C̄_l.  The cost does
     not depend on the depth: one matrix product, and a polynomial by Horner's rule.  Han, Zandieh, Avron, "Random
     Gegenbauer features", ICML 2022, with one activation for all degrees as in Simon, Anand, DeWeese, "Reverse
@@ -48,8 +51,8 @@ class ZonalFeatures(FeatureMap, frozen=True):
     Parameters
     ----------
     n_components : int
-        Columns, at least 4.  1 + d of them are the exact parts, d the input dimension, or, when that is more than half,
-        a random projection of the linear part to a quarter.
+        Columns, at least 4.  At most half of them are exact; where not even the linear part's d fit in that, a quarter
+        are a random projection of it.
     kernel : NTK, NNGP, or a homogeneous Gaussian, Laplace or GammaExponential
         Its bias, if it has one, is appended to every row as one more column.
     seed : int
@@ -88,11 +91,14 @@ class ZonalFeatures(FeatureMap, frozen=True):
         root = np.sqrt(b)
         if d <= 2:
             return {"root": root}
-        p, r = self._columns(d)
+        p, e, r = self._columns(d)
         shift = min(d / 2, 5.0)
-        even, odd = activation(root * np.array([0, 0, *signs(len(b))[2:]]) / math.sqrt(r), d, shift)
+        rest = np.where(np.arange(len(b)) > e, signs(len(b)) * root, 0)
+        even, odd = activation(rest / math.sqrt(r), d, shift)
+        scales = [np.ones(1), np.ones(p), *(monomials.root_multinomials(d, j) for j in range(2, e + 1))]
         params = {
-            "root": root[:2],
+            "scale": np.concatenate([math.sqrt(a) * s for a, s in zip(powers(b[: e + 1], d), scales, strict=True)]),
+            "degree": np.array(e),
             "directions": draws.directions(d, r, self.seed, 0, DIRECTION) * math.sqrt(d),
             "even": even,
             "odd": odd,
@@ -110,16 +116,29 @@ class ZonalFeatures(FeatureMap, frozen=True):
         if d <= 2:
             (_line if d == 1 else _plane)(params["root"], u, out)
         else:
-            p = self._columns(d)[0]
-            out[:, 0] = params["root"][0]
-            np.multiply(u @ params["project"] if p < d else u, params["root"][1], out=out[:, 1 : p + 1])
-            np.matmul(u, params["directions"], out=out[:, p + 1 :])
-            out[:, : p + 1] *= length
+            exact = len(params["scale"])
+            np.matmul(u, params["directions"], out=out[:, exact:])
             even, odd, shift, reach = (params[k] for k in ("even", "odd", "shift", "reach"))
-            fused.even_odd(out, p + 1, even, odd, shift, reach, length[:, 0])
+            fused.even_odd(out, exact, even, odd, shift, reach, length[:, 0])
+            self._exact(params, u, out[:, :exact])
+            out[:, :exact] *= length
             return out
         out *= length
         return out
+
+    def _exact(self, params: Params, u: NDArray[Any], out: NDArray[Any]) -> None:
+        """The monomials of degrees 0 … e, each from those of the degree before."""
+        out[:, 0] = 1
+        last = out[:, 1 : 1 + u.shape[1]]
+        if "project" in params:
+            last = np.matmul(u, params["project"], out=out[:, 1:])
+        else:
+            last[:] = u
+        stop = 1 + last.shape[1]
+        for j in range(2, int(params["degree"]) + 1):
+            start, stop = stop, stop + monomials.count(u.shape[1], j)
+            last = monomials.next_degree(u, last, j, out[:, start:stop])
+        out *= params["scale"]
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = self._width(input_shape), np.dtype(dtype).itemsize
@@ -130,17 +149,23 @@ class ZonalFeatures(FeatureMap, frozen=True):
         small = 2**18 + (1200 * self.n_components if d == 2 else 0)
         if d <= 2:
             return small
-        p, r = self._columns(d)
+        p, _, r = self._columns(d)
         kept = d * (r + (p if p < d else 0))
         return (8 + size) * kept + 8 * d * (2 * max(r, d) + 6 * d) + small
 
     def _width(self, input_shape: tuple[int, ...]) -> int:
         return int(self.kernel.rows(np.empty((0, math.prod(input_shape)))).shape[1])
 
-    def _columns(self, d: int) -> tuple[int, int]:
-        """Columns of the linear part and of the activation."""
-        p = d if 2 * (1 + d) <= self.n_components else self.n_components // 4
-        return p, self.n_components - 1 - p
+    def _columns(self, d: int) -> tuple[int, int, int]:
+        """Columns of the linear part, the degree e up to which the features are exact, columns of the activation."""
+        m = self.n_components
+        if 2 * (1 + d) > m:
+            return m // 4, 1, m - 1 - m // 4
+        b = self._coefficients(d)
+        fits = [e for e in range(1, len(b) - 1) if 2 * math.comb(d + e, e) <= m and (powers(b[: e + 1], d) >= 0).all()]
+        # Over rows of any angle, the variance is (Σ_{l > e} b_l)² over the columns of the activation.
+        e = min(fits, key=lambda e: b[e + 1 :].sum() ** 2 / (m - math.comb(d + e, e)))
+        return d, e, m - math.comb(d + e, e)
 
     def _coefficients(self, d: int) -> F8:
         """b_0 … b_{l_max}."""
@@ -176,6 +201,13 @@ def cosine_coefficients(kernel: ZonalKernel, degree: int) -> F8:
     return np.maximum(b[: degree + 1], 0)
 
 
+def powers(b: F8, d: int) -> F8:
+    """a_0 … a_e with Σ a_j t^j = Σ b_l C̄_l(t), (e + 1,): a polynomial by its powers instead of its harmonics."""
+    p = _polynomials(len(b), d)
+    total = sum((v / q(1.0) * q for v, q in zip(b, p, strict=True)), Polynomial([0.0] * len(b)))
+    return np.asarray(total.coef, np.float64)
+
+
 def signs(count: int) -> F8:
     """+ + − − + + − − …, of the degrees from 0 on."""
     return np.where(np.arange(count) // 2 % 2, -1.0, 1.0)
@@ -186,18 +218,25 @@ def activation(c: F8, d: int, shift: float) -> tuple[F8, F8]:
 
     Powers of t² about a point amid its values keep float32 to some 1e-6 (powers of t about 0: 1e-4), at half the cost.
     """
-    t = Polynomial([0, 1 / math.sqrt(d)])
-    p = [Polynomial([1.0]), t / _step(1, d)]
-    for l in range(2, len(c)):  # noqa: E741
-        p.append((t * p[-1] - _step(l - 1, d) * p[-2]) / _step(l, d))
-    powers = sum((v * q for v, q in zip(c, p, strict=False)), Polynomial([0.0] * (len(c) + 1))).coef
-    even, odd = (Polynomial(part)(Polynomial([shift, 1])).coef for part in (powers[0::2], powers[1::2]))
+    p = (q(Polynomial([0, 1 / math.sqrt(d)])) for q in _polynomials(len(c), d))
+    total = sum((v * q for v, q in zip(c, p, strict=True)), Polynomial([0.0] * (len(c) + 1))).coef
+    even, odd = (Polynomial(part)(Polynomial([shift, 1])).coef for part in (total[0::2], total[1::2]))
     return np.asarray(even, np.float64), np.asarray(odd, np.float64)
 
 
 def reach(d: int) -> float:
     """The |t| that one value in a million exceeds: t²/d is a Beta(½, (d − 1)/2) variable."""
     return math.sqrt(d * betaincinv(0.5, (d - 1) / 2, 1 - RARE))
+
+
+@cache
+def _polynomials(count: int, d: int) -> tuple[Polynomial, ...]:
+    """p_0 … as polynomials of t."""
+    t = Polynomial([0, 1])
+    p = [Polynomial([1.0]), t / _step(1, d)]
+    for l in range(2, count):  # noqa: E741
+        p.append((t * p[-1] - _step(l - 1, d) * p[-2]) / _step(l, d))
+    return tuple(p[:count])
 
 
 def _orthonormal(t: F8, d: int, degree: int) -> F8:

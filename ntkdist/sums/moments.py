@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 F8 = NDArray[np.float64]
 
@@ -34,24 +35,28 @@ class Moments:
         return cls(0, np.zeros(d), np.zeros(d), np.zeros(d), np.zeros(classes))
 
     @classmethod
-    def of(cls, columns: NDArray[Any], weight: NDArray[Any] | None, codes: NDArray[Any] | None, k: int) -> "Moments":
+    def of(
+        cls, columns: NDArray[Any] | csr_array, weight: NDArray[Any] | None, codes: NDArray[Any] | None, k: int
+    ) -> "Moments":
         """Moments of one block.
 
         Parameters
         ----------
-        columns : (n, d) or (n, h, w, d) array
+        columns : (n, d) or (n, h, w, d) array, or (n, d) sparse array
             All axes but the first and last are averaged over.
         weight : (n,) array or None
         codes : (n,) integer array or None
             Class of each row, of ``k``.
         """
-        n, d = len(columns), columns.shape[-1]
+        n, d = columns.shape[0], columns.shape[-1]
         w = np.ones(n) if weight is None else np.asarray(weight, np.float64)
         counts = np.zeros(0) if codes is None else np.bincount(codes, weights=w, minlength=k).astype(np.float64)
         inner = int(np.prod(columns.shape[1:-1]))
         total = w.sum() * inner
         if total == 0:
             return cls(n, np.zeros(d), np.zeros(d), np.zeros(d), counts)
+        if isinstance(columns, csr_array):
+            return cls(n, np.full(d, total), *_sparse_moments(columns, w, total), counts)
         w = np.repeat(w, inner)
         x = columns.reshape(n * inner, d)
         mean = w @ x / total
@@ -104,3 +109,12 @@ class Moments:
 
     def __sizeof__(self) -> int:
         return 3 * self.mean.nbytes + self.counts.nbytes
+
+
+def _sparse_moments(x: csr_array, w: F8, total: float) -> tuple[F8, F8]:
+    """Mean and deviation of sparse rows: the zeros of a column, of weight total − Σ w, are all mean² off."""
+    d, each = x.shape[1], np.repeat(w, np.diff(x.indptr))
+    mean = np.bincount(x.indices, each * x.data, d) / total
+    deviation = np.bincount(x.indices, each * (x.data - mean[x.indices]) ** 2, d)
+    zeros = np.maximum(total - np.bincount(x.indices, each, d), 0)
+    return mean, deviation + zeros * mean**2

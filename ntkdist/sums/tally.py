@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 class Tally:
     """Rows, bytes, seconds and memory of some tasks: a value with ``+``.
 
-    ``rows`` does not count those that were ``dropped``; ``workers`` holds the peak resident bytes of each process that
-    took part.
+    ``rows`` does not count those that were ``dropped``; ``resumed`` counts the tasks whose sum was kept from before;
+    ``workers`` holds the peak resident bytes of each process that took part.
     """
 
     rows: int = 0
     dropped: int = 0
+    resumed: int = 0
     nbytes: int = 0
     read_seconds: float = 0.0
     work_seconds: float = 0.0
@@ -23,6 +24,7 @@ class Tally:
         return Tally(
             self.rows + other.rows,
             self.dropped + other.dropped,
+            self.resumed + other.resumed,
             self.nbytes + other.nbytes,
             self.read_seconds + other.read_seconds,
             self.work_seconds + other.work_seconds,

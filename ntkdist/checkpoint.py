@@ -1,0 +1,118 @@
+"""Finished shards kept on disk, so that a run that was cut off, at any moment, goes on from there to the same bits.
+
+A checkpoint is a directory: ``plan.json``, what was resolved; ``prepared.zarr``, the scaling and the feature map as
+fitted; and one group for the sum of every finished shard, named by its content: the job, the data, the scaling, the
+map, and the rows.  Each appears whole or not at all, and is added once, by its place in the tree of sums.
+"""
+
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from ntkdist import groups, store
+from ntkdist.errors import DataError, StoreError
+from ntkdist.features import AnyMap
+from ntkdist.model import Equations
+from ntkdist.plan import Plan, job_digest
+from ntkdist.preprocess import Preprocessing
+from ntkdist.reduce import Part, Shard
+from ntkdist.spec import decode, digest
+from ntkdist.sums import NormalEquations, Tally
+
+PART = "ntkdist.part"
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "solver")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where the sums of shards are kept, and what they are sums of; a task loads or saves its own."""
+
+    place: str
+    of: str  # digest of everything but the rows
+
+    def load(self, shard: Shard) -> Part | None:
+        """The sum, if it was finished; one that is damaged counts as missing."""
+        url = self._url(shard)
+        if not groups.exists(url):
+            return None
+        try:
+            _, attrs = groups.read_attributes(url, (PART,))
+            arrays = {name: groups.read_whole(url, name) for name in ("gram", "cross", "inner")}
+        except DataError:
+            groups.remove(url)
+            return None
+        total = NormalEquations(arrays["gram"], arrays["cross"], arrays["inner"], symmetric=False)
+        return Part(total, replace(Tally(**attrs["tally"]), resumed=1))
+
+    def save(self, shard: Shard, part: Part) -> None:
+        """Keep a sum; if another task has kept the same one meanwhile, that is as good.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be written, as on a full disk.
+        """
+        counted = asdict(replace(part.tally, read_seconds=0.0, work_seconds=0.0, workers={}))
+        total: NormalEquations = part.total
+        try:
+            with groups.new_group(self._url(shard), PART, {"tally": counted}, writer=uuid.uuid4().hex) as url:
+                for name, array in (("gram", np.tril(total._gram)), ("cross", total._cross), ("inner", total._inner)):
+                    groups.write_whole(url, name, array)
+        except (OSError, StoreError) as error:
+            if groups.exists(self._url(shard)):
+                return
+            raise StoreError(
+                f"{self.place}: a finished sum of {total.__sizeof__() / 1e6:.0f} MB cannot be kept ({error}); "
+                "make room, or give another [plan] checkpoint, and run again: what was kept is not lost"
+            ) from error
+
+    def _url(self, shard: Shard) -> str:
+        return str(Path(self.place) / f"shard-{digest(self.of, shard.spans)}.zarr")
+
+
+def begin(place: str, p: Plan) -> Plan:
+    """Start or go on: the plan, with what decides its bits as the checkpoint has it.
+
+    Raises
+    ------
+    StoreError
+        If the checkpoint is of another job, or of the same job on other data.
+    """
+    path, name = Path(place) / "plan.json", job_digest(p.job)
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        groups.write_text(str(path), json.dumps({"digest": name, "plan": msgspec.to_builtins(p)}))
+        return p
+    if found["digest"] != name:
+        raise StoreError(
+            f"{place} is the checkpoint of another job or of other data ({found['digest']}, this job is {name}); "
+            "choose another checkpoint, or remove it"
+        )
+    before: Plan = decode(found["plan"], Plan, str(path))
+    return msgspec.structs.replace(p, **{field: getattr(before, field) for field in RESOLVED})
+
+
+def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, AnyMap]]) -> tuple[Equations, Kept | None]:
+    """Scaling and map, as kept or else made now and kept, as equations without a fold; and where shards are kept."""
+    if not place:
+        pre, features = prepare()
+        return Equations([], features, pre, p.dtype), None
+    url = str(Path(place) / "prepared.zarr")
+    if not groups.exists(url):
+        pre, features = prepare()
+        store.save(Equations([], features, pre, p.dtype), url)
+    empty: Equations = store.load(url)
+    of = digest(job_digest(p.job), p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype)
+    return empty, Kept(place, of)
+
+
+def remove(place: str) -> None:
+    """Remove a checkpoint whose run is complete."""
+    groups.remove(place)

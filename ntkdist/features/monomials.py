@@ -1,0 +1,41 @@
+"""Monomials of a row's values: the exact features of a power of the cosine.
+
+Legend: u unit rows (n, d); the monomials of degree j, u^α with |α| = j, are C(d + j − 1, j), in the order of
+`itertools.combinations_with_replacement`.
+"""
+
+import math
+from itertools import combinations_with_replacement, groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F8 = NDArray[np.float64]
+
+
+def count(d: int, j: int) -> int:
+    """Monomials of degree j in d variables."""
+    return math.comb(d + j - 1, j)
+
+
+def root_multinomials(d: int, j: int) -> F8:
+    """√(j!/Πα!) of the monomials of degree j: with these factors, the inner product of two rows' is ⟨u, u'⟩^j."""
+    runs = (
+        math.prod(math.factorial(len(list(run))) for _, run in groupby(variables))
+        for variables in combinations_with_replacement(range(d), j)
+    )
+    return np.sqrt(math.factorial(j) / np.fromiter(runs, np.float64, count(d, j)))
+
+
+def next_degree(u: NDArray[Any], last: NDArray[Any], j: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Monomials of degree j from those of degree j − 1: u_i times those without a variable before i, for every i."""
+    n, d = u.shape
+    if out is None:
+        out = np.empty((n, count(d, j)), u.dtype)
+    at = 0
+    for i in range(d):
+        rest = last[:, last.shape[1] - count(d - i, j - 1) :]
+        np.multiply(u[:, i : i + 1], rest, out=out[:, at : at + rest.shape[1]])
+        at += rest.shape[1]
+    return out

@@ -1,0 +1,184 @@
+"""Runs that are cut off: what was finished is added once, and the result has the bits of an undisturbed run."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from command_line import EXECUTABLE, write_job
+
+import ntkdist as nd
+
+
+class Cut(Exception):
+    """What cuts a run off here."""
+
+
+class CutAfter:
+    """A watch that ends the run when some shards of the equations are done."""
+
+    def __init__(self, shards: int) -> None:
+        self.left = shards
+
+    @contextmanager
+    def __call__(self, phase: str, rows: int) -> Iterator[Any]:
+        def done(count: int) -> None:
+            self.left -= phase == "equations"
+            if self.left == 0:
+                raise Cut
+
+        yield done
+
+
+def job(make_dataset: Any, seed: int = 0, name: str = "data", **options: Any) -> nd.Job:
+    """Ten shards in two folds."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((600, 4))
+    store = make_dataset(x, np.abs(x).sum(axis=1), name=name)
+    table = nd.PlanTable(folds=2, shards=10, fan_in=2, **options)
+    return nd.Job(nd.Dataset(store), nd.NTKRandomFeatures(64), plan=table, alphas=(0.1, 1.0))
+
+
+def same(a: nd.FitResult, b: nd.FitResult) -> None:
+    for one, other in zip(a.equations.folds, b.equations.folds, strict=True):
+        for name in ("gram", "rhs", "z_sum", "y_sum", "yy"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    np.testing.assert_array_equal(a.model.coef, b.model.coef)
+    np.testing.assert_array_equal(a.model.intercept, b.model.intercept)
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(make_dataset: Any, tmp_path: Path, after: int) -> None:
+    asked, out = job(make_dataset), str(tmp_path / "run")
+    straight = nd.fit(asked)
+    with pytest.raises(Cut):
+        nd.fit(asked, out=out, watch=CutAfter(after))
+    with pytest.raises(Cut):  # and once more
+        nd.fit(asked, out=out, watch=CutAfter(after + 1))
+    kept = len(list((tmp_path / "run" / "checkpoint").glob("shard-*.zarr")))
+    assert after + 1 <= kept <= 10
+    result = nd.fit(asked, out=out, resume=True)
+    same(result, straight)
+    assert f"{kept} of 10 shards were finished before" in " ".join(result.report["notes"])
+    assert result.report["data"]["rows"] == 600
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        *("equations.zarr", "job.json", "model.zarr", "report.json")
+    ]
+
+
+def test_what_was_resolved_is_read_back(make_dataset: Any, tmp_path: Path) -> None:
+    """A plan made elsewhere, with other shards and blocks, takes those of the checkpoint."""
+    asked = job(make_dataset, checkpoint=str(tmp_path / "kept"))
+    before = msgspec.structs.replace(nd.plan(asked), shards=6, block_rows=50, fan_in=3)
+    straight = nd.fit(msgspec.structs.replace(before, job=job(make_dataset, name="again")))
+    with pytest.raises(Cut):
+        nd.fit(before, watch=CutAfter(3))
+    result = nd.fit(asked)
+    same(result, straight)
+    assert (result.report["plan"]["shards"], result.report["plan"]["block_rows"]) == (6, 50)
+
+
+@pytest.mark.parametrize("what", ["truncated", "flipped", "missing", "unfinished"])
+def test_a_damaged_sum_is_made_again(make_dataset: Any, tmp_path: Path, what: str) -> None:
+    asked = job(make_dataset, checkpoint=str(tmp_path / "kept"))
+    straight = nd.fit(asked)
+    one = sorted((tmp_path / "kept").glob("shard-*.zarr"))[3]
+    chunk = next(p for p in (one / "gram").rglob("*") if p.is_file() and p.name != "zarr.json")
+    content = bytearray(chunk.read_bytes())
+    if what == "truncated":
+        chunk.write_bytes(content[: len(content) // 2])
+    elif what == "flipped":
+        content[len(content) // 3] ^= 4
+        chunk.write_bytes(content)
+    elif what == "missing":
+        shutil.rmtree(one)
+    else:
+        attrs = json.loads((one / "zarr.json").read_text())
+        del attrs["attributes"]["complete"]
+        (one / "zarr.json").write_text(json.dumps(attrs))
+    again = nd.fit(asked)
+    same(again, straight)
+    assert "9 of 10 shards were finished before" in " ".join(again.report["notes"])
+
+
+def test_another_job_or_other_data_is_refused(make_dataset: Any, tmp_path: Path) -> None:
+    asked = job(make_dataset, checkpoint=str(tmp_path / "kept"))
+    nd.fit(asked)
+    others = [
+        msgspec.structs.replace(asked, features=nd.NTKRandomFeatures(64, seed=1)),
+        msgspec.structs.replace(asked, plan=msgspec.structs.replace(asked.plan, dtype="float64")),
+        msgspec.structs.replace(asked, dataset=job(make_dataset, 1, "other").dataset),
+    ]
+    for other in others:
+        with pytest.raises(nd.StoreError, match="is the checkpoint of another job or of other data"):
+            nd.fit(other)
+    nd.fit(msgspec.structs.replace(asked, cluster=nd.Local(1)))  # where it runs is not what it is
+
+
+def test_nothing_to_resume(make_dataset: Any, tmp_path: Path) -> None:
+    with pytest.raises(nd.StoreError, match=r"Nothing to resume: there is no checkpoint .*run/checkpoint"):
+        nd.fit(job(make_dataset), out=str(tmp_path / "run"), resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sum_that_cannot_be_written_is_one_sentence(make_dataset: Any, tmp_path: Path) -> None:
+    """The system refuses files beyond a size, as it refuses any on a full disk."""
+    asked = job(make_dataset, checkpoint=str(tmp_path / "kept"))
+    straight = nd.fit(job(make_dataset, name="again"))
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(Cut):
+            nd.fit(asked, watch=CutAfter(2))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+        with pytest.raises(nd.StoreError, match=r"cannot be kept .*make room, or give another .* what was kept is not"):
+            nd.fit(asked)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list((tmp_path / "kept").glob(".shard*"))
+    same(nd.fit(asked), straight)
+
+
+@pytest.mark.cluster
+def test_a_process_killed_at_any_moment(make_dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command with its workers, killed with SIGKILL some times, then left alone."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40_000, 6))
+    store = make_dataset(x, np.abs(x).sum(axis=1))
+    tables = "[plan]\nfolds = 2\nshards = 20\n[cluster]\nworkers = 2"
+    path = write_job(
+        store=store, top="alphas = [1.0]", features='type = "ZonalFeatures"\nn_components = 512', tables=tables
+    )
+    subprocess.run([EXECUTABLE, "fit", path, "--out", "straight"], check=True)
+    chance, kept = random.Random(1), []
+    for _ in range(4):
+        command = subprocess.Popen([EXECUTABLE, "fit", path, "--out", "run"], start_new_session=True)
+        before, deadline = set(kept), time.monotonic() + 60
+        while command.poll() is None and time.monotonic() < deadline:
+            kept = [p.name for p in (tmp_path / "run" / "checkpoint").glob("shard-*.zarr")]
+            if set(kept) - before:
+                time.sleep(chance.random() * 0.3)
+                break
+            time.sleep(0.01)
+        os.killpg(command.pid, signal.SIGKILL)
+        command.wait()
+        assert before <= set(kept)
+    assert kept
+    subprocess.run([EXECUTABLE, "fit", path, "--out", "run"], check=True)
+    both = [
+        nd.FitResult(nd.load(f"{run}/model.zarr"), None, {}, nd.load(f"{run}/equations.zarr"))
+        for run in ("run", "straight")
+    ]
+    same(*both)
