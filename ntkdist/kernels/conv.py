@@ -179,13 +179,11 @@ class CNTK(Kernel, frozen=True):
             tangent = _pooled(kappa0, factor) / q**2
             if h < self.depth - 1:
                 tangent = diagonal_sum(tangent, q, self.padding)
-        return np.mean(
-            [
-                tangent[:, r, c, r, c].mean((1, 2, 3, 4))
-                for r, c in cells(tangent.shape[1], tangent.shape[2], self.grid)
-            ],
-            0,
-        )
+        _, height, width, _, _ = np.shape(tangent)
+        found: list[F8] = [
+            np.asarray(tangent)[:, r, c, r, c].mean((1, 2, 3, 4)) for r, c in cells(height, width, self.grid)
+        ]
+        return np.mean(found, axis=0)
 
 
 def images(x: NDArray[Any]) -> F8:
