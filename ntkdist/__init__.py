@@ -17,9 +17,17 @@ from ntkdist.errors import (
     SpecError,
     StoreError,
 )
-from ntkdist.features import CNTKRandomFeatures, Linear, NTKRandomFeatures, NTKSketch, RandomFourier, ZonalFeatures
+from ntkdist.features import (
+    CNTKRandomFeatures,
+    CNTKSketch,
+    Linear,
+    NTKRandomFeatures,
+    NTKSketch,
+    RandomFourier,
+    ZonalFeatures,
+)
 from ntkdist.fit import FitResult, fit, normal_equations, solve
-from ntkdist.kernels import NNGP, NTK, GammaExponential, Gaussian, Laplace
+from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Address, Job, Local, Plan, PlanTable, plan
 from ntkdist.preprocess import Preprocess
@@ -28,10 +36,12 @@ from ntkdist.solvers import Cholesky, Eigh
 from ntkdist.store import load, save
 
 __all__ = [
+    "CNTK",
     "NNGP",
     "NTK",
     "Address",
     "CNTKRandomFeatures",
+    "CNTKSketch",
     "CVResult",
     "Cholesky",
     "ClusterError",

@@ -2,6 +2,7 @@
 
 from ntkdist.features.base import AnyMap, FeatureMap, FittedMap
 from ntkdist.features.conv import CNTKRandomFeatures
+from ntkdist.features.conv_sketch import CNTKSketch
 from ntkdist.features.fourier import RandomFourier
 from ntkdist.features.linear import Linear
 from ntkdist.features.random_features import NTKRandomFeatures
@@ -9,12 +10,13 @@ from ntkdist.features.sketch_features import NTKSketch
 from ntkdist.features.zonal import ZonalFeatures
 
 # What a job file or a saved model may name; a new map is a new file and a new name here.
-AnyFeatureMap = CNTKRandomFeatures | Linear | NTKRandomFeatures | NTKSketch | RandomFourier | ZonalFeatures
+AnyFeatureMap = CNTKRandomFeatures | CNTKSketch | Linear | NTKRandomFeatures | NTKSketch | RandomFourier | ZonalFeatures
 
 __all__ = [
     "AnyFeatureMap",
     "AnyMap",
     "CNTKRandomFeatures",
+    "CNTKSketch",
     "FeatureMap",
     "FittedMap",
     "Linear",

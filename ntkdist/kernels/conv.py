@@ -24,7 +24,8 @@ from ntkdist.errors import DataError, SpecError
 from ntkdist.kernels.base import F8, Depth, Kernel, chosen
 
 Count = Annotated[int, Meta(ge=1)]
-BLOCK_BYTES = 2**20  # of one array of pairs of pixels; about ten of them live at a time
+BLOCK_BYTES = 2**20  # of one array of pairs of pixels; at most fifteen of them live at a time
+ROUNDINGS = 16 * 2.0**-52
 CLOSE = 1e-4  # half of 1 ∓ cos θ below which it is taken from a difference: the rest keeps 14 digits
 
 
@@ -39,7 +40,7 @@ class CNTK(Kernel, frozen=True):
         Π^h = window sum of Π^{h−1} κ₀(cos θ)/q² + Γ^h,  Π⁰ = 0,  k = mean over i, i' of Π^{L−1} κ₀/q².
 
     Images are (n, h, w, channels), float64 throughout.  Work and memory: (h·w)² per pair of images and layer, about
-    10 × max(1 MiB, 8 (h·w)²) bytes at a time and thread; of ``kernel(x)``, each pair once.  An all-zero patch gives
+    15 × max(1 MiB, 8 (h·w)²) bytes at a time and thread; of ``kernel(x)``, each pair once.  An all-zero patch gives
     zero, and the kernel is homogeneous in each image.
 
     Parameters
@@ -155,7 +156,9 @@ class CNTK(Kernel, frozen=True):
             if h == self.depth - 1:
                 return
             if factor > 1:
-                defect = _outer(norms[h + 1], others[h + 1]) - _pooled(gamma, factor)
+                n = _outer(norms[h + 1], others[h + 1])
+                defect = n - _pooled(gamma, factor)
+                defect[defect < ROUNDINGS * n] = 0  # a pixel with itself, up to rounding
             a, b = np.sqrt(norms[h + 1])[..., None], np.sqrt(others[h + 1])[..., None]
             n = _outer(window_sum(norms[h + 1], q, padding), window_sum(others[h + 1], q, padding))
             gap = diagonal_sum(defect, q, padding)
