@@ -20,6 +20,7 @@ from ntkdist.errors import (
     StoreError,
 )
 from ntkdist.features import (
+    CNTKRandomFeatures,
     CNTKSketch,
     Linear,
     NTKRandomFeatures,
@@ -42,6 +43,7 @@ __all__ = [
     "NNGP",
     "NTK",
     "Address",
+    "CNTKRandomFeatures",
     "CNTKSketch",
     "CVResult",
     "Cholesky",

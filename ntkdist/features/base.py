@@ -58,6 +58,10 @@ class FeatureMap(Spec, frozen=True):
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
         """The kernel that φ approximates, exactly, (n, n')."""
 
+    def kernel_fitted(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        """The kernel of a map that learnt these arrays."""
+        return self.kernel(x, y)
+
     @abc.abstractmethod
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Peak bytes of what `apply` allocates for one row, its result included."""
@@ -167,7 +171,7 @@ class FittedMap:
         return self.spec.apply(params, x)
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        return self.spec.kernel(x, y)
+        return self.spec.kernel_fitted(self.arrays, x, y)
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         return self.spec.row_bytes(input_shape, dtype)

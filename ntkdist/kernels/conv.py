@@ -62,6 +62,8 @@ class CNTK(Kernel, frozen=True):
     grid : int
         Average over the cells of a grid × grid at the end, as even as can be, each with a readout of its own:
         k is the mean over cells of the mean over i and i' in that cell.  1: global average pooling.
+    tangent : bool
+        False: only v is trained, so that k is the mean of Γ^L, the covariance at initialisation (NNGP); any depth.
     """
 
     depth: Depth
@@ -70,9 +72,10 @@ class CNTK(Kernel, frozen=True):
     ends: bool = False
     pool: tuple[Count, ...] = ()
     grid: Count = 1
+    tangent: bool = True
 
     def validate(self) -> None:
-        if self.depth == 1 and not self.ends:
+        if self.depth == 1 and self.tangent and not self.ends:
             raise SpecError(
                 "CNTK.depth is 1, at which the kernel is zero, for the first convolution and the readout do not "
                 "count; use depth >= 2, or ends = true"
@@ -165,7 +168,7 @@ class CNTK(Kernel, frozen=True):
     def _pairs(self, y: F8, z: F8, norms: list[F8], others: list[F8]) -> F8:
         """k of each pair of images, (pairs,)."""
         q = self.filter_size
-        tangent: F8 | float = 0.0
+        tangent: F8 = np.zeros(1)
         if self.ends:
             flat = [a.reshape(len(a), -1, a.shape[3]) for a in (y, z)]
             first = np.matmul(flat[0], flat[1].swapaxes(1, 2)).reshape(len(y), *y.shape[1:3], *z.shape[1:3])
@@ -173,8 +176,8 @@ class CNTK(Kernel, frozen=True):
         for h, ((kappa0, gamma), factor) in enumerate(
             zip(self._layers(y, z, norms, others), self._factors(), strict=True)
         ):
-            kappa0 *= tangent
-            if self.ends or h < self.depth - 1:
+            kappa0 *= tangent if self.tangent else 0
+            if self.ends or not self.tangent or h < self.depth - 1:
                 kappa0 += gamma
             tangent = _pooled(kappa0, factor) / q**2
             if h < self.depth - 1:
