@@ -7,7 +7,8 @@ map, and the rows.  Each appears whole or not at all, and is added once, by its 
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,14 +19,14 @@ from ntkdist import groups, store
 from ntkdist.errors import DataError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.model import Equations
-from ntkdist.plan import Plan, job_digest
+from ntkdist.plan import Plan, sums_digest
 from ntkdist.preprocess import Preprocessing
 from ntkdist.reduce import Part, Shard
 from ntkdist.spec import decode, digest
 from ntkdist.sums import NormalEquations, Tally
 
 PART = "ntkdist.part"
-RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "solver")
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype")
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,31 @@ class Kept:
         return str(Path(self.place) / f"shard-{digest(self.of, shard.spans)}.zarr")
 
 
-def begin(place: str, p: Plan) -> Plan:
-    """Start or go on: the plan, with what decides its bits as the checkpoint has it.
+@contextmanager
+def begun(place: str, p: Plan) -> Iterator[Plan]:
+    """Start or go on: the plan, with what decides its bits as the checkpoint has it; without a place, as it is.
+
+    What fails before a shard is kept leaves no checkpoint.
 
     Raises
     ------
     StoreError
         If the checkpoint is of another job, or of the same job on other data.
     """
-    path, name = Path(place) / "plan.json", job_digest(p.job)
+    if not place:
+        yield p
+        return
+    p = _resolved(Path(place) / "plan.json", p)
+    try:
+        yield p
+    except BaseException:
+        if not any(Path(place).glob("shard-*.zarr")):
+            groups.remove(place)
+        raise
+
+
+def _resolved(path: Path, p: Plan) -> Plan:
+    name = sums_digest(p.job)
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
@@ -92,7 +109,7 @@ def begin(place: str, p: Plan) -> Plan:
         return p
     if found["digest"] != name:
         raise StoreError(
-            f"{place} is the checkpoint of another job or of other data ({found['digest']}, this job is {name}); "
+            f"{path.parent} is the checkpoint of another job or of other data ({found['digest']}, this job is {name}); "
             "choose another checkpoint, or remove it"
         )
     before: Plan = decode(found["plan"], Plan, str(path))
@@ -109,7 +126,7 @@ def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, Any
         pre, features = prepare()
         store.save(Equations([], features, pre, p.dtype), url)
     empty: Equations = store.load(url)
-    of = digest(job_digest(p.job), p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype)
+    of = digest(sums_digest(p.job), p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype)
     return empty, Kept(place, of)
 
 

@@ -77,6 +77,7 @@ def fit(
     if out and (done := runs.begin(out, name)):
         return FitResult(*done)
     keep = job.plan.checkpoint or (out and f"{out}/checkpoint")
+    keep = keep and groups.absolute(keep)
     if resume and not (keep and groups.exists(keep)):
         raise StoreError(
             f"Nothing to resume: there is no checkpoint {keep or 'and no run directory'}; fit without resume"
@@ -86,12 +87,8 @@ def fit(
         found = resources(client)
         p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
         runs.check_memory(p, found)
-        if out:
-            runs.start(out, name)
-        if keep:
-            keep = groups.absolute(keep)
-            p = checkpoint.begin(keep, p)
-        passed = _pass_over_data(p, client, watch, keep)
+        with runs.started(out, name), checkpoint.begun(keep, p) as p:
+            passed = _pass_over_data(p, client, watch, keep)
         rates = on_each_worker(client, functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads))
     began = time.perf_counter()
     model, cv = solve(

@@ -322,6 +322,13 @@ def job_digest(job: Job) -> str:
     return digest(same, job.dataset.layout())
 
 
+def sums_digest(job: Job) -> str:
+    """A short name for what a job's sums are of: the same for every penalty and solver."""
+    return job_digest(
+        msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=None)
+    )
+
+
 def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
     """Items cut into at most ``count`` runs whose lengths differ by one at most."""
     count = min(len(items), count)

@@ -5,6 +5,7 @@ fixed by their order, never by who finishes first, so that the same plan gives t
 """
 
 import os
+import pickle
 import socket
 import time
 import uuid
@@ -28,6 +29,7 @@ from ntkdist.sparse import concatenate
 from ntkdist.sums import Tally
 
 T = TypeVar("T")
+EMBED_BYTES = 2**20  # of a summand; a larger one is a task's result, that tasks take from one another
 MAP_TASKS, MAP_FAN_IN = 256, 8  # of a pass that makes one small sum
 
 
@@ -246,8 +248,10 @@ def _reduce_there(
     keep: Keep | None,
 ) -> list[Part]:
     run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # a model, once
-        held = client.submit(_itself, summand, key=f"ntkdist-summand-{run_id}")
+    held: Any = summand
+    if len(pickle.dumps(summand)) > EMBED_BYTES:
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # once a run
+            held = client.submit(_itself, summand, key=f"ntkdist-summand-{run_id}")
     at_once = 2 * max(1, sum(client.nthreads().values()))
     running = as_completed(loop=client.loop)  # the default would be the default client's
     rows: dict[str, int] = {}

@@ -3,6 +3,8 @@
 import datetime
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,10 +47,24 @@ def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, A
     return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
 
-def start(out: str, name: str) -> None:
-    """Make the directory and write down whose it is, before anything runs."""
-    Path(out).mkdir(parents=True, exist_ok=True)
+@contextmanager
+def started(out: str, name: str) -> Iterator[None]:
+    """The directory, with whose it is written down before anything runs; what fails with nothing kept leaves none."""
+    if not out:
+        yield
+        return
+    place = Path(out)
+    made = not place.exists()
+    place.mkdir(parents=True, exist_ok=True)
     groups.write_text(f"{out}/job.json", as_json({"digest": name}))
+    try:
+        yield
+    except BaseException:
+        if [p.name for p in place.iterdir()] == ["job.json"]:
+            (place / "job.json").unlink()
+            if made:
+                place.rmdir()
+        raise
 
 
 def finish(out: str, model: RidgeModel, equations: Equations, report: dict[str, Any]) -> None:
