@@ -81,9 +81,8 @@ def predict(
     layout = dataset.layout(labelled=False)
     matching = model.preprocessing.match(layout, dataset.store)
     t = len(model.intercept)
-    others = dataset.others()
-    copied = tuple(name for name in ("row", "groups", "holdout") if name in others)
-    arrays = {name: (others[name][0][1:], others[name][1]) for name in copied}
+    copied = {k: v for k, v in dataset.others().items() if k in ("row", "groups", "holdout")}
+    arrays = {name: (shape[1:], kind) for name, (shape, kind) in copied.items()}
     if model.classes:
         arrays |= {"prediction": ((), "uint16"), "score": ((t,), "float64")}
     else:
@@ -94,7 +93,7 @@ def predict(
         for name, (shape, dtype) in arrays.items():
             groups.create_array(place, name, (layout.rows, *shape), dtype, size)
         source = Source(dataset, layout, 0, resources(client).threads, labelled=False)
-        summand = WritePredictions(model, matching, source, place, copied)
+        summand = WritePredictions(model, matching, source, place, tuple(copied))
         reduce_all(source, summand, size, client, "predict", watch)
 
 
