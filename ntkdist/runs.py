@@ -105,7 +105,7 @@ def report(
             "constant_columns": list(constant),
             "classes": list(equations.preprocessing.classes),
             "class_weight": list(equations.preprocessing.class_weight),
-            "folds": "groups" if p.dataset.groups else "holdout" if p.dataset.holdout else "partitions",
+            "folds": {"count": p.folds, "dealt_by": p.dataset.dealt, "contiguous": p.job.plan.contiguous},
             "fold_weights": fold_weights,
         },
         "cv": None if cv is None else cv.to_dict(),

@@ -72,24 +72,23 @@ def test_scores_by_group_are_those_of_refitting(make_dataset: Any, table: Any) -
     result = nd.fit(job)
     assert_scores_are_those_of_refitting(result.cv, *table, folds_of(nd.plan(job)))
     assert result.report["data"]["rows"] == 900
-    assert result.report["data"]["folds"] == "groups"
+    assert result.report["data"]["folds"] == {"count": 5, "dealt_by": "groups", "contiguous": False}
     x, y = table
     ridge = Ridge(alpha=result.model.alpha[0], solver="cholesky").fit(FEATURES(scaled(x)), y)
     np.testing.assert_allclose(result.model(x), ridge.predict(FEATURES(scaled(x))), rtol=1e-6)
 
 
-@pytest.mark.parametrize("rows_per_partition", [13, 60, 400])
-@pytest.mark.parametrize("folds", [1, 2, 5, 9])
+@pytest.mark.parametrize(("rows_per_partition", "folds"), [(13, 5), (50, 2), (50, 9), (300, 1)])
 def test_no_group_crosses_folds_and_every_row_is_in_one(make_dataset: Any, rows_per_partition, folds) -> None:
     rng = np.random.default_rng(folds)
-    groups = rng.choice(np.array([-(2**63), -1, 0, 1, 2**53, 2**53 + 1, 2**63 - 1, *range(2, 40)]), 400)
-    store = make_dataset(np.ones((400, 2)), np.ones(400), groups=groups, rows_per_partition=rows_per_partition)
+    groups = rng.choice(np.array([-(2**63), -1, 0, 1, 2**53, 2**53 + 1, 2**63 - 1, *range(2, 40)]), 300)
+    store = make_dataset(np.ones((300, 2)), np.ones(300), groups=groups, rows_per_partition=rows_per_partition)
     plan = nd.plan(job_on(store, {"folds": folds, "shards": 3 * folds}, (1.0,), groups="groups"))
     found = folds_of(plan)
     of = dict(zip(groups.tolist(), found.tolist(), strict=True))
     assert [of[g] for g in groups.tolist()] == found.tolist()
     assert set(found.tolist()) == set(range(folds))
-    other = make_dataset(np.ones((200, 2)), np.ones(200), "other", groups=groups[199::-1], rows_per_partition=7)
+    other = make_dataset(np.ones((200, 2)), np.ones(200), "other", groups=groups[199::-1], rows_per_partition=27)
     again = folds_of(nd.plan(job_on(other, {"folds": folds}, (1.0,), groups="groups")))
     assert again.tolist() == found[199::-1].tolist()  # by the value alone, wherever the row lies
 
@@ -214,7 +213,7 @@ def test_scored_folds_are_saved_and_must_agree_to_add(make_dataset: Any, table: 
     loaded = nd.load(str(tmp_path / "held.zarr"))
     assert loaded.scored == (1,)
     assert (held + loaded).scored == (1,)
-    model, cv = nd.solve(loaded, alphas=ALPHAS)
+    _, cv = nd.solve(loaded, alphas=ALPHAS)
     assert cv is not None
     assert cv.scored == (1,)
     assert cv.to_dict()["scored_folds"] == [1]
@@ -288,9 +287,7 @@ def test_weights_of_classes_are_saved_and_reused(make_dataset: Any, uneven: Any,
     with pytest.raises(nd.DataError, match=r"run weighs classes, unlike this job, .*; set class_weight"):
         nd.fit(msgspec.structs.replace(job, preprocess=reuse))
     reuse = nd.Preprocess(reuse=str(tmp_path / "plain"))
-    with pytest.raises(
-        nd.DataError, match=r"plain does not weigh classes, unlike this job, .*; leave out class_weight"
-    ):
+    with pytest.raises(nd.DataError, match=r"does not weigh classes, unlike this job, .*; leave out class_weight"):
         nd.fit(msgspec.structs.replace(balanced, preprocess=reuse))
 
 
@@ -324,11 +321,9 @@ def test_arrays_that_cannot_deal_rows(make_dataset: Any, table: Any) -> None:
         nd.fit(job_on(store, holdout="holdout"))
     with pytest.raises(nd.DataError, match="all rows are held out by 'holdout'"):
         nd.fit(job_on(make_dataset(x, y, "all", holdout=np.ones(900, int)), holdout="holdout"))
-    with pytest.raises(nd.DataError, match=r"array 'groups' is 0|array 'groups' is -?\d+ in row \d+; expected 0, or 1"):
+    with pytest.raises(nd.DataError, match=r"array 'groups' is -?\d+ in row \d+; expected 0, or 1"):
         nd.fit(job_on(make_dataset(x, y, "wrong", groups=GROUPS), holdout="groups"))
-    with pytest.raises(
-        nd.SpecError, match=r'class_weight = "balanced" but the targets of .* are numbers; leave it out'
-    ):
+    with pytest.raises(nd.SpecError, match=r'class_weight = "balanced" but the targets of .* are numbers; leave'):
         nd.plan(msgspec.structs.replace(job_on(store), class_weight="balanced"))
 
 
@@ -426,7 +421,7 @@ def test_rows_without_a_group_are_named(tmp_path: Path, suffix: str, block: int,
     ):
         if set(options.values()) <= columns.keys():
             with pytest.raises(nd.DataError, match=says):
-                nd.convert(str(source), str(tmp_path / "d"), drop=[] if suffix == "npz" else ["s"], **options)
+                nd.convert(str(source), str(tmp_path / "d"), **options)
     assert not (tmp_path / "d").exists()
 
 
