@@ -152,7 +152,7 @@ def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> Source:
             block = dict(zip(arrays, parts, strict=True))
             if classes is not None:
                 block["y"] = np.searchsorted(classes, block["y"].ravel())
-            for role in CODES.keys() & block.keys():
+            for role in (r for r in CODES if r in block):
                 block[role] = CODES[role](block[role].ravel(), arrays[role].name, i * count)
             yield {k: v.reshape(len(v), *fields[k][1]).astype(fields[k][0], copy=False) for k, v in block.items()}
 
