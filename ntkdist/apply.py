@@ -45,7 +45,7 @@ def evaluate(
     dataset = _dataset(dataset)
     start = time.perf_counter()
     layout = dataset.layout()
-    theirs, ours = _kind(layout.classes, layout.targets), _kind(model.classes, len(model.intercept))
+    theirs, ours = target_kind(layout.classes, layout.targets), target_kind(model.classes, len(model.intercept))
     if theirs != ours:
         raise DataError(f"{dataset.store}: targets are {theirs}, the model predicts {ours}; convert the same way")
     summand = MetricsOf(model, model.preprocessing.match(layout, dataset.store))
@@ -145,7 +145,8 @@ def _dataset(dataset: Dataset | str) -> Dataset:
     return Dataset(dataset) if isinstance(dataset, str) else dataset
 
 
-def _kind(classes: tuple[str, ...], targets: int) -> str:
+def target_kind(classes: tuple[str, ...], targets: int) -> str:
+    """What the targets of a dataset or a model are, in words."""
     return "class labels" if classes else f"numbers, {max(targets, 1)} a row"
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from ntkdist import draws, runs
 from ntkdist.cluster import Resources
+from ntkdist.features import AnyMap
 from ntkdist.plan import GB, Plan
 
 SAMPLE_ROWS, SAMPLE_BYTES = 512, 2**30  # of what mapping is timed on, where it takes no more than these bytes
@@ -17,9 +18,9 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
     ----------
     p : Plan
     found : Resources
-        What it would run on; the rates are measured in this process, and its workers are taken to be alike.  Mapping
-        a row is taken to cost as much as adding it to the Gram where drawing the map here would take a gigabyte, and
-        where it is sparse.
+        What it would run on; the rates are measured in this process, and its workers are taken to be alike.  A map
+        that needs a sample is timed with one of random numbers.  Mapping a row is taken to cost as much as adding it
+        to the Gram where drawing the map here would take a gigabyte, and where it is sparse.
     """
     rate = runs.syrk_rate(p.m, p.block_rows, p.dtype, p.threads)
     feature_seconds = _seconds_a_row(p) or p.m**2 / rate
@@ -52,9 +53,12 @@ def _seconds_a_row(p: Plan) -> float | None:
     if p.layout.sparse or needed > SAMPLE_BYTES:
         return None
     x = draws.normals((rows, *shape), 0, 0, 0).astype(p.dtype)
-    p.features(x[:8])  # the draw is made once a process
+    features: AnyMap = p.features
+    if p.features.sample_rows:
+        features = p.features.fit(draws.normals((p.m, *shape), 0, 0, 1))
+    features(x[:8])  # the draw is made once a process
     start = time.perf_counter()
-    p.features(x)
+    features(x)
     return (time.perf_counter() - start) / rows
 
 

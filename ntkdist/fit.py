@@ -222,7 +222,7 @@ def _check_folds(p: Plan) -> None:
         return
     seen: set[int] = set()
     for i in range(p.layout.partitions):
-        seen |= set(p.dataset.folds(p.layout, *p.layout.span(i), p.folds).tolist())
+        seen |= set(p.folds_of(i).tolist())
         if len(seen) == p.folds:
             return
     if p.dataset.holdout:

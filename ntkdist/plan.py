@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from ntkdist import backend
 from ntkdist.data import Dataset, Layout
@@ -118,8 +119,14 @@ class Job(Spec, frozen=True, tag=False):
     cluster: Local | Address | None = None
 
     @classmethod
-    def read(cls, path: str) -> "Job":
+    def read(cls, path: str, store: str = "") -> "Job":
         """A job from a TOML file; a relative dataset path is relative to the current directory.
+
+        Parameters
+        ----------
+        path : str
+        store : str
+            Dataset to use instead of the job's own, which need not have one.
 
         Raises
         ------
@@ -129,6 +136,8 @@ class Job(Spec, frozen=True, tag=False):
         data = read_toml(path)
         if isinstance(cluster := data.get("cluster"), dict):
             cluster.setdefault("type", "local")
+        if store and isinstance(dataset := data.setdefault("dataset", {}), dict):
+            dataset["store"] = store
         return decode(data, cls, path)
 
     def validate(self) -> None:
@@ -216,6 +225,13 @@ class Plan(Spec, frozen=True, tag=False):
             return range(-(-fold * count // self.folds), -(-(fold + 1) * count // self.folds))
         return range(fold, count, self.folds)
 
+    def folds_of(self, partition: int) -> NDArray[np.int64]:
+        """The fold of each row of a partition, as the equations have it; reads at most the array that deals rows."""
+        start, stop = self.layout.span(partition)
+        if self.dataset.dealt:
+            return self.dataset.folds(self.layout, start, stop, self.folds)
+        return np.full(stop - start, next(k for k in range(self.folds) if partition in self.parts(k)))
+
     def tasks(self) -> list[Task]:
         """All tasks, fold by fold."""
         tasks = []
@@ -240,8 +256,11 @@ class Plan(Spec, frozen=True, tag=False):
         partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
         weighted = bool(self.dataset.weight or self.job.class_weight)
         row = (1 + weighted) * self.m * size + 32 * (d + self.t)
-        mapped = self.features.sparse_row_bytes(shape, self.dtype, d) if self.layout.sparse else 0
-        piece = max(PIECE_BYTES, mapped or self.features.row_bytes(shape, self.dtype)) + 16 * backend.TILE**2
+        if self.layout.sparse:
+            mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
+        else:
+            mapped = self.features.row_bytes(shape, self.dtype)
+        piece = max(PIECE_BYTES, self.features.piece_rows * mapped) + 16 * backend.TILE**2
         per_fold, levels = -(-self.shards // self.folds), 1
         while self.fan_in**levels < per_fold:
             levels += 1

@@ -18,7 +18,7 @@ from ntkdist.sums import Tally
 from ntkdist.versions import versions
 
 
-def begin(out: str, name: str) -> tuple[RidgeModel, None, dict[str, Any], Equations] | None:
+def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, Any], Equations] | None:
     """What a complete run of the same job left, or None where one can be written.  Writes nothing.
 
     Raises
@@ -41,7 +41,8 @@ def begin(out: str, name: str) -> tuple[RidgeModel, None, dict[str, Any], Equati
     if not (place / "report.json").exists():
         return None
     model, equations = store.load(str(place / "model.zarr")), store.load(str(place / "equations.zarr"))
-    return model, None, json.loads((place / "report.json").read_text()), equations
+    report = json.loads((place / "report.json").read_text())
+    return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
 
 def start(out: str, name: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkdist import backend
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
 from ntkdist.solvers import Solver
 from ntkdist.sums import NormalEquations
@@ -21,6 +22,7 @@ F8 = NDArray[np.float64]
 # "auto": per row and relative to the features' variance (trace of the centred Gram over its weight).
 AUTO_GRID = tuple(float(10.0**e) for e in np.arange(-7, -0.5, 0.5))
 EXTENSIONS = 6  # times that a grid may grow
+THIN = 2048  # features from which every second penalty of the "auto" grid is tried first
 FLAT = 1e-3  # relative gain below which growing it towards zero is pointless
 
 
@@ -113,7 +115,28 @@ class CVResult:
             "mse_standard_error": self.standard_error,
             "at_edge": self.at_edge,
             "note": self.note,
+            "weights": self.weights.tolist(),
+            "spread": self.spread.tolist(),
+            "alpha": self.alpha.tolist(),
         }
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "CVResult":
+        """The result whose `to_dict` this is, also after JSON."""
+        per_row = "alphas_per_row" in plain
+        mse = np.array(plain["fold_mse"], np.float64)  # None becomes nan
+        mse[np.isnan(mse)] = np.inf
+        return cls(
+            np.array(plain["alphas_per_row" if per_row else "alphas"], np.float64),
+            per_row,
+            mse,
+            np.array(plain["weights"], np.float64),
+            np.array(plain["spread"], np.float64),
+            np.array(plain["best"], np.int64),
+            np.array(plain["alpha"], np.float64),
+            plain["note"],
+            tuple(plain["scored_folds"]),
+        )
 
 
 def cross_validate(
@@ -125,10 +148,12 @@ def cross_validate(
     extend: bool = True,
     per_target: bool = False,
     scored: Sequence[int] | None = None,
+    threads: int | None = None,
 ) -> CVResult:
     """Score every penalty by the error on each fold of the model of the others.
 
-    Equals refitting K times, to rounding: for K folds, a penalties and m features at most K·a factorisations.
+    Equals refitting K times, to rounding: for K folds, a penalties and m features at most K·a factorisations.  Several
+    run at once, each on one thread, so that the result depends on no number of threads.
 
     Parameters
     ----------
@@ -137,7 +162,8 @@ def cross_validate(
     solver : Solver
     alphas : sequence of float, or "auto"
         Absolute penalties, the same number for every training set.  "auto" is a grid per row of half decades from
-        1e-7 to 1e-1 of the features' variance.
+        1e-7 to 1e-1 of the features' variance; from 2,048 features on, every second of them, then those beside the
+        best, unless the solver gives the whole path at once.
     alphas_per_row : sequence of float, optional
         Penalties to be multiplied by Σ w of the training set at hand, instead of ``alphas``.
     extend : bool
@@ -146,6 +172,8 @@ def cross_validate(
         Choose a penalty for every target instead of one for all.
     scored : sequence of int, optional
         The folds that are scored, all by default; the rows of the others are only learnt from.
+    threads : int, optional
+        By default the process's cores, as far as what the solver works on fits half of the free memory.
 
     Raises
     ------
@@ -164,8 +192,11 @@ def cross_validate(
         raise SpecError(f"scored folds are {list(which)}; expected one or more of 0 to {len(folds) - 1}")
     total = functools.reduce(operator.add, folds)
     grid, per_row = penalties(total, alphas, alphas_per_row)
-    scores = _Scores([folds[k] for k in which], total, solver, per_row)
-    scores.add(grid)
+    scores = _Scores([folds[k] for k in which], total, solver, per_row, threads or _threads(solver, total.m))
+    if alphas_per_row is None and isinstance(alphas, str) and total.m >= THIN and not solver.whole_path:
+        scores.add_thinly(grid, per_target)
+    else:
+        scores.add(grid)
     note = scores.extend(per_target) if extend and len(grid) > 1 else ""
     result = scores.result(per_target, note)
     one = [f"one fold of {len(folds)} was scored, so the error has no standard error"] if len(which) == 1 else []
@@ -189,26 +220,48 @@ def penalties(
     return grid, per_row is not None
 
 
+def _threads(solver: Solver, m: int) -> int:
+    free = backend.free_memory_bytes()
+    room = backend.cores() if free is None else free // (2 * (solver.work_bytes(m) + 8 * m**2))  # the training sum too
+    return max(1, min(backend.cores(), room))
+
+
 class _Scores:
     """The grid so far, with the error of each of its penalties on each fold."""
 
-    def __init__(self, folds: Sequence[NormalEquations], total: NormalEquations, solver: Solver, per_row: bool) -> None:
+    def __init__(
+        self, folds: Sequence[NormalEquations], total: NormalEquations, solver: Solver, per_row: bool, threads: int
+    ) -> None:
         self.folds, self.total, self.solver, self.per_row = folds, total, solver, per_row
+        self.threads = threads
         self.mse: dict[float, F8] = {}
 
     def add(self, grid: Sequence[float]) -> None:
         new = np.full((len(grid), len(self.folds), self.total.t), np.inf)
-        for k, fold in enumerate(self.folds):
+        runs = 1 if self.solver.whole_path else -(-self.threads // len(self.folds))  # of a fold, so that all work
+        places = [(k, range(r, len(grid), runs)) for k in range(len(self.folds)) for r in range(min(runs, len(grid)))]
+
+        def score(place: tuple[int, range]) -> None:
+            k, some = place
+            fold = self.folds[k]
             train = self.total - fold
             scale = train.weight if self.per_row else 1.0
-            for i, coef, intercept in _solve_some(self.solver, train, [a * scale for a in grid]):
-                new[i, k] = np.maximum(fold.loss(coef, intercept), 0.0) / fold.weight
+            for i, coef, intercept in _solve_some(self.solver, train, [grid[i] * scale for i in some]):
+                new[some[i], k] = np.maximum(fold.loss(coef, intercept), 0.0) / fold.weight
+
+        backend.at_once(score, places, min(self.threads, len(places)))
         if not self.mse and not np.isfinite(new).all(axis=(1, 2)).any():
             self.solver.solve(self.total, [max(grid) * (self.total.weight if self.per_row else 1.0)])
             raise NotPositiveDefinite(
                 f"No alpha up to {max(grid):g} could be solved in every fold; use larger alphas or float64"
             )
         self.mse.update(zip(grid, new, strict=True))
+
+    def add_thinly(self, grid: Sequence[float], per_target: bool) -> None:
+        """Every second of the grid, then what lies beside the best: the choice of the whole grid if it has one dip."""
+        self.add(grid[::2])
+        beside = {2 * int(b) + step for b in self.result(per_target).best for step in (-1, 1)}
+        self.add([grid[i] for i in sorted(beside) if 0 <= i < len(grid)])
 
     def result(self, per_target: bool, note: str = "") -> CVResult:
         alphas = np.array(sorted(self.mse))

@@ -120,7 +120,8 @@ def _check_fingerprint(
     url: str, features: AnyMap, input_shape: tuple[int, ...], attrs: Any, saved: NDArray[Any]
 ) -> None:
     here = fingerprint(features, input_shape, attrs["dtype"])
-    apart = float(np.max(np.linalg.norm(here - saved, axis=1) / np.linalg.norm(saved, axis=1)))
+    norms = np.linalg.norm(saved, axis=1)  # 0 where a map has learnt that there is nothing
+    apart = float(np.max(np.linalg.norm(here - saved, axis=1) / np.where(norms == 0, 1, norms)))
     if not apart <= TOLERANCE[attrs["dtype"]]:
         theirs, ours = attrs["versions"], versions()
         differ = ", ".join(f"{k} {theirs.get(k)} → {ours[k]}" for k in ours if ours[k] != theirs.get(k)) or "none"

@@ -1,5 +1,6 @@
 """Rows that disagree: folds by groups, by time and by a holdout, and balanced classes, beside scikit-learn's."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from ntkdist import estimate
 from ntkdist.cluster import resources
 from ntkdist.reduce import Source, blocks
 from ntkdist.sums import Tally
+from ntkdist.yardsticks import ExactRidge
 
+compare_module: Any = importlib.import_module("ntkdist.compare")  # the package's own `compare` is the function
 FEATURES = nd.NTKRandomFeatures(n_components=64, depth=2, bias=0.5)
 ALPHAS = (0.01, 1.0, 100.0)
 STRICT: dict[str, Any] = {"dtype": "float64", "threads": 1}
@@ -60,7 +63,7 @@ def folds_of(plan: nd.Plan) -> NDArray[np.int64]:
         for rows in blocks(source, [plan.layout.span(p) for p in task.partitions], Tally(), task.fold):
             assert (found[rows.places] == -1).all()
             found[rows.places] = task.fold
-    assert (found >= 0).all()
+    assert found.tolist() == np.concatenate([plan.folds_of(i) for i in range(plan.layout.partitions)]).tolist()
     return found
 
 
@@ -291,6 +294,28 @@ def test_weights_of_classes_are_saved_and_reused(make_dataset: Any, uneven: Any,
         nd.fit(msgspec.structs.replace(balanced, preprocess=reuse))
 
 
+# yardsticks
+
+
+def test_yardsticks_see_the_same_folds_and_weights(make_dataset: Any, uneven: Any) -> None:
+    """The exact ridge with the kernel of the features is the fit of the features, at its penalty."""
+    x, names, _ = uneven
+    x, names = x[:300], names[:300]
+    store = make_dataset(x, names, groups=GROUPS[:300], holdout=np.arange(300) % 4 == 0)
+    for dealt in ({"groups": "groups"}, {"holdout": "holdout"}):
+        job = job_on(store, alphas="auto", **dealt)
+        job = msgspec.structs.replace(job, class_weight="balanced", alphas_per_row=(1e-2,))
+        result = nd.fit(job)
+        pre, plan = result.model.preprocessing, nd.plan(job)
+        exact = ExactRidge(lambda a, b: FEATURES(a) @ FEATURES(b).T, compare_module._table(plan, pre), pre)
+        exact.alpha_per_row = 1e-2
+        found = exact.out_of_fold()
+        assert result.cv is not None
+        assert found.scored == result.cv.scored
+        np.testing.assert_allclose(found.mse, result.cv.mse, rtol=1e-6)
+        np.testing.assert_allclose(found.weights, result.cv.weights, rtol=1e-9)
+
+
 # what cannot be
 
 
@@ -444,6 +469,7 @@ def test_the_command_line_from_table_to_predictions(command: Command) -> None:
     assert report["cv"]["scored_folds"] == [1]
     assert report["plan"]["folds"] == 2
     assert len(report["data"]["class_weight"]) == 3
+    assert nd.CVResult.from_dict(report["cv"]).scored == (1,)
     assert command("solve", "held", "--alphas", "1").exit_code == 0
     job = write_job("groups.toml", store='train.zarr"\ngroups = "groups', features=FEATURES_TABLE)
     assert command("fit", job, "--out", "run").exit_code == 0
