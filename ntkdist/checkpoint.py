@@ -2,7 +2,7 @@
 
 A checkpoint is a directory: ``plan.json``, what was resolved; ``prepared.zarr``, the scaling and the feature map as
 fitted; and one group for the sum of every finished shard, named by its content: the job, the data, the scaling, the
-map, and the rows.  Each appears whole or not at all, and is added once, by its place in the tree of sums.
+map, the fold and the rows.  Each appears whole or not at all, and is added once, by its place in the tree of sums.
 """
 
 import json
@@ -73,7 +73,7 @@ class Kept:
             ) from error
 
     def _url(self, shard: Shard) -> str:
-        return str(Path(self.place) / f"shard-{digest(self.of, shard.spans)}.zarr")
+        return str(Path(self.place) / f"shard-{digest(self.of, shard.group, shard.spans)}.zarr")
 
 
 @contextmanager
@@ -120,13 +120,15 @@ def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, Any
     """Scaling and map, as kept or else made now and kept, as equations without a fold; and where shards are kept."""
     if not place:
         pre, features = prepare()
-        return Equations([], features, pre, p.dtype), None
+        return Equations([], features, pre, p.dtype, p.scored), None
     url = str(Path(place) / "prepared.zarr")
     if not groups.exists(url):
         pre, features = prepare()
-        store.save(Equations([], features, pre, p.dtype), url)
+        store.save(Equations([], features, pre, p.dtype, p.scored), url)
     empty: Equations = store.load(url)
-    of = digest(sums_digest(p.job), p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype)
+    of = digest(
+        sums_digest(p.job), p.folds, p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype
+    )
     return empty, Kept(place, of)
 
 

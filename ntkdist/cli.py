@@ -68,6 +68,8 @@ def demo_(out: str, workers: int) -> None:
 @click.option("--x", "x", default="x", show_default=True, help="Input array of an .npz.")
 @click.option("--classes", is_flag=True, help="Integer targets are class labels.")
 @click.option("--weight", default="", metavar="NAME", help="Column, array or file of sample weights.")
+@click.option("--groups", default="", metavar="NAME", help="Column, array or file of what keeps rows in one fold.")
+@click.option("--holdout", default="", metavar="NAME", help="Column, array or file of 1 for rows to choose alpha by.")
 @click.option("--drop", multiple=True, metavar="NAME", help="Column to leave out; may be repeated.")
 @click.option("--rows-per-partition", type=click.IntRange(1), metavar="N")
 @click.option("--shuffle-seed", default="0", show_default=True, metavar="S", help="A number, or none to keep order.")

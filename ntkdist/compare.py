@@ -115,8 +115,8 @@ def _on(dataset: Dataset | str, jobs: Sequence[Job]) -> list[Job]:
         theirs = [msgspec.structs.replace(job.dataset, store=dataset) for job in jobs]
         if len(set(theirs)) > 1:
             raise SpecError(
-                "the jobs read other arrays or rows than one another; give them the same x, y, weight and nan in "
-                "[dataset], so that they can be compared"
+                "the jobs read other arrays or rows than one another; give them the same x, y, weight, groups, holdout "
+                "and nan in [dataset], so that they can be compared"
             )
         dataset = theirs[0]
     return [msgspec.structs.replace(job, dataset=dataset) for job in jobs]
@@ -125,7 +125,7 @@ def _on(dataset: Dataset | str, jobs: Sequence[Job]) -> list[Job]:
 def _tested(test: Dataset | str, dataset: Dataset) -> Dataset | None:
     if not test:
         return None
-    tested = msgspec.structs.replace(dataset, store=test) if isinstance(test, str) else test
+    tested = msgspec.structs.replace(dataset, store=test, groups="", holdout="") if isinstance(test, str) else test
     theirs, ours = (target_kind(d.layout().classes, d.layout().targets) for d in (tested, dataset))
     if theirs != ours:
         raise DataError(f"{tested.store}: targets are {theirs}, those of {dataset.store} are {ours}; convert alike")
@@ -174,7 +174,7 @@ def _yardsticks(
 
 def _feature_yardsticks(bench: Bench, first: Job, components: Sequence[int]) -> Iterator[tuple[list[Row], str]]:
     """Ridge on the columns themselves, and on features of a Gaussian, as jobs on the first job's cluster."""
-    chosen: dict[str, Any] = {"alphas": "auto", "alphas_per_row": None} if first.plan.folds > 1 else {}
+    chosen: dict[str, Any] = {"alphas": "auto", "alphas_per_row": None} if first.plan.folds != 1 else {}
     job = msgspec.structs.replace(first, solver=None, **chosen)
     with connect(first.cluster, bench.scheduler, bench.client) as client:
         bench = bench._replace(client=client)
@@ -192,7 +192,7 @@ def _gaussian(bench: Bench, job: Job, pre: Preprocessing) -> tuple[float, str]:
     median = median_distance(sampled(bench, plan(job), pre))
     scales = [factor * median for factor in LENGTHSCALES] if median > 0 else [1.0]
     scores = []
-    for scale in scales if job.plan.folds > 1 else ():
+    for scale in scales if job.plan.folds != 1 else ():
         cv = fit(_with(job, RandomFourier(m, Gaussian(scale))), client=bench.client, watch=bench.watch).cv
         assert cv is not None
         scores.append(cv.rmse)
@@ -209,7 +209,7 @@ def _held_yardsticks(bench: Bench, first: Job, pre: Preprocessing, exact_rows: i
     if (need := 4 * n * row_bytes) > limit:
         yield [], f"exact kernel and boosted trees were left out: {need / GB:.1f} GB of rows are too many for a process"
         return
-    table = _table(p)
+    table = _table(p, pre)
     name = f"exact kernel: ridge with the kernel of {type(first.features).__name__} itself"
     if n > exact_rows:
         yield [], f"{name} was left out: {n:,} rows are more than {exact_rows:,}"
@@ -252,18 +252,20 @@ def _held(
     )
 
 
-def _table(p: Plan) -> Table:
+def _table(p: Plan, pre: Preprocessing) -> Table:
     """All rows of positive weight, with the fold of each."""
     parts = [p.dataset.read(p.layout, *p.layout.span(i)) for i in range(p.layout.partitions)]
-    fold = np.concatenate([np.full(len(rows.x), i % p.folds) for i, rows in enumerate(parts)])
-    weight = np.concatenate([_weight(rows) for rows in parts])
+    fold = np.concatenate([p.folds_of(i)[rows.places - p.layout.span(i)[0]] for i, rows in enumerate(parts)])
+    if p.scored is not None:
+        fold[~np.isin(fold, p.scored)] = -1
+    weight = np.concatenate([_weight(pre, rows) for rows in parts])
     x, y = (np.concatenate([rows[i] for rows in parts]) for i in (0, 1))
     kept = weight > 0
     return Table(x[kept], y[kept], weight[kept], fold[kept])
 
 
-def _weight(rows: Rows) -> NDArray[np.float64]:
-    return np.ones(len(rows.x)) if rows.weight is None else rows.weight
+def _weight(pre: Preprocessing, rows: Rows) -> NDArray[np.float64]:
+    return np.ones(len(rows.x)) if (weight := pre.weights(rows)) is None else weight
 
 
 def _test_errors(model: Callable[[NDArray[Any]], Any], test: Dataset, pre: Preprocessing) -> dict[str, float]:

@@ -32,7 +32,8 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
         "shards": len(p.tasks()),
         "n_components": p.m,
         "targets": p.t,
-        "bytes_read": 2 * p.layout.rows * p.layout.row_bytes,
+        "passes": 1 + p.reads,
+        "bytes_read": (1 + p.reads) * p.layout.rows * p.layout.row_bytes,
         "gram_flops": gram_flops,
         "workers": found.workers,
         "threads": p.threads,
@@ -64,12 +65,13 @@ def _seconds_a_row(p: Plan) -> float | None:
 def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
     """The same for a reader of 80 columns."""
     parts = ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in cost["worker_memory_bytes"].items())
+    by = f" by '{p.dataset.dealt}'" if p.dataset.dealt else " of consecutive rows" if p.job.plan.contiguous else ""
     lines = {
         "data": f"{cost['rows']:,} rows in {cost['partitions']:,} partitions of {p.dataset.store}",
         "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
-        "tasks": f"{cost['shards']} shards in {p.folds} folds, blocks of {p.block_rows:,} rows",
+        "tasks": f"{cost['shards']} shards in {p.folds} folds{by}, blocks of {p.block_rows:,} rows",
         "workers": f"{found.workers} with {found.tasks_at_once} task(s) of {p.threads} thread(s)",
-        "read": f"{cost['bytes_read'] / GB:.2f} GB in two passes",
+        "read": f"{cost['bytes_read'] / GB:.2f} GB in {cost['passes']} passes",
         "operations": f"{cost['gram_flops']:.2e} in the Gram, {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker",
         "time": f"about {cost['seconds']:.0f} s for the equations, then {type(p.solver).__name__}",
         "worker": f"{cost['projected_memory_bytes'] / GB:.2f} GB of {cost['worker_limit_bytes'] / GB:.2f}",

@@ -132,7 +132,14 @@ def solve(
     grid, per_row = penalties(total, alphas, alphas_per_row)
     solver = solver or choose(total.m, len(grid))
     if len(equations.folds) > 1:
-        cv = cross_validate(equations.folds, solver, alphas, alphas_per_row=alphas_per_row, per_target=per_target)
+        cv = cross_validate(
+            equations.folds,
+            solver,
+            alphas,
+            alphas_per_row=alphas_per_row,
+            per_target=per_target,
+            scored=equations.scored,
+        )
         cv, alpha = cv.scaled(pre.y_scale), cv.alpha
     elif len(grid) == 1:
         cv, alpha = None, np.full(total.t, grid[0] * (total.weight if per_row else 1.0))
@@ -167,7 +174,7 @@ class EquationsOf:
     def update(self, total: NormalEquations, rows: Rows) -> NormalEquations:
         assert rows.y is not None
         z = self.features(self.preprocessing.inputs(rows.x, self.dtype))
-        total.update(z, self.preprocessing.targets(rows.y), rows.weight)
+        total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
         if not np.isfinite(total.z_sum).all():
             raise DataError(
                 f"Features of rows from {rows.start} on are not finite in {self.dtype}; look for huge values there, "
@@ -179,21 +186,46 @@ class EquationsOf:
 def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: str) -> runs.Passed:
     """Scaling, what the map learns if it does, then the equations of every fold."""
     source = Source(p.dataset, p.layout, p.block_rows, p.threads)
+    _check_folds(p)
 
     def prepare() -> tuple[Preprocessing, AnyMap]:
-        pre = scaling(p.job.preprocess, source, client, watch)
+        pre = scaling(p.job.preprocess, source, client, watch, bool(p.job.class_weight))
         return pre, learnt(p.features, p.job.preprocess, source, pre, client, watch)
 
     start = time.perf_counter()
     empty, kept = checkpoint.prepared(keep, p, prepare)
     between = time.perf_counter()
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    with (watch or progress.default_watch())("equations", p.layout.rows) as done:
-        parts = reduce(
-            source, EquationsOf(empty.features, empty.preprocessing, p.dtype), shards, p.fan_in, client, done, kept
-        )
+    source = source._replace(folds=p.folds if p.dataset.dealt else 0)
+    summand = EquationsOf(empty.features, empty.preprocessing, p.dtype)
+    with (watch or progress.default_watch())("equations", p.reads * p.layout.rows) as done:
+        parts = reduce(source, summand, shards, p.fan_in, client, done, kept)
     return runs.Passed(
         replace(empty, folds=[part.total for part in parts]),
         functools.reduce(operator.add, (part.tally for part in parts)),
         {"prepare": between - start, "equations": time.perf_counter() - between},
+    )
+
+
+def _check_folds(p: Plan) -> None:
+    """See that each fold gets rows, before any work: read who is in which, up to where all folds have been seen.
+
+    Raises
+    ------
+    DataError
+        If one gets none.
+    """
+    if not (name := p.dataset.dealt):
+        return
+    seen: set[int] = set()
+    for i in range(p.layout.partitions):
+        seen |= set(p.folds_of(i).tolist())
+        if len(seen) == p.folds:
+            return
+    if p.dataset.holdout:
+        found = "no row is" if seen == {0} else "all rows are"
+        raise DataError(f"{p.dataset.store}: {found} held out by '{name}'; expected 1 for some rows and 0 for others")
+    raise DataError(
+        f"{p.dataset.store}: only {len(seen)} of {p.folds} folds get rows from the groups of '{name}', which are fewer "
+        "than folds or too few to be dealt to all; lower folds"
     )

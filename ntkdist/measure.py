@@ -136,6 +136,8 @@ def cv_errors(cv: CVResult | None) -> dict[str, Any]:
     if cv is None:
         return {"cv_rmse": None, "cv_standard_error": None}
     rmse = cv.rmse
+    if len(cv.weights) == 1:
+        return {"cv_rmse": rmse, "cv_standard_error": None}
     return {"cv_rmse": rmse, "cv_standard_error": cv.standard_error / (2 * rmse) if rmse > 0 else 0.0}  # of the root
 
 

@@ -20,18 +20,26 @@ from ntkdist.sums import RowSample
 SAMPLE, WEIGHTED = 2000, 2001  # roles of the random streams, apart from those of any map
 
 
-def scaling(preprocess: Preprocess, source: Source, client: Client | None, watch: Watch | None) -> Preprocessing:
-    """Fit or reuse the scaling of a dataset."""
+def scaling(
+    preprocess: Preprocess, source: Source, client: Client | None, watch: Watch | None, balanced: bool | None = None
+) -> Preprocessing:
+    """Fit or reuse the scaling of a dataset, with weights of classes if they shall be balanced; None: as is reused."""
     layout = source.layout
     if preprocess.reuse:
         pre: Preprocessing = _before(preprocess).preprocessing
         pre.match(layout, source.dataset.store)
         if pre.classes != layout.classes or pre.columns != layout.columns:
             raise DataError(f"{source.dataset.store}: classes or columns differ from those of {preprocess.reuse}")
+        if balanced is not None and balanced != bool(pre.class_weight):
+            does, change = ("does not weigh", "leave out") if balanced else ("weighs", "set")
+            raise DataError(
+                f"{preprocess.reuse} {does} classes, unlike this job, so their sums would not add; {change} "
+                'class_weight = "balanced", or leave out [preprocess] reuse'
+            )
         return pre
     mode = preprocess.resolve(layout)
     part = reduce_all(source, MomentsOf(mode, layout), layout.rows_per_partition, client, "moments", watch)
-    return Preprocessing.fit(mode, layout, part.total)
+    return Preprocessing.fit(mode, layout, part.total, bool(balanced))
 
 
 def learnt(

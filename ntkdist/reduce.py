@@ -72,13 +72,17 @@ class Shard(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0."""
+    """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0.
+
+    With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
+    """
 
     dataset: Dataset
     layout: Layout
     block_rows: int
     threads: int
     labelled: bool = True
+    folds: int = 0
 
 
 def reduce(
@@ -140,7 +144,7 @@ def run_shard(source: Source, summand: Summand, shard: Shard, keep: Keep | None 
     backend.use_threads(source.threads)
     tally, total = Tally(), summand.zero()
     start = time.perf_counter()
-    for rows in blocks(source, shard.spans, tally):
+    for rows in blocks(source, shard.spans, tally, shard.group):
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
     tally.workers[f"{socket.gethostname()}:{os.getpid()}"] = backend.peak_memory_bytes()
@@ -159,12 +163,15 @@ def add_parts(parts: Sequence[Part]) -> Part:
     return Part(total, tally)
 
 
-def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally) -> Iterator[Rows]:
+def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold: int = 0) -> Iterator[Rows]:
     """The rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are."""
     held: list[Rows] = []
     for start, stop in spans:
         began = time.perf_counter()
-        rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled)
+        keep = source.dataset.folds(source.layout, start, stop, source.folds) == fold if source.folds else None
+        if keep is not None and not keep.any():
+            continue
+        rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled, keep=keep)
         tally.read_seconds += time.perf_counter() - began
         tally.rows += rows.n
         tally.dropped += rows.dropped

@@ -106,6 +106,8 @@ def report(
         notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
     if tally.resumed:
         notes.append(f"{tally.resumed} of {len(p.tasks())} shards were finished before and taken from the checkpoint")
+    if p.dataset.holdout:
+        notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
     if tally.dropped:
         notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
     return {
@@ -119,6 +121,8 @@ def report(
             "dropped_rows": tally.dropped,
             "constant_columns": list(constant),
             "classes": list(equations.preprocessing.classes),
+            "class_weight": list(equations.preprocessing.class_weight),
+            "folds": {"count": p.folds, "dealt_by": p.dataset.dealt, "contiguous": p.job.plan.contiguous},
             "fold_weights": fold_weights,
         },
         "cv": None if cv is None else cv.to_dict(),

@@ -47,6 +47,8 @@ class CVResult:
         The chosen penalties for the whole data, absolute.
     note : str
         What a reader should know of the choice, or "".
+    scored : tuple of int
+        The folds that k counts, by their numbers.
     """
 
     alphas: F8
@@ -57,6 +59,7 @@ class CVResult:
     best: NDArray[np.int64]
     alpha: F8
     note: str = ""
+    scored: tuple[int, ...] = ()
 
     @property
     def path(self) -> F8:
@@ -83,7 +86,9 @@ class CVResult:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean squared error, from its spread over folds."""
+        """Of the mean squared error, from its spread over folds; nan if one was scored, which has none."""
+        if len(self.weights) == 1:
+            return float("nan")
         folds = self.mse[self.best, :, np.arange(len(self.best))].mean(axis=0)
         return float(np.std(folds, ddof=1) / np.sqrt(len(folds)))
 
@@ -103,6 +108,7 @@ class CVResult:
             unit: self.alphas.tolist(),
             "mse": _or_none(self.path),
             "fold_mse": _or_none(self.mse),
+            "scored_folds": list(self.scored),
             "best": self.best.tolist(),
             "rmse": self.rmse,
             "r2": self.r2,
@@ -129,6 +135,7 @@ class CVResult:
             np.array(plain["best"], np.int64),
             np.array(plain["alpha"], np.float64),
             plain["note"],
+            tuple(plain["scored_folds"]),
         )
 
 
@@ -140,6 +147,7 @@ def cross_validate(
     alphas_per_row: Sequence[float] | None = None,
     extend: bool = True,
     per_target: bool = False,
+    scored: Sequence[int] | None = None,
     threads: int | None = None,
 ) -> CVResult:
     """Score every penalty by the error on each fold of the model of the others.
@@ -162,6 +170,8 @@ def cross_validate(
         Grow a grid of two or more while the best is at its edge and gains.
     per_target : bool
         Choose a penalty for every target instead of one for all.
+    scored : sequence of int, optional
+        The folds that are scored, all by default; the rows of the others are only learnt from.
     threads : int, optional
         By default the process's cores, as far as what the solver works on fits half of the free memory.
 
@@ -170,22 +180,27 @@ def cross_validate(
     DataError
         If there are fewer than two folds or one has no weight.
     SpecError
-        If both grids are given, or a penalty is negative.
+        If both grids are given, a penalty is negative, or a fold is scored that there is not.
     NotPositiveDefinite
         If no penalty of the grid could be solved.
     """
     if len(folds) < 2 or any(fold.weight <= 0 for fold in folds):
         found = [round(fold.weight, 6) for fold in folds]
         raise DataError(f"Cross-validation needs two or more folds with rows, got folds of weight {found}; lower folds")
+    which = tuple(range(len(folds)) if scored is None else scored)
+    if not which or not set(which) <= set(range(len(folds))):
+        raise SpecError(f"scored folds are {list(which)}; expected one or more of 0 to {len(folds) - 1}")
     total = functools.reduce(operator.add, folds)
     grid, per_row = penalties(total, alphas, alphas_per_row)
-    scores = _Scores(folds, total, solver, per_row, threads or _threads(solver, total.m))
+    scores = _Scores([folds[k] for k in which], total, solver, per_row, threads or _threads(solver, total.m))
     if alphas_per_row is None and isinstance(alphas, str) and total.m >= THIN and not solver.whole_path:
         scores.add_thinly(grid, per_target)
     else:
         scores.add(grid)
     note = scores.extend(per_target) if extend and len(grid) > 1 else ""
-    return scores.result(per_target, note)
+    result = scores.result(per_target, note)
+    one = [f"one fold of {len(folds)} was scored, so the error has no standard error"] if len(which) == 1 else []
+    return replace(result, scored=which, note="; ".join(filter(None, [result.note, *one])))
 
 
 def penalties(

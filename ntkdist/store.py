@@ -45,6 +45,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
             "target_names": pre.target_names,
             "vector_target": pre.vector_target,
             "constant": pre.constant,
+            "class_weight": pre.class_weight,
         },
         "versions": versions(),
     }
@@ -56,7 +57,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
         arrays |= {"coef": value.coef, "intercept": value.intercept, "alpha": value.alpha}
     else:
         kind = EQUATIONS
-        attrs["folds"] = len(value.folds)
+        attrs |= {"folds": len(value.folds), "scored": value.scored}
         for k, fold in enumerate(value.folds):
             arrays |= {f"gram{k}": np.tril(fold.gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
     with groups.new_group(url, kind, attrs) as place:
@@ -105,7 +106,8 @@ def load(url: str) -> Any:
         NormalEquations(array(f"gram{k}"), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
         for k in range(attrs["folds"])
     ]
-    return Equations(folds, features, preprocessing, attrs["dtype"])
+    scored = attrs.get("scored")
+    return Equations(folds, features, preprocessing, attrs["dtype"], None if scored is None else tuple(scored))
 
 
 def fingerprint(features: AnyMap, input_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:

@@ -39,12 +39,20 @@ def one_thread() -> Iterator[None]:
 
 
 class Table(NamedTuple):
-    """All rows of a dataset: raw x (n, *shape), y (n,) or (n, t), weight (n,) all positive, fold (n,)."""
+    """All rows of a dataset: raw x (n, *shape), y (n,) or (n, t), weight (n,) all positive, fold (n,).
+
+    Rows that are never scored, only learnt from, have fold −1.
+    """
 
     x: NDArray[Any]
     y: NDArray[Any]
     weight: F8
     fold: NDArray[np.int64]
+
+    @property
+    def scored(self) -> NDArray[np.int64]:
+        """The folds that are scored."""
+        return np.unique(self.fold[self.fold >= 0])
 
 
 class ExactRidge:
@@ -81,8 +89,8 @@ class ExactRidge:
     def out_of_fold(self) -> CVResult:
         """The error on each fold of the ridge of the others, at the one penalty."""
         n = np.arange(len(self._x))
-        scores = np.empty_like(self._y)
-        for fold in np.unique(self.table.fold):
+        scores = np.full_like(self._y, np.nan)
+        for fold in self.table.scored:
             held = self.table.fold == fold
             scores[held] = self._predict(n[~held], n[held], self.alpha_per_row)
         return cv_result(scores, self.table, self._pre, self.alpha_per_row)
@@ -154,8 +162,8 @@ class BoostedTrees:
 
     def out_of_fold(self) -> CVResult:
         """The error on each fold of trees grown on the others."""
-        scores = np.empty((len(self.table.x), self._pre.t))
-        for fold in np.unique(self.table.fold):
+        scores = np.full((len(self.table.x), self._pre.t), np.nan)
+        for fold in self.table.scored:
             held = self.table.fold == fold
             scores[held] = self._scores(self._fitted(~held), self.table.x[held])
         return cv_result(scores, self.table, self._pre, 0.0)
@@ -178,7 +186,7 @@ class BoostedTrees:
 
 def cv_result(scores: F8, table: Table, pre: Preprocessing, alpha_per_row: float) -> CVResult:
     """Out-of-fold scores as a result of cross-validation with one penalty, of one-hot codes for classes."""
-    truth, w, folds = _in_units(pre.targets(table.y), pre), table.weight, np.unique(table.fold)
+    truth, w, folds = _in_units(pre.targets(table.y), pre), table.weight, table.scored
     mse = [np.average((scores - truth)[table.fold == k] ** 2, axis=0, weights=w[table.fold == k]) for k in folds]
     mean = np.average(truth, axis=0, weights=w)
     return CVResult(
@@ -189,6 +197,7 @@ def cv_result(scores: F8, table: Table, pre: Preprocessing, alpha_per_row: float
         spread=np.average((truth - mean) ** 2, axis=0, weights=w),
         best=np.zeros(pre.t, np.int64),
         alpha=np.full(pre.t, alpha_per_row * w.sum()),
+        scored=tuple(folds.tolist()),
     )
 
 

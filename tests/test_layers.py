@@ -29,6 +29,7 @@ ORDER = (
         "groups",
         "sparse",
         "data",
+        "beside",
         "sources",
         "tables",
     ),
