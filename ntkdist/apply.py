@@ -193,8 +193,7 @@ class WritePredictions:
         else:
             values = scores if model.preprocessing.vector_target else scores[:, 0]
             groups.write_rows(self.place, "prediction", rows.start, values)
-        for name in self.copied:
-            _copy(self.source, self.place, name, rows.start, stop)
+        _copy(self.source, self.place, self.copied, rows.start, stop)
         return total + len(scores)
 
 
@@ -215,10 +214,10 @@ class WriteFeatures:
     def update(self, total: int, rows: Rows) -> int:
         stop = rows.start + rows.n
         groups.write_rows(self.place, "x", rows.start, self.features(self.preprocessing.inputs(rows.x, self.dtype)))
-        for name in self.copied:
-            _copy(self.source, self.place, name, rows.start, stop)
+        _copy(self.source, self.place, self.copied, rows.start, stop)
         return total + rows.n
 
 
-def _copy(source: Source, place: str, name: str, start: int, stop: int) -> None:
-    groups.write_rows(place, name, start, source.dataset.column(source.layout, name, start, stop))
+def _copy(source: Source, place: str, names: tuple[str, ...], start: int, stop: int) -> None:
+    for name in names:
+        groups.write_rows(place, name, start, source.dataset.column(source.layout, name, start, stop))

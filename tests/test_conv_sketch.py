@@ -1,12 +1,12 @@
 """`CNTKSketch`: what every map promises, on images, and how it approximates `CNTK`."""
 
-import tracemalloc
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from test_features import peak_bytes
 
 from ntkdist import CNTK, CNTKSketch, DataError, SpecError
 from ntkdist.features import AnyFeatureMap
@@ -173,16 +173,6 @@ def test_any_number_of_channels(channels: int, m: int) -> None:
     k = CNTK(3, 3)(x)
     mean = np.mean([z @ z.T for z in (CNTKSketch(m, seed=s)(x) for s in range(30))], axis=0)
     assert np.linalg.norm(mean - k) < 0.25 * np.linalg.norm(k)  # of 1/columns: a bias
-
-
-def peak_bytes(call: Any) -> int:
-    tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    call()
-    peak = tracemalloc.get_traced_memory()[1] - before
-    tracemalloc.stop()
-    return peak
 
 
 @pytest.mark.parametrize(("side", "channels", "m", "n"), [(8, 3, 400, 20), (32, 3, 200, 2), (12, 50, 300, 6)])

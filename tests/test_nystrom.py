@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import tracemalloc
 from typing import Any
 
 import dask
@@ -10,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from test_features import peak_bytes
 
 import ntkdist as nd
 from ntkdist import NNGP, NTK, GammaExponential, Gaussian, Laplace, Nystrom, fused
@@ -212,16 +212,6 @@ def test_fitting_a_sample_of_any_size_and_calling_unfitted() -> None:
         Nystrom(100).draw((6,))
     with pytest.raises(nd.SpecError, match=r"Nystrom\.landmarks is 'best'"):
         Nystrom(100, landmarks="best")  # type: ignore[arg-type]
-
-
-def peak_bytes(call: Any) -> int:
-    tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    call()
-    peak = tracemalloc.get_traced_memory()[1] - before
-    tracemalloc.stop()
-    return peak
 
 
 @pytest.mark.parametrize(("d", "m"), [(9, 1024), (784, 512)])

@@ -90,7 +90,7 @@ class CNTKSketch(FeatureMap, frozen=True):
             )
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
-        return self.kernel_value()(x, y)
+        return self._exact()(x, y)
 
     def polynomial_error(self) -> tuple[float, float]:
         """Uniform errors of the polynomials for κ₀ and κ₁, the larger of those on [−1, 1] (first layer) and [0, 1]."""
@@ -169,7 +169,7 @@ class CNTKSketch(FeatureMap, frozen=True):
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         channels = self._channels(input_shape)
-        sizes = [input_shape[:2], *self.kernel_value().sizes(*input_shape[:2])]
+        sizes = [input_shape[:2], *self._exact().sizes(*input_shape[:2])]
         wide, most = channels, 0
         for h, layer in enumerate(self._layers(channels)):
             wide *= self.filter_size**2 if layer.whole else 1
@@ -195,10 +195,10 @@ class CNTKSketch(FeatureMap, frozen=True):
         """Of the input; of a random projection of it, if they are more than an eighth of the columns."""
         if len(input_shape) != 3:
             raise DataError(f"CNTKSketch maps images (n, height, width, channels), got rows of shape {input_shape}")
-        self.kernel_value().sizes(*input_shape[:2])
+        self._exact().sizes(*input_shape[:2])
         return min(input_shape[2], self.n_components // 8)
 
-    def kernel_value(self) -> CNTK:
+    def _exact(self) -> CNTK:
         return CNTK(self.depth, self.filter_size, self.padding)
 
     def _layers(self, channels: int) -> list[Layer]:
