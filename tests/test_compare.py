@@ -111,6 +111,15 @@ def test_kernel_errors_are_those_of_dense_numpy_for_every_redraw(make_dataset: A
     assert found.models[0].drawn_bytes == sum(a.nbytes for a in NTK.draw((5,)).values())
 
 
+def test_maps_that_learn_are_learnt_again_for_every_redraw(make_dataset: Any, table: Any) -> None:
+    """Each seed has landmarks of its own, and with all rows as landmarks nothing is missing."""
+    store = make_dataset(table[0][:300], table[1][:300])
+    some, every = nd.Nystrom(60, nd.NTK(2, 1.0)), nd.Nystrom(300, nd.NTK(2, 1.0))
+    few, all_rows = nd.compare(store, [job(some), job(every)], seeds=2, sample=200, baselines=False).models
+    assert len(set(few.frobenius)) == 2
+    assert min(few.frobenius) > 1e-3 > 1e-8 > max(all_rows.frobenius)
+
+
 def test_a_sample_is_the_same_for_all_jobs_and_curves_have_every_m(make_dataset: Any, table: Any) -> None:
     store = make_dataset(table[0][:300], table[1][:300])
     jobs = [job(nd.ZonalFeatures(50)), job(nd.ZonalFeatures(50)), job(nd.Linear(5))]
