@@ -71,10 +71,10 @@ def scores(job: nd.Job, table: str) -> float:
         x, y = f["x"].astype(np.float64), f["y"].astype(np.float64)
     z = job.features((x - x.mean(axis=0)) / x.std(axis=0))
     target = (y - y.mean()) / y.std()
-    fold = np.arange(len(x)) // job.dataset.layout().rows_per_partition % job.plan.folds
+    fold = np.arange(len(x)) // job.dataset.layout().rows_per_partition % nd.plan(job).folds
     worst = 0.0
     for a, alpha in enumerate(cv.alphas):
-        for k in range(job.plan.folds):
+        for k in range(cv.mse.shape[1]):
             ridge = Ridge(alpha=alpha, solver="cholesky").fit(z[fold != k], target[fold != k])
             mse = np.mean((ridge.predict(z[fold == k]) - target[fold == k]) ** 2) * np.var(y)
             worst = max(worst, abs(float(cv.mse[a, k, 0] / mse) - 1))

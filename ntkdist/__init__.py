@@ -6,6 +6,8 @@ that knows nothing of clusters turns the sum into weights.  Start reading at `nt
 """
 
 from ntkdist.apply import evaluate, featurize, predict
+from ntkdist.compare import compare
+from ntkdist.comparison import Comparison
 from ntkdist.convert import convert
 from ntkdist.data import Dataset
 from ntkdist.errors import (
@@ -18,9 +20,18 @@ from ntkdist.errors import (
     SpecError,
     StoreError,
 )
-from ntkdist.features import Linear, NTKRandomFeatures, NTKSketch, RandomFourier, ZonalFeatures
+from ntkdist.features import (
+    CNTKRandomFeatures,
+    CNTKSketch,
+    Linear,
+    NTKRandomFeatures,
+    NTKSketch,
+    Nystrom,
+    RandomFourier,
+    ZonalFeatures,
+)
 from ntkdist.fit import FitResult, fit, normal_equations, solve
-from ntkdist.kernels import NNGP, NTK, GammaExponential, Gaussian, Laplace
+from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Address, Job, Local, Plan, PlanTable, plan
 from ntkdist.preprocess import Preprocess
@@ -29,13 +40,17 @@ from ntkdist.solvers import PCG, Cholesky, Eigh
 from ntkdist.store import load, save
 
 __all__ = [
+    "CNTK",
     "NNGP",
     "NTK",
     "PCG",
     "Address",
+    "CNTKRandomFeatures",
+    "CNTKSketch",
     "CVResult",
     "Cholesky",
     "ClusterError",
+    "Comparison",
     "DataError",
     "Dataset",
     "Eigh",
@@ -52,6 +67,7 @@ __all__ = [
     "NotConverged",
     "NotPositiveDefinite",
     "NtkdistError",
+    "Nystrom",
     "Plan",
     "PlanTable",
     "PlanTooLarge",
@@ -61,6 +77,7 @@ __all__ = [
     "SpecError",
     "StoreError",
     "ZonalFeatures",
+    "compare",
     "convert",
     "cross_validate",
     "evaluate",

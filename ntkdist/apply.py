@@ -45,7 +45,7 @@ def evaluate(
     dataset = _dataset(dataset)
     start = time.perf_counter()
     layout = dataset.layout()
-    theirs, ours = _kind(layout.classes, layout.targets), _kind(model.classes, len(model.intercept))
+    theirs, ours = target_kind(layout.classes, layout.targets), target_kind(model.classes, len(model.intercept))
     if theirs != ours:
         raise DataError(f"{dataset.store}: targets are {theirs}, the model predicts {ours}; convert the same way")
     summand = MetricsOf(model, model.preprocessing.match(layout, dataset.store))
@@ -69,7 +69,8 @@ def predict(
     """Write predictions for every row of a dataset to a new Zarr group, shard by shard.
 
     Arrays: ``prediction`` in target units, or class codes with their names in the attribute ``classes`` and the scores
-    in ``score``; ``row`` as in the dataset.  A row with a NaN is an error: every row gets its prediction.
+    in ``score``; ``row``, ``groups`` and ``holdout`` as far as the dataset has them.  A row with a NaN is an error:
+    every row gets its prediction.
 
     Raises
     ------
@@ -80,7 +81,8 @@ def predict(
     layout = dataset.layout(labelled=False)
     matching = model.preprocessing.match(layout, dataset.store)
     t = len(model.intercept)
-    arrays: dict[str, tuple[tuple[int, ...], str]] = {"row": ((), "int64")}
+    copied = {k: v for k, v in dataset.others().items() if k in ("row", "groups", "holdout")}
+    arrays = {name: (shape[1:], kind) for name, (shape, kind) in copied.items()}
     if model.classes:
         arrays |= {"prediction": ((), "uint16"), "score": ((t,), "float64")}
     else:
@@ -91,7 +93,7 @@ def predict(
         for name, (shape, dtype) in arrays.items():
             groups.create_array(place, name, (layout.rows, *shape), dtype, size)
         source = Source(dataset, layout, 0, resources(client).threads, labelled=False)
-        summand = WritePredictions(model, matching, source, place)
+        summand = WritePredictions(model, matching, source, place, tuple(copied))
         reduce_all(source, summand, size, client, "predict", watch)
 
 
@@ -143,7 +145,8 @@ def _dataset(dataset: Dataset | str) -> Dataset:
     return Dataset(dataset) if isinstance(dataset, str) else dataset
 
 
-def _kind(classes: tuple[str, ...], targets: int) -> str:
+def target_kind(classes: tuple[str, ...], targets: int) -> str:
+    """What the targets of a dataset or a model are, in words."""
     return "class labels" if classes else f"numbers, {max(targets, 1)} a row"
 
 
@@ -175,6 +178,7 @@ class WritePredictions:
     matching: Matching
     source: Source
     place: str
+    copied: tuple[str, ...]
 
     def zero(self) -> int:
         return 0
@@ -189,7 +193,7 @@ class WritePredictions:
         else:
             values = scores if model.preprocessing.vector_target else scores[:, 0]
             groups.write_rows(self.place, "prediction", rows.start, values)
-        _copy(self.source, self.place, "row", rows.start, stop)
+        _copy(self.source, self.place, self.copied, rows.start, stop)
         return total + len(scores)
 
 
@@ -210,10 +214,10 @@ class WriteFeatures:
     def update(self, total: int, rows: Rows) -> int:
         stop = rows.start + rows.n
         groups.write_rows(self.place, "x", rows.start, self.features(self.preprocessing.inputs(rows.x, self.dtype)))
-        for name in self.copied:
-            _copy(self.source, self.place, name, rows.start, stop)
+        _copy(self.source, self.place, self.copied, rows.start, stop)
         return total + rows.n
 
 
-def _copy(source: Source, place: str, name: str, start: int, stop: int) -> None:
-    groups.write_rows(place, name, start, source.dataset.column(source.layout, name, start, stop))
+def _copy(source: Source, place: str, names: tuple[str, ...], start: int, stop: int) -> None:
+    for name in names:
+        groups.write_rows(place, name, start, source.dataset.column(source.layout, name, start, stop))

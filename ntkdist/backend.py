@@ -6,6 +6,7 @@ a result depend on neither the number of threads nor that of workers, and elemen
 Legend: z (b, m) a block of rows; G (m, m) its running Gram, of which only the lower triangle is kept up to date.
 """
 
+import os
 import resource
 import sys
 import time
@@ -24,6 +25,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 F8 = NDArray[np.float64]
 T = TypeVar("T")
+R = TypeVar("R")
 TILE = 512  # columns of a tile of the Gram: large enough for the full rate of BLAS, small enough to balance threads
 _threads = 0  # of this process's tasks; 0: not set, BLAS has what it started with
 _pool: ThreadPoolExecutor | None = None
@@ -50,10 +52,45 @@ def own_threads() -> Iterator[None]:
         _threads, _pool = 0, None
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Give BLAS one thread, so that a factor has the same bits on every machine and in every process."""
+    if _threads:
+        yield  # it has one already
+    else:
+        with threadpool_limits(1):
+            yield
+
+
 def each(call: Callable[[T], object], pieces: Iterable[T]) -> None:
     """Call a function for every piece, on all threads of the task; pieces must not overlap in what they write."""
     for _ in map(call, pieces) if _pool is None else _pool.map(call, pieces):
         pass
+
+
+def at_once(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> list[R]:
+    """Results of independent calls, some at a time, each on one thread with a BLAS of one thread.
+
+    For calls that are large themselves, such as factorisations: so their bits do not depend on the machine's cores.
+    """
+    with own_threads(), ThreadPoolExecutor(threads, "ntkdist-calls") as pool:
+        use_threads(1)
+        return list(pool.map(call, pieces))
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory_bytes() -> int | None:
+    """What the machine has to give without swapping; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (line,) = [line for line in lines if line.startswith("MemAvailable")]
+        return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return None
 
 
 def add_products(gram: F8, cross: F8, z: NDArray[Any], y: NDArray[Any]) -> None:

@@ -2,12 +2,13 @@
 
 A checkpoint is a directory: ``plan.json``, what was resolved; ``prepared.zarr``, the scaling and the feature map as
 fitted; and one group for the sum of every finished shard, named by its content: the job, the data, the scaling, the
-map, and the rows.  Each appears whole or not at all, and is added once, by its place in the tree of sums.
+map, the fold and the rows.  Each appears whole or not at all, and is added once, by its place in the tree of sums.
 """
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,14 +19,14 @@ from ntkdist import groups, store
 from ntkdist.errors import DataError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.model import Equations
-from ntkdist.plan import Plan, job_digest
+from ntkdist.plan import Plan, sums_digest
 from ntkdist.preprocess import Preprocessing
 from ntkdist.reduce import Part, Shard
 from ntkdist.spec import decode, digest
 from ntkdist.sums import NormalEquations, Tally
 
 PART = "ntkdist.part"
-RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "solver")
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype")
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,34 @@ class Kept:
             ) from error
 
     def _url(self, shard: Shard) -> str:
-        return str(Path(self.place) / f"shard-{digest(self.of, shard.spans)}.zarr")
+        return str(Path(self.place) / f"shard-{digest(self.of, shard.group, shard.spans)}.zarr")
 
 
-def begin(place: str, p: Plan) -> Plan:
-    """Start or go on: the plan, with what decides its bits as the checkpoint has it.
+@contextmanager
+def begun(place: str, p: Plan) -> Iterator[Plan]:
+    """Start or go on: the plan, with what decides its bits as the checkpoint has it; without a place, as it is.
+
+    What fails before a shard is kept leaves no checkpoint.
 
     Raises
     ------
     StoreError
         If the checkpoint is of another job, or of the same job on other data.
     """
-    path, name = Path(place) / "plan.json", job_digest(p.job)
+    if not place:
+        yield p
+        return
+    p = _resolved(Path(place) / "plan.json", p)
+    try:
+        yield p
+    except BaseException:
+        if not any(Path(place).glob("shard-*.zarr")):
+            groups.remove(place)
+        raise
+
+
+def _resolved(path: Path, p: Plan) -> Plan:
+    name = sums_digest(p.job)
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
@@ -92,7 +109,7 @@ def begin(place: str, p: Plan) -> Plan:
         return p
     if found["digest"] != name:
         raise StoreError(
-            f"{place} is the checkpoint of another job or of other data ({found['digest']}, this job is {name}); "
+            f"{path.parent} is the checkpoint of another job or of other data ({found['digest']}, this job is {name}); "
             "choose another checkpoint, or remove it"
         )
     before: Plan = decode(found["plan"], Plan, str(path))
@@ -103,13 +120,15 @@ def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, Any
     """Scaling and map, as kept or else made now and kept, as equations without a fold; and where shards are kept."""
     if not place:
         pre, features = prepare()
-        return Equations([], features, pre, p.dtype), None
+        return Equations([], features, pre, p.dtype, p.scored), None
     url = str(Path(place) / "prepared.zarr")
     if not groups.exists(url):
         pre, features = prepare()
-        store.save(Equations([], features, pre, p.dtype), url)
+        store.save(Equations([], features, pre, p.dtype, p.scored), url)
     empty: Equations = store.load(url)
-    of = digest(job_digest(p.job), p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype)
+    of = digest(
+        sums_digest(p.job), p.folds, p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype
+    )
     return empty, Kept(place, of)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import ntkdist as nd
-from ntkdist import demo, estimate, groups, runs
+from ntkdist import demo, estimate, groups, plots, runs
 from ntkdist.cluster import connect, resources
 
 
@@ -68,6 +68,8 @@ def demo_(out: str, workers: int) -> None:
 @click.option("--x", "x", default="x", show_default=True, help="Input array of an .npz.")
 @click.option("--classes", is_flag=True, help="Integer targets are class labels.")
 @click.option("--weight", default="", metavar="NAME", help="Column, array or file of sample weights.")
+@click.option("--groups", default="", metavar="NAME", help="Column, array or file of what keeps rows in one fold.")
+@click.option("--holdout", default="", metavar="NAME", help="Column, array or file of 1 for rows to choose alpha by.")
 @click.option("--drop", multiple=True, metavar="NAME", help="Column to leave out; may be repeated.")
 @click.option("--rows-per-partition", type=click.IntRange(1), metavar="N")
 @click.option("--shuffle-seed", default="0", show_default=True, metavar="S", help="A number, or none to keep order.")
@@ -182,6 +184,43 @@ def featurize(job: str, out: str, scheduler: str) -> None:
     with connect(read.cluster, scheduler) as client:
         nd.featurize(read.dataset, read.features, out, preprocess=read.preprocess, dtype=read.plan.dtype, client=client)
     click.echo(out)
+
+
+@main.command()
+@click.argument("dataset")
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB.toml...")
+@click.option("--test", default="", metavar="DATASET", help="Labelled rows to evaluate on.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Redraws of every map.")
+@click.option("--components", default="", metavar="M,M,...", help="Components to fit every job with, for curves.")
+@click.option("--sample", type=click.IntRange(1), default=1000, show_default=True, help="Rows to compare kernels on.")
+@click.option("--exact-rows", type=click.IntRange(0), default=10_000, show_default=True, help="Most for exact ridge.")
+@click.option("--out", default="", metavar="DIR", help="Where to write compare.md, compare.json and plots.")
+@click.option("--no-baselines", is_flag=True, help="Leave out the yardsticks.")
+@scheduler_option
+@json_option
+def compare(
+    dataset: str, jobs: tuple[str, ...], components: str, out: str, no_baselines: bool, as_json: bool, **options: Any
+) -> None:
+    """Compare jobs on a dataset: errors against the exact kernel, errors of prediction, and seconds."""
+    if out:
+        groups.refuse_existing(out)
+        plots.check()
+    counts = components.replace(" ", "").split(",") if components else []
+    if not all(m.isdigit() and int(m) for m in counts):
+        raise click.BadParameter(f"expected whole numbers from 1 on, got {components!r}", param_hint="--components")
+    found = nd.compare(
+        dataset,
+        [nd.Job.read(path, dataset) for path in jobs],
+        names=[Path(path).stem for path in jobs],
+        components=[int(m) for m in counts],
+        baselines=not no_baselines,
+        **options,
+    )
+    if out:
+        plots.write(found, out)
+    click.echo(runs.as_json(found.to_dict()) if as_json else found.to_text())
+    if out and not as_json:
+        click.echo(f"\nWritten to {out}.")
 
 
 def _equations(url: str) -> nd.Equations:

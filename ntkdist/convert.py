@@ -24,6 +24,7 @@ from scipy.sparse import csr_array
 from ntkdist import data, draws, groups, sparse
 from ntkdist.data import Dataset, Layout
 from ntkdist.errors import DataError, SpecError, StoreError
+from ntkdist.groups import local_path, new_group, refuse_existing
 from ntkdist.sources import Source, SparseSource, Wanted, open_arrays, open_sparse
 from ntkdist.tables import open_table
 from ntkdist.versions import installed
@@ -44,6 +45,8 @@ def convert(
     drop: Sequence[str] = (),
     rows_per_partition: int | None = None,
     shuffle_seed: int | None = 0,
+    groups: str = "",
+    holdout: str = "",
 ) -> Layout:
     """Convert npz, npy, IDX, csv or parquet to a dataset in Zarr v3; it appears whole or not at all.
 
@@ -70,11 +73,16 @@ def convert(
         By default at least 20 partitions of at most 128 MiB.
     shuffle_seed : int or None
         Seed of the shuffle; None keeps the order of the source.
+    groups : str
+        Which rows belong together in cross-validation, named as the target is: integers, or strings, which are hashed.
+    holdout : str
+        Which rows to choose a penalty by, named as the target is: 1 or true for those, 0 or false for the others.
 
     Returns
     -------
     Layout
-        Of the new dataset.  Its arrays are ``x``, ``y``, ``weight`` and ``row``, each row's place in the source.
+        Of the new dataset.  Its arrays are ``x``, ``y``, ``weight``, ``groups`` and ``holdout``, as far as they were
+        named, and ``row``, each row's place in the source.
 
     Raises
     ------
@@ -90,14 +98,14 @@ def convert(
         raise SpecError(f"shuffle_seed is {shuffle_seed}; expected a number of at least 0, or none to keep the order")
     if rows_per_partition is not None and rows_per_partition < 1:
         raise SpecError(f"rows_per_partition is {rows_per_partition}; expected at least 1")
-    final, path = groups.refuse_existing(dest), groups.local_path(source)
+    final, path = refuse_existing(dest), local_path(source)
     if not path.is_file():
         raise DataError(f"{source}: no such file; check the path")
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{final.name}.scratch-", dir=final.parent) as name:
         scratch = Path(name)
         table = path.name.lower().endswith((".csv", ".csv.gz", ".parquet"))
-        wanted = Wanted(tuple(target), x, classes, weight, tuple(drop))
+        wanted = Wanted(tuple(target), x, classes, weight, tuple(drop), groups, holdout)
         if not table and (rows := open_sparse(path, wanted, scratch)):
             _write_sparse(dest, rows, rows_per_partition, shuffle_seed)
             return Dataset(dest).layout(labelled=False)
@@ -105,7 +113,7 @@ def convert(
         if opened.rows == 0:
             raise DataError(f"{source} has no rows; convert a source that has some")
         buckets = _fill_buckets(opened, shuffle_seed, scratch)
-        with groups.new_group(dest, data.FORMAT, _attributes(opened, shuffle_seed)) as url:
+        with new_group(dest, data.FORMAT, _attributes(opened, shuffle_seed)) as url:
             _write(url, opened, rows_per_partition, _shuffled(buckets, _record(opened), shuffle_seed))
     return Dataset(dest).layout(labelled=False)
 

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from ntkdist import groups, sparse
-from ntkdist.errors import DataError
+from ntkdist import draws, groups, sparse
+from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import Spec, digest
 
 FORMAT = "ntkdist.dataset"
+FOLD, GROUP = 1001, 0  # names of the random stream that deals groups to folds: a layer that no map has, and a role
 
 
 class Rows(NamedTuple):
@@ -97,6 +98,10 @@ class Dataset(Spec, frozen=True):
         Name of an array of non-negative sample weights; empty for none.
     nan : {"error", "drop"}
         What to do with rows that hold a NaN or an infinity: refuse, or leave them out and count them.
+    groups : str
+        Name of an array of integers; rows of one value are never in different folds.  Empty for none.
+    holdout : str
+        Name of an array of 0 and 1 (or booleans); the rows with 1 are what a penalty is chosen by.  Empty for none.
     """
 
     store: str
@@ -104,6 +109,20 @@ class Dataset(Spec, frozen=True):
     y: str = "y"
     weight: str = ""
     nan: Literal["error", "drop"] = "error"
+    groups: str = ""
+    holdout: str = ""
+
+    def validate(self) -> None:
+        if self.groups and self.holdout:
+            raise SpecError(
+                f"both groups ('{self.groups}') and holdout ('{self.holdout}') are given; give one: a holdout array "
+                "that keeps groups together does both"
+            )
+
+    @property
+    def dealt(self) -> str:
+        """Name of the array that says the fold of every row; empty where whole partitions are dealt to folds."""
+        return self.groups or self.holdout
 
     def layout(self, *, labelled: bool = True) -> Layout:
         """Open the group, check that it is complete and consistent, and describe it.
@@ -136,6 +155,14 @@ class Dataset(Spec, frozen=True):
             arrays[self.y] = y = groups.member(self.store, group, self.y)
         if self.weight:
             arrays[self.weight] = groups.member(self.store, group, self.weight)
+        if self.dealt:
+            arrays[self.dealt] = dealt = groups.member(self.store, group, self.dealt)
+            if dealt.ndim != 1 or dealt.dtype.kind not in "iub":
+                raise DataError(
+                    f"{self.store}: array '{self.dealt}' has shape {dealt.shape} and type {dealt.dtype}; expected "
+                    f"{'integers' if self.groups else '0 and 1'}, one a row; convert again with "
+                    f"--{'groups' if self.groups else 'holdout'}"
+                )
         for name, array in arrays.items():
             if array.shape[0] != rows:
                 raise DataError(
@@ -159,8 +186,10 @@ class Dataset(Spec, frozen=True):
             max_nonzeros=x.shape[1] if stored else 0,
         )
 
-    def read(self, layout: Layout, start: int, stop: int, *, labelled: bool = True) -> Rows:
-        """Rows ``start`` to ``stop``, verified.
+    def read(
+        self, layout: Layout, start: int, stop: int, *, labelled: bool = True, keep: NDArray[np.bool_] | None = None
+    ) -> Rows:
+        """Rows ``start`` to ``stop``, or those to ``keep`` of them, verified.
 
         Raises
         ------
@@ -184,7 +213,29 @@ class Dataset(Spec, frozen=True):
                     )
         if w is not None and (w[~bad] < 0).any():
             raise DataError(f"{self.store}: array '{self.weight}' has negative weights in rows {start}–{stop - 1}")
-        return rows.take(~bad)._replace(dropped=int(bad.sum())) if bad.any() else rows
+        mine = np.ones(stop - start, bool) if keep is None else keep
+        dropped = int((bad & mine).sum())
+        return rows if (mine & ~bad).all() else rows.take(mine & ~bad)._replace(dropped=dropped)
+
+    def folds(self, layout: Layout, start: int, stop: int, count: int) -> NDArray[np.int64]:
+        """The fold, of ``count``, of each of some rows: a function of the row's value in `dealt` alone.
+
+        Groups are dealt by a hash; of a holdout there are two folds, and fold 1 is held out.
+
+        Raises
+        ------
+        DataError
+            If a holdout is neither 0 nor 1, or as in `read`.
+        """
+        values = self.column(layout, self.dealt, start, stop)
+        if self.groups:
+            return np.floor(draws.uniforms_of(values, 0, FOLD, GROUP) * count).astype(np.int64)
+        if (wrong := (values != 0) & (values != 1)).any():
+            raise DataError(
+                f"{self.store}: array '{self.holdout}' is {values[wrong.argmax()]} in row "
+                f"{start + int(wrong.argmax())}; expected 0, or 1 to hold a row out"
+            )
+        return values.astype(np.int64)
 
     def column(self, layout: Layout, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows of one array of the dataset, verified as in `read`."""

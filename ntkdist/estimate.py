@@ -5,6 +5,7 @@ from typing import Any
 
 from ntkdist import draws, runs
 from ntkdist.cluster import Resources
+from ntkdist.features import AnyMap
 from ntkdist.plan import GB, Plan
 from ntkdist.solvers import PCG
 
@@ -18,15 +19,16 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
     ----------
     p : Plan
     found : Resources
-        What it would run on; the rates are measured in this process, and its workers are taken to be alike.  Mapping
-        a row is taken to cost as much as adding it to the Gram where drawing the map here would take a gigabyte, and
-        where it is sparse.
+        What it would run on; the rates are measured in this process, and its workers are taken to be alike.  A map
+        that needs a sample is timed with one of random numbers.  Mapping a row is taken to cost as much as adding it
+        to the Gram where drawing the map here would take a gigabyte, and where it is sparse.
     """
     rate = runs.syrk_rate(p.m, p.block_rows, p.dtype, p.threads)
     iterative = isinstance(p.solver, PCG)
     row_flops = 4 * p.m * p.columns if iterative else p.m**2
     feature_seconds = _seconds_a_row(p) or row_flops / rate
-    flops, passes = p.layout.rows * row_flops, p.solver.max_iterations if isinstance(p.solver, PCG) else 1
+    flops = p.layout.rows * row_flops
+    passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads, 1 + p.reads)
     slots = min(found.workers * found.tasks_at_once, p.shards)
     return {
         "rows": p.layout.rows,
@@ -34,14 +36,13 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
         "shards": len(p.tasks()),
         "n_components": p.m,
         "targets": p.t,
-        "solver": type(p.solver).__name__,
         "passes": passes,
-        "bytes_read": (2 + 2 * iterative) * p.layout.rows * p.layout.row_bytes,
+        "bytes_read": reads * p.layout.rows * p.layout.row_bytes,
         "product_flops" if iterative else "gram_flops": flops,
         "workers": found.workers,
         "threads": p.threads,
         "syrk_flops_per_second": rate,
-        "seconds": passes * (flops / rate + p.layout.rows * feature_seconds) / slots,
+        "seconds": (passes if iterative else 1) * (flops / rate + p.layout.rows * feature_seconds) / slots,
         "worker_memory_bytes": p.memory(found.workers, found.tasks_at_once),
         "projected_memory_bytes": p.projected_memory_bytes(found.workers, found.tasks_at_once),
         "driver_memory_bytes": p.driver_memory_bytes(),
@@ -56,35 +57,39 @@ def _seconds_a_row(p: Plan) -> float | None:
     if p.layout.sparse or needed > SAMPLE_BYTES:
         return None
     x = draws.normals((rows, *shape), 0, 0, 0).astype(p.dtype)
-    p.features(x[:8])  # the draw is made once a process
+    features: AnyMap = p.features
+    if p.features.sample_rows:
+        features = p.features.fit(draws.normals((p.m, *shape), 0, 0, 1))
+    features(x[:8])  # the draw is made once a process
     start = time.perf_counter()
-    p.features(x)
+    features(x)
     return (time.perf_counter() - start) / rows
 
 
 def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
     """The same for a reader of 80 columns."""
     parts = ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in cost["worker_memory_bytes"].items())
-    here = ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in p.driver_memory().items())
-    speed = f"{cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker"
+    by = f" by '{p.dataset.dealt}'" if p.dataset.dealt else " of consecutive rows" if p.job.plan.contiguous else ""
+    speed, here = f"{cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker", ""
     if isinstance(p.solver, PCG):
         operations = f"{cost['product_flops']:.2e} in a product with {p.columns} columns, {speed}"
         took = f"{cost['seconds'] / cost['passes']:.1f} s an iteration, at most {cost['passes']}, solver PCG"
         read = f"{cost['bytes_read'] / GB:.2f} GB in four passes, then what workers do not remember, every iteration"
+        here = ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in p.driver_memory().items())
     else:
         operations = f"{cost['gram_flops']:.2e} in the Gram, {speed}"
-        took = f"about {cost['seconds']:.0f} s for the equations, then {cost['solver']}"
-        read = f"{cost['bytes_read'] / GB:.2f} GB in two passes"
+        took = f"about {cost['seconds']:.0f} s for the equations, then {type(p.solver).__name__}"
+        read = f"{cost['bytes_read'] / GB:.2f} GB in {cost['passes']} passes"
     lines = {
         "data": f"{cost['rows']:,} rows in {cost['partitions']:,} partitions of {p.dataset.store}",
         "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
-        "tasks": f"{cost['shards']} shards in {p.folds} folds, blocks of {p.block_rows:,} rows",
+        "tasks": f"{cost['shards']} shards in {p.folds} folds{by}, blocks of {p.block_rows:,} rows",
         "workers": f"{found.workers} with {found.tasks_at_once} task(s) of {p.threads} thread(s)",
         "read": read,
         "operations": operations,
         "time": took,
         "worker": f"{cost['projected_memory_bytes'] / GB:.2f} GB of {cost['worker_limit_bytes'] / GB:.2f}",
         "": f"({parts})",
-        "driver": f"{cost['driver_memory_bytes'] / GB:.2f} GB ({here})",
+        "driver": f"{cost['driver_memory_bytes'] / GB:.2f} GB{here and f' ({here})'}",
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())

@@ -16,7 +16,7 @@ from distributed import Client
 from ntkdist import checkpoint, groups, progress, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
-from ntkdist.errors import SpecError, StoreError
+from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.iterate import fit_by_products
 from ntkdist.model import Equations, RidgeModel
@@ -81,6 +81,7 @@ def fit(
     if out and (done := runs.begin(out, name)):
         return FitResult(*done)
     keep = job.plan.checkpoint or (out and f"{out}/checkpoint")
+    keep = keep and groups.absolute(keep)
     if resume and not (keep and groups.exists(keep)):
         raise StoreError(
             f"Nothing to resume: there is no checkpoint {keep or 'and no run directory'}; fit without resume"
@@ -90,16 +91,13 @@ def fit(
         found = resources(client)
         p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
         runs.check_memory(p, found)
-        if out:
-            runs.start(out, name)
-        if keep:
-            keep = groups.absolute(keep)
-            p = checkpoint.begin(keep, p)
-        equations = None
-        if isinstance(p.solver, PCG):
-            model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
-        else:
-            equations, passed = _pass_over_data(p, client, watch, keep)
+        with runs.started(out, name), checkpoint.begun(keep, p) as p:
+            if isinstance(p.solver, PCG):
+                model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
+                equations = None
+            else:
+                equations, passed = _pass_over_data(p, client, watch, keep)
+        if equations is not None:
             rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
             passed = passed._replace(syrk_rates=on_each_worker(client, rate))
     if equations is not None:
@@ -146,7 +144,14 @@ def solve(
     grid, per_row = penalties(total, alphas, alphas_per_row)
     solver = solver or choose(total.m, len(grid))
     if len(equations.folds) > 1:
-        cv = cross_validate(equations.folds, solver, alphas, alphas_per_row=alphas_per_row, per_target=per_target)
+        cv = cross_validate(
+            equations.folds,
+            solver,
+            alphas,
+            alphas_per_row=alphas_per_row,
+            per_target=per_target,
+            scored=equations.scored,
+        )
         cv, alpha = cv.scaled(pre.y_scale), cv.alpha
     elif len(grid) == 1:
         cv, alpha = None, np.full(total.t, grid[0] * (total.weight if per_row else 1.0))
@@ -174,7 +179,7 @@ class EquationsOf:
     def update(self, total: NormalEquations, rows: Rows) -> NormalEquations:
         assert rows.y is not None
         z = self.features(self.preprocessing.inputs(rows.x, self.dtype))
-        total.update(z, self.preprocessing.targets(rows.y), rows.weight)
+        total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
         check_finite(total, rows, self.dtype)
         return total
 
@@ -182,16 +187,41 @@ class EquationsOf:
 def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: str) -> tuple[Equations, runs.Passed]:
     """Scaling, what the map learns if it does, then the equations of every fold."""
     source = Source(p.dataset, p.layout, p.block_rows, p.threads)
+    _check_folds(p)
     start = time.perf_counter()
     empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source, client, watch))
     between = time.perf_counter()
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    with (watch or progress.default_watch())("equations", p.layout.rows) as done:
-        parts = reduce(
-            source, EquationsOf(empty.features, empty.preprocessing, p.dtype), shards, p.fan_in, client, done, kept
-        )
+    source = source._replace(folds=p.folds if p.dataset.dealt else 0)
+    summand = EquationsOf(empty.features, empty.preprocessing, p.dtype)
+    with (watch or progress.default_watch())("equations", p.reads * p.layout.rows) as done:
+        parts = reduce(source, summand, shards, p.fan_in, client, done, kept)
     equations = replace(empty, folds=[part.total for part in parts])
     tally = functools.reduce(operator.add, (part.tally for part in parts))
     seconds = {"prepare": between - start, "equations": time.perf_counter() - between}
     weights = [fold.weight for fold in equations.folds]
     return equations, runs.Passed(empty.preprocessing, weights, tally, seconds, {})
+
+
+def _check_folds(p: Plan) -> None:
+    """See that each fold gets rows, before any work: read who is in which, up to where all folds have been seen.
+
+    Raises
+    ------
+    DataError
+        If one gets none.
+    """
+    if not (name := p.dataset.dealt):
+        return
+    seen: set[int] = set()
+    for i in range(p.layout.partitions):
+        seen |= set(p.folds_of(i).tolist())
+        if len(seen) == p.folds:
+            return
+    if p.dataset.holdout:
+        found = "no row is" if seen == {0} else "all rows are"
+        raise DataError(f"{p.dataset.store}: {found} held out by '{name}'; expected 1 for some rows and 0 for others")
+    raise DataError(
+        f"{p.dataset.store}: only {len(seen)} of {p.folds} folds get rows from the groups of '{name}', which are fewer "
+        "than folds or too few to be dealt to all; lower folds"
+    )

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+F8 = NDArray[np.float64]
 HALF = 7  # coefficients of an even or odd part, at most: one compilation does for every polynomial up to degree 13
+ZONAL_HALF = 12  # the same of `zonal`: more would not be unrolled, and cost many times as much
+CLOSE = {4: 1e-2, 8: 1e-3}  # by the bytes of a number: below, 1 − |cosine| is taken from the difference of the rows
 
 
 def even_odd(
@@ -40,6 +43,28 @@ def even_odd(
     _loops()[0](out, first, *coefficients, number(shift), number(reach), scale)
 
 
+def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any], far: NDArray[Any]) -> None:
+    """In place, cosines t of unit rows become a function of the angle: near(a) where t > 0, far(a) elsewhere.
+
+    a = √((1 − |t|)/2) is half the distance of u and v, or of u and −v: the sine of half the angle, in which the
+    arc-cosine kernels are smooth.  Of rows that are nearly (anti)parallel it is computed from their difference.
+
+    Parameters
+    ----------
+    t : (n, m) contiguous array
+    u, v : (n, d) and (m, d) contiguous arrays
+        Of t's dtype.
+    near, far : (≤ 2·ZONAL_HALF,) arrays
+        Coefficients of powers of a, lowest degree first.
+    """
+    coefficients = (
+        tuple(np.pad(part, (0, ZONAL_HALF - len(part))).astype(t.dtype))
+        for c in (near, far)
+        for part in (c[0::2], c[1::2])
+    )
+    _loops()[1](t, u, v, t.dtype.type(1 - CLOSE[t.itemsize]), t.dtype.type(0.5), *coefficients)
+
+
 @functools.cache
 def _loops() -> tuple[Any, ...]:
     import numba
@@ -63,4 +88,36 @@ def _loops() -> tuple[Any, ...]:
                     b = b * s + odd[k]
                 row[j] = (a + t * b) * r
 
-    return (even_odd,)
+    @numba.njit(nogil=True, fastmath={"contract", "nsz"}, error_model="numpy", inline="always")
+    def value(positive, b, ne, no, fe, fo):  # type: ignore[no-untyped-def]
+        even = ne[-1] if positive else fe[-1]
+        for k in range(len(ne) - 2, -1, -1):
+            even = even * b + (ne[k] if positive else fe[k])
+        odd = no[-1] if positive else fo[-1]
+        for k in range(len(no) - 2, -1, -1):
+            odd = odd * b + (no[k] if positive else fo[k])
+        return even + np.sqrt(b) * odd
+
+    @compiled
+    def zonal(t, u, v, close, half, ne, no, fe, fo):  # type: ignore[no-untyped-def]
+        for i in range(t.shape[0]):
+            row, count = t[i], 0
+            for j in range(row.shape[0]):
+                count += abs(row[j]) > close
+            at, refined = np.empty(count, np.int64), np.empty(count, t.dtype)
+            if count:
+                k = 0
+                for j in range(row.shape[0]):
+                    if abs(row[j]) > close:
+                        b = half - half
+                        for c in range(u.shape[1]):
+                            apart = u[i, c] - v[j, c] if row[j] > 0 else u[i, c] + v[j, c]
+                            b += apart * apart
+                        at[k], refined[k] = j, value(row[j] > 0, half * half * b, ne, no, fe, fo)
+                        k += 1
+            for j in range(row.shape[0]):
+                row[j] = value(row[j] > 0, max(half - half * abs(row[j]), half - half), ne, no, fe, fo)
+            for k in range(count):
+                row[at[k]] = refined[k]
+
+    return even_odd, zonal

@@ -137,7 +137,7 @@ class Path(Grid):
         done: Progress,
     ) -> None:
         grid, is_per_row = penalties(total, alphas, per_row)
-        super().__init__(sums, total, is_per_row)
+        super().__init__(sums, tuple(range(len(sums))), total, is_per_row)
         self.passes, self.solver, self.near, self.done, self.first = passes, solver, near, done, grid
         self.sets = [*(total - fold for fold in sums), total] if len(sums) > 1 else [total]
         self.left_out = np.array([*range(len(self.sets) - 1), -1])

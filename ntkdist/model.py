@@ -121,12 +121,15 @@ class Equations:
     features : FeatureMap
     preprocessing : Preprocessing
     dtype : str
+    scored : tuple of int, optional
+        The folds whose error a penalty is chosen by; all if absent.
     """
 
     folds: list[NormalEquations]
     features: AnyMap
     preprocessing: Preprocessing
     dtype: str
+    scored: tuple[int, ...] | None = None
 
     @property
     def total(self) -> NormalEquations:
@@ -145,6 +148,7 @@ class Equations:
             ("scaling", self.preprocessing.digest(), other.preprocessing.digest()),
             ("dtype", self.dtype, other.dtype),
             ("number of folds", len(self.folds), len(other.folds)),
+            ("scored folds", self.scored or "all", other.scored or "all"),
         ):
             if mine != theirs:
                 raise DataError(
@@ -152,4 +156,4 @@ class Equations:
                     "the same job and [preprocess] reuse = the first"
                 )
         pairs = zip(self.folds, other.folds, strict=True)
-        return Equations([op(a, b) for a, b in pairs], self.features, self.preprocessing, self.dtype)
+        return Equations([op(a, b) for a, b in pairs], self.features, self.preprocessing, self.dtype, self.scored)

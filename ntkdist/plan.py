@@ -10,6 +10,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from ntkdist import backend
 from ntkdist.data import Dataset, Layout
@@ -35,9 +36,12 @@ class PlanTable(Spec, frozen=True, tag=False):
     Parameters
     ----------
     folds : int
-        Of the cross-validation; 1 for none, which needs a single alpha.
+        Of the cross-validation, 5 if absent; 1 for none, which needs a single alpha.  With a holdout it must be absent.
+    contiguous : bool
+        Each fold is a run of consecutive partitions, as for rows in the order of time; else they are dealt in turn.
     shards : int
-        Upper bound on the number of tasks; at least one a fold, at most one a partition.
+        Upper bound on the number of tasks; at least one a fold, at most one a partition (of each fold, where rows are
+        dealt to folds one by one).
     fan_in : int
         Sums that are added at once.
     block_rows : int
@@ -51,7 +55,8 @@ class PlanTable(Spec, frozen=True, tag=False):
         directory if absent.
     """
 
-    folds: Positive = 5
+    folds: Positive | None = None
+    contiguous: bool = False
     shards: Positive | None = None
     fan_in: Annotated[int, Meta(ge=2)] = 4
     block_rows: Positive | None = None
@@ -95,6 +100,8 @@ class Job(Spec, frozen=True, tag=False):
     alphas_per_row : sequence of float, optional
     alpha_per_target : bool
         Choose a penalty for every target instead of one for all.
+    class_weight : {"balanced"}, optional
+        Rows of a class k weigh n/(K·n_k) more, of n rows in K classes; n_k counts by weight where rows have weights.
     plan : PlanTable
     preprocess : Preprocess
     solver : Solver, optional
@@ -107,14 +114,21 @@ class Job(Spec, frozen=True, tag=False):
     alphas: tuple[float, ...] | Literal["auto"] = "auto"
     alphas_per_row: tuple[float, ...] | None = None
     alpha_per_target: bool = False
+    class_weight: Literal["balanced"] | None = None
     plan: PlanTable = PlanTable()
     preprocess: Preprocess = Preprocess()
     solver: AnySolver | None = None
     cluster: Local | Address | None = None
 
     @classmethod
-    def read(cls, path: str) -> "Job":
+    def read(cls, path: str, store: str = "") -> "Job":
         """A job from a TOML file; a relative dataset path is relative to the current directory.
+
+        Parameters
+        ----------
+        path : str
+        store : str
+            Dataset to use instead of the job's own, which need not have one.
 
         Raises
         ------
@@ -124,6 +138,8 @@ class Job(Spec, frozen=True, tag=False):
         data = read_toml(path)
         if isinstance(cluster := data.get("cluster"), dict):
             cluster.setdefault("type", "local")
+        if store and isinstance(dataset := data.setdefault("dataset", {}), dict):
+            dataset["store"] = store
         return decode(data, cls, path)
 
     def validate(self) -> None:
@@ -133,6 +149,20 @@ class Job(Spec, frozen=True, tag=False):
             raise SpecError(f"alphas are {list(grid)}; expected one or more numbers, none negative")
         if self.plan.folds == 1 and len(self.grid() or ()) != 1:
             raise SpecError("folds = 1 leaves nothing to choose alpha by; give a single alpha, or more folds")
+        if self.dataset.holdout and self.plan.folds is not None:
+            raise SpecError(
+                f"both folds ({self.plan.folds}) and holdout ('{self.dataset.holdout}') are given; leave out folds: "
+                "the rows held out are scored once"
+            )
+        if self.dataset.dealt and self.plan.contiguous:
+            raise SpecError(
+                f"contiguous deals partitions to folds, but '{self.dataset.dealt}' deals rows; give one of them"
+            )
+        if self.dataset.dealt and isinstance(self.solver, PCG):
+            raise SpecError(
+                f"solver PCG takes folds of whole partitions, but '{self.dataset.dealt}' deals rows; leave out "
+                f"{'groups' if self.dataset.groups else 'holdout'}, or use a direct solver"
+            )
 
     def grid(self) -> tuple[float, ...] | None:
         """The penalties given, of either kind; None for "auto"."""
@@ -186,11 +216,40 @@ class Plan(Spec, frozen=True, tag=False):
         grid = len(self.job.grid() or AUTO_GRID)
         return (self.folds + (self.folds > 1)) * (max(grid, GROWTH) if grid > 1 else 1) * self.t
 
+    @property
+    def scored(self) -> tuple[int, ...] | None:
+        """The folds whose error a penalty is chosen by; None for all."""
+        return (1,) if self.dataset.holdout else None
+
+    @property
+    def reads(self) -> int:
+        """How often the pass over the equations reads a partition."""
+        return self.folds if self.dataset.dealt else 1
+
+    def parts(self, fold: int) -> range:
+        """The partitions that hold rows of a fold: all, where rows are dealt to folds one by one.
+
+        Else partition p belongs to fold p mod folds, or to p·folds // partitions if folds are contiguous.
+        """
+        count = self.layout.partitions
+        if self.dataset.dealt:
+            return range(count)
+        if self.job.plan.contiguous:
+            return range(-(-fold * count // self.folds), -(-(fold + 1) * count // self.folds))
+        return range(fold, count, self.folds)
+
+    def folds_of(self, partition: int) -> NDArray[np.int64]:
+        """The fold of each row of a partition, as the equations have it; reads at most the array that deals rows."""
+        start, stop = self.layout.span(partition)
+        if self.dataset.dealt:
+            return self.dataset.folds(self.layout, start, stop, self.folds)
+        return np.full(stop - start, next(k for k in range(self.folds) if partition in self.parts(k)))
+
     def tasks(self) -> list[Task]:
-        """All tasks, fold by fold; partition p belongs to fold p mod folds."""
+        """All tasks, fold by fold."""
         tasks = []
         for fold in range(self.folds):
-            parts = range(fold, self.layout.partitions, self.folds)
+            parts = self.parts(fold)
             count = self.shards // self.folds + (fold < self.shards % self.folds)
             tasks += [Task(fold, tuple(some)) for some in evenly(parts, count)]
         return tasks
@@ -211,21 +270,26 @@ class Plan(Spec, frozen=True, tag=False):
         # The sums of a shard: normal equations, or products of the Gram with k columns.
         one = 8 * (self.m**2 + self.m * (self.t + 1)) if direct else 8 * (self.m + 1) * max(k, self.t + 1)
         partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
+        weighted = bool(self.dataset.weight or self.job.class_weight)
         # A block's features, beside them those of the last or their product with root weights, and what they multiply.
-        row = (1 + bool(not direct or self.dataset.weight)) * self.m * size + 32 * (d + self.t) + 2 * k * size
-        mapped = self.features.sparse_row_bytes(shape, self.dtype, d) if self.layout.sparse else 0
+        row = (1 + bool(not direct or weighted)) * self.m * size + 32 * (d + self.t) + 2 * k * size
+        if self.layout.sparse:
+            mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
+        else:
+            mapped = self.features.row_bytes(shape, self.dtype)
         tile = 16 * backend.TILE**2 if direct else 16 * backend.TILE * k
-        piece = max(PIECE_BYTES, mapped or self.features.row_bytes(shape, self.dtype)) + tile
+        piece = max(PIECE_BYTES, self.features.piece_rows * mapped) + tile
         per_fold, levels = -(-self.shards // self.folds), 1
         while self.fan_in**levels < per_fold:
             levels += 1
         waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
+        copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
         sample = 4 * self.sample_rows * (8 * d + 24)  # of which a pass before adds two
         return {
             "process": BASE_BYTES + self.features.draw_bytes(shape, self.dtype),
             "accumulator": tasks_at_once * one,
             "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
-            "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + 3 * partition),
+            "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + copies * partition),
         } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
 
     @property
@@ -302,12 +366,14 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
     DataError
         If the dataset cannot be used.
     SpecError
-        If there are more folds than partitions, or ``block_rows`` is below m/2 where a Gram is formed.
+        If there are more folds than partitions, ``block_rows`` is below m/2 where a Gram is formed, or classes are
+        weighed that there are not.
     """
     layout, table, m = job.dataset.layout(), job.plan, job.features.n_components
-    if table.folds > layout.partitions:
+    folds = table.folds or (2 if job.dataset.holdout else 5)
+    if folds > layout.partitions and not job.dataset.dealt:
         raise SpecError(
-            f"folds is {table.folds} but {job.dataset.store} has {layout.partitions} partitions; lower folds, or "
+            f"folds is {folds} but {job.dataset.store} has {layout.partitions} partitions; lower folds, or "
             "convert with fewer rows per partition"
         )
     if layout.sparse:
@@ -317,6 +383,11 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
                 f"{type(job.features).__name__} does not take sparse rows but those of {job.dataset.store} are; "
                 "use NTKSketch or Linear, or convert dense rows"
             )
+    if job.class_weight and not layout.classes:
+        raise SpecError(
+            f'class_weight = "{job.class_weight}" but the targets of {job.dataset.store} are numbers; leave it out, or '
+            "convert with --classes"
+        )
     grid = job.grid()
     solver = job.solver or choose(m, len(grid or AUTO_GRID))
     direct = not isinstance(solver, PCG)
@@ -327,12 +398,13 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         )
     # A shard of 4m rows makes handling its m² sums cheap beside making them (so do a few thousand where the sums are
     # products with some columns); two a fold let workers even out.
-    shards = table.shards or max(2 * table.folds, min(layout.rows // (4 * m if direct else SHARD_ROWS), 1024))
+    shards = table.shards or max(2 * folds, min(layout.rows // (4 * m if direct else SHARD_ROWS), 1024))
+    most = layout.partitions * (folds if job.dataset.dealt else 1)
     return Plan(
         job=job,
         layout=layout,
-        folds=table.folds,
-        shards=max(table.folds, min(shards, layout.partitions)),
+        folds=folds,
+        shards=max(folds, min(shards, most)),
         fan_in=table.fan_in,
         block_rows=min(table.block_rows or (max(m, 1024) if direct else 1024), layout.rows),
         threads=table.threads or threads,
@@ -350,6 +422,14 @@ def job_digest(job: Job) -> str:
         plan=msgspec.structs.replace(job.plan, checkpoint="", threads=None),
     )
     return digest(same, job.dataset.layout())
+
+
+def sums_digest(job: Job) -> str:
+    """A short name for what a job's sums are of: the same for every penalty, and every solver of normal equations."""
+    solver = PCG() if isinstance(job.solver, PCG) else None
+    return job_digest(
+        msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=solver)
+    )
 
 
 def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:

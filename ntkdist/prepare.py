@@ -24,22 +24,30 @@ SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random strea
 
 def prepare(job: Job, source: Source, client: Client | None, watch: Watch | None) -> tuple[Preprocessing, AnyMap]:
     """Scaling, and the map, fitted if it learns."""
-    pre = scaling(job.preprocess, source, client, watch)
+    pre = scaling(job.preprocess, source, client, watch, bool(job.class_weight))
     return pre, learnt(job.features, job.preprocess, source, pre, client, watch)
 
 
-def scaling(preprocess: Preprocess, source: Source, client: Client | None, watch: Watch | None) -> Preprocessing:
-    """Fit or reuse the scaling of a dataset."""
+def scaling(
+    preprocess: Preprocess, source: Source, client: Client | None, watch: Watch | None, balanced: bool | None = None
+) -> Preprocessing:
+    """Fit or reuse the scaling of a dataset, with weights of classes if they shall be balanced; None: as is reused."""
     layout = source.layout
     if preprocess.reuse:
         pre: Preprocessing = _before(preprocess).preprocessing
         pre.match(layout, source.dataset.store)
         if pre.classes != layout.classes or pre.columns != layout.columns:
             raise DataError(f"{source.dataset.store}: classes or columns differ from those of {preprocess.reuse}")
+        if balanced is not None and balanced != bool(pre.class_weight):
+            does, change = ("does not weigh", "leave out") if balanced else ("weighs", "set")
+            raise DataError(
+                f"{preprocess.reuse} {does} classes, unlike this job, so their sums would not add; {change} "
+                'class_weight = "balanced", or leave out [preprocess] reuse'
+            )
         return pre
     mode = preprocess.resolve(layout)
     part = reduce_all(source, MomentsOf(mode, layout), layout.rows_per_partition, client, "moments", watch)
-    return Preprocessing.fit(mode, layout, part.total)
+    return Preprocessing.fit(mode, layout, part.total, bool(balanced))
 
 
 def learnt(
@@ -91,7 +99,7 @@ class SampleOf:
     role : int
         Of the random stream.
     by_weight : bool
-        Rows enter in proportion to their own weights, too.
+        Rows enter in proportion to what they weigh in the equations, too.
     sparse : bool
         Whether the rows are.
     """
@@ -110,7 +118,8 @@ class SampleOf:
 
     def update(self, total: RowSample, rows: Rows) -> RowSample:
         keys = draws.uniforms_of(rows.places, self.seed, 0, self.role)
-        scale = np.ones(len(keys)) if rows.weight is None else rows.weight
+        weight = self.preprocessing.weights(rows) if self.by_weight else rows.weight
+        scale = np.ones(len(keys)) if weight is None else weight
         if not self.by_weight:
             scale = (scale > 0).astype(np.float64)
         x = self.preprocessing.inputs(rows.x, np.float64)

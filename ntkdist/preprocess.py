@@ -71,6 +71,8 @@ class Preprocessing:
         Whether predictions have a second axis.
     constant : tuple of str
         Columns without variance in the data that was fitted on.
+    class_weight : tuple of float
+        What rows of each class weigh, beside weights of their own; empty if all weigh the same.
     """
 
     input_shape: tuple[int, ...]
@@ -83,10 +85,11 @@ class Preprocessing:
     target_names: tuple[str, ...] = ()
     vector_target: bool = False
     constant: tuple[str, ...] = ()
+    class_weight: tuple[float, ...] = ()
 
     @classmethod
-    def fit(cls, mode: Mode, layout: Layout, moments: Moments) -> "Preprocessing":
-        """Scaling from the sum of `MomentsOf` over the rows.
+    def fit(cls, mode: Mode, layout: Layout, moments: Moments, balanced: bool = False) -> "Preprocessing":
+        """Scaling from the sum of `MomentsOf` over the rows, and weights that make classes balanced if they shall be.
 
         Raises
         ------
@@ -119,6 +122,7 @@ class Preprocessing:
             layout.target_names,
             layout.targets > 0,
             () if layout.sparse else tuple(names[i] for i in np.flatnonzero(x.constant())),
+            _balancing(y.counts) if balanced else (),
         )
 
     @property
@@ -129,7 +133,7 @@ class Preprocessing:
     def digest(self) -> str:
         """A short name; equal scalings have equal names."""
         arrays = [a.tolist() for a in (self.x_mean, self.x_scale, self.y_mean, self.y_scale)]
-        return digest(self.input_shape, arrays, self.classes, self.columns)
+        return digest(self.input_shape, arrays, self.classes, self.columns, self.class_weight)
 
     def inputs(self, x: NDArray[Any] | csr_array, dtype: Any) -> NDArray[Any] | csr_array:
         """Scaled rows, computed in float64 and then cast; sparse rows stay sparse."""
@@ -154,6 +158,13 @@ class Preprocessing:
             onehot[np.arange(len(y)), y] = 1.0
             return onehot - self.y_mean
         return (y.reshape(len(y), -1) - self.y_mean) / self.y_scale
+
+    def weights(self, rows: Rows) -> F8 | None:
+        """What rows weigh in the equations, (n,): their own weights times those of their classes."""
+        if not self.class_weight:
+            return rows.weight
+        each: F8 = np.array(self.class_weight)[rows.y]
+        return each if rows.weight is None else each * rows.weight
 
     def match(self, layout: Layout, source: str) -> "Matching":
         """How another dataset's columns and class codes map to this one's, by name where both have names.
@@ -180,6 +191,13 @@ class Preprocessing:
             places = {name: i for i, name in enumerate(self.classes)}
             codes = np.array([places.get(name, -1) for name in layout.classes])
         return Matching(source, columns, codes, layout.classes)
+
+
+def _balancing(counts: F8) -> tuple[float, ...]:
+    """Weights n/(K·n_k) of classes with n_k rows, of K classes that have any: all classes weigh n/K in the sum."""
+    weights = np.zeros(len(counts))
+    np.divide(counts.sum() / np.count_nonzero(counts), counts, out=weights, where=counts > 0)
+    return tuple(weights.tolist())
 
 
 @dataclass(frozen=True)

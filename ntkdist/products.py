@@ -103,10 +103,10 @@ class Mapped:
         return self.features.n_components * np.dtype(self.dtype).itemsize + 8 * (self.preprocessing.t + 2)
 
     def of(self, rows: Rows) -> Rows:
-        """Features in place of inputs, scaled targets (n, t) in place of targets."""
+        """Features in place of inputs, scaled targets (n, t) of targets, and what rows weigh in sums of weights."""
         assert rows.y is not None
         z = self.features(self.preprocessing.inputs(rows.x, self.dtype))
-        return rows._replace(x=z, y=self.preprocessing.targets(rows.y))
+        return rows._replace(x=z, y=self.preprocessing.targets(rows.y), weight=self.preprocessing.weights(rows))
 
     def blocks(self, shard: Shard, read: Iterator[Rows]) -> Iterator[Rows]:
         """A shard's mapped blocks, from memory if they are there: then nothing is read."""

@@ -6,6 +6,7 @@ fixed by their order, never by who finishes first, so that the same plan gives t
 
 import functools
 import os
+import pickle
 import socket
 import time
 import uuid
@@ -29,6 +30,7 @@ from ntkdist.sparse import concatenate
 from ntkdist.sums import Tally
 
 T = TypeVar("T")
+EMBED_BYTES = 2**20  # of a summand; a larger one is a task's result, that tasks take from one another
 MAP_TASKS, MAP_FAN_IN = 256, 8  # of a pass that makes one small sum
 
 
@@ -79,13 +81,17 @@ class Shard(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0."""
+    """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0.
+
+    With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
+    """
 
     dataset: Dataset
     layout: Layout
     block_rows: int
     threads: int
     labelled: bool = True
+    folds: int = 0
 
 
 def reduce(
@@ -147,7 +153,7 @@ def run_shard(source: Source, summand: Summand, shard: Shard, keep: Keep | None 
     backend.use_threads(source.threads)
     tally, total = Tally(), summand.zero()
     start = time.perf_counter()
-    read = blocks(source, shard.spans, tally)
+    read = blocks(source, shard.spans, tally, shard.group)
     for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
@@ -167,12 +173,15 @@ def add_parts(parts: Sequence[Part]) -> Part:
     return Part(total, tally)
 
 
-def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally) -> Iterator[Rows]:
+def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold: int = 0) -> Iterator[Rows]:
     """The rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are."""
     held: list[Rows] = []
     for start, stop in spans:
         began = time.perf_counter()
-        rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled)
+        keep = source.dataset.folds(source.layout, start, stop, source.folds) == fold if source.folds else None
+        if keep is not None and not keep.any():
+            continue
+        rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled, keep=keep)
         tally.read_seconds += time.perf_counter() - began
         tally.rows += rows.n
         tally.dropped += rows.dropped
@@ -258,8 +267,10 @@ def _reduce_there(
     keep: Keep | None,
 ) -> list[Part]:
     run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # a model, once
-        held = client.submit(_itself, summand, key=f"ntkdist-summand-{run_id}")
+    held: Any = summand
+    if len(pickle.dumps(summand)) > EMBED_BYTES:
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # once a run
+            held = client.submit(_itself, summand, key=f"ntkdist-summand-{run_id}")
     at_once = 2 * max(1, sum(client.nthreads().values()))
     running = as_completed(loop=client.loop)  # the default would be the default client's
     homes = sorted(client.scheduler_info(n_workers=-1)["workers"]) if isinstance(summand, Remembering) else []

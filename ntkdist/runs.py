@@ -3,7 +3,8 @@
 import datetime
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from ntkdist.sums import Tally
 from ntkdist.versions import versions
 
 
-def begin(out: str, name: str) -> tuple[RidgeModel, None, dict[str, Any], Equations | None] | None:
+def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None] | None:
     """What a complete run of the same job left, or None where one can be written.  Writes nothing.
 
     Raises
@@ -45,13 +46,28 @@ def begin(out: str, name: str) -> tuple[RidgeModel, None, dict[str, Any], Equati
     model, equations = store.load(str(place / "model.zarr")), None
     if not without_equations(out):
         equations = store.load(str(place / "equations.zarr"))
-    return model, None, json.loads((place / "report.json").read_text()), equations
+    report = json.loads((place / "report.json").read_text())
+    return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
 
-def start(out: str, name: str) -> None:
-    """Make the directory and write down whose it is, before anything runs."""
-    Path(out).mkdir(parents=True, exist_ok=True)
+@contextmanager
+def started(out: str, name: str) -> Iterator[None]:
+    """The directory, with whose it is written down before anything runs; what fails with nothing kept leaves none."""
+    if not out:
+        yield
+        return
+    place = Path(out)
+    made = not place.exists()
+    place.mkdir(parents=True, exist_ok=True)
     groups.write_text(f"{out}/job.json", as_json({"digest": name}))
+    try:
+        yield
+    except BaseException:
+        if [p.name for p in place.iterdir()] == ["job.json"]:
+            (place / "job.json").unlink()
+            if made:
+                place.rmdir()
+        raise
 
 
 def finish(out: str, model: RidgeModel, equations: Equations | None, report: dict[str, Any]) -> None:
@@ -112,6 +128,8 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
         notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
     if tally.resumed:
         notes.append(f"{tally.resumed} of {len(p.tasks())} shards were finished before and taken from the checkpoint")
+    if p.dataset.holdout:
+        notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
     if tally.dropped:
         notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
     return {
@@ -126,6 +144,8 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
             "dropped_rows": tally.dropped,
             "constant_columns": list(constant),
             "classes": list(passed.preprocessing.classes),
+            "class_weight": list(passed.preprocessing.class_weight),
+            "folds": {"count": p.folds, "dealt_by": p.dataset.dealt, "contiguous": p.job.plan.contiguous},
             "fold_weights": passed.fold_weights,
         },
         "cv": None if cv is None else cv.to_dict(),

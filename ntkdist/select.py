@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkdist import backend
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
 from ntkdist.solvers import Solver
 from ntkdist.sums import CrossSums, NormalEquations
@@ -22,6 +23,7 @@ F8 = NDArray[np.float64]
 # "auto": per row and relative to the features' variance (trace of the centred Gram over its weight).
 AUTO_GRID = tuple(float(10.0**e) for e in np.arange(-7, -0.5, 0.5))
 EXTENSIONS = 6  # times that a grid may grow
+THIN = 2048  # features from which every second penalty of the "auto" grid is tried first
 FLAT = 1e-3  # relative gain below which growing it towards zero is pointless
 
 
@@ -46,6 +48,8 @@ class CVResult:
         The chosen penalties for the whole data, absolute.
     note : str
         What a reader should know of the choice, or "".
+    scored : tuple of int
+        The folds that k counts, by their numbers.
     """
 
     alphas: F8
@@ -56,6 +60,7 @@ class CVResult:
     best: NDArray[np.int64]
     alpha: F8
     note: str = ""
+    scored: tuple[int, ...] = ()
 
     @property
     def path(self) -> F8:
@@ -82,7 +87,9 @@ class CVResult:
 
     @property
     def standard_error(self) -> float:
-        """Of the mean squared error, from its spread over folds."""
+        """Of the mean squared error, from its spread over folds; nan if one was scored, which has none."""
+        if len(self.weights) == 1:
+            return float("nan")
         folds = self.mse[self.best, :, np.arange(len(self.best))].mean(axis=0)
         return float(np.std(folds, ddof=1) / np.sqrt(len(folds)))
 
@@ -102,13 +109,35 @@ class CVResult:
             unit: self.alphas.tolist(),
             "mse": _or_none(self.path),
             "fold_mse": _or_none(self.mse),
+            "scored_folds": list(self.scored),
             "best": self.best.tolist(),
             "rmse": self.rmse,
             "r2": self.r2,
             "mse_standard_error": self.standard_error,
             "at_edge": self.at_edge,
             "note": self.note,
+            "weights": self.weights.tolist(),
+            "spread": self.spread.tolist(),
+            "alpha": self.alpha.tolist(),
         }
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "CVResult":
+        """The result whose `to_dict` this is, also after JSON."""
+        per_row = "alphas_per_row" in plain
+        mse = np.array(plain["fold_mse"], np.float64)  # None becomes nan
+        mse[np.isnan(mse)] = np.inf
+        return cls(
+            np.array(plain["alphas_per_row" if per_row else "alphas"], np.float64),
+            per_row,
+            mse,
+            np.array(plain["weights"], np.float64),
+            np.array(plain["spread"], np.float64),
+            np.array(plain["best"], np.int64),
+            np.array(plain["alpha"], np.float64),
+            plain["note"],
+            tuple(plain["scored_folds"]),
+        )
 
 
 def cross_validate(
@@ -119,10 +148,13 @@ def cross_validate(
     alphas_per_row: Sequence[float] | None = None,
     extend: bool = True,
     per_target: bool = False,
+    scored: Sequence[int] | None = None,
+    threads: int | None = None,
 ) -> CVResult:
     """Score every penalty by the error on each fold of the model of the others.
 
-    Equals refitting K times, to rounding: for K folds, a penalties and m features at most K·a factorisations.
+    Equals refitting K times, to rounding: for K folds, a penalties and m features at most K·a factorisations.  Several
+    run at once, each on one thread, so that the result depends on no number of threads.
 
     Parameters
     ----------
@@ -131,30 +163,43 @@ def cross_validate(
     solver : Solver
     alphas : sequence of float, or "auto"
         Absolute penalties, the same number for every training set.  "auto" is a grid per row of half decades from
-        1e-7 to 1e-1 of the features' variance.
+        1e-7 to 1e-1 of the features' variance; from 2,048 features on, every second of them, then those beside the
+        best, unless the solver gives the whole path at once.
     alphas_per_row : sequence of float, optional
         Penalties to be multiplied by Σ w of the training set at hand, instead of ``alphas``.
     extend : bool
         Grow a grid of two or more while the best is at its edge and gains.
     per_target : bool
         Choose a penalty for every target instead of one for all.
+    scored : sequence of int, optional
+        The folds that are scored, all by default; the rows of the others are only learnt from.
+    threads : int, optional
+        By default the process's cores, as far as what the solver works on fits half of the free memory.
 
     Raises
     ------
     DataError
         If there are fewer than two folds or one has no weight.
     SpecError
-        If both grids are given, or a penalty is negative.
+        If both grids are given, a penalty is negative, or a fold is scored that there is not.
     NotPositiveDefinite
         If no penalty of the grid could be solved.
     """
     check_folds(folds)
+    which = tuple(range(len(folds)) if scored is None else scored)
+    if not which or not set(which) <= set(range(len(folds))):
+        raise SpecError(f"scored folds are {list(which)}; expected one or more of 0 to {len(folds) - 1}")
     total = functools.reduce(operator.add, folds)
     grid, per_row = penalties(total, alphas, alphas_per_row)
-    scores = Scores(folds, total, solver, per_row)
-    scores.add(grid)
+    scores = _Scores(folds, which, total, solver, per_row, threads or _threads(solver, total.m))
+    if alphas_per_row is None and isinstance(alphas, str) and total.m >= THIN and not solver.whole_path:
+        scores.add_thinly(grid, per_target)
+    else:
+        scores.add(grid)
     note = scores.extend(per_target) if extend and len(grid) > 1 else ""
-    return scores.result(per_target, note)
+    result = scores.result(per_target, note)
+    one = [f"one fold of {len(folds)} was scored, so the error has no standard error"] if len(which) == 1 else []
+    return replace(result, note="; ".join(filter(None, [result.note, *one])))
 
 
 def check_folds(folds: Sequence[NormalEquations | CrossSums]) -> None:
@@ -181,22 +226,35 @@ def penalties(
     return grid, per_row is not None
 
 
+def _threads(solver: Solver, m: int) -> int:
+    free = backend.free_memory_bytes()
+    room = backend.cores() if free is None else free // (2 * (solver.work_bytes(m) + 8 * m**2))  # the training sum too
+    return max(1, min(backend.cores(), room))
+
+
 class Grid(abc.ABC):
     """The penalties so far, with the error of each on each fold; where errors come from is for others to say.
 
     Parameters
     ----------
     folds : sequence of NormalEquations or CrossSums
+    scored : tuple of int
+        Those of the folds whose errors count.
     total : NormalEquations or CrossSums
-        Their sum.
+        The sum of all folds.
     per_row : bool
         Whether penalties are per unit of weight.
     """
 
     def __init__(
-        self, folds: Sequence[NormalEquations | CrossSums], total: NormalEquations | CrossSums, per_row: bool
+        self,
+        folds: Sequence[NormalEquations | CrossSums],
+        scored: tuple[int, ...],
+        total: NormalEquations | CrossSums,
+        per_row: bool,
     ) -> None:
-        self.weights, self.total, self.per_row = [fold.weight for fold in folds], total, per_row
+        self.scored, self.weights = scored, [folds[k].weight for k in scored]
+        self.total, self.per_row = total, per_row
         self.mse: dict[float, F8] = {}
 
     @abc.abstractmethod
@@ -219,6 +277,7 @@ class Grid(abc.ABC):
             np.maximum(spread, 0.0),
             np.zeros(total.t, np.int64),
             np.zeros(total.t),
+            scored=self.scored,
         )
         path = result.path if per_target else result.path.mean(axis=1, keepdims=True)
         best = np.broadcast_to(np.nanargmin(path, axis=0), (total.t,))
@@ -252,26 +311,47 @@ class Grid(abc.ABC):
         return f"the grid grew by {grown} alphas to {after.alphas[0]:g}–{after.alphas[-1]:g}{where}"
 
 
-class Scores(Grid):
+class _Scores(Grid):
     """Errors from the sums of the folds."""
 
-    def __init__(self, folds: Sequence[NormalEquations], total: NormalEquations, solver: Solver, per_row: bool) -> None:
-        super().__init__(folds, total, per_row)
-        self.folds, self.solver, self.equations = folds, solver, total
+    def __init__(
+        self,
+        folds: Sequence[NormalEquations],
+        scored: tuple[int, ...],
+        total: NormalEquations,
+        solver: Solver,
+        per_row: bool,
+        threads: int,
+    ) -> None:
+        super().__init__(folds, scored, total, per_row)
+        self.folds, self.equations, self.solver, self.threads = [folds[k] for k in scored], total, solver, threads
 
     def add(self, grid: Sequence[float]) -> None:
         new = np.full((len(grid), len(self.folds), self.equations.t), np.inf)
-        for k, fold in enumerate(self.folds):
+        runs = 1 if self.solver.whole_path else -(-self.threads // len(self.folds))  # of a fold, so that all work
+        places = [(k, range(r, len(grid), runs)) for k in range(len(self.folds)) for r in range(min(runs, len(grid)))]
+
+        def score(place: tuple[int, range]) -> None:
+            k, some = place
+            fold = self.folds[k]
             train = self.equations - fold
             scale = train.weight if self.per_row else 1.0
-            for i, coef, intercept in _solve_some(self.solver, train, [a * scale for a in grid]):
-                new[i, k] = np.maximum(fold.loss(coef, intercept), 0.0) / fold.weight
+            for i, coef, intercept in _solve_some(self.solver, train, [grid[i] * scale for i in some]):
+                new[some[i], k] = np.maximum(fold.loss(coef, intercept), 0.0) / fold.weight
+
+        backend.at_once(score, places, min(self.threads, len(places)))
         if not self.mse and not np.isfinite(new).all(axis=(1, 2)).any():
             self.solver.solve(self.equations, [max(grid) * (self.equations.weight if self.per_row else 1.0)])
             raise NotPositiveDefinite(
                 f"No alpha up to {max(grid):g} could be solved in every fold; use larger alphas or float64"
             )
         self.mse.update(zip(grid, new, strict=True))
+
+    def add_thinly(self, grid: Sequence[float], per_target: bool) -> None:
+        """Every second of the grid, then what lies beside the best: the choice of the whole grid if it has one dip."""
+        self.add(grid[::2])
+        beside = {2 * int(b) + step for b in self.result(per_target).best for step in (-1, 1)}
+        self.add([grid[i] for i in sorted(beside) if 0 <= i < len(grid)])
 
 
 def _solve_some(solver: Solver, equations: NormalEquations, alphas: list[float]) -> "list[tuple[int, F8, F8]]":

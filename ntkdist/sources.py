@@ -21,25 +21,34 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, load_npz
 
+from ntkdist.beside import CODES, DTYPES
 from ntkdist.errors import DataError, NtkdistError, SpecError
 from ntkdist.groups import local_path
 from ntkdist.spec import nearest
 
-Block = dict[str, NDArray[Any]]  # arrays of equal length, named as in the dataset: x, y, weight
+Block = dict[str, NDArray[Any]]  # arrays of equal length, named as in the dataset: x, y, weight, groups, holdout
 
 BLOCK_BYTES = 16 * 2**20
 MAX_CLASSES = 2**16
+_ARRAYS = {"source": "x", "target": "y"}  # names in the dataset of files that are called otherwise
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
 class Wanted(NamedTuple):
-    """What to take from a source: names of columns or arrays, or for npy and IDX the files of targets and weights."""
+    """What to take from a source: names of columns or arrays, or for npy and IDX the files of all but the inputs."""
 
     target: tuple[str, ...] = ()
     x: str = "x"
     classes: bool = False
     weight: str = ""
     drop: tuple[str, ...] = ()
+    groups: str = ""
+    holdout: str = ""
+
+    def beside(self) -> dict[str, str]:
+        """What has one number a row beside the target, by its name in the dataset, which is also its option's."""
+        named = {"weight": self.weight, "groups": self.groups, "holdout": self.holdout}
+        return {role: name for role, name in named.items() if name}
 
 
 @dataclass(frozen=True)
@@ -49,14 +58,14 @@ class Source:
     rows: int
     fields: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
     blocks: Callable[[], Iterator[Block]]
-    files: Mapping[str, Path]  # "source", and "target" and "weight" where they are files of their own
+    files: Mapping[str, Path]  # "source", and "target", "weight" and so on where they are files of their own
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
 
 
 class SparseSource(NamedTuple):
-    """Sparse rows, what lies beside them (``y``, ``weight``), and a `Source` without blocks that describes both."""
+    """Sparse rows, what lies beside them (``y``, ``weight`` …), and a `Source` without blocks that describes both."""
 
     x: csr_array
     beside: dict[str, NDArray[Any]]
@@ -128,25 +137,23 @@ def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> Source:
         if array.shape[:1] != x.shape[:1]:
             rows = (*array.shape, 0)[0]
             raise DataError(f"{array.name} has {rows} rows but {x.name} has {x.shape[0]}; they must be as many")
-    for name in arrays.keys() - {"y"}:
-        _check_numbers(arrays[name])
-    fields = {"x": (_plain(x.dtype), x.shape[1:] + (1,) * (len(x.shape) in (1, 3)))}
+    _check_numbers(x)
+    fields = {"x": (_plain(x.dtype), x.shape[1:] + (1,) * (len(x.shape) in (1, 3)))} | _beside(arrays)
     classes: NDArray[Any] | None = None
     if "y" in arrays:
         fields["y"], classes = _target(arrays["y"], wanted.classes, scratch)
     elif wanted.classes:
         raise SpecError(f"{path.name}: classes were asked for without a target; name it with --target")
-    if "weight" in arrays:
-        _check_vector(arrays["weight"], "weights")
-        fields["weight"] = np.dtype(np.float64), ()
 
     def blocks() -> Iterator[Block]:
         count = max(1, BLOCK_BYTES // sum(a.row_bytes for a in arrays.values()))
         streams = (a.blocks(count, scratch) for a in arrays.values())
-        for parts in zip(*streams, strict=True):
+        for i, parts in enumerate(zip(*streams, strict=True)):
             block = dict(zip(arrays, parts, strict=True))
             if classes is not None:
                 block["y"] = np.searchsorted(classes, block["y"].ravel())
+            for role in (r for r in CODES if r in block):
+                block[role] = CODES[role](block[role].ravel(), arrays[role].name, i * count)
             yield {k: v.reshape(len(v), *fields[k][1]).astype(fields[k][0], copy=False) for k, v in block.items()}
 
     names = () if classes is None else tuple(_class_name(c) for c in classes)
@@ -180,18 +187,15 @@ def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> SparseSource | Non
             f"{path.name} has shape {x.shape} and type {x.dtype}; expected rows and columns of real numbers"
         )
     x = x.astype(np.float32 if x.dtype == np.float32 else np.float64)
-    roles = {"y": ("target", wanted.target[0] if wanted.target else ""), "weight": ("weight", wanted.weight)}
-    files = {"source": path} | {role: local_path(name) for role, name in roles.values() if name}
-    arrays = {name: _array_file(files[role], role) for name, (role, file) in roles.items() if file}
-    fields: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+    files, beside_files = {"source": path}, _named_files(wanted)
+    files |= beside_files
+    arrays = {_ARRAYS.get(role, role): _array_file(file, role) for role, file in beside_files.items()}
+    fields = _beside(arrays)
     classes: NDArray[Any] | None = None
     if "y" in arrays:
         fields["y"], classes = _target(arrays["y"], wanted.classes, scratch)
     elif wanted.classes:
         raise SpecError(f"{path.name}: classes were asked for without a target; name it with --target")
-    if "weight" in arrays:
-        _check_vector(arrays["weight"], "weights")
-        fields["weight"] = np.dtype(np.float64), ()
     beside = {}
     for name, array in arrays.items():
         if array.shape[0] != x.shape[0]:
@@ -200,6 +204,7 @@ def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> SparseSource | Non
             )
         values = np.concatenate(list(array.blocks(array.shape[0], scratch)))
         values = np.searchsorted(classes, values.ravel()) if name == "y" and classes is not None else values
+        values = CODES[name](values.ravel(), array.name, 0) if name in CODES else values
         beside[name] = values.reshape(len(values), *fields[name][1]).astype(fields[name][0])
     names = () if classes is None else tuple(_class_name(c) for c in classes)
     return SparseSource(x, beside, Source(x.shape[0], fields, lambda: iter(()), files, classes=names))
@@ -221,11 +226,11 @@ def _members(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Pa
     with readable(path.name), zipfile.ZipFile(path) as file:
         known = [n.removesuffix(".npy") for n in file.namelist() if n.endswith(".npy")]
     target = wanted.target[0] if wanted.target else "y" if "y" in known else ""
-    names = {k: n for k, n in {"x": wanted.x, "y": target, "weight": wanted.weight}.items() if n}
+    names = {"x": wanted.x} | ({"y": target} if target else {}) | wanted.beside()
     for role, name in names.items():
         if name not in known:
-            option = {"x": "--x", "y": "--target", "weight": "--weight"}[role]
-            raise DataError(f"{path.name} has no array '{name}' (named by {option}){nearest(name, known)}")
+            option = "target" if role == "y" else role
+            raise DataError(f"{path.name} has no array '{name}' (named by --{option}){nearest(name, known)}")
 
     def member(name: str) -> IO[bytes]:
         with zipfile.ZipFile(path) as file:  # the member keeps the file open
@@ -237,11 +242,24 @@ def _members(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Pa
 def _files(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Path]]:
     if wanted.x != "x":
         raise SpecError(f"{path.name} has no array '{wanted.x}'; --x is for npz files")
-    files = {"source": path}
-    files |= {"target": local_path(wanted.target[0])} if wanted.target else {}
-    files |= {"weight": local_path(wanted.weight)} if wanted.weight else {}
-    roles = {"source": "x", "target": "y", "weight": "weight"}
-    return {roles[role]: _array_file(file, role) for role, file in files.items()}, files
+    files = {"source": path} | _named_files(wanted)
+    return {_ARRAYS.get(role, role): _array_file(file, role) for role, file in files.items()}, files
+
+
+def _named_files(wanted: Wanted) -> dict[str, Path]:
+    """Files of their own, by role."""
+    target = {"target": wanted.target[0]} if wanted.target else {}
+    return {role: local_path(name) for role, name in (target | wanted.beside()).items()}
+
+
+def _beside(arrays: Mapping[str, Array]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Types of what has one number a row beside the target."""
+    found = {role: dtype for role, dtype in DTYPES.items() if role in arrays}
+    for role in found:
+        _check_vector(arrays[role], "weights" if role == "weight" else role)
+        if role != "groups":
+            _check_numbers(arrays[role])
+    return {role: (dtype, ()) for role, dtype in found.items()}
 
 
 def _array_file(path: Path, role: str) -> Array:

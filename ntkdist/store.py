@@ -45,6 +45,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
             "target_names": pre.target_names,
             "vector_target": pre.vector_target,
             "constant": pre.constant,
+            "class_weight": pre.class_weight,
         },
         "versions": versions(),
     }
@@ -56,7 +57,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
         arrays |= {"coef": value.coef, "intercept": value.intercept, "alpha": value.alpha}
     else:
         kind = EQUATIONS
-        attrs["folds"] = len(value.folds)
+        attrs |= {"folds": len(value.folds), "scored": value.scored}
         for k, fold in enumerate(value.folds):
             arrays |= {f"gram{k}": np.tril(fold.gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
     with groups.new_group(url, kind, attrs) as place:
@@ -105,7 +106,8 @@ def load(url: str) -> Any:
         NormalEquations(array(f"gram{k}"), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
         for k in range(attrs["folds"])
     ]
-    return Equations(folds, features, preprocessing, attrs["dtype"])
+    scored = attrs.get("scored")
+    return Equations(folds, features, preprocessing, attrs["dtype"], None if scored is None else tuple(scored))
 
 
 def fingerprint(features: AnyMap, input_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:
@@ -118,7 +120,8 @@ def _check_fingerprint(
     url: str, features: AnyMap, input_shape: tuple[int, ...], attrs: Any, saved: NDArray[Any]
 ) -> None:
     here = fingerprint(features, input_shape, attrs["dtype"])
-    apart = float(np.max(np.linalg.norm(here - saved, axis=1) / np.linalg.norm(saved, axis=1)))
+    norms = np.linalg.norm(saved, axis=1)  # 0 where a map has learnt that there is nothing
+    apart = float(np.max(np.linalg.norm(here - saved, axis=1) / np.where(norms == 0, 1, norms)))
     if not apart <= TOLERANCE[attrs["dtype"]]:
         theirs, ours = attrs["versions"], versions()
         differ = ", ".join(f"{k} {theirs.get(k)} → {ours[k]}" for k in ours if ours[k] != theirs.get(k)) or "none"

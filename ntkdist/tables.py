@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist import sources
+from ntkdist.beside import CODES, DTYPES
 from ntkdist.errors import DataError, SpecError
 from ntkdist.sources import MAX_CLASSES, Block, Source, Wanted, readable
 from ntkdist.spec import nearest
@@ -70,6 +71,13 @@ class Column:
         found: NDArray[np.float64] = self.typed(values).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         return found
 
+    def whole(self, values: Any) -> NDArray[Any]:
+        """Values as NumPy has them, integers exact; with a null among them, numbers as float64 and null as NaN."""
+        if values.null_count and self.kind != "string":
+            return self.numbers(values)
+        found: NDArray[Any] = self.typed(values).to_numpy(zero_copy_only=False)
+        return found
+
     def categories(self) -> list[str]:
         """Sorted distinct strings; null is the empty one."""
         if self.values is None or len({v or "" for v in self.values}) > MAX_CATEGORIES:
@@ -121,12 +129,15 @@ def open_table(path: Path, wanted: Wanted, scratch: Path) -> Source:
         raise SpecError(f"{path.name} has columns, no array '{wanted.x}'; --x is for npz files")
     with readable(path.name):
         kinds, batches = _open_parquet(path) if path.suffix.lower() == ".parquet" else _open_csv(path)
-    apart = (*wanted.target, *wanted.drop, *((wanted.weight,) if wanted.weight else ()))
+    apart = (*wanted.target, *wanted.drop, *wanted.beside().values())
     for name in apart:
         if name not in kinds:
             raise DataError(f"{path.name} has no column '{name}'{nearest(name, list(kinds))}")
         if apart.count(name) > 1:
-            raise SpecError(f"column '{name}' is named twice among --target, --weight and --drop; once is possible")
+            raise SpecError(
+                f"column '{name}' is named twice among --target, --weight, --groups, --holdout and --drop; once is "
+                "possible"
+            )
     if wanted.classes and len(wanted.target) != 1:
         raise SpecError(f"{path.name}: classes need one target, got {len(wanted.target)}; name it with --target")
     columns = {
@@ -148,7 +159,8 @@ def open_table(path: Path, wanted: Wanted, scratch: Path) -> Source:
 def _source(
     path: Path, wanted: Wanted, columns: dict[str, Column], rows: int, batches: Callable[[], Iterator[Any]]
 ) -> Source:
-    inputs = [c for n, c in columns.items() if n not in wanted.target and n != wanted.weight]
+    beside = {role: columns[name] for role, name in wanted.beside().items()}
+    inputs = [c for n, c in columns.items() if n not in (*wanted.target, *wanted.beside().values())]
     targets = [columns[n] for n in wanted.target]
     if not inputs:
         raise DataError(f"{path.name} has no columns left for the inputs; drop fewer")
@@ -166,13 +178,14 @@ def _source(
         for column in targets:
             column.expect(NUMBERS, "one of several targets" if targets[1:] else "a target", "name another target")
         fields["y"] = np.dtype(np.float64), (len(targets),) * (len(targets) > 1)
-    if wanted.weight:
-        columns[wanted.weight].expect(NUMBERS, "weights", "name another column")
-        fields["weight"] = np.dtype(np.float64), ()
+    for role, column in beside.items():
+        kinds = (*NUMBERS, "string") if role == "groups" else NUMBERS
+        column.expect(kinds, "weights" if role == "weight" else role, "name another column")
+        fields[role] = DTYPES[role], ()
     row_bytes = sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in fields.values())
 
     def blocks() -> Iterator[Block]:
-        count = max(1, sources.BLOCK_BYTES // row_bytes)
+        count, at = max(1, sources.BLOCK_BYTES // row_bytes), 0
         for batch in batches():
             for start in range(0, batch.num_rows, count):
                 part = batch.slice(start, count)
@@ -182,8 +195,12 @@ def _source(
                 elif targets:
                     y = np.stack([c.numbers(part[c.name]) for c in targets], axis=1)
                     block["y"] = y if targets[1:] else y[:, 0]
-                if wanted.weight:
-                    block["weight"] = columns[wanted.weight].numbers(part[wanted.weight])
+                for role, column in beside.items():
+                    values = column.numbers if role == "weight" else column.whole
+                    block[role] = values(part[column.name])
+                    if role in CODES:
+                        block[role] = CODES[role](block[role], column.place, at)
+                at += part.num_rows
                 yield block
 
     return Source(

@@ -24,8 +24,10 @@ def make_dataset(tmp_path: Path) -> MakeDataset:
         source = tmp_path / f"{name}.npz"
         weight = options.pop("weights", None)
         arrays = {"x": x} | ({} if y is None else {"y": y}) | ({} if weight is None else {"w": weight})
-        np.savez(source, **arrays)
+        beside = {role: options.pop(role) for role in ("groups", "holdout") if role in options}
+        np.savez(source, **arrays, **beside)
         options = {"target": () if y is None else ["y"], "shuffle_seed": None} | options
+        options |= {role: role for role in beside}
         if weight is not None:
             options["weight"] = "w"
         nd.convert(str(source), str(tmp_path / f"{name}.zarr"), **options)

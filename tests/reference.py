@@ -1,5 +1,6 @@
 """The same mathematics once more, in the obvious way and slowly: what the library is held against."""
 
+from itertools import pairwise
 from typing import Any
 
 import mpmath
@@ -188,3 +189,139 @@ def default_gram(f: Any, x: F8) -> F8:
         blocks = [(b, a + c**2 / 2, k + c**2 / 2) if i == 1 else (b, a, k) for i, (b, a, k) in enumerate(blocks)]
         blocks += [(r, 1.0, 1.0), (s, 0.0, 1.0)]
     return length * tangent * length.T
+
+
+def exact_cntk(kernel: Any, y: F8, z: F8) -> mpmath.mpf:
+    """`CNTK` of a pair of images (h, w, c), by its recursion on all pairs of pixels, in forty digits."""
+    with mpmath.workdps(40):
+        q, layers = kernel.filter_size, kernel.depth
+        both = {"y": y.astype(object) * mpmath.mpf(1), "z": z.astype(object) * mpmath.mpf(1)}
+        s = {(a, b): _windows(np.einsum("ijc,klc->ijkl", both[a], both[b]), kernel) for a in "yz" for b in "yz"}
+        tangent = s["y", "z"] * (1 if kernel.ends else 0)
+        for h, factor in enumerate(kernel.pool or (1,) * layers):
+            size = {a: np.einsum("ijij->ij", s[a, a]) for a in "yz"}
+            arcs = {(a, b): _arc_cosines(s[a, b], size[a], size[b]) for a, b in s}
+            tangent = tangent * arcs["y", "z"][0] / q**2
+            if kernel.ends or h < layers - 1:
+                tangent = tangent + arcs["y", "z"][1] / q**2
+            tangent = _pool(tangent, factor)
+            if h < layers - 1:
+                tangent = _windows(tangent, kernel)
+                s = {pair: _windows(_pool(gamma / q**2, factor), kernel) for pair, (_, gamma) in arcs.items()}
+        height, width, g = *tangent.shape[:2], kernel.grid
+        cells = [
+            (slice(height * i // g, height * (i + 1) // g), slice(width * j // g, width * (j + 1) // g))
+            for i in range(g)
+            for j in range(g)
+        ]
+        return sum(tangent[r, c, r, c].mean() for r, c in cells) / g**2
+
+
+def _windows(t: Any, kernel: Any) -> Any:
+    """Σ_{a,b} t[i + a, j + b, k + a, l + b], entry by entry; zeros outside the image."""
+    q, h, w = kernel.filter_size, *t.shape[:2]
+    lost, first = (0, -((q - 1) // 2)) if kernel.padding == "same" else (q - 1, 0)
+    out = np.zeros((h - lost, w - lost, h - lost, w - lost), object)
+    for i, j, k, l in np.ndindex(out.shape):  # noqa: E741
+        for a in range(first, first + q):
+            for b in range(first, first + q):
+                at = (i + a, j + b, k + a, l + b)
+                if min(at) >= 0 and max(at[::2]) < h and max(at[1::2]) < w:
+                    out[i, j, k, l] += t[at]
+    return out
+
+
+def _pool(t: Any, f: int) -> Any:
+    """Means over f × f squares of both images."""
+    h, w = t.shape[0] // f, t.shape[1] // f
+    out = np.zeros((h, w, h, w), object)
+    for i, j, k, l in np.ndindex(out.shape):  # noqa: E741
+        part = t[i * f : i * f + f, j * f : j * f + f, k * f : k * f + f, l * f : l * f + f]
+        out[i, j, k, l] = part.sum() / part.size
+    return out
+
+
+def _arc_cosines(s: Any, size: Any, other: Any) -> tuple[Any, Any]:
+    """κ₀ and n κ₁ of all pairs of pixels."""
+    kappa0, gamma = np.zeros(s.shape, object), np.zeros(s.shape, object)
+    for at in np.ndindex(s.shape):
+        n = mpmath.sqrt(size[at[:2]] * other[at[2:]])
+        if n > 0:
+            cosine = max(min(s[at] / n, mpmath.mpf(1)), mpmath.mpf(-1))
+            angle = mpmath.acos(cosine)
+            kappa0[at] = 1 - angle / mpmath.pi
+            gamma[at] = n * (mpmath.sqrt(1 - cosine**2) + cosine * (mpmath.pi - angle)) / mpmath.pi
+    return kappa0, gamma
+
+
+class ConvNetwork:
+    """The finite network of `CNTK`: z¹ = W¹ * y, a = √(2/(q² width)) relu(z), z = W * a, means over cells, readout."""
+
+    def __init__(self, kernel: Any, channels: int, width: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.kernel, q = kernel, kernel.filter_size
+        wide = [channels] + [width] * kernel.depth
+        self.weights = [rng.standard_normal((q, q, a, b)) for a, b in pairwise(wide)]
+        self.readout = rng.standard_normal((kernel.grid**2, width))
+        self.scale = np.sqrt(2 / (q**2 * width))
+
+    def tangent_kernel(self, x: F8) -> F8:
+        """⟨∂f(x)/∂weights, ∂f(x')/∂weights⟩ over the trained weights, by backpropagation."""
+        kernel, q = self.kernel, self.kernel.filter_size
+        factors = kernel.pool or (1,) * kernel.depth
+        inputs, pre = [x], []
+        for w, f in zip(self.weights, factors, strict=True):
+            pre.append(self._patches(inputs[-1]) @ w.reshape(-1, w.shape[3]))
+            inputs.append(self._pooled(self.scale * np.maximum(pre[-1], 0), f))
+        n, h, w_, _ = inputs[-1].shape
+        mean, back = [], np.zeros_like(inputs[-1])
+        g = kernel.grid
+        for cell in range(g**2):
+            i, j = divmod(cell, g)
+            r, c = slice(h * i // g, h * (i + 1) // g), slice(w_ * j // g, w_ * (j + 1) // g)
+            size = (r.stop - r.start) * (c.stop - c.start)
+            mean.append(inputs[-1][:, r, c].mean((1, 2)) / g)
+            back[:, r, c] = self.readout[cell] / (size * g)
+        total = sum(m @ m.T for m in mean) if kernel.ends else np.zeros((n, n))
+        for layer in reversed(range(kernel.depth)):
+            delta = self._spread(back, factors[layer], pre[layer].shape) * self.scale * (pre[layer] > 0)
+            if layer > 0 or kernel.ends:
+                patches = self._patches(inputs[layer])
+                rows, columns = (a.reshape(n, -1, a.shape[3]) for a in (patches, delta))
+                flat = np.matmul(rows.swapaxes(1, 2), columns).reshape(n, -1)
+                total = total + flat @ flat.T
+            if layer > 0:
+                back = self._back(delta @ self.weights[layer].reshape(-1, delta.shape[3]).T, inputs[layer].shape, q)
+        return total
+
+    def _around(self) -> tuple[int, int]:
+        q = self.kernel.filter_size
+        return ((q - 1) // 2, q // 2) if self.kernel.padding == "same" else (0, 0)
+
+    def _patches(self, x: F8) -> F8:
+        """(n, h, w, q·q·c)."""
+        q, around = self.kernel.filter_size, self._around()
+        x = np.pad(x, ((0, 0), around, around, (0, 0)))
+        h, w = x.shape[1] - q + 1, x.shape[2] - q + 1
+        return np.concatenate([x[:, a : a + h, b : b + w] for a in range(q) for b in range(q)], axis=3)
+
+    def _back(self, p: F8, shape: tuple[int, ...], q: int) -> F8:
+        """The transpose of `_patches`."""
+        before, after = self._around()
+        n, height, width, c = shape
+        out = np.zeros((n, height + before + after, width + before + after, c))
+        for k in range(q * q):
+            a, b = divmod(k, q)
+            out[:, a : a + p.shape[1], b : b + p.shape[2]] += p[..., k * c : (k + 1) * c]
+        return out[:, before : before + height, before : before + width]
+
+    def _pooled(self, x: F8, f: int) -> F8:
+        n, h, w, c = x.shape[0], x.shape[1] // f, x.shape[2] // f, x.shape[3]
+        return x[:, : h * f, : w * f].reshape(n, h, f, w, f, c).mean((2, 4))
+
+    def _spread(self, back: F8, f: int, shape: tuple[int, ...]) -> F8:
+        """The transpose of `_pooled`."""
+        out = np.zeros(shape)
+        wide = back.repeat(f, 1).repeat(f, 2) / f**2
+        out[:, : wide.shape[1], : wide.shape[2]] = wide
+        return out

@@ -1,5 +1,6 @@
 """Conjugate gradients against dense solves, and whole fits without a Gram against fits with one."""
 
+import shutil
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from test_plan import plan_of
 import ntkdist as nd
 from ntkdist import products
 from ntkdist.data import Rows
+from ntkdist.plan import sums_digest
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import Mapped
 from ntkdist.reduce import Shard
@@ -187,6 +189,42 @@ def test_classes_are_targets_like_others(make_dataset: Any) -> None:
     assert (a.model.predict(x) == b.model.predict(x)).mean() > 0.995
 
 
+def test_folds_of_consecutive_rows(make_dataset: Any, table: Any) -> None:
+    table_of = msgspec.structs.replace(EXACT, contiguous=True, folds=3)
+    job = job_on(make_dataset(*table, rows_per_partition=90), plan=table_of)
+    a, b = nd.fit(job), with_gram(job)
+    np.testing.assert_allclose(a.cv.mse, b.cv.mse, rtol=1e-4)
+    assert a.cv.scored == b.cv.scored == (0, 1, 2)
+    assert a.report["data"] == b.report["data"]
+    dealt = nd.fit(msgspec.structs.replace(job, plan=msgspec.structs.replace(table_of, contiguous=False)))
+    assert (np.abs(dealt.cv.mse / a.cv.mse - 1) > 1e-3).any()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_classes_weigh_the_same_in_the_sums_the_products_and_the_errors(make_dataset: Any, weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 2))
+    names = np.array(["inside", "on the rim", "outside"])[np.digitize((x**2).sum(axis=1), [0.1, 4])]
+    weights = {"weights": rng.integers(0, 4, 600)} if weighted else {}
+    dataset = nd.Dataset(make_dataset(x, names, **weights), weight="weight" if weighted else "")
+    job = job_on("", dataset=dataset, class_weight="balanced")
+    a, b = nd.fit(job), with_gram(job)
+    np.testing.assert_allclose(a.cv.mse, b.cv.mse, rtol=1e-4)
+    np.testing.assert_allclose(a.report["data"]["fold_weights"], b.report["data"]["fold_weights"], rtol=1e-12)
+    assert a.report["data"]["class_weight"] == b.report["data"]["class_weight"]
+    np.testing.assert_allclose(a.model(x), b.model(x), atol=2e-3)
+    plain = nd.fit(msgspec.structs.replace(job, class_weight=None))
+    assert np.abs(plain.model(x) - a.model(x)).max() > 0.05
+
+
+@pytest.mark.parametrize("name", ["groups", "holdout"])
+def test_rows_that_are_dealt_one_by_one_are_refused(make_dataset: Any, table: Any, name: str) -> None:
+    store = make_dataset(*table, **{name: np.arange(900) % 2})
+    plan = nd.PlanTable(folds=None if name == "holdout" else 4)
+    with pytest.raises(nd.SpecError, match=f"solver PCG takes folds of whole .*'{name}' deals rows; leave out {name}"):
+        nd.plan(job_on("", dataset=nd.Dataset(store, **{name: name}), plan=plan))
+
+
 def test_sparse_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((500, 40)) * (rng.random((500, 40)) < 0.1)
@@ -205,14 +243,30 @@ def test_a_run_that_was_cut_off_starts_its_iterations_anew(make_dataset: Any, ta
     @contextmanager
     def cut(phase: str, rows: int) -> Iterator[Any]:
         if phase == "iterations":
+            shutil.copytree(out, tmp_path / "killed")  # what a process that is killed here leaves
             raise InterruptedError
+        phases.append(phase)
         yield lambda done: None
 
+    phases: list[str] = []
     with pytest.raises(InterruptedError):
         nd.fit(job, out=out, watch=cut)
-    assert (tmp_path / "run" / "checkpoint" / "prepared.zarr").exists()
+    assert phases == ["moments", "sums", "sample"]
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "killed").rename(out)
+    with pytest.raises(InterruptedError):
+        nd.fit(job, out=out, watch=cut, resume=True)
+    assert phases[3:] == ["sums", "sample"]
+    (tmp_path / "killed").rename(out)
     same_bits(nd.fit(job, out=out, resume=True), nd.fit(job))
     assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_what_another_solver_resolved_is_not_gone_on_from(make_dataset: Any, table: Any) -> None:
+    job = job_on(make_dataset(*table))
+    gram = [sums_digest(msgspec.structs.replace(job, solver=s)) for s in (None, nd.Cholesky(), nd.Eigh())]
+    ours = [sums_digest(msgspec.structs.replace(job, solver=s)) for s in (nd.PCG(), nd.PCG(7, tol=0.1))]
+    assert (len(set(gram)), len(set(ours)), len({*gram, *ours})) == (1, 1, 2)
 
 
 def test_rows_that_were_dropped(make_dataset: Any, table: Any) -> None:
@@ -232,18 +286,26 @@ def test_one_fold_and_one_alpha(make_dataset: Any, table: Any) -> None:
     assert error.max() < 1e-3
 
 
-def test_the_same_bits_from_memory_and_mapped_anew_and_wherever_it_runs(
-    make_dataset: Any, table: Any, two_workers: Any
-) -> None:
-    """In float32, where another order would show; a share of the memory that holds nothing; two processes."""
-    rows = msgspec.structs.replace(EXACT, dtype="float32", shards=8)
-    job = job_on(make_dataset(*table), plan=rows, alphas=(1.0,))
-    plan = nd.plan(job)
-    kept, anew = nd.fit(plan), nd.fit(msgspec.structs.replace(plan, solver=nd.PCG(sample_rows=256, cache=0.0)))
-    there, fat = nd.fit(plan, client=two_workers), nd.fit(msgspec.structs.replace(plan, threads=3))
-    for other in (anew, there, fat):
-        same_bits(kept, other)
+def float32_plan(store: str) -> nd.Plan:
+    """Where another order of sums would show."""
+    return nd.plan(job_on(store, plan=msgspec.structs.replace(EXACT, dtype="float32", shards=8), alphas=(1.0,)))
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_the_same_bits_on_two_workers(make_dataset: Any, table: Any, two_workers: Any) -> None:
+    plan = float32_plan(make_dataset(*table))
+    there = nd.fit(plan, client=two_workers)
+    same_bits(nd.fit(plan), there)
     assert len(there.report["run"]["peak_memory_bytes"]) == 2
+
+
+def test_the_same_bits_from_memory_and_mapped_anew_on_any_threads(make_dataset: Any, table: Any) -> None:
+    """One fit has a share of the memory that holds nothing."""
+    plan = float32_plan(make_dataset(*table))
+    kept, anew = nd.fit(plan), nd.fit(msgspec.structs.replace(plan, solver=nd.PCG(sample_rows=256, cache=0.0)))
+    for other in (anew, nd.fit(msgspec.structs.replace(plan, threads=3))):
+        same_bits(kept, other)
     passes, layout = kept.report["run"]["products"]["passes"], plan.layout
     once = kept.report["run"]["bytes_read"]
     assert once == layout.rows * (layout.row_bytes + 16)  # read for the sums, remembered from then on
@@ -346,6 +408,7 @@ def test_the_command_line_and_a_run_directory_without_equations(
     assert sorted(p.name for p in Path("run").iterdir()) == ["job.json", "model.zarr", "report.json"]
     again = command("fit", job, "--out", "run")
     assert again.exit_code == 0, again.stderr
+    assert nd.fit(nd.Job.read(job), out="run").cv.scored == (0, 1, 2, 3)
     solved = command("solve", "run")
     assert solved.exit_code == 1
     assert solved.stderr == (

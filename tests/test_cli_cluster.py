@@ -129,7 +129,7 @@ def test_local_workers(job: str) -> None:
     process = start("fit", write_job(top="alphas = [1.0]", tables=tables), "--out", "damaged")
     assert_one_line(process.communicate(timeout=120)[1], ["chunk x/c/3/0 is missing", "rows 36–47"])
     assert process.returncode == 1
-    assert not Path("damaged").exists()
+    assert not Path("damaged/model.zarr").exists()
 
 
 def test_the_demo(command: Command) -> None:

@@ -95,6 +95,7 @@ def test_a_chunk_lost_after_planning_ends_the_run_with_its_name(
     shutil.move(Path(plan.dataset.store) / "x" / "c" / "7", tmp_path / "lost")
     with pytest.raises(nd.DataError, match=r"chunk x/c/7/0 is missing \(rows 6944–7935\); restore it or convert again"):
         nd.fit(plan, client=two_workers, out=str(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+    left = {p.name for p in (tmp_path / "run").iterdir()} if (tmp_path / "run").exists() else set()
+    assert left <= {"job.json", "checkpoint"}  # what other tasks had finished
     shutil.move(tmp_path / "lost", Path(plan.dataset.store) / "x" / "c" / "7")
     assert nd.fit(plan, client=two_workers, out=str(tmp_path / "run")).equations.total.weight == 20_000

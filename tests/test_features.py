@@ -20,12 +20,13 @@ from ntkdist import (
     Linear,
     NTKRandomFeatures,
     NTKSketch,
+    Nystrom,
     RandomFourier,
     SpecError,
     ZonalFeatures,
     draws,
 )
-from ntkdist.features import FeatureMap
+from ntkdist.features import FeatureMap, FittedMap
 from ntkdist.features.base import _cast
 from ntkdist.features.random_features import RELU, mean_abs
 
@@ -33,7 +34,7 @@ F8 = NDArray[np.float64]
 PAPER: dict[str, Any] = {"variant": "paper"}
 LEVERAGE: dict[str, Any] = {"variant": "paper", "leverage_scores": True}
 D = 6
-MAPS: dict[str, FeatureMap] = {
+MAPS: dict[str, FeatureMap | FittedMap] = {
     "linear": Linear(D),
     "default": NTKRandomFeatures(64),
     "default-deep": NTKRandomFeatures(101, depth=3),
@@ -57,10 +58,22 @@ MAPS: dict[str, FeatureMap] = {
     "fourier-laplace": RandomFourier(101, Laplace(2.0)),
     "fourier-homogeneous": RandomFourier(63, Laplace(0.5, homogeneous=True)),
 }
-INHOMOGENEOUS = {"default-bias", "paper-bias", "zonal-bias", "sketch-bias", "fourier", "fourier-laplace"}
+RANDOM = [name for name in MAPS if name != "linear"]
+SAMPLE = np.random.default_rng(9).standard_normal((200, D))
+MAPS |= {
+    "nystrom": Nystrom(64).fit(SAMPLE),
+    "nystrom-leverage": Nystrom(70, NNGP(3), "leverage").fit(SAMPLE),
+    "nystrom-bias": Nystrom(300, NTK(3, bias=1.0), "rpcholesky").fit(SAMPLE),
+    "nystrom-gaussian": Nystrom(64, Gaussian(2.0)).fit(SAMPLE),
+    "nystrom-laplace": Nystrom(64, Laplace(0.5, homogeneous=True)).fit(SAMPLE),
+}
+INHOMOGENEOUS = {
+    *("default-bias", "paper-bias", "zonal-bias", "sketch-bias", "nystrom-bias"),
+    *("fourier", "fourier-laplace", "nystrom-gaussian"),
+}
 ROUNDING = {np.float64: 1e-12, np.float32: 1e-5}
 every_map = pytest.mark.parametrize("features", MAPS.values(), ids=MAPS)
-random_maps = pytest.mark.parametrize("features", list(MAPS.values())[1:], ids=list(MAPS)[1:])
+random_maps = pytest.mark.parametrize("features", [MAPS[k] for k in RANDOM], ids=RANDOM)
 homogeneous_maps = pytest.mark.parametrize(
     "features", [MAPS[k] for k in MAPS if k not in INHOMOGENEOUS], ids=[k for k in MAPS if k not in INHOMOGENEOUS]
 )
@@ -71,7 +84,7 @@ def rows(n: int, d: int = D, seed: int = 0) -> F8:
     return np.random.default_rng(seed).standard_normal((n, d))
 
 
-def fresh(features: FeatureMap, x: NDArray[Any]) -> NDArray[Any]:
+def fresh(features: FeatureMap | FittedMap, x: NDArray[Any]) -> NDArray[Any]:
     """φ(x) drawn anew: what another process would compute."""
     drawn = {k: _cast(v, x.dtype) for k, v in features.draw(x.shape[1:]).items()}
     return features.apply(drawn, x)

@@ -111,7 +111,7 @@ def test_classes_are_restored(make_dataset: Any) -> None:
     assert result.model.classes == ("inside", "on the rim", "outside")
     assert result.model(x).shape == (600, 3)
     np.testing.assert_allclose(result.model(x).sum(axis=1), 1, atol=1e-6)  # centred one-hot targets sum to one
-    assert (result.model.predict(x) == names).mean() > 0.9
+    assert (result.model.predict(x) == names).mean() > 0.85  # a third by chance
     numbers = nd.fit(job_on(make_dataset(x, np.digitize(x[:, 0], [0]) * 7 + 3, name="n", classes=True))).model
     assert set(numbers.predict(x).tolist()) == {3, 10}
 
@@ -187,3 +187,14 @@ def test_images_are_scaled_by_channel(make_dataset: Any) -> None:
     assert by_pixel.model(images).shape == (200,)
     none = nd.fit(job_on(make_dataset(images, images[:, 0, 0, 0] / 9, name="q"), preprocess=nd.Preprocess("none")))
     assert (none.model.preprocessing.x_scale == 1).all()
+
+
+def test_a_complete_run_comes_back_with_its_cross_validation(make_dataset: Any, table: Any, tmp_path: Any) -> None:
+    job, out = job_on(make_dataset(*table)), str(tmp_path / "run")
+    first, again = nd.fit(job, out=out), nd.fit(job, out=out)
+    for name, value in vars(first.cv).items():
+        np.testing.assert_array_equal(getattr(again.cv, name), value)
+    assert again.cv.rmse == first.cv.rmse
+    single = msgspec.structs.replace(job, alphas=(1.0,), plan=msgspec.structs.replace(EXACT, folds=1))
+    for _ in range(2):
+        assert nd.fit(single, out=str(tmp_path / "single")).cv is None

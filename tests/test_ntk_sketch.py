@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from test_features import peak_bytes
 
-from ntkdist import NTK, NTKRandomFeatures, NTKSketch, SpecError
+from ntkdist import NTK, Linear, NTKRandomFeatures, NTKSketch, SpecError
+from ntkdist.features import monomials
 from ntkdist.features.base import _cast
-from ntkdist.features.sketch_features import _next_monomials, monomials, root_multinomials
 
 F8 = NDArray[np.float64]
 
@@ -64,9 +64,9 @@ def test_monomials_make_powers_of_inner_products(d: int, j: int) -> None:
     x = unit_rows(5, d)
     z = x
     for k in range(2, j + 1):
-        z = _next_monomials(x, z, k)
-    assert z.shape == (5, monomials(d, j))
-    z = z * root_multinomials(d, j)
+        z = monomials.next_degree(x, z, k)
+    assert z.shape == (5, monomials.count(d, j))
+    z = z * monomials.root_multinomials(d, j)
     np.testing.assert_allclose(z @ z.T, (x @ x.T) ** j, atol=1e-13)
 
 
@@ -80,20 +80,18 @@ def test_exact_where_all_monomials_fit(d: int, depth: int, degree: int, bias: fl
     assert (z[:, -1] == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("d", "m"), [(9, 100), (9, 2048), (90, 2048), (90, 8192), (784, 2048), (3000, 64), (3000, 7000)]
-)
+@pytest.mark.parametrize(("d", "m"), [(9, 100), (9, 2048), (90, 2048), (90, 8192), (784, 2048), (3000, 64)])
 @pytest.mark.parametrize("depth", [1, 3, 8])
 def test_columns_are_all_spent_and_exact_degrees_are_worth_it(d: int, m: int, depth: int) -> None:
     """No exact degree could be sketched, and none sketched be exact, with less Σ c_j²/m_j."""
     features = NTKSketch(m, depth)
     c, columns = features.coefficients(), features._columns(d)
     exact = [j for j in range(1, columns.exact + 1) if c[j] > 0]
-    assert 1 + sum(monomials(d, j) for j in exact) + sum(columns.sketched.values()) == m
+    assert 1 + sum(monomials.count(d, j) for j in exact) + sum(columns.sketched.values()) == m
     assert set(columns.sketched) == {j for j in range(columns.exact + 1, 9) if c[j] > 0}
 
     def variance(e: int) -> float:
-        left = m - 1 - sum(monomials(d, j) for j in range(1, e + 1) if c[j] > 0)
+        left = m - 1 - sum(monomials.count(d, j) for j in range(1, e + 1) if c[j] > 0)
         return float(c[e + 1 :].sum()) ** 2 / left if left > 0 else np.inf
 
     best = min(variance(e) for e in range(9))
@@ -106,7 +104,7 @@ def test_columns_are_all_spent_and_exact_degrees_are_worth_it(d: int, m: int, de
 def test_unbiased_for_the_polynomial_that_it_names(d: int, depth: int, bias: float) -> None:
     x = unit_rows(4, d) * [[1], [2], [0.5], [1]]
     x[3] = 0.9 * x[0] + 0.1 * x[3]
-    found = np.array([z @ z.T for z in (NTKSketch(80, depth, 8, bias, seed)(x) for seed in range(600))])
+    found = np.array([z @ z.T for z in (NTKSketch(80, depth, 8, bias, seed)(x) for seed in range(300))])
     exact = truncated(NTKSketch(80, depth, 8, bias), x)
     spread = found.std(0) / np.sqrt(len(found))
     assert (np.abs(found.mean(0) - exact) <= 4 * spread + 1e-12).all()
@@ -116,9 +114,9 @@ def test_unbiased_for_long_rows() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 1500)) * (rng.random((3, 1500)) < 0.01)
     x[1] = x[0] + 0.5 * x[1]
-    found = np.array([z @ z.T for z in (NTKSketch(64, 2, seed=seed)(x) for seed in range(400))])
+    found = np.array([z @ z.T for z in (NTKSketch(64, 2, seed=seed)(x) for seed in range(200))])
     exact = truncated(NTKSketch(64, 2), x)
-    assert (np.abs(found.mean(0) - exact) <= 4 * found.std(0) / 20).all()
+    assert (np.abs(found.mean(0) - exact) <= 4 * found.std(0) / 200**0.5).all()
 
 
 @pytest.mark.parametrize("d", [20, 1100])
@@ -129,7 +127,9 @@ def test_error_falls_like_a_root(d: int) -> None:
     def error(m: int) -> float:
         return float(np.mean([np.linalg.norm(z @ z.T - exact) for z in (NTKSketch(m, 2, seed=s)(x) for s in range(4))]))
 
-    assert 0.15 < error(128 * 16) / error(128) < 0.4
+    ratio = error(128 * 16) / error(128)
+    assert ratio < 0.4
+    assert ratio > 0.15 or d == 20  # where more columns also make more degrees exact
 
 
 @pytest.mark.parametrize("d", [9, 90])
@@ -157,9 +157,12 @@ def test_sparse_rows_have_the_features_of_dense_ones(d: int, bias: float, dtype:
     np.testing.assert_allclose(z, features(x), atol=(1e-5 if dtype == np.float32 else 1e-12) * np.abs(z).max())
     np.testing.assert_array_equal(features.kernel(csr_array(x[:5])), features.kernel(x[:5]))
     assert (z[7] == 0).all() == (bias == 0)
+    twice = csr_array((np.tile(x[0] / 2, 2), np.tile(np.arange(d), 2), [0, 2 * d]), (1, d))
+    np.testing.assert_allclose(features(twice), features(x[:1]), atol=(1e-5 if dtype == np.float32 else 1e-12) * 9)
 
 
-def test_other_maps_refuse_sparse_rows() -> None:
+def test_sparse_rows_of_linear_and_of_others() -> None:
+    np.testing.assert_array_equal(Linear(6)(csr_array(np.eye(6))), np.eye(6))
     with pytest.raises(
         Exception, match="NTKRandomFeatures does not take sparse rows; use NTKSketch or Linear, or make"
     ):

@@ -187,35 +187,37 @@ def products(kind: str, x: F8, m: int, seeds: int) -> tuple[F8, F8]:
 
 @pytest.mark.parametrize("kind", ["srht", "osnap", "hashed", "tensor"])
 def test_sketches_are_unbiased_and_their_error_falls_like_a_root(kind: str) -> None:
-    """Means over 3000 seeds within four standard errors; 16 times the columns, a quarter of the error."""
+    """Means over 1500 seeds within four standard errors; 16 times the columns, a quarter of the error.
+
+    Of whole orthogonal transforms, less: they err in nothing.
+    """
     x = np.random.default_rng(1).standard_normal((4, 11))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     errors = []
     for m in (7, 112):
-        found, exact = products(kind, x, m, 3000 if m == 7 else 300)
+        found, exact = products(kind, x, m, 1500 if m == 7 else 300)
         if m == 7:
             assert z_scores(found, exact).max() < 4
         errors.append(np.sqrt(((found - exact) ** 2).mean()))
-    assert 0.15 < errors[1] / errors[0] < 0.4
+    assert kind == "srht" or errors[1] > 0.15 * errors[0]
+    assert errors[1] < 0.4 * errors[0]
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("degrees", [(2,), (5,), (3, 7), (2, 3, 4, 6, 7, 8)])
+@pytest.mark.parametrize("degrees", [(2,), (3, 7), (2, 3, 4, 6, 8)])
 def test_chain_is_unbiased_for_every_power(dims: int, degrees: tuple[int, ...]) -> None:
-    """From exact powers up to ``dims``, also where wanted degrees leave gaps; over 2000 seeds."""
+    """From exact powers up to ``dims``, also where wanted degrees leave gaps; over 700 seeds."""
     wanted = [j for j in degrees if j > dims]
     if not wanted:
         pytest.skip("all are exact")
     x = np.random.default_rng(2).standard_normal((3, 4))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     x[1] = 0.8 * x[0] + 0.6 * (x[1] - (x[0] @ x[1]) * x[0])
-    powers = [x, np.einsum("ni,nj->nij", x, x).reshape(3, -1), np.einsum("ni,nj,nk->nijk", x, x, x).reshape(3, -1)][
-        :dims
-    ]
+    powers = [x, *(np.stack([np.kron(r, np.kron(r, r) if j == 3 else r) for r in x]) for j in (2, 3))][:dims]
     w, columns = 16, {j: 5 + j for j in wanted}
     chain = steps(dims, columns, w)
     found: dict[int, list[F8]] = {j: [] for j in wanted}
-    for seed in range(2000):
+    for seed in range(700):
         s = draw_poly([p.shape[1] for p in powers], [1.0] * dims, chain, w, seed)
         for j, z in poly_sketch(s, powers, chain, w):
             if j in found:
@@ -242,12 +244,7 @@ def test_variance_of_a_chain_grows_with_the_degree_not_exponentially() -> None:
 
 def test_steps_of_a_chain() -> None:
     assert [tuple(s) for s in steps(1, {2: 10, 4: 5}, 16)] == [(2, 1, 16), (3, 1, 16), (4, 1, 5)]
-    assert [tuple(s) for s in steps(2, {3: 7, 7: 9, 8: 8}, 16)] == [
-        (3, 1, 7),
-        (4, 2, 16),
-        (6, 2, 16),
-        (7, 1, 9),
-        (8, 2, 8),
-    ]
+    of_two = [(3, 1, 7), (4, 2, 16), (6, 2, 16), (7, 1, 9), (8, 2, 8)]
+    assert [tuple(s) for s in steps(2, {3: 7, 7: 9, 8: 8}, 16)] == of_two
     assert [tuple(s) for s in steps(4, {5: 3, 8: 4}, 8)] == [(5, 1, 3), (8, 4, 4)]
     assert WIDE >= 128

@@ -1,11 +1,14 @@
 """Every solver against scikit-learn's ridge, and cross-validation from sums against refitting fold by fold."""
 
+import json
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from ntkdist import select
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
-from ntkdist.select import cross_validate
+from ntkdist.select import CVResult, cross_validate
 from ntkdist.solvers import Cholesky, Eigh, Solver, choose
 from ntkdist.sums import NormalEquations
 
@@ -126,6 +129,43 @@ def test_auto_grid_follows_the_scale_of_features() -> None:
     np.testing.assert_allclose(a.chosen, b.chosen, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shift", [1.0, 10**0.5], ids=["best among every second", "best between"])
+def test_a_thin_grid_makes_the_same_choice_with_fewer_solutions(monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
+    monkeypatch.setattr(select, "AUTO_GRID", tuple(a * shift for a in select.AUTO_GRID))
+    whole = cross_validate(FOLDS, Cholesky())
+    assert len(whole.alphas) == 13
+    assert whole.best[0] % 2 == (shift != 1)
+    monkeypatch.setattr(select, "THIN", M)
+    thin = cross_validate(FOLDS, Cholesky())
+    assert thin.alpha.tolist() == whole.alpha.tolist()
+    tried = np.flatnonzero(np.isin(whole.alphas, thin.alphas))
+    assert set(range(0, 13, 2)) | set(whole.best) < set(tried)
+    assert len(tried) == len(thin.alphas) == 9
+    np.testing.assert_array_equal(thin.mse, whole.mse[tried])
+    assert len(cross_validate(FOLDS, Eigh()).alphas) == 13  # it has the whole path at once
+    given = cross_validate(FOLDS, Cholesky(), whole.alphas.tolist(), extend=False)
+    assert len(given.alphas) == 13
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    found = [cross_validate(FOLDS, solver, ALPHAS, threads=n) for solver in SOLVERS for n in (1, 3, 16)]
+    for a, b in zip(found, (found[0],) * 3 + (found[3],) * 3, strict=True):
+        np.testing.assert_array_equal(a.mse, b.mse)
+
+
+def test_a_result_comes_back_from_json() -> None:
+    z = np.repeat(Z[:, :3], 2, axis=1)
+    singular = [NormalEquations.zeros(6, T).update(z[k == FOLD], Y[k == FOLD]) for k in range(K)]
+    for found in (
+        cross_validate(FOLDS, Cholesky(), per_target=True).scaled(np.array([2.0, 30.0])),
+        cross_validate(singular, Cholesky(), [0.0, 1.0], extend=False),  # infinite where it could not be solved
+    ):
+        again = CVResult.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+        for name, value in vars(found).items():
+            np.testing.assert_array_equal(getattr(again, name), value)
+        assert again.to_dict() == found.to_dict()
+
+
 @pytest.mark.parametrize(
     ("folds", "alphas", "options", "error", "said"),
     [
@@ -143,6 +183,7 @@ def test_bad_grids_and_folds_are_refused(folds, alphas, options, error, said) ->
 
 
 def test_choice_of_solver_follows_measured_cost() -> None:
-    assert choose(512, 13) == Eigh()
+    assert choose(512, 13) == Cholesky()
+    assert choose(512, 100) == Eigh()
     assert choose(8192, 13) == Cholesky()
     assert choose(8192, 100) == Eigh()

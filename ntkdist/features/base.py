@@ -58,6 +58,10 @@ class FeatureMap(Spec, frozen=True):
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
         """The kernel that φ approximates, exactly, (n, n')."""
 
+    def kernel_fitted(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        """The kernel of a map that learnt these arrays."""
+        return self.kernel(x, y)
+
     @abc.abstractmethod
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Peak bytes of what `apply` allocates for one row, its result included."""
@@ -74,6 +78,11 @@ class FeatureMap(Spec, frozen=True):
     def sample_rows(self) -> int:
         """Rows of the data, drawn at random, that `fit` looks at; 0 if the map needs none."""
         return 0
+
+    @property
+    def piece_rows(self) -> int:
+        """Rows that a thread maps at a time, at least: more than one where a map reads much for every piece."""
+        return 1
 
     def row_weights(self, sample: NDArray[Any]) -> RowWeights | None:
         """For maps that want rows in proportion to something learnt from a first sample: what it is; else None."""
@@ -162,7 +171,7 @@ class FittedMap:
         return self.spec.apply(params, x)
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        return self.spec.kernel(x, y)
+        return self.spec.kernel_fitted(self.arrays, x, y)
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         return self.spec.row_bytes(input_shape, dtype)
@@ -172,6 +181,10 @@ class FittedMap:
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         return self.spec.draw_bytes(input_shape, dtype)
+
+    @property
+    def piece_rows(self) -> int:
+        return self.spec.piece_rows
 
     def digest(self) -> str:
         """A short name; equal maps, with equal arrays, have equal names."""
@@ -197,6 +210,8 @@ class AnyMap(Protocol):
     def spec(self) -> FeatureMap: ...
     @property
     def arrays(self) -> Arrays: ...
+    @property
+    def piece_rows(self) -> int: ...
     def __call__(self, x: NDArray[Any], /) -> NDArray[Any]: ...
     def draw(self, input_shape: tuple[int, ...], /) -> Params: ...
     def apply(self, params: Params, x: NDArray[Any], /) -> NDArray[Any]: ...
@@ -219,7 +234,7 @@ def _mapped(features: AnyMap, x: NDArray[Any]) -> NDArray[Any]:
         row_bytes = features.sparse_row_bytes(x.shape[1:], x.dtype, -(-x.nnz // max(count, 1)))
     else:
         row_bytes = features.row_bytes(x.shape[1:], x.dtype)
-    rows = max(1, PIECE_BYTES // row_bytes)
+    rows = max(features.piece_rows, PIECE_BYTES // row_bytes)
     if count <= rows:
         return features.apply(params, x)
     out = np.empty((count, features.n_components), x.dtype)
@@ -236,7 +251,11 @@ def _sparse(features: AnyMap, x: Any) -> csr_array:
         raise DataError(
             f"{type(features.spec).__name__} does not take sparse rows; use NTKSketch or Linear, or make the rows dense"
         )
-    return csr_array(x)
+    x = csr_array(x)
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    return x
 
 
 def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Params:

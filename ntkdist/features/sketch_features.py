@@ -5,7 +5,6 @@ e the largest degree that is exact, N_j = C(d + j − 1, j) its monomials.
 """
 
 import math
-from itertools import combinations_with_replacement, groupby
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from scipy.sparse import csr_array, hstack, issparse
 
 from ntkdist import sketch
 from ntkdist.errors import SpecError
+from ntkdist.features import monomials
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
 from ntkdist.features.polynomial import UNIT, coefficients, uniform_error
 from ntkdist.kernels import NTK, with_bias
@@ -87,7 +87,7 @@ class NTKSketch(FeatureMap, frozen=True):
     def draw(self, input_shape: tuple[int, ...]) -> Params:
         d, root = self._width(input_shape), np.sqrt(self.coefficients())
         columns = self._columns(d)
-        scales: list[float | F8] = [1.0, *(root_multinomials(d, j) for j in range(2, columns.exact + 1))]
+        scales: list[float | F8] = [1.0, *(monomials.root_multinomials(d, j) for j in range(2, columns.exact + 1))]
         params: Params = {"one": root[:1]}
         params |= {f"exact{j}": root[j] * scales[j - 1] for j in range(1, columns.exact + 1) if root[j] > 0}
         if m := columns.sketched.get(1, 0):
@@ -117,7 +117,7 @@ class NTKSketch(FeatureMap, frozen=True):
 
         for j in range(1, columns.exact + 1):
             if j > 1:
-                powers.append(_next_monomials(u, powers[-1], j))
+                powers.append(monomials.next_degree(u, powers[-1], j))
             if (factor := params.get(f"exact{j}")) is not None:
                 z = _dense(powers[-1])
                 put(z, z.shape[1], factor)
@@ -139,10 +139,12 @@ class NTKSketch(FeatureMap, frozen=True):
     def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int) -> int:
         d, size = self._width(input_shape), np.dtype(dtype).itemsize
         columns = self._columns(d)
-        values = self.n_components + sum(self._dims(d, columns)) + (d if d <= sketch.WIDE else columns.exact * d)
+        powers = columns.exact * d if d > sketch.WIDE else d + sum(self._dims(d, columns))
+        values = self.n_components + powers
         if chain := self._chain(columns):
             factors = self._factors(d, columns, chain)
-            values += 3 * columns.state + max(sketch.factor_values(q, k, d > sketch.WIDE) for q, k in factors)
+            values += 3 * columns.state
+            values += max(3 * columns.state, *(sketch.factor_values(q, k, d > sketch.WIDE) for q, k in factors))
         if m := columns.sketched.get(1, 0):
             values += sketch.factor_values(d, m, d > sketch.WIDE)
         return size * values + (3 * size + 24) * nonzeros + 64
@@ -165,12 +167,12 @@ class NTKSketch(FeatureMap, frozen=True):
         degrees = [j for j in range(1, self.degree + 1) if c[j] > 0]
         while degrees and (d <= sketch.WIDE or e == 0):
             j, after = degrees[0], float(c[degrees[1:]].sum())
-            fits = left - monomials(d, j) - len(degrees) + 1
+            fits = left - monomials.count(d, j) - len(degrees) + 1
             # The variance of sketched degrees is (Σ c_j)² over their columns, with this degree among them or without.
             better = after**2 * left <= (c[j] + after) ** 2 * fits
             if fits < 0 or not (better or (j == 1 and 2 * (1 + d) <= self.n_components)):
                 break
-            left, e, degrees = left - monomials(d, j), j, degrees[1:]
+            left, e, degrees = left - monomials.count(d, j), j, degrees[1:]
         weights = c[degrees]
         ends = np.floor((left - len(degrees)) * np.cumsum([0.0, *weights]) / max(weights.sum(), UNIT)).astype(int)
         sketched = {j: 1 + int(m) for j, m in zip(degrees, np.diff(ends), strict=True)}
@@ -182,38 +184,12 @@ class NTKSketch(FeatureMap, frozen=True):
 
     def _dims(self, d: int, columns: Columns) -> list[int]:
         """Lengths of the powers that are exact, and of the rows."""
-        return [monomials(d, j) for j in range(1, max(columns.exact, 1) + 1)]
+        return [monomials.count(d, j) for j in range(1, max(columns.exact, 1) + 1)]
 
     def _factors(self, d: int, columns: Columns, chain: list[sketch.Step]) -> list[tuple[int, int]]:
         """Input and output length of each factor of the chain."""
         dims = self._dims(d, columns)
         return [(dims[-1], columns.state), *((dims[r - 1], m) for _, r, m in chain)] if chain else []
-
-
-def monomials(d: int, j: int) -> int:
-    """Monomials of degree j in d variables."""
-    return math.comb(d + j - 1, j)
-
-
-def root_multinomials(d: int, j: int) -> F8:
-    """√(j!/Πα!) of the monomials x^α of degree j, in their order: with these factors, ⟨·, ·⟩ of two rows is t^j."""
-    runs = (
-        math.prod(math.factorial(len(list(run))) for _, run in groupby(variables))
-        for variables in combinations_with_replacement(range(d), j)
-    )
-    return np.sqrt(math.factorial(j) / np.fromiter(runs, np.float64, monomials(d, j)))
-
-
-def _next_monomials(u: NDArray[Any], last: NDArray[Any], j: int) -> NDArray[Any]:
-    """Monomials of degree j from those of degree j − 1: u_i times those without a variable before i, for every i."""
-    n, d = u.shape
-    out = np.empty((n, monomials(d, j)), u.dtype)
-    at = 0
-    for i in range(d):
-        rest = last[:, last.shape[1] - monomials(d - i, j - 1) :]
-        np.multiply(u[:, i : i + 1], rest, out=out[:, at : at + rest.shape[1]])
-        at += rest.shape[1]
-    return out
 
 
 def _unit_rows(x: NDArray[Any] | csr_array, bias: float) -> tuple[Any, NDArray[Any]]:

@@ -21,7 +21,7 @@ from ntkdist import draws, fused
 from ntkdist.errors import SpecError
 from ntkdist.features import monomials
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
-from ntkdist.kernels import NTK, AnyKernel, RadialKernel, ZonalKernel
+from ntkdist.kernels import NTK, RadialKernel, RowKernel, ZonalKernel
 
 F8 = NDArray[np.float64]
 DIRECTION, INPUT = range(2)  # roles of the random streams
@@ -58,7 +58,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
     seed : int
     """
 
-    kernel: AnyKernel = NTK(depth=2)  # and so also the method: a kernel is called with rows
+    kernel: RowKernel = NTK(depth=2)  # and so also the method: a kernel is called with rows
     seed: Annotated[int, Meta(ge=0)] = 0
 
     def validate(self) -> None:

@@ -10,10 +10,10 @@ AnySolver = Cholesky | Eigh | PCG
 def choose(m: int, alphas: int) -> Cholesky | Eigh:
     """The cheaper of the two for a Gram of m columns and a number of penalties.
 
-    One eigendecomposition was measured to cost as much as 3.5, 5, 7 and 14 Cholesky solves at m = 512, 1,024, 2,048 and
-    4,096 on one core.
+    One eigendecomposition was measured to cost as much as 16 to 23 Cholesky factorisations at m = 512 to 2,048 on one
+    thread.
     """
-    return Eigh() if alphas > 3 + m / 350 else Cholesky()
+    return Eigh() if alphas > 16 else Cholesky()
 
 
 __all__ = ["PCG", "AnySolver", "Cholesky", "Eigh", "Solution", "Solver", "choose"]

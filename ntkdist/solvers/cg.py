@@ -53,8 +53,9 @@ class PCG(Solver, frozen=True):
     """Preconditioned conjugate gradients on the data itself: no Gram is formed, no m×m array exists.
 
     Every iteration is one pass over the data, for all targets, penalties and training sets at once.  The preconditioner
-    is the Gram of a sample of rows.  A run that was cut off starts its iterations anew, with the scaling and the map
-    that were kept.
+    is the Gram of a sample of rows.  A run that was killed starts its iterations anew, with the scaling and the map
+    that were kept; one that fails leaves nothing.  Folds are of whole partitions: rows that groups or a holdout deal
+    one by one are refused.
 
     Parameters
     ----------

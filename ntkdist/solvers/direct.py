@@ -41,6 +41,13 @@ class Eigh(Solver, frozen=True):
     solution of least norm.
     """
 
+    @property
+    def whole_path(self) -> bool:
+        return True
+
+    def work_bytes(self, m: int) -> int:
+        return 5 * 8 * m**2
+
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
         gram, rhs = equations.centred()
         if not np.isfinite(gram).all():

@@ -1,0 +1,58 @@
+"""Seconds of choosing the penalty: folds at once with a BLAS of one thread, against one fold after another.
+
+    python jobs/bench_select.py [--m 2048] [--folds 5] [--pairs 3]
+
+Random equations; prints one line a pair, wall and processor seconds: the whole grid fold by fold with all the threads
+of BLAS, the same grid folds at once, and as `cross_validate` does it (from 2,048 features on, a thin grid).
+"""
+
+import time
+from collections.abc import Callable
+
+import click
+import numpy as np
+
+import ntkdist as nd
+from ntkdist.select import penalties
+from ntkdist.sums import NormalEquations
+
+
+@click.command()
+@click.option("--m", default=2048)
+@click.option("--folds", default=5)
+@click.option("--pairs", default=3)
+def main(m: int, folds: int, pairs: int) -> None:
+    rng = np.random.default_rng(0)
+    parts = []
+    for _ in range(folds):
+        z = rng.standard_normal((m // 2, m)) * np.geomspace(1, 1e-2, m)
+        parts.append(NormalEquations.zeros(m, 1).update(z, z @ np.ones(m) + rng.standard_normal(len(z))))
+    total = sum(parts[1:], parts[0])
+    grid, _ = penalties(total)
+
+    def one_by_one() -> None:
+        for part in parts:
+            train = total - part
+            for each in nd.Cholesky().solve(train, [a * train.weight for a in grid]):
+                part.loss(each.coef, each.intercept)
+
+    def at_once() -> None:
+        nd.cross_validate(parts, nd.Cholesky(), alphas_per_row=grid, extend=False)
+
+    def thin() -> None:
+        nd.cross_validate(parts, nd.Cholesky(), extend=False)
+
+    for _ in range(pairs):
+        found = {call.__name__: seconds(call) for call in (one_by_one, at_once, thin)}
+        print(f"m = {m}: " + ", ".join(f"{k} {wall:.1f} s ({cpu:.1f})" for k, (wall, cpu) in found.items()), flush=True)
+
+
+def seconds(call: Callable[[], None]) -> tuple[float, float]:
+    """Wall and processor seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+if __name__ == "__main__":
+    main()

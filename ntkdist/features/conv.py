@@ -1,0 +1,230 @@
+"""CNTKRandomFeatures: the convolutional tangent kernel, layer by layer, from random filters.
+
+Legend: F features of a pixel for the covariance Γ; [S, F] its features for the tangent kernel Π; u and v the windows
+of F and of [S, F] around a pixel, as rows of dimension d; r = ‖u‖; q the filter size; c = E|√d û·w| for a random
+direction w.
+
+The recursion is that of the kernel, Π ← κ₀·(window sum of Π) + Γ, with features in place of kernels: a window sum is
+the window itself, a sum is a concatenation, and multiplying by κ₀ is flipping signs at random.
+"""
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from ntkdist.errors import DataError, SpecError
+from ntkdist.features.base import Arrays, FeatureMap, FittedMap, Params
+from ntkdist.features.conv_layers import (
+    COLUMNS,
+    WHITENING_SIDE,
+    Layer,
+    averaging,
+    flat_pixels,
+    pooling,
+    principal,
+    whitened,
+    whitening_filter,
+    windows,
+)
+from ntkdist.kernels.conv import CNTK
+
+F8 = NDArray[np.float64]
+SAMPLE_ROWS = 256  # images that whitening and compression are learnt from: some 10⁵ windows
+
+
+class CNTKRandomFeatures(FeatureMap, frozen=True):
+    """Random features of `CNTK`: a network of random filters whose pooled outputs have that kernel.
+
+    Each layer takes windows u of F and v of [S, F] to
+
+        F ← 1/q [c r/√2; u/√2; (|√d u·w| − c r)/√(2m)],     S ← 1/q [v/√2; sgn(u·w)⊙√d (v·w')/√(2m)],
+
+    that is κ₁ and κ₀ with their constant and linear parts exact and the rest from orthogonal directions; where u or v
+    is too wide for its half of the columns, it is projected.  The cells of the last layer's map are averaged: the cost
+    is linear in the pixels.  Zandieh et al., NeurIPS 2021, section 4, with random features in place of sketches.
+
+    Promise: depends on seed and shape only (and on the sample, where it is fitted); the bias is O(1/width) and the
+    error falls like n_components^-½ with ``width`` in proportion; homogeneous; an all-zero window gives zero.
+
+    Parameters
+    ----------
+    n_components : int
+        Columns: n_components // grid² for each cell of the grid, the rest of them zero.
+    depth, filter_size, padding, ends, pool, grid
+        As in `CNTK`.  depth = 1 needs ``ends``.
+    tangent : bool
+        False: the covariance alone, Γ of the last layer, which is the kernel of the same network when only its readout
+        is trained (NNGP): half the work.  It needs no ``ends``.
+    flips : bool
+        Average the features of the image and of its mirror image, at twice the work: the kernel is then the mean over
+        both of either image.
+    width : int
+        Columns of F, and as many of S, between layers; 0: a quarter of the columns of a cell, at most 256.
+    whiten : float
+        Whiten the image first (ZCA), by one filter of 7 x 7 pixels learnt from the covariance of such windows, to
+        whose eigenvalues this share of their mean is added; 0: do not.
+    compress : int
+        Principal directions of F, and as many of S, kept between layers, learnt from a sample; 0: keep all.
+    seed : int
+    """
+
+    depth: Annotated[int, Meta(ge=1)] = 3
+    filter_size: Annotated[int, Meta(ge=1)] = 3
+    padding: Literal["same", "valid"] = "same"
+    ends: bool = False
+    pool: tuple[Annotated[int, Meta(ge=1)], ...] = ()
+    grid: Annotated[int, Meta(ge=1)] = 1
+    tangent: bool = True
+    flips: bool = False
+    width: Annotated[int, Meta(ge=0)] = 0
+    whiten: Annotated[float, Meta(ge=0)] = 0.0
+    compress: Annotated[int, Meta(ge=0)] = 0
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+    def validate(self) -> None:
+        self._exact()
+        if 0 < self.width < 8:
+            raise SpecError(f"CNTKRandomFeatures.width is {self.width}; expected at least 8, or 0 for the default")
+        if self.n_components < 8 * self.grid**2:
+            raise SpecError(
+                f"CNTKRandomFeatures.n_components is {self.n_components}; expected at least {8 * self.grid**2}, "
+                f"8 for each of the {self.grid**2} cells"
+            )
+
+    @property
+    def sample_rows(self) -> int:
+        return SAMPLE_ROWS if self.whiten or self.compress else 0
+
+    def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
+        """`CNTK` of images as they are: a map that whitens has this kernel of the whitened images."""
+        exact = self._exact()
+        if not self.flips:
+            return exact(x, y)
+        both = exact(_mirrored(x), None if y is None else _mirrored(y))
+        return both.reshape(2, len(both) // 2, 2, -1).mean((0, 2))
+
+    def kernel_fitted(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
+        if "whiten" in arrays:
+            x = whitened(np.asarray(x, np.float64), arrays["whiten"])
+            y = y if y is None else whitened(np.asarray(y, np.float64), arrays["whiten"])
+        return self.kernel(x, y)
+
+    def _exact(self) -> CNTK:
+        return CNTK(self.depth, self.filter_size, self.padding, self.ends, self.pool, self.grid, self.tangent)
+
+    # Shapes.
+
+    def _layers(self, channels: int) -> list[Layer]:
+        """The sizes of each layer: a function of the spec and of the channels of an image."""
+        cell, found = self.n_components // self.grid**2, []
+        hidden = self.width or min(max(8, cell // 4), 256)
+        f, s, q2 = channels, 0, self.filter_size**2
+        for h in range(self.depth):
+            d = q2 * f
+            dv = q2 * s + (d if h or self.ends else 0) if self.tangent else 0
+            if h < self.depth - 1:
+                made, made_s = hidden, hidden if dv else 0
+            else:
+                made_s = 0 if not self.tangent else cell // 2 if self.ends else cell
+                made = cell - made_s
+            found.append(Layer(d, dv, made, made_s))
+            f, s = (min(n, self.compress or n) for n in (made, made_s))
+        return found
+
+    def _maps(self, input_shape: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Height and width of the maps that the windows are taken from, and of the last layer's."""
+        if len(input_shape) != 3:
+            raise DataError(f"CNTKRandomFeatures maps images (height, width, channels), got rows of {input_shape}")
+        return self._exact().sizes(*input_shape[:2])
+
+    def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        size, (height, width, channels) = np.dtype(dtype).itemsize, input_shape
+        layers, sizes, q = self._layers(channels), self._maps(input_shape), self.filter_size
+        map_before, most = height * width * channels, 0
+        if self.whiten:
+            most = height * width * WHITENING_SIDE**2 * channels + 3 * map_before
+        for layer, (h, w), (h2, w2) in zip(layers, sizes[:-1], [*sizes[1:-1], (self.grid, self.grid)], strict=True):
+            after = (h2 + q) * (w2 + q) * (layer.made + layer.made_s)
+            seen = h * w * (layer.d + layer.dv)
+            block = h * w * (3 * min(COLUMNS, max(layer.m, layer.ms)) + 2)
+            padded = (h + q) * (w + q) * (layer.d + layer.dv) // q**2
+            most = max(most, 2 * map_before + padded + seen + block + 3 * after)
+            map_before = after
+        return size * (most + 3 * self.n_components + (height * width * channels if self.whiten else 0))
+
+    def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        shapes = [shape for layer in self._layers(input_shape[2]) for shape in layer.shapes().values()]
+        kept = sum(d * k for _, d, k in shapes)
+        widest = max(d * (2 * max(d, k) + 6 * d) for _, d, k in shapes)
+        return (8 + np.dtype(dtype).itemsize) * kept + 8 * widest + 2**18
+
+    # Drawing and fitting.
+
+    def draw(self, input_shape: tuple[int, ...]) -> Params:
+        self._maps(input_shape)
+        return {f"layer{h}": layer.draw(h, self.seed) for h, layer in enumerate(self._layers(input_shape[2]))}
+
+    def fit(self, sample: NDArray[Any]) -> FittedMap:
+        """The whitening filter, then the principal directions of each layer's features in the pixels of the sample."""
+        if not self.sample_rows:
+            return super().fit(sample)
+        params: Params = self.draw(sample.shape[1:])
+        arrays: Arrays = {}
+        sample = np.asarray(sample, np.float64)
+        if self.whiten:
+            arrays["whiten"] = whitening_filter(_mirrored(sample) if self.flips else sample, self.whiten)
+            sample = whitened(sample, arrays["whiten"])
+        if self.compress:
+            maps = [{"F": image[None]} for image in sample]
+            for h, layer in enumerate(self._layers(sample.shape[3])[:-1]):
+                maps = [self._layer(params, h, layer, each) for each in maps]
+                for name in [name for name in maps[0] if maps[0][name].shape[3] > self.compress]:
+                    arrays[f"{name}{h}"] = principal([each[name] for each in maps], self.compress)
+                    maps = [each | {name: each[name] @ arrays[f"{name}{h}"]} for each in maps]
+        return FittedMap(self, arrays)
+
+    # Applying.
+
+    def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
+        if "whiten" in params:
+            x = whitened(x, params["whiten"])
+        out = self._features(params, x)
+        if self.flips:
+            out += self._features(params, x[:, :, ::-1])
+            out /= 2
+        return out
+
+    def _features(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
+        """φ of images that are whitened already, as they are."""
+        maps = {"F": x}
+        for h, layer in enumerate(self._layers(x.shape[3])):
+            maps = self._layer(params, h, layer, maps)
+            maps = {name: m @ params[f"{name}{h}"] if f"{name}{h}" in params else m for name, m in maps.items()}
+        out = np.zeros((len(x), self.n_components), x.dtype)
+        cells = np.concatenate(list(maps.values()), axis=3)[:, 0]
+        used = out[:, : cells.shape[1] * cells.shape[2]]
+        np.multiply(cells.reshape(used.shape), 1 / (self.filter_size**self.depth * self.grid), out=used)
+        return out
+
+    def _layer(self, params: Params, h: int, layer: Layer, maps: Params) -> Params:
+        """F and S of the next layer, pooled, or averaged over the cells if it is the last."""
+        u, *rest = (windows(m, self.filter_size, self.padding) for m in maps.values())
+        shape = u.shape[:3]
+        factor = self.pool[h] if self.pool else 1
+        average = averaging(shape, factor, self.grid) if h == self.depth - 1 else pooling(shape, factor)
+        u, v, w = flat_pixels(u), [flat_pixels(s) for s in rest], params[f"layer{h}"]
+        if h or self.ends:
+            v.append(u)
+        made = {}
+        if layer.made:
+            made["F"] = layer.covariance(w, u, average)
+        if layer.made_s:
+            made["S"] = layer.tangent(w, u, v, average)
+        return made
+
+
+def _mirrored(x: NDArray[Any]) -> NDArray[Any]:
+    """Images and, after them, their mirror images."""
+    return np.concatenate([x, np.asarray(x)[:, :, ::-1]])

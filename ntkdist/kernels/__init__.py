@@ -1,0 +1,32 @@
+"""Exact kernels, as values: ``NTK(depth=2)(x, y)`` is an (n, n') matrix.
+
+Everything is a function of the angle, never of a clipped cosine: near ±1 the arc cosine loses half of
+the digits, so angles of nearly parallel rows are taken from the length of x̂ − ŷ, and each layer passes
+1 − Σ on, not Σ.  Likewise distances of close rows are those of their difference.
+"""
+
+from ntkdist.kernels.base import Kernel, angle_of, kappa0, one_minus_kappa1, with_bias
+from ntkdist.kernels.conv import CNTK
+from ntkdist.kernels.radial import GammaExponential, Gaussian, Laplace, RadialKernel
+from ntkdist.kernels.zonal import NNGP, NTK, ZonalKernel
+
+RowKernel = NTK | NNGP | Gaussian | Laplace | GammaExponential  # of rows, whatever their shape
+AnyKernel = RowKernel | CNTK  # what a job file or a saved model may name
+
+__all__ = [
+    "CNTK",
+    "NNGP",
+    "NTK",
+    "AnyKernel",
+    "GammaExponential",
+    "Gaussian",
+    "Kernel",
+    "Laplace",
+    "RadialKernel",
+    "RowKernel",
+    "ZonalKernel",
+    "angle_of",
+    "kappa0",
+    "one_minus_kappa1",
+    "with_bias",
+]

@@ -1,0 +1,84 @@
+"""What an exact kernel is, and the arc-cosine functions that all of them with ReLUs are made of.
+
+Legend: θ the angle between two rows; κ₀, κ₁ the arc-cosine functions of order 0 and 1 with κ(1) = 1.
+"""
+
+import abc
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from ntkdist.spec import Spec
+
+F8 = NDArray[np.float64]
+Depth = Annotated[int, Meta(ge=1)]
+PAIRS = 1 << 16  # that are refined at a time
+
+
+class Kernel(Spec, frozen=True):
+    """A positive semi-definite function of two rows, as a value."""
+
+    @abc.abstractmethod
+    def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
+        """The kernel matrix.
+
+        Parameters
+        ----------
+        x : (n, *shape) array
+            Rows, flattened to d values each.
+        y : (n', *shape) array, optional
+            ``x`` itself if absent.
+
+        Returns
+        -------
+        (n, n') float64 array
+        """
+
+
+def kappa0(theta: F8) -> F8:
+    """κ₀ as a function of the angle: the share of half-spaces that hold both rows, times two."""
+    return 1 - theta / np.pi
+
+
+def one_minus_kappa1(theta: F8) -> F8:
+    """1 − κ₁, to full relative precision also at small angles, where κ₁ ≈ 1 − θ²/2 + θ³/(3π)."""
+    small = theta < 0.1
+    t2 = np.square(np.where(small, theta, 0.0))
+    series = theta * t2 * (1 / 3 - t2 * (1 / 30 - t2 * (1 / 840 - t2 / 45360)))
+    sin_minus = np.where(small, series, np.sin(theta) - theta * np.cos(theta))
+    return 2 * np.square(np.sin(theta / 2)) - sin_minus / np.pi
+
+
+def angle_of(gap: F8) -> F8:
+    """The angle whose cosine is 1 − gap."""
+    return 2 * np.arcsin(np.sqrt(np.minimum(gap / 2, 1.0)))
+
+
+def with_bias(x: NDArray[Any], bias: float) -> NDArray[Any]:
+    """Rows with the constant column ``bias`` appended; unchanged if ``bias`` is 0."""
+    if bias == 0:
+        return np.asarray(x)
+    x = np.asarray(x)
+    return np.concatenate([x, np.full((len(x), 1), bias, x.dtype)], axis=1)
+
+
+def chosen(where: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Rows and columns of what is true, some at a time."""
+    i, j = np.nonzero(where)
+    for part in range(0, len(i), PAIRS):
+        yield i[part : part + PAIRS], j[part : part + PAIRS]
+
+
+def flat(x: NDArray[Any]) -> F8:
+    x = np.asarray(x, np.float64)
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+def unit(x: NDArray[Any]) -> tuple[F8, F8]:
+    x = np.asarray(x, np.float64)
+    r: F8 = np.linalg.norm(x, axis=1)
+    return x / np.where(r == 0, 1.0, r)[:, None], r
