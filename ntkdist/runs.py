@@ -83,10 +83,9 @@ def finish(out: str, model: RidgeModel, equations: Equations | None, report: dic
 def without_equations(out: str) -> bool:
     """Whether a directory is a complete run whose solver formed no Gram."""
     try:
-        report = json.loads((Path(out) / "report.json").read_text())
-    except (OSError, ValueError):
+        return "products" in json.loads((Path(out) / "report.json").read_text())["run"]
+    except (OSError, ValueError, LookupError, TypeError):
         return False
-    return isinstance(report, dict) and report.get("equations") is False
 
 
 def as_json(value: Any, indent: int = 0) -> str:
@@ -135,7 +134,6 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
     return {
         "digest": job_digest(p.job),
         "notes": notes,
-        "equations": not passed.products,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "plan": msgspec.to_builtins(p),
         "data": {
