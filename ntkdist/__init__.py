@@ -13,6 +13,7 @@ from ntkdist.data import Dataset
 from ntkdist.errors import (
     ClusterError,
     DataError,
+    NotConverged,
     NotPositiveDefinite,
     NtkdistError,
     PlanTooLarge,
@@ -35,13 +36,14 @@ from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Address, Job, Local, Plan, PlanTable, plan
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import CVResult, cross_validate
-from ntkdist.solvers import Cholesky, Eigh
+from ntkdist.solvers import PCG, Cholesky, Eigh
 from ntkdist.store import load, save
 
 __all__ = [
     "CNTK",
     "NNGP",
     "NTK",
+    "PCG",
     "Address",
     "CNTKRandomFeatures",
     "CNTKSketch",
@@ -62,6 +64,7 @@ __all__ = [
     "Local",
     "NTKRandomFeatures",
     "NTKSketch",
+    "NotConverged",
     "NotPositiveDefinite",
     "NtkdistError",
     "Nystrom",

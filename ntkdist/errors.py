@@ -21,6 +21,10 @@ class NotPositiveDefinite(NtkdistError, ArithmeticError):
     """The Gram matrix plus ``alpha`` could not be factored."""
 
 
+class NotConverged(NtkdistError, ArithmeticError):
+    """Conjugate gradients did not reach the residual asked for."""
+
+
 class ClusterError(NtkdistError):
     """The cluster cannot be reached, has no workers, or lost a task for good."""
 

@@ -7,6 +7,7 @@ from ntkdist import draws, runs
 from ntkdist.cluster import Resources
 from ntkdist.features import AnyMap
 from ntkdist.plan import GB, Plan
+from ntkdist.solvers import PCG
 
 SAMPLE_ROWS, SAMPLE_BYTES = 512, 2**30  # of what mapping is timed on, where it takes no more than these bytes
 
@@ -23,8 +24,11 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
         to the Gram where drawing the map here would take a gigabyte, and where it is sparse.
     """
     rate = runs.syrk_rate(p.m, p.block_rows, p.dtype, p.threads)
-    feature_seconds = _seconds_a_row(p) or p.m**2 / rate
-    gram_flops = p.layout.rows * p.m**2
+    iterative = isinstance(p.solver, PCG)
+    row_flops = 4 * p.m * p.columns if iterative else p.m**2
+    feature_seconds = _seconds_a_row(p) or row_flops / rate
+    flops = p.layout.rows * row_flops
+    passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads, 1 + p.reads)
     slots = min(found.workers * found.tasks_at_once, p.shards)
     return {
         "rows": p.layout.rows,
@@ -32,13 +36,13 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
         "shards": len(p.tasks()),
         "n_components": p.m,
         "targets": p.t,
-        "passes": 1 + p.reads,
-        "bytes_read": (1 + p.reads) * p.layout.rows * p.layout.row_bytes,
-        "gram_flops": gram_flops,
+        "passes": passes,
+        "bytes_read": reads * p.layout.rows * p.layout.row_bytes,
+        "product_flops" if iterative else "gram_flops": flops,
         "workers": found.workers,
         "threads": p.threads,
         "syrk_flops_per_second": rate,
-        "seconds": (gram_flops / rate + p.layout.rows * feature_seconds) / slots,
+        "seconds": (passes if iterative else 1) * (flops / rate + p.layout.rows * feature_seconds) / slots,
         "worker_memory_bytes": p.memory(found.workers, found.tasks_at_once),
         "projected_memory_bytes": p.projected_memory_bytes(found.workers, found.tasks_at_once),
         "driver_memory_bytes": p.driver_memory_bytes(),
@@ -66,16 +70,26 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
     """The same for a reader of 80 columns."""
     parts = ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in cost["worker_memory_bytes"].items())
     by = f" by '{p.dataset.dealt}'" if p.dataset.dealt else " of consecutive rows" if p.job.plan.contiguous else ""
+    speed, here = f"{cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker", ""
+    if isinstance(p.solver, PCG):
+        operations = f"{cost['product_flops']:.2e} in a product with {p.columns} columns, {speed}"
+        took = f"{cost['seconds'] / cost['passes']:.1f} s an iteration, at most {cost['passes']}, solver PCG"
+        read = f"{cost['bytes_read'] / GB:.2f} GB in four passes, then what workers do not remember, every iteration"
+        here = ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in p.driver_memory().items())
+    else:
+        operations = f"{cost['gram_flops']:.2e} in the Gram, {speed}"
+        took = f"about {cost['seconds']:.0f} s for the equations, then {type(p.solver).__name__}"
+        read = f"{cost['bytes_read'] / GB:.2f} GB in {cost['passes']} passes"
     lines = {
         "data": f"{cost['rows']:,} rows in {cost['partitions']:,} partitions of {p.dataset.store}",
         "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
         "tasks": f"{cost['shards']} shards in {p.folds} folds{by}, blocks of {p.block_rows:,} rows",
         "workers": f"{found.workers} with {found.tasks_at_once} task(s) of {p.threads} thread(s)",
-        "read": f"{cost['bytes_read'] / GB:.2f} GB in {cost['passes']} passes",
-        "operations": f"{cost['gram_flops']:.2e} in the Gram, {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker",
-        "time": f"about {cost['seconds']:.0f} s for the equations, then {type(p.solver).__name__}",
+        "read": read,
+        "operations": operations,
+        "time": took,
         "worker": f"{cost['projected_memory_bytes'] / GB:.2f} GB of {cost['worker_limit_bytes'] / GB:.2f}",
         "": f"({parts})",
-        "driver": f"{cost['driver_memory_bytes'] / GB:.2f} GB",
+        "driver": f"{cost['driver_memory_bytes'] / GB:.2f} GB{here and f' ({here})'}",
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())

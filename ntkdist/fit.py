@@ -18,25 +18,27 @@ from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.features import AnyMap
+from ntkdist.iterate import fit_by_products
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Job, Plan, job_digest, plan
-from ntkdist.prepare import learnt, scaling
+from ntkdist.prepare import prepare
 from ntkdist.preprocess import Preprocessing
+from ntkdist.products import check_finite
 from ntkdist.progress import Watch
 from ntkdist.reduce import Shard, Source, on_each_worker, reduce
 from ntkdist.select import CVResult, cross_validate, penalties
-from ntkdist.solvers import AnySolver, choose
+from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.sums import NormalEquations
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """A model, how its penalty was chosen, the sums it came from, and a report of plain objects."""
+    """A model, how its penalty was chosen, a report of plain objects, and the sums it came from, if any were formed."""
 
     model: RidgeModel
     cv: CVResult | None
     report: dict[str, Any]
-    equations: Equations
+    equations: Equations | None
 
 
 def fit(
@@ -48,7 +50,9 @@ def fit(
     scheduler: str = "",
     watch: Watch | None = None,
 ) -> FitResult:
-    """Fit a ridge on features to a dataset, choosing the penalty by cross-validation: two reads, one Gram.
+    """Fit a ridge on features to a dataset, choosing the penalty by cross-validation.
+
+    Two reads and one Gram; with solver `PCG` no Gram, but a read (or a look into memory) an iteration.
 
     Parameters
     ----------
@@ -69,7 +73,7 @@ def fit(
     ------
     PlanTooLarge
         If the projected memory does not fit; nothing has run then.
-    DataError, ClusterError, NotPositiveDefinite, StoreError
+    DataError, ClusterError, NotPositiveDefinite, NotConverged, StoreError
         One sentence each.
     """
     job = what.job if isinstance(what, Plan) else what
@@ -88,28 +92,36 @@ def fit(
         p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
         runs.check_memory(p, found)
         with runs.started(out, name), checkpoint.begun(keep, p) as p:
-            passed = _pass_over_data(p, client, watch, keep)
-        rates = on_each_worker(client, functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads))
-    began = time.perf_counter()
-    model, cv = solve(
-        passed.equations,
-        solver=p.solver,
-        alphas=job.alphas,
-        alphas_per_row=job.alphas_per_row,
-        per_target=job.alpha_per_target,
-    )
-    passed.seconds.update(solve=time.perf_counter() - began, total=time.perf_counter() - start)
-    report = runs.report(p, found, passed, rates, model, cv)
+            if isinstance(p.solver, PCG):
+                model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
+                equations = None
+            else:
+                equations, passed = _pass_over_data(p, client, watch, keep)
+        if equations is not None:
+            rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
+            passed = passed._replace(syrk_rates=on_each_worker(client, rate))
+    if equations is not None:
+        began = time.perf_counter()
+        model, cv = solve(
+            equations,
+            solver=p.solver,
+            alphas=job.alphas,
+            alphas_per_row=job.alphas_per_row,
+            per_target=job.alpha_per_target,
+        )
+        passed.seconds.update(solve=time.perf_counter() - began)
+    passed.seconds.update(total=time.perf_counter() - start)
+    report = runs.report(p, found, passed, model, cv)
     if out:
-        runs.finish(out, model, passed.equations, report)
+        runs.finish(out, model, equations, report)
         checkpoint.remove(keep)
-    return FitResult(model, cv, report, passed.equations)
+    return FitResult(model, cv, report, equations)
 
 
 def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEquations]:
     """The sums of every fold of a plan, over scaled inputs and targets."""
     with connect(p.job.cluster, "", client) as client:
-        return _pass_over_data(p, client, progress.silent, "").equations.folds
+        return _pass_over_data(p, client, progress.silent, "")[0].folds
 
 
 def solve(
@@ -149,14 +161,7 @@ def solve(
     solutions = dict(zip(each, solver.solve(total, each), strict=True))
     coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
     intercept = np.array([solutions[a].intercept[j] for j, a in enumerate(alpha.tolist())])
-    model = RidgeModel(
-        pre,
-        equations.features,
-        coef * pre.y_scale,
-        intercept * pre.y_scale + pre.y_mean,
-        alpha,
-        equations.dtype,
-    )
+    model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
     return model, cv
 
 
@@ -175,36 +180,27 @@ class EquationsOf:
         assert rows.y is not None
         z = self.features(self.preprocessing.inputs(rows.x, self.dtype))
         total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
-        if not np.isfinite(total.z_sum).all():
-            raise DataError(
-                f"Features of rows from {rows.start} on are not finite in {self.dtype}; look for huge values there, "
-                "or use dtype float64"
-            )
+        check_finite(total, rows, self.dtype)
         return total
 
 
-def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: str) -> runs.Passed:
+def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: str) -> tuple[Equations, runs.Passed]:
     """Scaling, what the map learns if it does, then the equations of every fold."""
     source = Source(p.dataset, p.layout, p.block_rows, p.threads)
     _check_folds(p)
-
-    def prepare() -> tuple[Preprocessing, AnyMap]:
-        pre = scaling(p.job.preprocess, source, client, watch, bool(p.job.class_weight))
-        return pre, learnt(p.features, p.job.preprocess, source, pre, client, watch)
-
     start = time.perf_counter()
-    empty, kept = checkpoint.prepared(keep, p, prepare)
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source, client, watch))
     between = time.perf_counter()
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
     source = source._replace(folds=p.folds if p.dataset.dealt else 0)
     summand = EquationsOf(empty.features, empty.preprocessing, p.dtype)
     with (watch or progress.default_watch())("equations", p.reads * p.layout.rows) as done:
         parts = reduce(source, summand, shards, p.fan_in, client, done, kept)
-    return runs.Passed(
-        replace(empty, folds=[part.total for part in parts]),
-        functools.reduce(operator.add, (part.tally for part in parts)),
-        {"prepare": between - start, "equations": time.perf_counter() - between},
-    )
+    equations = replace(empty, folds=[part.total for part in parts])
+    tally = functools.reduce(operator.add, (part.tally for part in parts))
+    seconds = {"prepare": between - start, "equations": time.perf_counter() - between}
+    weights = [fold.weight for fold in equations.folds]
+    return equations, runs.Passed(empty.preprocessing, weights, tally, seconds, {})
 
 
 def _check_folds(p: Plan) -> None:

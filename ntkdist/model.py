@@ -45,6 +45,14 @@ class RidgeModel:
     alpha: F8
     dtype: str = "float32"
 
+    @classmethod
+    def of_scaled(
+        cls, preprocessing: Preprocessing, features: AnyMap, coef: F8, intercept: F8, alpha: F8, dtype: str
+    ) -> "RidgeModel":
+        """The same from weights for scaled targets."""
+        scale, mean = preprocessing.y_scale, preprocessing.y_mean
+        return cls(preprocessing, features, coef * scale, intercept * scale + mean, alpha, dtype)
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the scores; empty for regression."""

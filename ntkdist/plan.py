@@ -19,12 +19,14 @@ from ntkdist.features import AnyFeatureMap
 from ntkdist.features.base import PIECE_BYTES
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import AUTO_GRID
-from ntkdist.solvers import AnySolver, choose
+from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.spec import Spec, decode, digest, read_toml
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(ge=1)]
 GB = 1e9
+GROWTH = 6  # penalties that a grid may grow by at once
+SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
 BASE_BYTES = 250 * 2**20  # of a worker process with NumPy, SciPy, Zarr and Dask loaded, before it does anything
 
 
@@ -43,7 +45,7 @@ class PlanTable(Spec, frozen=True, tag=False):
     fan_in : int
         Sums that are added at once.
     block_rows : int
-        Rows that are mapped and multiplied at once, at least m/2.
+        Rows that are mapped and multiplied at once; at least m/2 where a Gram is formed.
     threads : int
         Threads of a task; they change its speed, not its bits.
     dtype : {"float32", "float64"}
@@ -156,6 +158,11 @@ class Job(Spec, frozen=True, tag=False):
             raise SpecError(
                 f"contiguous deals partitions to folds, but '{self.dataset.dealt}' deals rows; give one of them"
             )
+        if self.dataset.dealt and isinstance(self.solver, PCG):
+            raise SpecError(
+                f"solver PCG takes folds of whole partitions, but '{self.dataset.dealt}' deals rows; leave out "
+                f"{'groups' if self.dataset.groups else 'holdout'}, or use a direct solver"
+            )
 
     def grid(self) -> tuple[float, ...] | None:
         """The penalties given, of either kind; None for "auto"."""
@@ -202,6 +209,12 @@ class Plan(Spec, frozen=True, tag=False):
     @property
     def t(self) -> int:
         return len(self.layout.classes) or max(self.layout.targets, 1)
+
+    @property
+    def columns(self) -> int:
+        """Right-hand sides that solver PCG iterates on at once: training sets, penalties and targets."""
+        grid = len(self.job.grid() or AUTO_GRID)
+        return (self.folds + (self.folds > 1)) * (max(grid, GROWTH) if grid > 1 else 1) * self.t
 
     @property
     def scored(self) -> tuple[int, ...] | None:
@@ -252,36 +265,59 @@ class Plan(Spec, frozen=True, tag=False):
             Dask threads of a worker.
         """
         size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
-        one = 8 * (self.m**2 + self.m * (self.t + 1))
+        direct = not isinstance(self.solver, PCG)
+        k = 0 if direct else self.columns
+        # The sums of a shard: normal equations, or products of the Gram with k columns.
+        one = 8 * (self.m**2 + self.m * (self.t + 1)) if direct else 8 * (self.m + 1) * max(k, self.t + 1)
         partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
         weighted = bool(self.dataset.weight or self.job.class_weight)
-        row = (1 + weighted) * self.m * size + 32 * (d + self.t)
+        # A block's features, beside them those of the last or their product with root weights, and what they multiply.
+        row = (1 + bool(not direct or weighted)) * self.m * size + 32 * (d + self.t) + 2 * k * size
         if self.layout.sparse:
             mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
         else:
             mapped = self.features.row_bytes(shape, self.dtype)
-        piece = max(PIECE_BYTES, self.features.piece_rows * mapped) + 16 * backend.TILE**2
+        tile = 16 * backend.TILE**2 if direct else 16 * backend.TILE * k
+        piece = max(PIECE_BYTES, self.features.piece_rows * mapped) + tile
         per_fold, levels = -(-self.shards // self.folds), 1
         while self.fan_in**levels < per_fold:
             levels += 1
         waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
         copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
-        sample = 4 * self.features.sample_rows * (8 * d + 24)  # of which the pass before the equations adds two
+        sample = 4 * self.sample_rows * (8 * d + 24)  # of which a pass before adds two
         return {
             "process": BASE_BYTES + self.features.draw_bytes(shape, self.dtype),
             "accumulator": tasks_at_once * one,
             "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
             "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + copies * partition),
-        }
+        } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
+
+    @property
+    def sample_rows(self) -> int:
+        """Rows that a sample of the data holds, for the map or the preconditioner."""
+        rows = self.features.sample_rows
+        return rows if not isinstance(self.solver, PCG) else max(rows, min(self.solver.sample_rows, self.layout.rows))
 
     def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1) -> int:
         """Peak bytes of a worker process; see `memory`."""
         return sum(self.memory(workers, tasks_at_once).values())
 
+    def driver_memory(self) -> dict[str, int]:
+        """Peak bytes of the process that selects and solves, by part."""
+        if isinstance(self.solver, PCG):
+            s, grid = min(self.solver.sample_rows, self.layout.rows), len(self.job.grid() or AUTO_GRID) + GROWTH
+            return {
+                "process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype),
+                "sums": 8 * (2 * self.folds + 2) * self.m * (self.t + 1),
+                "columns": 8 * 8 * self.m * self.columns + 8 * self.m * self.t * grid,
+                "preconditioner": 16 * s * self.m + 32 * s**2,
+            }
+        copies = 6 if type(self.solver).__name__ == "Eigh" else 4
+        return {"process": BASE_BYTES, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
+
     def driver_memory_bytes(self) -> int:
-        """Peak bytes of the process that selects and solves: the folds, and what a solver works on."""
-        copies = self.folds + (6 if type(self.solver).__name__ == "Eigh" else 4)
-        return BASE_BYTES + copies * 8 * self.m**2
+        """The sum of `driver_memory`."""
+        return sum(self.driver_memory().values())
 
     def check(self, limit: int, workers: int = 1, tasks_at_once: int = 1) -> None:
         """Refuse the plan if a worker would need more than ``limit`` bytes.
@@ -302,10 +338,17 @@ class Plan(Spec, frozen=True, tag=False):
 
     def check_driver(self, limit: int) -> None:
         """Refuse the plan if selecting and solving would need more than ``limit`` bytes; see `check`."""
-        if (need := self.driver_memory_bytes()) > limit:
+        parts = self.driver_memory()
+        if (need := sum(parts.values())) > limit:
+            if isinstance(self.solver, PCG):
+                what = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
+                remedy = "n_components, folds, the number of alphas or sample_rows of solver PCG"
+            else:
+                what = f"{self.folds} folds of {8 * self.m**2 / GB:.1f} GB, and the solver"
+                remedy = "n_components or folds, or use solver PCG"
             raise PlanTooLarge(
-                f"Solving needs {need / GB:.1f} GB in this process ({self.folds} folds of {8 * self.m**2 / GB:.1f} GB, "
-                f"and the solver) but it has {limit / GB:.1f} GB; lower n_components or folds"
+                f"Solving needs {need / GB:.1f} GB in this process ({what}) but it has {limit / GB:.1f} GB; "
+                f"lower {remedy}"
             )
 
 
@@ -323,7 +366,8 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
     DataError
         If the dataset cannot be used.
     SpecError
-        If there are more folds than partitions, ``block_rows`` is below m/2, or classes are weighed that there are not.
+        If there are more folds than partitions, ``block_rows`` is below m/2 where a Gram is formed, or classes are
+        weighed that there are not.
     """
     layout, table, m = job.dataset.layout(), job.plan, job.features.n_components
     folds = table.folds or (2 if job.dataset.holdout else 5)
@@ -344,25 +388,28 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
             f'class_weight = "{job.class_weight}" but the targets of {job.dataset.store} are numbers; leave it out, or '
             "convert with --classes"
         )
-    if table.block_rows is not None and table.block_rows < m / 2:
+    grid = job.grid()
+    solver = job.solver or choose(m, len(grid or AUTO_GRID))
+    direct = not isinstance(solver, PCG)
+    if direct and table.block_rows is not None and table.block_rows < m / 2:
         raise SpecError(
             f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding "
             "costs more than multiplying"
         )
-    # A shard of 4m rows makes handling its m² sums cheap beside making them; two a fold let workers even out.
-    shards = table.shards or max(2 * folds, min(layout.rows // (4 * m), 1024))
+    # A shard of 4m rows makes handling its m² sums cheap beside making them (so do a few thousand where the sums are
+    # products with some columns); two a fold let workers even out.
+    shards = table.shards or max(2 * folds, min(layout.rows // (4 * m if direct else SHARD_ROWS), 1024))
     most = layout.partitions * (folds if job.dataset.dealt else 1)
-    grid = job.grid()
     return Plan(
         job=job,
         layout=layout,
         folds=folds,
         shards=max(folds, min(shards, most)),
         fan_in=table.fan_in,
-        block_rows=min(table.block_rows or max(m, 1024), layout.rows),
+        block_rows=min(table.block_rows or (max(m, 1024) if direct else 1024), layout.rows),
         threads=table.threads or threads,
         dtype=table.dtype,
-        solver=job.solver or choose(m, len(grid or AUTO_GRID)),
+        solver=solver,
     )
 
 
@@ -378,9 +425,10 @@ def job_digest(job: Job) -> str:
 
 
 def sums_digest(job: Job) -> str:
-    """A short name for what a job's sums are of: the same for every penalty and solver."""
+    """A short name for what a job's sums are of: the same for every penalty, and every solver of normal equations."""
+    solver = PCG() if isinstance(job.solver, PCG) else None
     return job_digest(
-        msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=None)
+        msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=solver)
     )
 
 

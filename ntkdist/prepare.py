@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from distributed import Client
+from scipy.sparse import csr_array
 
 from ntkdist import draws, store
 from ntkdist.data import Rows
@@ -12,12 +13,19 @@ from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.features.base import RowWeights
 from ntkdist.groups import find
+from ntkdist.plan import Job
 from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
 from ntkdist.progress import Watch
 from ntkdist.reduce import Source, reduce_all
 from ntkdist.sums import RowSample
 
-SAMPLE, WEIGHTED = 2000, 2001  # roles of the random streams, apart from those of any map
+SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map
+
+
+def prepare(job: Job, source: Source, client: Client | None, watch: Watch | None) -> tuple[Preprocessing, AnyMap]:
+    """Scaling, and the map, fitted if it learns."""
+    pre = scaling(job.preprocess, source, client, watch, bool(job.class_weight))
+    return pre, learnt(job.features, job.preprocess, source, pre, client, watch)
 
 
 def scaling(
@@ -61,22 +69,16 @@ def learnt(
                 "[features], or leave out [preprocess] reuse"
             )
         return before
-    sample = _sample(features, pre, None, source, client, watch)
-    if (weights := features.row_weights(sample)) is not None:
-        sample = _sample(features, pre, weights, source, client, watch)
-    return features.fit(sample)
+    size, seed = features.sample_rows, getattr(features, "seed", 0)
+    rows = sample(SampleOf(size, seed, pre), source, client, watch, "landmarks")
+    if (weights := features.row_weights(rows)) is not None:
+        rows = sample(SampleOf(size, seed, pre, weights, WEIGHTED), source, client, watch, "landmarks")
+    return features.fit(rows)
 
 
-def _sample(
-    features: AnyFeatureMap,
-    pre: Preprocessing,
-    weights: RowWeights | None,
-    source: Source,
-    client: Client | None,
-    watch: Watch | None,
-) -> Any:
-    summand = SampleOf(features.sample_rows, getattr(features, "seed", 0), pre, weights)
-    return reduce_all(source, summand, source.layout.rows_per_partition, client, "landmarks", watch).total.x
+def sample(summand: "SampleOf", source: Source, client: Client | None, watch: Watch | None, phase: str) -> Any:
+    """The rows of a seeded sample, scaled, (k, *input_shape)."""
+    return reduce_all(source, summand, source.layout.rows_per_partition, client, phase, watch).total.x
 
 
 def _before(preprocess: Preprocess) -> Any:
@@ -86,20 +88,40 @@ def _before(preprocess: Preprocess) -> Any:
 
 @dataclass(frozen=True)
 class SampleOf:
-    """A seeded sample of scaled rows, in proportion to weights if there are any; rows without weight never enter."""
+    """A seeded sample of scaled rows; rows without weight never enter.
+
+    Attributes
+    ----------
+    size, seed : int
+    preprocessing : Preprocessing
+    weights : callable, optional
+        Rows enter in proportion to it.
+    role : int
+        Of the random stream.
+    by_weight : bool
+        Rows enter in proportion to what they weigh in the equations, too.
+    sparse : bool
+        Whether the rows are.
+    """
 
     size: int
     seed: int
     preprocessing: Preprocessing
-    weights: RowWeights | None
+    weights: RowWeights | None = None
+    role: int = SAMPLE
+    by_weight: bool = False
+    sparse: bool = False
 
     def zero(self) -> RowSample:
-        return RowSample(self.size, np.empty(0), np.empty((0, *self.preprocessing.input_shape)))
+        shape = (0, *self.preprocessing.input_shape)
+        return RowSample(self.size, np.empty(0), csr_array(shape) if self.sparse else np.empty(shape))
 
     def update(self, total: RowSample, rows: Rows) -> RowSample:
-        role = SAMPLE if self.weights is None else WEIGHTED
-        keys = draws.uniforms_of(rows.places, self.seed, 0, role)
-        scale = np.ones(len(keys)) if rows.weight is None else (rows.weight > 0).astype(np.float64)
+        keys = draws.uniforms_of(rows.places, self.seed, 0, self.role)
+        weight = self.preprocessing.weights(rows) if self.by_weight else rows.weight
+        scale = np.ones(len(keys)) if weight is None else weight
+        if not self.by_weight:
+            scale = (scale > 0).astype(np.float64)
         x = self.preprocessing.inputs(rows.x, np.float64)
         if self.weights is not None:
             scale = scale * self.weights(x)

@@ -4,13 +4,14 @@ A *shard* is a task that streams its spans of rows through one accumulator.  Sha
 fixed by their order, never by who finishes first, so that the same plan gives the same bits everywhere.
 """
 
+import functools
 import os
 import pickle
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import dask
 import msgspec
@@ -41,6 +42,14 @@ class Summand(Protocol):
 
     def update(self, total: Any, rows: Rows) -> Any:
         """The sum with some rows added; may change ``total`` in place."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A summand of many passes that may have a shard's rows in the memory of the process that saw them before."""
+
+    def blocks(self, shard: "Shard", read: Iterator[Rows]) -> Iterator[Rows]:
+        """The blocks of a shard: from memory, or as read."""
 
 
 class Keep(Protocol):
@@ -144,7 +153,8 @@ def run_shard(source: Source, summand: Summand, shard: Shard, keep: Keep | None 
     backend.use_threads(source.threads)
     tally, total = Tally(), summand.zero()
     start = time.perf_counter()
-    for rows in blocks(source, shard.spans, tally, shard.group):
+    read = blocks(source, shard.spans, tally, shard.group)
+    for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
     tally.workers[f"{socket.gethostname()}:{os.getpid()}"] = backend.peak_memory_bytes()
@@ -232,9 +242,11 @@ def _groups(shards: Sequence[Shard]) -> list[list[int]]:
 def _reduce_here(
     source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, progress: Progress, keep: Keep | None
 ) -> list[Part]:
-    run, add = delayed(run_shard, traverse=False), delayed(add_parts)
+    # Arguments that are bound here are not searched for tasks, which would take longer than a small shard does.
+    run = delayed(functools.partial(run_shard, source, summand, keep=keep), traverse=False)
+    add = delayed(add_parts)
     keys = {f"ntkdist-shard-{i}": shard.rows for i, shard in enumerate(shards)}
-    leaves = [run(source, summand, shard, keep, dask_key_name=key) for key, shard in zip(keys, shards, strict=True)]
+    leaves = [run(shard, dask_key_name=key) for key, shard in zip(keys, shards, strict=True)]
     totals = [tree((leaves[i] for i in group), fan_in, add) for group in _groups(shards)]
 
     def done(key: str, *_: Any) -> None:
@@ -261,6 +273,7 @@ def _reduce_there(
             held = client.submit(_itself, summand, key=f"ntkdist-summand-{run_id}")
     at_once = 2 * max(1, sum(client.nthreads().values()))
     running = as_completed(loop=client.loop)  # the default would be the default client's
+    homes = sorted(client.scheduler_info(n_workers=-1)["workers"]) if isinstance(summand, Remembering) else []
     rows: dict[str, int] = {}
 
     def finish_one() -> None:
@@ -275,7 +288,8 @@ def _reduce_there(
                 finish_one()
             key = f"ntkdist-shard-{run_id}-{i}"
             rows[key] = shards[i].rows
-            future = client.submit(run_shard, source, held, shards[i], keep, key=key)
+            home = {"workers": homes[i % len(homes)], "allow_other_workers": True} if homes else {}
+            future = client.submit(run_shard, source, held, shards[i], keep, key=key, **home)
             running.add(future)
             yield future
 

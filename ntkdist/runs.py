@@ -3,7 +3,7 @@
 import datetime
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +15,13 @@ from ntkdist.cluster import Resources
 from ntkdist.errors import StoreError
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan, job_digest
+from ntkdist.preprocess import Preprocessing
 from ntkdist.select import CVResult
 from ntkdist.sums import Tally
 from ntkdist.versions import versions
 
 
-def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, Any], Equations] | None:
+def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None] | None:
     """What a complete run of the same job left, or None where one can be written.  Writes nothing.
 
     Raises
@@ -42,7 +43,9 @@ def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, A
         raise StoreError(f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it")
     if not (place / "report.json").exists():
         return None
-    model, equations = store.load(str(place / "model.zarr")), store.load(str(place / "equations.zarr"))
+    model, equations = store.load(str(place / "model.zarr")), None
+    if not without_equations(out):
+        equations = store.load(str(place / "equations.zarr"))
     report = json.loads((place / "report.json").read_text())
     return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
@@ -67,13 +70,23 @@ def started(out: str, name: str) -> Iterator[None]:
         raise
 
 
-def finish(out: str, model: RidgeModel, equations: Equations, report: dict[str, Any]) -> None:
+def finish(out: str, model: RidgeModel, equations: Equations | None, report: dict[str, Any]) -> None:
     """Write a run's results over what a run that was cut off left; the report, written last, marks it complete."""
     place = Path(out)
     for name, value in (("model.zarr", model), ("equations.zarr", equations)):
         groups.remove(str(place / name))
-        store.save(value, str(place / name))
+        if value is not None:
+            store.save(value, str(place / name))
     groups.write_text(f"{out}/report.json", as_json(report, indent=1))
+
+
+def without_equations(out: str) -> bool:
+    """Whether a directory is a complete run whose solver formed no Gram."""
+    try:
+        report = json.loads((Path(out) / "report.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and report.get("equations") is False
 
 
 def as_json(value: Any, indent: int = 0) -> str:
@@ -87,22 +100,31 @@ def syrk_rate(m: int, rows: int, dtype: str, threads: int) -> float:
 
 
 class Passed(NamedTuple):
-    """What the passes over the data gave: sums, counts and seconds."""
+    """What the passes over the data gave beside sums: what they learnt, counts, seconds and the rate of bare ``syrk``.
 
-    equations: Equations
+    ``products`` holds the counts of a solver that formed no Gram, and is empty of one that did.
+    """
+
+    preprocessing: Preprocessing
+    fold_weights: list[float]
     tally: Tally
     seconds: dict[str, float]
+    products: dict[str, Any]
+    syrk_rates: Sequence[float] = ()
+
+    @property
+    def remembered(self) -> dict[str, int]:
+        """What workers may keep beyond what the plan projects."""
+        return {"remembered rows": self.products["remembered_bytes"]} if self.products else {}
 
 
-def report(
-    p: Plan, found: Resources, passed: Passed, rates: list[float], model: RidgeModel, cv: CVResult | None
-) -> dict[str, Any]:
+def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVResult | None) -> dict[str, Any]:
     """All that a reader of a run may ask, as plain objects."""
-    equations, tally, seconds = passed.equations, passed.tally, passed.seconds
-    gram_rate = tally.rows * p.m**2 / seconds["equations"]
-    fold_weights = [fold.weight for fold in equations.folds]
+    tally, seconds = passed.tally, passed.seconds
     notes = [cv.note] if cv is not None and cv.note else []
-    if constant := equations.preprocessing.constant:
+    if passed.products:
+        notes.append(f"solver {type(p.solver).__name__} forms no Gram: there are no equations to save or solve again")
+    if constant := passed.preprocessing.constant:
         notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
     if tally.resumed:
         notes.append(f"{tally.resumed} of {len(p.tasks())} shards were finished before and taken from the checkpoint")
@@ -113,6 +135,7 @@ def report(
     return {
         "digest": job_digest(p.job),
         "notes": notes,
+        "equations": not passed.products,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "plan": msgspec.to_builtins(p),
         "data": {
@@ -120,27 +143,39 @@ def report(
             "rows": tally.rows,
             "dropped_rows": tally.dropped,
             "constant_columns": list(constant),
-            "classes": list(equations.preprocessing.classes),
-            "class_weight": list(equations.preprocessing.class_weight),
+            "classes": list(passed.preprocessing.classes),
+            "class_weight": list(passed.preprocessing.class_weight),
             "folds": {"count": p.folds, "dealt_by": p.dataset.dealt, "contiguous": p.job.plan.contiguous},
-            "fold_weights": fold_weights,
+            "fold_weights": passed.fold_weights,
         },
         "cv": None if cv is None else cv.to_dict(),
         "alpha": model.alpha.tolist(),
-        "alpha_per_row": (model.alpha / sum(fold_weights)).tolist(),
+        "alpha_per_row": (model.alpha / sum(passed.fold_weights)).tolist(),
         "run": {
             "seconds": seconds,
-            "rows_per_second": tally.rows / seconds["equations"],
             "bytes_read": tally.nbytes,
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
             "peak_memory_bytes": tally.workers,
-            "projected_memory_bytes": p.memory(found.workers, found.tasks_at_once),
-            "syrk_flops_per_second": sum(rates),
-            "gram_flops_per_second": gram_rate,
-            "gram_to_syrk_ratio": gram_rate / sum(rates),
+            "projected_memory_bytes": p.memory(found.workers, found.tasks_at_once) | passed.remembered,
+            **_rates(p, passed),
         },
         "versions": versions(),
+    }
+
+
+def _rates(p: Plan, passed: Passed) -> dict[str, Any]:
+    """How fast the rows were added up, and what the machine can do."""
+    rows, seconds = passed.tally.rows, passed.seconds
+    if passed.products:
+        per_second = rows * passed.products["passes"] / (seconds["sums"] + seconds["iterations"])
+        return {"rows_per_second": per_second, "products": passed.products}
+    gram, syrk = rows * p.m**2 / seconds["equations"], sum(passed.syrk_rates)
+    return {
+        "rows_per_second": rows / seconds["equations"],
+        "syrk_flops_per_second": syrk,
+        "gram_flops_per_second": gram,
+        "gram_to_syrk_ratio": gram / syrk,
     }
 
 

@@ -3,6 +3,7 @@
 The training set of fold k is the total minus fold k, and the error on fold k is a quadratic form in its sums.
 """
 
+import abc
 import functools
 import operator
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from ntkdist import backend
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
 from ntkdist.solvers import Solver
-from ntkdist.sums import NormalEquations
+from ntkdist.sums import CrossSums, NormalEquations
 
 F8 = NDArray[np.float64]
 
@@ -184,15 +185,13 @@ def cross_validate(
     NotPositiveDefinite
         If no penalty of the grid could be solved.
     """
-    if len(folds) < 2 or any(fold.weight <= 0 for fold in folds):
-        found = [round(fold.weight, 6) for fold in folds]
-        raise DataError(f"Cross-validation needs two or more folds with rows, got folds of weight {found}; lower folds")
+    check_folds(folds)
     which = tuple(range(len(folds)) if scored is None else scored)
     if not which or not set(which) <= set(range(len(folds))):
         raise SpecError(f"scored folds are {list(which)}; expected one or more of 0 to {len(folds) - 1}")
     total = functools.reduce(operator.add, folds)
     grid, per_row = penalties(total, alphas, alphas_per_row)
-    scores = _Scores([folds[k] for k in which], total, solver, per_row, threads or _threads(solver, total.m))
+    scores = _Scores(folds, which, total, solver, per_row, threads or _threads(solver, total.m))
     if alphas_per_row is None and isinstance(alphas, str) and total.m >= THIN and not solver.whole_path:
         scores.add_thinly(grid, per_target)
     else:
@@ -200,11 +199,18 @@ def cross_validate(
     note = scores.extend(per_target) if extend and len(grid) > 1 else ""
     result = scores.result(per_target, note)
     one = [f"one fold of {len(folds)} was scored, so the error has no standard error"] if len(which) == 1 else []
-    return replace(result, scored=which, note="; ".join(filter(None, [result.note, *one])))
+    return replace(result, note="; ".join(filter(None, [result.note, *one])))
+
+
+def check_folds(folds: Sequence[NormalEquations | CrossSums]) -> None:
+    """Refuse what cannot be cross-validated."""
+    if len(folds) < 2 or any(fold.weight <= 0 for fold in folds):
+        found = [round(fold.weight, 6) for fold in folds]
+        raise DataError(f"Cross-validation needs two or more folds with rows, got folds of weight {found}; lower folds")
 
 
 def penalties(
-    total: NormalEquations, alphas: Sequence[float] | str = "auto", per_row: Sequence[float] | None = None
+    total: NormalEquations | CrossSums, alphas: Sequence[float] | str = "auto", per_row: Sequence[float] | None = None
 ) -> tuple[list[float], bool]:
     """The grid to start from, ascending, and whether it is per unit of weight; arguments as in `cross_validate`."""
     if per_row is not None and alphas != "auto":
@@ -226,42 +232,38 @@ def _threads(solver: Solver, m: int) -> int:
     return max(1, min(backend.cores(), room))
 
 
-class _Scores:
-    """The grid so far, with the error of each of its penalties on each fold."""
+class Grid(abc.ABC):
+    """The penalties so far, with the error of each on each fold; where errors come from is for others to say.
+
+    Parameters
+    ----------
+    folds : sequence of NormalEquations or CrossSums
+    scored : tuple of int
+        Those of the folds whose errors count.
+    total : NormalEquations or CrossSums
+        The sum of all folds.
+    per_row : bool
+        Whether penalties are per unit of weight.
+    """
 
     def __init__(
-        self, folds: Sequence[NormalEquations], total: NormalEquations, solver: Solver, per_row: bool, threads: int
+        self,
+        folds: Sequence[NormalEquations | CrossSums],
+        scored: tuple[int, ...],
+        total: NormalEquations | CrossSums,
+        per_row: bool,
     ) -> None:
-        self.folds, self.total, self.solver, self.per_row = folds, total, solver, per_row
-        self.threads = threads
+        self.scored, self.weights = scored, [folds[k].weight for k in scored]
+        self.total, self.per_row = total, per_row
         self.mse: dict[float, F8] = {}
 
+    @abc.abstractmethod
     def add(self, grid: Sequence[float]) -> None:
-        new = np.full((len(grid), len(self.folds), self.total.t), np.inf)
-        runs = 1 if self.solver.whole_path else -(-self.threads // len(self.folds))  # of a fold, so that all work
-        places = [(k, range(r, len(grid), runs)) for k in range(len(self.folds)) for r in range(min(runs, len(grid)))]
+        """Score more penalties: put their errors (k, t) into ``mse``."""
 
-        def score(place: tuple[int, range]) -> None:
-            k, some = place
-            fold = self.folds[k]
-            train = self.total - fold
-            scale = train.weight if self.per_row else 1.0
-            for i, coef, intercept in _solve_some(self.solver, train, [grid[i] * scale for i in some]):
-                new[some[i], k] = np.maximum(fold.loss(coef, intercept), 0.0) / fold.weight
-
-        backend.at_once(score, places, min(self.threads, len(places)))
-        if not self.mse and not np.isfinite(new).all(axis=(1, 2)).any():
-            self.solver.solve(self.total, [max(grid) * (self.total.weight if self.per_row else 1.0)])
-            raise NotPositiveDefinite(
-                f"No alpha up to {max(grid):g} could be solved in every fold; use larger alphas or float64"
-            )
-        self.mse.update(zip(grid, new, strict=True))
-
-    def add_thinly(self, grid: Sequence[float], per_target: bool) -> None:
-        """Every second of the grid, then what lies beside the best: the choice of the whole grid if it has one dip."""
-        self.add(grid[::2])
-        beside = {2 * int(b) + step for b in self.result(per_target).best for step in (-1, 1)}
-        self.add([grid[i] for i in sorted(beside) if 0 <= i < len(grid)])
+    def may_grow(self) -> bool:
+        """Whether penalties beyond those so far are worth a try."""
+        return True
 
     def result(self, per_target: bool, note: str = "") -> CVResult:
         alphas = np.array(sorted(self.mse))
@@ -271,10 +273,11 @@ class _Scores:
             alphas,
             self.per_row,
             np.stack([self.mse[a] for a in alphas]),
-            np.array([fold.weight for fold in self.folds]),
+            np.array(self.weights),
             np.maximum(spread, 0.0),
             np.zeros(total.t, np.int64),
             np.zeros(total.t),
+            scored=self.scored,
         )
         path = result.path if per_target else result.path.mean(axis=1, keepdims=True)
         best = np.broadcast_to(np.nanargmin(path, axis=0), (total.t,))
@@ -294,7 +297,7 @@ class _Scores:
             down, up = (grid[1] / grid[0], grid[-1] / grid[-2]) if len(grid) > 1 else (10.0, 10.0)
             more = [grid[0] / down**i for i in (1, 2, 3)] if low and len(grid) == len(before.alphas) else []
             more += [grid[-1] * up**i for i in (1, 2, 3)] if high else []
-            if not more:
+            if not more or not self.may_grow():
                 break
             self.add(more)
             grown += len(more)
@@ -306,6 +309,49 @@ class _Scores:
             return after.note
         where = " and is still at its edge, where the error is flat" if after.at_edge else ""
         return f"the grid grew by {grown} alphas to {after.alphas[0]:g}–{after.alphas[-1]:g}{where}"
+
+
+class _Scores(Grid):
+    """Errors from the sums of the folds."""
+
+    def __init__(
+        self,
+        folds: Sequence[NormalEquations],
+        scored: tuple[int, ...],
+        total: NormalEquations,
+        solver: Solver,
+        per_row: bool,
+        threads: int,
+    ) -> None:
+        super().__init__(folds, scored, total, per_row)
+        self.folds, self.equations, self.solver, self.threads = [folds[k] for k in scored], total, solver, threads
+
+    def add(self, grid: Sequence[float]) -> None:
+        new = np.full((len(grid), len(self.folds), self.equations.t), np.inf)
+        runs = 1 if self.solver.whole_path else -(-self.threads // len(self.folds))  # of a fold, so that all work
+        places = [(k, range(r, len(grid), runs)) for k in range(len(self.folds)) for r in range(min(runs, len(grid)))]
+
+        def score(place: tuple[int, range]) -> None:
+            k, some = place
+            fold = self.folds[k]
+            train = self.equations - fold
+            scale = train.weight if self.per_row else 1.0
+            for i, coef, intercept in _solve_some(self.solver, train, [grid[i] * scale for i in some]):
+                new[some[i], k] = np.maximum(fold.loss(coef, intercept), 0.0) / fold.weight
+
+        backend.at_once(score, places, min(self.threads, len(places)))
+        if not self.mse and not np.isfinite(new).all(axis=(1, 2)).any():
+            self.solver.solve(self.equations, [max(grid) * (self.equations.weight if self.per_row else 1.0)])
+            raise NotPositiveDefinite(
+                f"No alpha up to {max(grid):g} could be solved in every fold; use larger alphas or float64"
+            )
+        self.mse.update(zip(grid, new, strict=True))
+
+    def add_thinly(self, grid: Sequence[float], per_target: bool) -> None:
+        """Every second of the grid, then what lies beside the best: the choice of the whole grid if it has one dip."""
+        self.add(grid[::2])
+        beside = {2 * int(b) + step for b in self.result(per_target).best for step in (-1, 1)}
+        self.add([grid[i] for i in sorted(beside) if 0 <= i < len(grid)])
 
 
 def _solve_some(solver: Solver, equations: NormalEquations, alphas: list[float]) -> "list[tuple[int, F8, F8]]":

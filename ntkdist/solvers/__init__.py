@@ -1,9 +1,10 @@
 """Solvers: values that turn normal equations into ridge weights."""
 
 from ntkdist.solvers.base import Solution, Solver
+from ntkdist.solvers.cg import PCG
 from ntkdist.solvers.direct import Cholesky, Eigh
 
-AnySolver = Cholesky | Eigh
+AnySolver = Cholesky | Eigh | PCG
 
 
 def choose(m: int, alphas: int) -> Cholesky | Eigh:
@@ -15,4 +16,4 @@ def choose(m: int, alphas: int) -> Cholesky | Eigh:
     return Eigh() if alphas > 16 else Cholesky()
 
 
-__all__ = ["AnySolver", "Cholesky", "Eigh", "Solution", "Solver", "choose"]
+__all__ = ["PCG", "AnySolver", "Cholesky", "Eigh", "Solution", "Solver", "choose"]

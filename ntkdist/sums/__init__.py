@@ -1,9 +1,10 @@
 """Values with ``+`` that a pass over the data adds up."""
 
+from ntkdist.sums.cross import CrossSums
 from ntkdist.sums.metrics import Metrics
 from ntkdist.sums.moments import Moments
 from ntkdist.sums.normal import NormalEquations
 from ntkdist.sums.sample import RowSample
 from ntkdist.sums.tally import Tally
 
-__all__ = ["Metrics", "Moments", "NormalEquations", "RowSample", "Tally"]
+__all__ = ["CrossSums", "Metrics", "Moments", "NormalEquations", "RowSample", "Tally"]

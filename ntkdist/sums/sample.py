@@ -4,6 +4,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from ntkdist.sparse import concatenate
 
 
 class RowSample:
@@ -17,16 +20,17 @@ class RowSample:
     size : int
     keys : (k,) float64 array
         Ascending, k ≤ size; a row with an infinite key is never kept.
-    x : (k, *shape) array
+    x : (k, *shape) array, or a sparse one (k, d)
     """
 
-    def __init__(self, size: int, keys: NDArray[np.float64], x: NDArray[Any]) -> None:
+    def __init__(self, size: int, keys: NDArray[np.float64], x: NDArray[Any] | csr_array) -> None:
         keep = np.flatnonzero(np.isfinite(keys))
         keep = keep[np.argsort(keys[keep], kind="stable")[:size]]
         self.size, self.keys, self.x = size, keys[keep], x[keep]
 
     def __add__(self, other: "RowSample") -> "RowSample":
-        return RowSample(self.size, np.concatenate([self.keys, other.keys]), np.concatenate([self.x, other.x]))
+        return RowSample(self.size, np.concatenate([self.keys, other.keys]), concatenate([self.x, other.x]))
 
     def __sizeof__(self) -> int:
-        return self.keys.nbytes + self.x.nbytes
+        x: Any = self.x
+        return self.keys.nbytes + (x.data.nbytes + x.indices.nbytes if isinstance(x, csr_array) else x.nbytes)

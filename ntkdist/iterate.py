@@ -1,0 +1,227 @@
+"""Fitting without a Gram: sums of the right-hand sides, a preconditioner, then one pass over the data an iteration.
+
+Legend: m features, t targets, a penalties; S training sets: the data without fold k for every k, and all of it.
+"""
+
+import functools
+import operator
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from ntkdist import checkpoint, prepare, products, progress
+from ntkdist.cluster import Resources
+from ntkdist.errors import NotConverged
+from ntkdist.features import AnyMap
+from ntkdist.model import RidgeModel
+from ntkdist.plan import Plan
+from ntkdist.preprocess import Preprocessing
+from ntkdist.products import DataGram, LossesOf, Mapped, Passes
+from ntkdist.progress import Progress, Watch
+from ntkdist.reduce import Shard, Source, on_each_worker
+from ntkdist.runs import Passed
+from ntkdist.select import CVResult, Grid, check_folds, penalties
+from ntkdist.solvers import PCG
+from ntkdist.solvers.cg import FLOOR, LowRank, conjugate_gradients, not_converged
+from ntkdist.spec import digest
+from ntkdist.sums import CrossSums, NormalEquations
+
+F8 = NDArray[np.float64]
+I8 = NDArray[np.int64]
+FILLED = 0.7  # of a worker's memory limit, with its cache full: Dask pauses workers above
+
+
+def fit_by_products(
+    p: Plan, solver: PCG, found: Resources, client: Client | None, watch: Watch | None, keep: str
+) -> tuple[RidgeModel, CVResult | None, Passed]:
+    """Model, scores and counts of a plan.
+
+    Raises
+    ------
+    NotConverged
+        If the chosen penalty has not converged for all rows, and that is an error.
+    """
+    source = Source(p.dataset, p.layout, p.block_rows, p.threads)
+    shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
+    watch, start = watch or progress.default_watch(), time.perf_counter()
+    empty, _ = checkpoint.prepared(keep, p, lambda: prepare.prepare(p.job, source, client, watch))
+    pre, features = empty.preprocessing, empty.features
+    limit = cache_bytes(p, solver, found, client is None)
+    run = digest(p, features.digest(), pre.digest())
+    passes = Passes(source, shards, p.fan_in, client, Mapped(features, pre, p.dtype, run, limit))
+    try:
+        ready = time.perf_counter()
+        with watch("sums", p.layout.rows) as done:
+            sums = passes.cross(done)
+        if len(sums) > 1:
+            check_folds(sums)
+        total = functools.reduce(operator.add, sums)
+        between = time.perf_counter()
+        near = preconditioner(p, solver, passes, total, watch)
+        began = time.perf_counter()
+        with watch("iterations", p.layout.rows * (solver.max_iterations + 1)) as done:
+            path = Path(passes, sums, total, solver, near, p.job.alphas_per_row, p.job.alphas, done)
+            cv, alphas = path.choose(p.job.alpha_per_target)
+        ended = time.perf_counter()
+    finally:
+        on_each_worker(client, products.forget)
+    model = _model(path, cv, alphas, pre, features, p.dtype)
+    seconds = {
+        "prepare": ready - start,
+        "sums": between - ready,
+        "preconditioner": began - between,
+        "iterations": ended - began,
+    }
+    counts = {
+        "passes": passes.count,
+        "iterations": path.iterations,
+        "sample_rows": near.s,
+        "largest_residual": max(path.residual.values()),
+        "unconverged": path.unconverged(),
+        "remembered_bytes": min(passes.mapped.limit, passes.tally.rows * passes.mapped.row_bytes),
+    }
+    weights = [fold.weight for fold in sums]
+    if cv is not None:
+        cv = replace(cv.scaled(pre.y_scale), note="; ".join(said for said in (cv.note, path.note()) if said))
+    return model, cv, Passed(pre, weights, passes.tally, seconds, counts)
+
+
+def cache_bytes(p: Plan, solver: PCG, found: Resources, here: bool) -> int:
+    """Bytes of mapped rows that a worker may keep: a share of its limit, within what projections leave over."""
+    free = FILLED * found.memory_bytes - p.projected_memory_bytes(found.workers, found.tasks_at_once)
+    free -= p.driver_memory_bytes() if here else 0
+    return max(0, int(min(solver.cache * found.memory_bytes, free)))
+
+
+def preconditioner(p: Plan, solver: PCG, passes: Passes, total: CrossSums, watch: Watch) -> LowRank:
+    """From rows drawn in proportion to their weights, about the mean of all."""
+    mapped = passes.mapped
+    summand = prepare.SampleOf(
+        solver.sample_rows,
+        solver.seed,
+        mapped.preprocessing,
+        role=prepare.PRECONDITIONER,
+        by_weight=True,
+        sparse=p.layout.sparse,
+    )
+    rows = prepare.sample(summand, passes.source, passes.client, watch, "sample")
+    z = mapped.features(rows.astype(p.dtype)).astype(np.float64)
+    z -= total.z_sum / total.weight
+    return LowRank(z, whole=len(z) == passes.tally.rows)
+
+
+class Path(Grid):
+    """Solutions of every penalty for every training set, and their errors on the rows that the set leaves out.
+
+    Attributes
+    ----------
+    coef : dict of float to (m, t) array
+        For all rows, by penalty of the grid.
+    residual : dict of float to float
+        The largest of any training set and target.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        sums: Sequence[CrossSums],
+        total: CrossSums,
+        solver: PCG,
+        near: LowRank,
+        per_row: Sequence[float] | None,
+        alphas: Sequence[float] | str,
+        done: Progress,
+    ) -> None:
+        grid, is_per_row = penalties(total, alphas, per_row)
+        super().__init__(sums, tuple(range(len(sums))), total, is_per_row)
+        self.passes, self.solver, self.near, self.done, self.first = passes, solver, near, done, grid
+        self.sets = [*(total - fold for fold in sums), total] if len(sums) > 1 else [total]
+        self.left_out = np.array([*range(len(self.sets) - 1), -1])
+        self.coef: dict[float, F8] = {}
+        self.residual: dict[float, float] = {}
+        self.of_all: dict[float, F8] = {}  # residuals for all rows, (t,)
+        self.iterations = 0
+
+    def scale(self, each: CrossSums | NormalEquations) -> float:
+        """What a penalty of the grid is multiplied by for a training set."""
+        return each.weight if self.per_row else 1.0
+
+    def choose(self, per_target: bool) -> tuple[CVResult | None, list[float]]:
+        """Scores, unless there is one fold, and the chosen penalty of every target, as the grid has it."""
+        self.add(self.first)
+        if len(self.sets) == 1:
+            return None, self.first * self.total.t
+        note = self.extend(per_target) if len(self.first) > 1 else ""
+        cv = self.result(per_target, note)
+        return cv, cv.alphas[cv.best].tolist()
+
+    def add(self, grid: Sequence[float]) -> None:
+        t, sets = self.total.t, len(self.sets)
+        shape = (sets, len(grid), t)
+        of = np.repeat(np.arange(sets), len(grid) * t)
+        alphas = np.repeat([[self.scale(each) * a for a in grid] for each in self.sets], t)
+        weights = np.array([each.weight for each in self.sets])
+        shifts = np.maximum(alphas, FLOOR * np.array([each.trace() for each in self.sets])[of])
+        shifts[shifts <= 0] = 1.0  # features without variance: anything will do
+        scales = weights[of] / self.near.s
+        rhs = np.hstack([np.tile(each.centred_rhs(), len(grid)) for each in self.sets])
+
+        def near(r: F8, columns: I8) -> F8:
+            return self.near.solve(r, shifts[columns], scales[columns])
+
+        gram = DataGram(self.passes, self.sets, of, self.left_out[of], rhs, self.done)
+        solved = conjugate_gradients(gram, alphas, near, self.solver.tol, self.solver.max_iterations)
+        self.iterations += int(solved.iterations.max(initial=0))
+        residual = solved.residual.reshape(shape)
+        coef = solved.x.reshape(-1, *shape)
+        self.residual.update(zip(grid, residual.max(axis=(0, 2)).tolist(), strict=True))
+        self.of_all.update(zip(grid, residual[-1], strict=True))
+        self.coef.update((a, coef[:, -1, i].copy()) for i, a in enumerate(grid))
+        if sets > 1:
+            scored = np.flatnonzero(self.left_out[of] >= 0)
+            losses = self._losses(solved.x[:, scored], of[scored], np.tile(np.arange(t), sets * len(grid))[scored])
+            mse = losses.reshape(sets - 1, len(grid), t) / np.array(self.weights)[:, None, None]
+            self.mse.update(zip(grid, mse.swapaxes(0, 1), strict=True))
+
+    def _losses(self, coef: F8, of: I8, target: I8) -> F8:
+        """Σ w (y − ŷ)² of every column over the fold that its training set leaves out."""
+        means = np.stack([each.z_sum / each.weight for each in self.sets], axis=1)[:, of]
+        y_means = np.stack([each.y_sum / each.weight for each in self.sets])[of, target]
+        intercept = y_means - np.einsum("ij,ij->j", means, coef)
+        mapped, folds = self.passes.mapped, self.passes.folds
+        summand = LossesOf(mapped, folds, coef.astype(mapped.dtype), intercept, target, self.left_out[of])
+        return self.passes.total(summand, self.done)
+
+    def may_grow(self) -> bool:
+        """Not where it has not converged: beyond, it would less."""
+        return not self.unconverged()
+
+    def unconverged(self) -> list[float]:
+        """Penalties of the grid that have not converged for every training set and target, ascending."""
+        return sorted(a for a, residual in self.residual.items() if residual > self.solver.tol)
+
+    def note(self) -> str:
+        """What a reader should know of them."""
+        if not (late := self.unconverged()):
+            return ""
+        said = not_converged(self.solver, late, max(self.residual[a] for a in late))
+        return f"{said}{' (alphas per row)' if self.per_row else ''}; their scores are of what was reached"
+
+
+def _model(
+    path: Path, cv: CVResult | None, alphas: list[float], pre: Preprocessing, features: AnyMap, dtype: str
+) -> RidgeModel:
+    """The model of all rows, each target with its penalty."""
+    late = [a for j, a in enumerate(alphas) if path.of_all[a][j] > path.solver.tol]
+    if late and path.solver.unconverged == "error":
+        worst = max(float(path.of_all[a].max()) for a in late)
+        raise NotConverged(f"The chosen {not_converged(path.solver, sorted(set(late)), worst)}")
+    total = path.total
+    coef = np.stack([path.coef[a][:, j] for j, a in enumerate(alphas)], axis=1)
+    intercept = (total.y_sum - total.z_sum @ coef) / total.weight
+    alpha = np.array(alphas) * path.scale(total)
+    return RidgeModel.of_scaled(pre, features, coef, intercept, alpha, dtype)

@@ -1,0 +1,93 @@
+"""Normal equations without their Gram: what an iterative solver has to know beside the products of the Gram.
+
+Legend: z (n, m) features; y (n, t) targets; w (n,) weights.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist import backend
+
+F8 = NDArray[np.float64]
+
+
+class CrossSums:
+    """Σ w [z y 1]ᵀ[y 1] and Σ w ‖z‖² over rows, in float64: a value with ``+``, ``-`` and a size.
+
+    The attributes are those of `NormalEquations` but for the Gram, of which only the trace is known.
+    """
+
+    def __init__(self, cross: F8, inner: F8, square: float) -> None:
+        self._cross, self._inner, self._square = cross, inner, square
+
+    @classmethod
+    def zeros(cls, m: int, t: int) -> "CrossSums":
+        """The empty sum for m features and t targets."""
+        return cls(np.zeros((m, t + 1)), np.zeros((t + 1, t + 1)), 0.0)
+
+    @property
+    def rhs(self) -> F8:
+        return self._cross[:, :-1]
+
+    @property
+    def z_sum(self) -> F8:
+        return self._cross[:, -1]
+
+    @property
+    def y_sum(self) -> F8:
+        return self._inner[:-1, -1]
+
+    @property
+    def yy(self) -> F8:
+        return self._inner[:-1, :-1]
+
+    @property
+    def weight(self) -> float:
+        return float(self._inner[-1, -1])
+
+    @property
+    def m(self) -> int:
+        """Features."""
+        return len(self._cross)
+
+    @property
+    def t(self) -> int:
+        """Targets."""
+        return len(self._inner) - 1
+
+    def update(self, z: NDArray[Any], y: F8, weight: NDArray[Any] | None = None) -> "CrossSums":
+        """Add a block of rows, in place; arguments and result as of `NormalEquations.update`."""
+        y1 = np.column_stack([y, np.ones(len(y))])
+        wy1 = y1 if weight is None else y1 * np.asarray(weight, np.float64)[:, None]
+        right = wy1.astype(z.dtype)
+        squares = np.zeros(-(-self.m // backend.TILE))
+
+        def add(i: int) -> None:
+            tile = z[:, i : i + backend.TILE]
+            self._cross[i : i + backend.TILE] += tile.T @ right
+            squares[i // backend.TILE] = wy1[:, -1] @ np.einsum("ij,ij->i", tile, tile)
+
+        backend.each(add, range(0, self.m, backend.TILE))
+        self._inner += y1.T @ wy1
+        self._square += float(squares.sum())
+        return self
+
+    def __add__(self, other: "CrossSums") -> "CrossSums":
+        return CrossSums(self._cross + other._cross, self._inner + other._inner, self._square + other._square)
+
+    def __sub__(self, other: "CrossSums") -> "CrossSums":
+        return CrossSums(self._cross - other._cross, self._inner - other._inner, self._square - other._square)
+
+    def centred_rhs(self) -> F8:
+        """The right-hand side about the weighted means, (m, t)."""
+        rhs: F8 = self.rhs - np.outer(self.z_sum / self.weight, self.y_sum)
+        return rhs
+
+    def trace(self) -> float:
+        """Σ w ‖z − z̄‖²: the trace of the centred Gram."""
+        return self._square - float(self.z_sum @ self.z_sum) / self.weight
+
+    def __sizeof__(self) -> int:
+        return self._cross.nbytes + self._inner.nbytes

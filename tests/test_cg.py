@@ -1,0 +1,416 @@
+"""Conjugate gradients against dense solves, and whole fits without a Gram against fits with one."""
+
+import shutil
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from command_line import Command, write_job
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array, save_npz
+from test_plan import plan_of
+
+import ntkdist as nd
+from ntkdist import products
+from ntkdist.data import Rows
+from ntkdist.plan import sums_digest
+from ntkdist.preprocess import Preprocessing
+from ntkdist.products import Mapped
+from ntkdist.reduce import Shard
+from ntkdist.select import cross_validate
+from ntkdist.solvers.cg import LowRank, conjugate_gradients
+from ntkdist.sums import CrossSums, NormalEquations
+
+FEATURES = nd.NTKRandomFeatures(n_components=96, depth=2, bias=0.5)
+EXACT = nd.PlanTable(folds=4, dtype="float64", threads=1)
+ONE = msgspec.structs.replace(EXACT, folds=1, shards=1)
+ALPHAS = (0.1, 1.0, 10.0)
+
+
+class Dense:
+    """A Gram of its own for every column, that notes what was asked of it."""
+
+    dtype = np.dtype(np.float64)
+
+    def __init__(self, grams: Any, rhs: Any) -> None:
+        self.grams, self.rhs, self.asked = grams, rhs, []
+
+    def matmul(self, v: Any, columns: Any) -> Any:
+        self.asked.append(len(columns))
+        return np.stack([self.grams[c] @ v[:, i] for i, c in enumerate(columns)], axis=1)
+
+
+def job_on(store: str, **changes: Any) -> nd.Job:
+    job = nd.Job(nd.Dataset(store), FEATURES, alphas=ALPHAS, plan=EXACT, solver=nd.PCG(sample_rows=256))
+    return msgspec.structs.replace(job, **changes)
+
+
+def with_gram(job: nd.Job) -> nd.FitResult:
+    return nd.fit(msgspec.structs.replace(job, solver=nd.Cholesky()))
+
+
+def same_bits(a: nd.FitResult, b: nd.FitResult) -> None:
+    np.testing.assert_array_equal(a.model.coef, b.model.coef)
+    np.testing.assert_array_equal(a.model.intercept, b.model.intercept)
+    np.testing.assert_array_equal(a.cv.mse, b.cv.mse)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000), st.floats(0, 6), st.integers(1, 40), st.integers(1, 6), st.integers(1, 60))
+def test_every_column_is_the_dense_solution(seed: int, decades: float, m: int, c: int, s: int) -> None:
+    rng = np.random.default_rng(seed)
+    z = rng.standard_normal((c, 50, m)) * np.geomspace(1, 10**-decades, m)
+    grams, alphas = [a.T @ a for a in z], 10.0 ** rng.uniform(-4, 2, c)
+    near = LowRank(z[0][rng.permutation(50)[:s]].copy(), whole=s >= 50)
+    b = rng.standard_normal((m, c))
+    b[:, 0] = 0
+    solved = conjugate_gradients(
+        Dense(grams, b), alphas, lambda r, k: near.solve(r, alphas[k], np.full(len(k), 50 / near.s)), 1e-10, 2000
+    )
+    assert (solved.residual <= 1e-10).all()
+    for i, alpha in enumerate(alphas):
+        np.testing.assert_allclose(grams[i] @ solved.x[:, i] + alpha * solved.x[:, i], b[:, i], atol=1e-6)
+    assert solved.iterations[0] == 0
+    assert not solved.x[:, 0].any()
+
+
+def test_a_column_leaves_when_it_has_converged_and_reports_how_far_it_came() -> None:
+    gram = np.diag(np.geomspace(1e4, 1e-2, 30))
+    alphas = np.array([1e6, 1.0, 1e-3])
+    operator = Dense([gram] * 3, np.ones((30, 3)))
+    solved = conjugate_gradients(operator, alphas, lambda r, k: r, 1e-8, 20)
+    assert operator.asked[0] == 3
+    assert operator.asked == sorted(operator.asked, reverse=True)
+    assert operator.asked[-1] < 3
+    assert solved.iterations[0] < solved.iterations[2] == 20
+    assert solved.residual[0] <= 1e-8 < solved.residual[2]
+    true = 1 - (gram @ solved.x + alphas * solved.x)
+    np.testing.assert_allclose(np.linalg.norm(true, axis=0) / np.sqrt(30), solved.residual, rtol=1e-4, atol=1e-12)
+
+
+def test_the_preconditioner_is_the_inverse_that_it_says() -> None:
+    rng = np.random.default_rng(0)
+    sample, r = rng.standard_normal((7, 20)), rng.standard_normal((20, 2))
+    near, alpha, scale = LowRank(sample.copy()), np.array([1e3, 1e-3]), np.array([2.0, 5.0])
+    median = np.sort(np.linalg.eigvalsh(sample @ sample.T))[3]
+    for i, y in enumerate(near.solve(r, alpha, scale).T):
+        m = scale[i] * sample.T @ sample + max(alpha[i], scale[i] * median) * np.eye(20)
+        np.testing.assert_allclose(y, np.linalg.solve(m, r[:, i]), rtol=1e-8, atol=1e-10)
+
+
+def test_more_rows_in_the_preconditioner_mean_fewer_iterations(make_dataset: Any, table: Any) -> None:
+    store = make_dataset(*table)
+    asked = [
+        nd.fit(job_on(store, solver=nd.PCG(sample_rows=s), alphas=(1.0,), plan=ONE)).report["run"]["products"]
+        for s in (1, 64, 900)
+    ]
+    few, some, all_ = (a["iterations"] for a in asked)
+    assert few > 1.5 * some > 2 * all_
+    assert [a["sample_rows"] for a in asked] == [1, 64, 900]
+
+
+def test_it_solves_saved_sums_too() -> None:
+    rng = np.random.default_rng(0)
+    z, y = rng.standard_normal((200, 20)) + 3, rng.standard_normal((200, 2))
+    folds = [NormalEquations.zeros(20, 2).update(z[k::4], y[k::4]) for k in range(4)]
+    solver = nd.PCG(tol=1e-12, max_iterations=500)
+    a, b = (cross_validate(folds, s, [0.1, 1.0], extend=False) for s in (solver, nd.Cholesky()))
+    np.testing.assert_allclose(a.mse, b.mse, rtol=1e-9)
+    with pytest.raises(nd.NotConverged, match=r"alpha 0.1 did not converge in 2 iterations .* raise sample_rows"):
+        nd.PCG(max_iterations=2).solve(folds[0], [0.1])
+
+
+def test_sums_without_a_gram_are_those_with_one() -> None:
+    rng = np.random.default_rng(0)
+    z, y, w = rng.standard_normal((90, 600)) + 1, rng.standard_normal((90, 2)), rng.uniform(0, 2, 90)
+    a, b = CrossSums.zeros(600, 2), NormalEquations.zeros(600, 2)
+    for rows in (slice(0, 40), slice(40, 90)):
+        a, b = (each.update(z[rows], y[rows], w[rows]) for each in (a, b))
+    for name in ("rhs", "z_sum", "y_sum", "yy", "weight", "m", "t"):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-12)
+    assert a.trace() == pytest.approx(b.trace(), rel=1e-12)
+    np.testing.assert_allclose(a.centred_rhs(), b.centred()[1], atol=1e-10)
+    np.testing.assert_allclose((a + a - a).rhs, a.rhs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_fit_is_that_with_a_gram(make_dataset: Any, table: Any, dtype: str) -> None:
+    job = job_on(make_dataset(*table), plan=msgspec.structs.replace(EXACT, dtype=dtype))
+    a, b = nd.fit(job), with_gram(job)
+    np.testing.assert_allclose(a.cv.mse[: len(ALPHAS)], b.cv.mse[: len(ALPHAS)], rtol=1e-4)
+    np.testing.assert_array_equal(a.cv.alphas, b.cv.alphas)
+    np.testing.assert_allclose(a.model.alpha, b.model.alpha)
+    fine = nd.fit(msgspec.structs.replace(job, solver=nd.PCG(sample_rows=256, tol=1e-6))).model(table[0])
+    error = np.abs(fine - b.model(table[0])).max(axis=0) / table[1].std(axis=0)
+    assert error.max() < 1e-3
+    assert a.equations is None
+    assert any("PCG forms no Gram" in note for note in a.report["notes"])
+
+
+def test_the_automatic_grid_is_the_same_and_grows_the_same(make_dataset: Any, table: Any) -> None:
+    store = make_dataset(*table)
+    for grid in ({"alphas": "auto"}, {"alphas_per_row": (0.1, 1.0)}):
+        job = job_on(store, **({"alphas": "auto"} | grid), alpha_per_target=True)
+        a, b = nd.fit(job).cv, with_gram(job).cv
+        np.testing.assert_allclose(a.alphas, b.alphas, rtol=1e-10)
+        np.testing.assert_allclose(a.mse, b.mse, rtol=1e-4)
+        np.testing.assert_array_equal(a.best, b.best)
+        assert "grew" in a.note or len(a.alphas) == 13
+        assert a.note == b.note
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weights_count(make_dataset: Any, table: Any, dtype: str) -> None:
+    weights = np.random.default_rng(0).integers(0, 4, 900)
+    store = make_dataset(*table, weights=weights, rows_per_partition=45)
+    table_of = msgspec.structs.replace(EXACT, dtype=dtype)
+    job = job_on("", dataset=nd.Dataset(store, weight="weight"), plan=table_of)
+    a, b = nd.fit(job), with_gram(job)
+    np.testing.assert_allclose(a.cv.mse, b.cv.mse, rtol=1e-4)
+    assert a.report["data"]["fold_weights"] == b.report["data"]["fold_weights"]
+    error = np.abs(a.model(table[0]) - b.model(table[0])).max(axis=0) / table[1].std(axis=0)
+    assert error.max() < 1e-3
+
+
+def test_classes_are_targets_like_others(make_dataset: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((600, 2))
+    names = np.array(["inside", "on the rim", "outside"])[np.digitize((x**2).sum(axis=1), [0.8, 2])]
+    job = job_on(make_dataset(x, names))
+    a, b = nd.fit(job), with_gram(job)
+    np.testing.assert_allclose(a.cv.mse, b.cv.mse, rtol=1e-4)
+    np.testing.assert_allclose(a.model(x), b.model(x), atol=1e-3)
+    assert a.model.classes == ("inside", "on the rim", "outside")
+    assert (a.model.predict(x) == b.model.predict(x)).mean() > 0.995
+
+
+def test_folds_of_consecutive_rows(make_dataset: Any, table: Any) -> None:
+    table_of = msgspec.structs.replace(EXACT, contiguous=True, folds=3)
+    job = job_on(make_dataset(*table, rows_per_partition=90), plan=table_of)
+    a, b = nd.fit(job), with_gram(job)
+    np.testing.assert_allclose(a.cv.mse, b.cv.mse, rtol=1e-4)
+    assert a.cv.scored == b.cv.scored == (0, 1, 2)
+    assert a.report["data"] == b.report["data"]
+    dealt = nd.fit(msgspec.structs.replace(job, plan=msgspec.structs.replace(table_of, contiguous=False)))
+    assert (np.abs(dealt.cv.mse / a.cv.mse - 1) > 1e-3).any()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_classes_weigh_the_same_in_the_sums_the_products_and_the_errors(make_dataset: Any, weighted: bool) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 2))
+    names = np.array(["inside", "on the rim", "outside"])[np.digitize((x**2).sum(axis=1), [0.1, 4])]
+    weights = {"weights": rng.integers(0, 4, 600)} if weighted else {}
+    dataset = nd.Dataset(make_dataset(x, names, **weights), weight="weight" if weighted else "")
+    job = job_on("", dataset=dataset, class_weight="balanced")
+    a, b = nd.fit(job), with_gram(job)
+    np.testing.assert_allclose(a.cv.mse, b.cv.mse, rtol=1e-4)
+    np.testing.assert_allclose(a.report["data"]["fold_weights"], b.report["data"]["fold_weights"], rtol=1e-12)
+    assert a.report["data"]["class_weight"] == b.report["data"]["class_weight"]
+    np.testing.assert_allclose(a.model(x), b.model(x), atol=2e-3)
+    plain = nd.fit(msgspec.structs.replace(job, class_weight=None))
+    assert np.abs(plain.model(x) - a.model(x)).max() > 0.05
+
+
+@pytest.mark.parametrize("name", ["groups", "holdout"])
+def test_rows_that_are_dealt_one_by_one_are_refused(make_dataset: Any, table: Any, name: str) -> None:
+    store = make_dataset(*table, **{name: np.arange(900) % 2})
+    plan = nd.PlanTable(folds=None if name == "holdout" else 4)
+    with pytest.raises(nd.SpecError, match=f"solver PCG takes folds of whole .*'{name}' deals rows; leave out {name}"):
+        nd.plan(job_on("", dataset=nd.Dataset(store, **{name: name}), plan=plan))
+
+
+def test_sparse_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 40)) * (rng.random((500, 40)) < 0.1)
+    save_npz(tmp_path / "x.npz", csr_array(x))
+    np.save(tmp_path / "y.npy", x[:, 0] + 0.1 * rng.standard_normal(500))
+    store = str(tmp_path / "x.zarr")
+    nd.convert(str(tmp_path / "x.npz"), store, target=[str(tmp_path / "y.npy")], shuffle_seed=None)
+    job = job_on(store, features=nd.NTKSketch(64))
+    a, b = nd.fit(job), with_gram(job)
+    np.testing.assert_allclose(a.cv.mse, b.cv.mse, rtol=1e-4)
+
+
+def test_a_run_that_was_cut_off_starts_its_iterations_anew(make_dataset: Any, table: Any, tmp_path: Path) -> None:
+    job, out = job_on(make_dataset(*table), alphas=(1.0,)), str(tmp_path / "run")
+
+    @contextmanager
+    def cut(phase: str, rows: int) -> Iterator[Any]:
+        if phase == "iterations":
+            shutil.copytree(out, tmp_path / "killed")  # what a process that is killed here leaves
+            raise InterruptedError
+        phases.append(phase)
+        yield lambda done: None
+
+    phases: list[str] = []
+    with pytest.raises(InterruptedError):
+        nd.fit(job, out=out, watch=cut)
+    assert phases == ["moments", "sums", "sample"]
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "killed").rename(out)
+    with pytest.raises(InterruptedError):
+        nd.fit(job, out=out, watch=cut, resume=True)
+    assert phases[3:] == ["sums", "sample"]
+    (tmp_path / "killed").rename(out)
+    same_bits(nd.fit(job, out=out, resume=True), nd.fit(job))
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_what_another_solver_resolved_is_not_gone_on_from(make_dataset: Any, table: Any) -> None:
+    job = job_on(make_dataset(*table))
+    gram = [sums_digest(msgspec.structs.replace(job, solver=s)) for s in (None, nd.Cholesky(), nd.Eigh())]
+    ours = [sums_digest(msgspec.structs.replace(job, solver=s)) for s in (nd.PCG(), nd.PCG(7, tol=0.1))]
+    assert (len(set(gram)), len(set(ours)), len({*gram, *ours})) == (1, 1, 2)
+
+
+def test_rows_that_were_dropped(make_dataset: Any, table: Any) -> None:
+    x = table[0].copy()
+    x[[3, 500], [0, 4]] = np.nan
+    job = job_on("", dataset=nd.Dataset(make_dataset(x, table[1]), nan="drop"))
+    a, b = nd.fit(job), with_gram(job)
+    np.testing.assert_allclose(a.cv.mse, b.cv.mse, rtol=1e-4)
+    assert (a.report["data"]["rows"], a.report["data"]["dropped_rows"]) == (898, 2)
+
+
+def test_one_fold_and_one_alpha(make_dataset: Any, table: Any) -> None:
+    job = job_on(make_dataset(*table), plan=msgspec.structs.replace(EXACT, folds=1), alphas=(1.0,))
+    a = nd.fit(job)
+    assert a.cv is None
+    error = np.abs(a.model(table[0]) - with_gram(job).model(table[0])).max(axis=0) / table[1].std(axis=0)
+    assert error.max() < 1e-3
+
+
+def float32_plan(store: str) -> nd.Plan:
+    """Where another order of sums would show."""
+    return nd.plan(job_on(store, plan=msgspec.structs.replace(EXACT, dtype="float32", shards=8), alphas=(1.0,)))
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_the_same_bits_on_two_workers(make_dataset: Any, table: Any, two_workers: Any) -> None:
+    plan = float32_plan(make_dataset(*table))
+    there = nd.fit(plan, client=two_workers)
+    same_bits(nd.fit(plan), there)
+    assert len(there.report["run"]["peak_memory_bytes"]) == 2
+
+
+def test_the_same_bits_from_memory_and_mapped_anew_on_any_threads(make_dataset: Any, table: Any) -> None:
+    """One fit has a share of the memory that holds nothing."""
+    plan = float32_plan(make_dataset(*table))
+    kept, anew = nd.fit(plan), nd.fit(msgspec.structs.replace(plan, solver=nd.PCG(sample_rows=256, cache=0.0)))
+    for other in (anew, nd.fit(msgspec.structs.replace(plan, threads=3))):
+        same_bits(kept, other)
+    passes, layout = kept.report["run"]["products"]["passes"], plan.layout
+    once = kept.report["run"]["bytes_read"]
+    assert once == layout.rows * (layout.row_bytes + 16)  # read for the sums, remembered from then on
+    assert anew.report["run"]["bytes_read"] == passes * once
+    other = nd.fit(msgspec.structs.replace(plan, shards=4))
+    assert (other.model.coef != kept.model.coef).any()
+
+
+def test_memory_keeps_what_fits_of_one_run_and_forgets_the_last() -> None:
+    scaling = Preprocessing((1,), np.zeros(1), np.ones(1), np.zeros(1), np.ones(1))
+    x = np.arange(10.0)[:, None]
+    read: list[int] = []
+
+    def pass_over(run: str, limit: int) -> Any:
+        mapped = Mapped(nd.Linear(1), scaling, "float64", run, limit)
+        for start in (0, 5):
+
+            def rows(start: int = start) -> Any:
+                read.append(start)
+                yield Rows(x[start : start + 5], x[start : start + 5, 0], None, np.arange(start, start + 5))
+
+            (block,) = mapped.blocks(Shard(0, ((start, start + 5),)), rows())
+            np.testing.assert_array_equal(block.x, nd.Linear(1)(x[start : start + 5]))
+
+    products.forget()
+    for run, limit in (("a", 170), ("a", 170), ("b", 1000), ("b", 1000), ("a", 0)):
+        pass_over(run, limit)
+        read.append(-1)
+    products.forget()
+    assert read == [0, 5, -1, 5, -1, 0, 5, -1, -1, 0, 5, -1]
+
+
+def test_what_has_not_converged_is_said_and_is_an_error_where_it_was_chosen(make_dataset: Any, table: Any) -> None:
+    store = make_dataset(*table)
+    few = {"sample_rows": 1, "max_iterations": 5}
+    job = job_on(store, alphas=(1e-3, 1.0, 1e4), solver=nd.PCG(**few))
+    with pytest.raises(nd.NotConverged, match=r"The chosen alpha \S+ did not converge in 5 iterations \(relative resi"):
+        nd.fit(job)
+    kept = nd.fit(msgspec.structs.replace(job, solver=nd.PCG(**few, unconverged="keep")))
+    assert "alphas of 0.001–1 did not converge in 5 iterations" in kept.cv.note
+    assert kept.cv.note in kept.report["notes"]
+    assert kept.report["run"]["products"]["unconverged"] == [0.001, 1.0]
+    assert np.isfinite(kept.model.coef).all()
+    well = nd.fit(job_on(store, alphas=(1e-3, 1e6), solver=nd.PCG(sample_rows=1, max_iterations=5, unconverged="keep")))
+    assert "alpha 0.001 did not converge" in well.cv.note
+
+
+def test_a_fit_takes_less_memory_than_one_byte_for_every_entry_of_the_gram(make_dataset: Any) -> None:
+    m = 6000
+    x = np.random.default_rng(0).standard_normal((300, 60))
+    plan = nd.PlanTable(folds=2, block_rows=100)
+    job = nd.Job(
+        nd.Dataset(make_dataset(x, x[:, 0])), nd.NTKRandomFeatures(m), alphas=(1.0,), plan=plan, solver=nd.PCG(100)
+    )
+    nd.fit(msgspec.structs.replace(job, features=nd.NTKRandomFeatures(64)))  # what is imported on the way
+    tracemalloc.start()
+    nd.fit(job)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < m**2
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize("cache", [0.0, 0.5])
+def test_the_peak_of_a_worker_stays_below_the_projection(make_dataset: Any, cache: float) -> None:
+    x = np.random.default_rng(0).standard_normal((20_000, 16), dtype=np.float32)
+    solver = nd.PCG(cache=cache, max_iterations=10, unconverged="keep")
+    job = nd.Job(nd.Dataset(make_dataset(x, x[:, :4])), nd.NTKRandomFeatures(2048), solver=solver, cluster=nd.Local())
+    run = nd.fit(job).report["run"]
+    (peak,), projected = run["peak_memory_bytes"].values(), sum(run["projected_memory_bytes"].values())
+    assert 0.3 * projected <= peak <= projected
+
+
+def test_the_projection_does_not_grow_with_the_square_of_m() -> None:
+    p, half = (msgspec.structs.replace(plan_of(m=m), solver=nd.PCG()) for m in (50_000, 25_000))
+    assert p.projected_memory_bytes() < 4e9
+    assert p.driver_memory_bytes() < 4e9
+    assert p.projected_memory_bytes() < 2.2 * half.projected_memory_bytes()
+    assert p.columns == 6 * 13
+    with pytest.raises(nd.PlanTooLarge, match=r"Solving needs .* \(process .* columns .* preconditioner"):
+        p.check_driver(10**9)
+
+
+def test_the_command_line_and_a_run_directory_without_equations(
+    command: Command, make_dataset: Any, table: Any, tmp_path: Path
+) -> None:
+    make_dataset(*table, name="train")
+    job = write_job(
+        features='type = "NTKRandomFeatures"\nn_components = 64',
+        tables='[plan]\nfolds = 4\n[solver]\ntype = "PCG"\nsample_rows = 64',
+    )
+    planned = command("plan", job)
+    assert planned.exit_code == 0
+    assert "solver PCG" in planned.stdout
+    assert "preconditioner" in planned.stdout
+    fitted = command("fit", job, "--out", "run")
+    assert fitted.exit_code == 0, fitted.stderr
+    assert "PCG forms no Gram" in fitted.stdout
+    assert sorted(p.name for p in Path("run").iterdir()) == ["job.json", "model.zarr", "report.json"]
+    again = command("fit", job, "--out", "run")
+    assert again.exit_code == 0, again.stderr
+    assert nd.fit(nd.Job.read(job), out="run").cv.scored == (0, 1, 2, 3)
+    solved = command("solve", "run")
+    assert solved.exit_code == 1
+    assert solved.stderr == (
+        "ntkdist: run has no equations: its solver formed no Gram; fit again, with other alphas or solver\n"
+    )
