@@ -140,10 +140,10 @@ def solve(
     solver, alphas, alphas_per_row, per_target
         As in `cross_validate`.  With a single fold there must be a single penalty, and there is no CVResult.
     """
-    pre, total = equations.preprocessing, equations.total
-    grid, per_row = penalties(total, alphas, alphas_per_row)
-    solver = solver or choose(total.m, len(grid))
-    if len(equations.folds) > 1:
+    pre, several = equations.preprocessing, len(equations.folds) > 1
+    grid, per_row = penalties(equations.folds[0], alphas, alphas_per_row)  # of several folds, only their number counts
+    solver = solver or choose(equations.folds[0].m, len(grid))
+    if several:
         cv = cross_validate(
             equations.folds,
             solver,
@@ -154,9 +154,11 @@ def solve(
         )
         cv, alpha = cv.scaled(pre.y_scale), cv.alpha
     elif len(grid) == 1:
+        (total,) = equations.folds
         cv, alpha = None, np.full(total.t, grid[0] * (total.weight if per_row else 1.0))
     else:
         raise SpecError(f"a single fold leaves nothing to choose among {len(grid)} alphas by; give one alpha")
+    total = equations.total  # now, not before: two sums of all folds would not always fit
     each = sorted(set(alpha.tolist()))
     solutions = dict(zip(each, solver.solve(total, each), strict=True))
     coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
