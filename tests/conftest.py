@@ -1,5 +1,10 @@
 """Fixtures that several files share."""
 
+import os
+
+for library in ("OPENBLAS", "OMP", "MKL"):  # tests run two at a time, and threads that wait for each other spin
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
