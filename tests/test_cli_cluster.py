@@ -66,7 +66,9 @@ def scheduler() -> Iterator[str]:
 def finish(process: subprocess.Popen[str]) -> str:
     """What a command printed, which did not fail or complain."""
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (0, ""), err
+    # A worker's last heartbeat may meet a scheduler that is closing, and Dask then says so.
+    assert process.returncode == 0, err
+    assert err == "" or "Failed to communicate with scheduler during heartbeat" in err.splitlines()[0], err
     return out
 
 
