@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-F8 = NDArray[np.float64]
 HALF = 7  # coefficients of an even or odd part, at most: one compilation does for every polynomial up to degree 13
 ZONAL_HALF = 12  # the same of `zonal`: more would not be unrolled, and cost many times as much
 CLOSE = {4: 1e-2, 8: 1e-3}  # by the bytes of a number: below, 1 − |cosine| is taken from the difference of the rows

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist import backend
+from ntkdist.sums.normal import TargetSums
 
 F8 = NDArray[np.float64]
 
 
-class CrossSums:
+class CrossSums(TargetSums):
     """Σ w [z y 1]ᵀ[y 1] and Σ w ‖z‖² over rows, in float64: a value with ``+``, ``-`` and a size.
 
     The attributes are those of `NormalEquations` but for the Gram, of which only the trace is known.
@@ -26,36 +27,6 @@ class CrossSums:
     def zeros(cls, m: int, t: int) -> "CrossSums":
         """The empty sum for m features and t targets."""
         return cls(np.zeros((m, t + 1)), np.zeros((t + 1, t + 1)), 0.0)
-
-    @property
-    def rhs(self) -> F8:
-        return self._cross[:, :-1]
-
-    @property
-    def z_sum(self) -> F8:
-        return self._cross[:, -1]
-
-    @property
-    def y_sum(self) -> F8:
-        return self._inner[:-1, -1]
-
-    @property
-    def yy(self) -> F8:
-        return self._inner[:-1, :-1]
-
-    @property
-    def weight(self) -> float:
-        return float(self._inner[-1, -1])
-
-    @property
-    def m(self) -> int:
-        """Features."""
-        return len(self._cross)
-
-    @property
-    def t(self) -> int:
-        """Targets."""
-        return len(self._inner) - 1
 
     def update(self, z: NDArray[Any], y: F8, weight: NDArray[Any] | None = None) -> "CrossSums":
         """Add a block of rows, in place; arguments and result as of `NormalEquations.update`."""

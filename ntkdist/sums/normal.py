@@ -13,7 +13,44 @@ from ntkdist import backend
 F8 = NDArray[np.float64]
 
 
-class NormalEquations:
+class TargetSums:
+    """What sums hold beside a Gram: Σ w [z y 1]ᵀ[y 1], read by name."""
+
+    _cross: F8  # (m, t + 1)
+    _inner: F8  # (t + 1, t + 1)
+
+    @property
+    def rhs(self) -> F8:
+        return self._cross[:, :-1]
+
+    @property
+    def z_sum(self) -> F8:
+        return self._cross[:, -1]
+
+    @property
+    def y_sum(self) -> F8:
+        return self._inner[:-1, -1]
+
+    @property
+    def yy(self) -> F8:
+        return self._inner[:-1, :-1]
+
+    @property
+    def weight(self) -> float:
+        return float(self._inner[-1, -1])
+
+    @property
+    def m(self) -> int:
+        """Features."""
+        return len(self._cross)
+
+    @property
+    def t(self) -> int:
+        """Targets."""
+        return len(self._inner) - 1
+
+
+class NormalEquations(TargetSums):
     """Σ w [z y 1]ᵀ[z y 1] over rows, in float64: a value with ``+``, ``-`` and a size.
 
     Sums over disjoint rows add; rows that were added can be subtracted.  Float32 blocks are multiplied in float32 and
@@ -50,36 +87,6 @@ class NormalEquations:
             backend.mirror(self._gram)
             self._symmetric = True
         return self._gram
-
-    @property
-    def rhs(self) -> F8:
-        return self._cross[:, :-1]
-
-    @property
-    def z_sum(self) -> F8:
-        return self._cross[:, -1]
-
-    @property
-    def y_sum(self) -> F8:
-        return self._inner[:-1, -1]
-
-    @property
-    def yy(self) -> F8:
-        return self._inner[:-1, :-1]
-
-    @property
-    def weight(self) -> float:
-        return float(self._inner[-1, -1])
-
-    @property
-    def m(self) -> int:
-        """Features."""
-        return len(self._gram)
-
-    @property
-    def t(self) -> int:
-        """Targets."""
-        return len(self._inner) - 1
 
     def update(self, z: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None = None) -> "NormalEquations":
         """Add a block of rows, in place.
