@@ -6,6 +6,7 @@ that knows nothing of clusters turns the sum into weights.  Start reading at `nt
 """
 
 from ntkdist.apply import evaluate, featurize, predict
+from ntkdist.clusters import Address, Local
 from ntkdist.compare import compare
 from ntkdist.comparison import Comparison
 from ntkdist.convert import convert
@@ -33,7 +34,7 @@ from ntkdist.features import (
 from ntkdist.fit import FitResult, fit, normal_equations, solve
 from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Address, Job, Local, Plan, PlanTable, plan
+from ntkdist.plan import Job, Plan, PlanTable, plan
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import CVResult, cross_validate
 from ntkdist.solvers import PCG, Cholesky, Eigh

@@ -13,6 +13,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from ntkdist import backend
+from ntkdist.clusters import AnyCluster
 from ntkdist.data import Dataset, Layout
 from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.features import AnyFeatureMap
@@ -65,29 +66,6 @@ class PlanTable(Spec, frozen=True, tag=False):
     checkpoint: str = ""
 
 
-class Local(Spec, frozen=True, tag="local"):
-    """A cluster of worker processes on this machine, which ends with the run.
-
-    Parameters
-    ----------
-    workers : int
-    """
-
-    workers: Positive = 1
-
-
-class Address(Spec, frozen=True, tag="address"):
-    """A cluster that runs already.
-
-    Parameters
-    ----------
-    address : str
-        Of its scheduler, such as ``tcp://host:8786``.
-    """
-
-    address: str
-
-
 class Job(Spec, frozen=True, tag=False):
     """What a user asks for: the TOML file, decoded.
 
@@ -107,6 +85,7 @@ class Job(Spec, frozen=True, tag=False):
     solver : Solver, optional
         Chosen by m and the number of alphas if absent.
     cluster : Local or Address, optional
+        Or another of `clusters`.
     """
 
     dataset: Dataset
@@ -118,7 +97,7 @@ class Job(Spec, frozen=True, tag=False):
     plan: PlanTable = PlanTable()
     preprocess: Preprocess = Preprocess()
     solver: AnySolver | None = None
-    cluster: Local | Address | None = None
+    cluster: AnyCluster | None = None
 
     @classmethod
     def read(cls, path: str, store: str = "") -> "Job":
