@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from distributed import Client, LocalCluster, default_client
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_ip
 
+from ntkdist import backend
 from ntkdist.clusters import Address, AnyCluster, Local
 from ntkdist.errors import ClusterError
 
@@ -37,6 +38,10 @@ class Resources(NamedTuple):
         Least memory limit of any worker.
     driver_memory_bytes : int
         Memory of this machine, over this process and the workers beside it.
+    process_bytes : int
+        Most that any worker has resident before it starts.
+    driver_process_bytes : int
+        The same of this process.
     """
 
     workers: int
@@ -44,6 +49,13 @@ class Resources(NamedTuple):
     threads: int
     memory_bytes: int
     driver_memory_bytes: int
+    process_bytes: int
+    driver_process_bytes: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What the memory of a worker depends on beside the plan: workers, tasks at once, bytes of the process."""
+        return self.workers, self.tasks_at_once, self.process_bytes
 
 
 @contextmanager
@@ -86,13 +98,20 @@ def connect(
         yield None
 
 
-def resources(client: Client | None) -> Resources:
-    """What the workers of a client have, or this process."""
+def resources(client: Client | None, warm: Callable[[], object] = int) -> Resources:
+    """What the workers of a client have, or this process.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+    warm : callable
+        Called in each of them before its memory is measured, to load what it will need.
+    """
     if client is None:
         pool = local_scheduler() == "threads"
         at_once = (dask.config.get("num_workers", None) or CPU_COUNT) if pool else 1
-        return Resources(1, at_once, max(1, CPU_COUNT // at_once), MEMORY_LIMIT, MEMORY_LIMIT)
-    cores = client.run(_cores)
+        return Resources(1, at_once, max(1, CPU_COUNT // at_once), MEMORY_LIMIT, MEMORY_LIMIT, *[_process(warm)[1]] * 2)
+    processes = client.run(_process, warm)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     tasks: Counter[str] = Counter()  # at once on each host
     for info in workers.values():
@@ -101,9 +120,11 @@ def resources(client: Client | None) -> Resources:
     return Resources(
         len(workers),
         max(info["nthreads"] for info in workers.values()),
-        max(1, min(cores[name] // tasks[workers[name]["host"]] for name in cores if name in workers)),
+        max(1, min(cores // tasks[workers[name]["host"]] for name, (cores, _) in processes.items() if name in workers)),
         min(info["memory_limit"] or MEMORY_LIMIT for info in workers.values()),
         MEMORY_LIMIT // (1 + beside),
+        max(nbytes for _, nbytes in processes.values()),
+        backend.resident_bytes(),
     )
 
 
@@ -122,8 +143,11 @@ def _leave_errors_to_the_driver() -> None:
     logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
 
 
-def _cores() -> int:
-    return CPU_COUNT
+def _process(warm: Callable[[], object]) -> tuple[int, int]:
+    """Cores of this process's machine, and the memory that it has resident once it is warm."""
+    warm()
+    backend.warm()
+    return CPU_COUNT, backend.resident_bytes()
 
 
 def _active_client() -> Client | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from distributed import Client
 
-from ntkdist import checkpoint, groups, progress, runs
+from ntkdist import backend, checkpoint, groups, progress, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
@@ -89,7 +89,7 @@ def fit(
         )
     start = time.perf_counter()
     with connect(job.cluster, scheduler, client) as client:
-        found = resources(client)
+        found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
         p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
         runs.check_memory(p, found)
         with runs.started(out, name), checkpoint.begun(keep, p) as p:
@@ -98,6 +98,7 @@ def fit(
                 equations = None
             else:
                 equations, passed = _pass_over_data(p, client, watch, keep)
+        passed.tally.saw(on_each_worker(client, backend.peak))
         if equations is not None:
             rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
             passed = passed._replace(syrk_rates=on_each_worker(client, rate))

@@ -25,7 +25,7 @@ T = TypeVar("T")
 GB = 1e9
 GROWTH = 6  # penalties that a grid may grow by at once
 SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
-BASE_BYTES = 250 * 2**20  # of a worker process with NumPy, SciPy, Zarr and Dask loaded, before it does anything
+PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
 
 
 class Task(NamedTuple):
@@ -111,7 +111,7 @@ class Plan(Spec, frozen=True, tag=False):
             tasks += [Task(fold, tuple(some)) for some in evenly(parts, count)]
         return tasks
 
-    def memory(self, workers: int = 1, tasks_at_once: int = 1) -> dict[str, int]:
+    def memory(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> dict[str, int]:
         """Peak bytes of a worker, by part.
 
         Parameters
@@ -120,6 +120,8 @@ class Plan(Spec, frozen=True, tag=False):
             Processes that share the sums which wait to be added.
         tasks_at_once : int
             Dask threads of a worker.
+        process : int
+            Bytes that it has before it starts, as measured by `resources`.
         """
         size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
         direct = not isinstance(self.solver, PCG)
@@ -143,7 +145,8 @@ class Plan(Spec, frozen=True, tag=False):
         copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
         sample = 4 * self.sample_rows * (8 * d + 24)  # of which a pass before adds two
         return {
-            "process": BASE_BYTES + self.features.draw_bytes(shape, self.dtype),
+            "process": process,
+            "map": self.features.draw_bytes(shape, self.dtype),
             "accumulator": tasks_at_once * one,
             "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
             "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + copies * partition),
@@ -155,28 +158,28 @@ class Plan(Spec, frozen=True, tag=False):
         rows = self.features.sample_rows
         return rows if not isinstance(self.solver, PCG) else max(rows, min(self.solver.sample_rows, self.layout.rows))
 
-    def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1) -> int:
+    def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> int:
         """Peak bytes of a worker process; see `memory`."""
-        return sum(self.memory(workers, tasks_at_once).values())
+        return sum(self.memory(workers, tasks_at_once, process).values())
 
-    def driver_memory(self) -> dict[str, int]:
-        """Peak bytes of the process that selects and solves, by part."""
+    def driver_memory(self, process: int = PROCESS_BYTES) -> dict[str, int]:
+        """Peak bytes of the process that selects and solves, which has ``process`` before, by part."""
         if isinstance(self.solver, PCG):
             s, grid = min(self.solver.sample_rows, self.layout.rows), len(self.job.grid() or AUTO_GRID) + GROWTH
             return {
-                "process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype),
+                "process": process + self.features.draw_bytes(self.layout.input_shape, self.dtype),
                 "sums": 8 * (2 * self.folds + 2) * self.m * (self.t + 1),
                 "columns": 8 * 8 * self.m * self.columns + 8 * self.m * self.t * grid,
                 "preconditioner": 16 * s * self.m + 32 * s**2,
             }
         copies = 6 if type(self.solver).__name__ == "Eigh" else 4
-        return {"process": BASE_BYTES, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
+        return {"process": process, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
 
-    def driver_memory_bytes(self) -> int:
+    def driver_memory_bytes(self, process: int = PROCESS_BYTES) -> int:
         """The sum of `driver_memory`."""
-        return sum(self.driver_memory().values())
+        return sum(self.driver_memory(process).values())
 
-    def check(self, limit: int, workers: int = 1, tasks_at_once: int = 1) -> None:
+    def check(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> None:
         """Refuse the plan if a worker would need more than ``limit`` bytes.
 
         Raises
@@ -184,7 +187,7 @@ class Plan(Spec, frozen=True, tag=False):
         PlanTooLarge
             With the parts of the sum.
         """
-        parts = self.memory(workers, tasks_at_once)
+        parts = self.memory(workers, tasks_at_once, process)
         total = sum(parts.values())
         if total > limit:
             said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
@@ -193,9 +196,9 @@ class Plan(Spec, frozen=True, tag=False):
                 "lower n_components, folds, fan_in or block_rows, or use larger workers"
             )
 
-    def check_driver(self, limit: int) -> None:
+    def check_driver(self, limit: int, process: int = PROCESS_BYTES) -> None:
         """Refuse the plan if selecting and solving would need more than ``limit`` bytes; see `check`."""
-        parts = self.driver_memory()
+        parts = self.driver_memory(process)
         if (need := sum(parts.values())) > limit:
             if isinstance(self.solver, PCG):
                 what = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())

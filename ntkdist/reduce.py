@@ -5,9 +5,7 @@ fixed by their order, never by who finishes first, so that the same plan gives t
 """
 
 import functools
-import os
 import pickle
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -157,7 +155,7 @@ def run_shard(source: Source, summand: Summand, shard: Shard, keep: Keep | None 
     for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
-    tally.workers[f"{socket.gethostname()}:{os.getpid()}"] = backend.peak_memory_bytes()
+    tally.saw([backend.peak()])
     part = Part(total, tally)
     if keep is not None:
         keep.save(shard, part)

@@ -155,7 +155,7 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
             "peak_memory_bytes": tally.workers,
-            "projected_memory_bytes": p.memory(found.workers, found.tasks_at_once) | passed.remembered,
+            "projected_memory_bytes": p.memory(*found.shape) | passed.remembered,
             **_rates(p, passed),
         },
         "versions": versions(),
@@ -198,5 +198,5 @@ def check_memory(p: Plan, found: Resources) -> None:
     ------
     PlanTooLarge
     """
-    p.check(found.memory_bytes, found.workers, found.tasks_at_once)
-    p.check_driver(found.driver_memory_bytes)
+    p.check(found.memory_bytes, *found.shape)
+    p.check_driver(found.driver_memory_bytes, found.driver_process_bytes)
