@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from distributed import Client
+from numpy.typing import NDArray
 
 from ntkdist import checkpoint, groups, progress, runs
 from ntkdist.cluster import connect, resources
@@ -29,6 +30,8 @@ from ntkdist.reduce import Shard, Source, on_each_worker, reduce
 from ntkdist.select import CVResult, cross_validate, penalties
 from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.sums import NormalEquations
+
+F8 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -159,12 +162,17 @@ def solve(
     else:
         raise SpecError(f"a single fold leaves nothing to choose among {len(grid)} alphas by; give one alpha")
     total = equations.total  # now, not before: two sums of all folds would not always fit
-    each = sorted(set(alpha.tolist()))
-    solutions = dict(zip(each, solver.solve(total, each), strict=True))
-    coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
-    intercept = np.array([solutions[a].intercept[j] for j, a in enumerate(alpha.tolist())])
+    coef, intercept = solve_at(solver, total, alpha)
     model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
     return model, cv
+
+
+def solve_at(solver: AnySolver, equations: NormalEquations, alpha: F8) -> tuple[F8, F8]:
+    """Weights (m, t) and intercepts (t,) of targets with a penalty each, (t,)."""
+    each = sorted(set(alpha.tolist()))
+    solutions = dict(zip(each, solver.solve(equations, each), strict=True))
+    coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
+    return coef, np.array([solutions[a].intercept[j] for j, a in enumerate(alpha.tolist())])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,10 @@ from ntkdist.sums import Tally
 from ntkdist.versions import versions
 
 
-def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None] | None:
+Done = tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None]
+
+
+def begin(out: str, name: str) -> Done | None:
     """What a complete run of the same job left, or None where one can be written.  Writes nothing.
 
     Raises
@@ -41,12 +44,24 @@ def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, A
         raise StoreError(f"{out} holds something that is not a run; choose another --out or remove it") from None
     if found != name:
         raise StoreError(f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it")
-    if not (place / "report.json").exists():
-        return None
-    model, equations = store.load(str(place / "model.zarr")), None
-    if not without_equations(out):
-        equations = store.load(str(place / "equations.zarr"))
-    report = json.loads((place / "report.json").read_text())
+    return read(out) if (place / "report.json").exists() else None
+
+
+def read(run: str) -> Done:
+    """What a complete run left.
+
+    Raises
+    ------
+    StoreError
+        If the directory holds none.
+    """
+    try:
+        report = json.loads((Path(run) / "report.json").read_text())
+    except (OSError, ValueError):
+        raise StoreError(f"{run} holds no complete run: there is no report.json; fit a job with --out {run}") from None
+    model, equations = store.load(f"{run}/model.zarr"), None
+    if not without_equations(run):
+        equations = store.load(f"{run}/equations.zarr")
     return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
 

@@ -34,14 +34,14 @@ ORDER = (
         "tables",
     ),
     *("convert", "sums", "solvers", "select", "preprocess", "model", "store", "plan", "cluster", "reduce"),
-    *("checkpoint", "runs", "prepare", "products", "iterate", "fit", "apply", "kernel_error", "yardsticks"),
-    *("comparison", "measure", "compare", "estimate", "ntkdist", "demo", "plots", "cli"),
+    *("checkpoint", "runs", "prepare", "products", "iterate", "fit", "apply", "held_out", "kernel_error", "yardsticks"),
+    *("comparison", "measure", "compare", "estimate", "ntkdist", "demo", "plots", "report", "cli"),
 )
 # The modules that may import each dependency; distributed's Client as a type is all that the verbs take.
 DOORS = {
     "zarr": {"groups"},
     "dask": {"reduce", "cluster"},
-    "distributed": {"reduce", "cluster", "prepare", "products", "iterate", "fit", "apply", "measure", "compare"},
+    "distributed": {"reduce", "cluster", "prepare", "products", "iterate", "fit", "apply", "held_out", "measure", "compare", "report"},
     "sklearn": {"demo", "estimators", "yardsticks"},
     "click": {"cli"},
     "rich": {"progress"},
