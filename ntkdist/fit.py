@@ -20,8 +20,9 @@ from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.iterate import fit_by_products
+from ntkdist.job import Job
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Job, Plan, job_digest, plan
+from ntkdist.plan import Plan, job_digest, plan
 from ntkdist.prepare import prepare
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
@@ -204,13 +205,14 @@ def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: s
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
     source = source._replace(folds=p.folds if p.dataset.dealt else 0)
     summand = EquationsOf(empty.features, empty.preprocessing, p.dtype)
+    timeline: list[tuple[float, int]] = []
     with (watch or progress.default_watch())("equations", p.reads * p.layout.rows) as done:
-        parts = reduce(source, summand, shards, p.fan_in, client, done, kept)
+        parts = reduce(source, summand, shards, p.fan_in, client, progress.timed(done, timeline), kept)
     equations = replace(empty, folds=[part.total for part in parts])
     tally = functools.reduce(operator.add, (part.tally for part in parts))
     seconds = {"prepare": between - start, "equations": time.perf_counter() - between}
     weights = [fold.weight for fold in equations.folds]
-    return equations, runs.Passed(empty.preprocessing, weights, tally, seconds, {})
+    return equations, runs.Passed(empty.preprocessing, weights, tally, seconds, {}, timeline)
 
 
 def _check_folds(p: Plan) -> None:

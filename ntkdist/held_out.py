@@ -81,17 +81,19 @@ class HeldOutOf:
     edges: F8
     unit: float
 
-    def zero(self) -> HeldOut | None:
-        return None
+    def zero(self) -> HeldOut:
+        t, none = self.plan.t, np.empty(0, np.int64)
+        if self.plan.layout.classes:
+            return HeldOut.of_classes(none, np.empty((0, t)), None, none)
+        return HeldOut.of_numbers(np.empty((0, t)), np.empty((0, t)), None, none, self.edges, self.unit)
 
-    def update(self, total: HeldOut | None, rows: Rows) -> HeldOut | None:
+    def update(self, total: HeldOut, rows: Rows) -> HeldOut:
         size = self.plan.layout.rows_per_partition
         partition = rows.start // size
         folds = self.plan.folds_of(partition)[rows.places - partition * size]
         for k, model in self.models.items():
             if (mine := folds == k).any():
-                new = self._of_fold(model, rows.take(mine))
-                total = new if total is None else total + new
+                total = total + self._of_fold(model, rows.take(mine))
         return total
 
     def _of_fold(self, model: RidgeModel, rows: Rows) -> HeldOut:

@@ -124,6 +124,7 @@ class Passed(NamedTuple):
     tally: Tally
     seconds: dict[str, float]
     products: dict[str, Any]
+    timeline: Sequence[tuple[float, int]] = ()  # seconds into the pass, and rows, of every shard that ended
     syrk_rates: Sequence[float] = ()
 
     @property
@@ -167,6 +168,7 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
         "run": {
             "seconds": seconds,
             "bytes_read": tally.nbytes,
+            "timeline": passed.timeline,
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
             "peak_memory_bytes": tally.workers,

@@ -33,7 +33,8 @@ ORDER = (
         "sources",
         "tables",
     ),
-    *("convert", "sums", "solvers", "select", "preprocess", "model", "store", "plan", "cluster", "reduce"),
+    *("convert", "sums", "solvers", "select", "preprocess", "model", "store"),
+    *("clusters", "job", "plan", "cluster", "reduce"),
     *("checkpoint", "runs", "prepare", "products", "iterate", "fit", "apply", "held_out", "kernel_error", "yardsticks"),
     *("comparison", "measure", "compare", "estimate", "ntkdist", "demo", "plots", "report", "cli"),
 )
@@ -41,7 +42,10 @@ ORDER = (
 DOORS = {
     "zarr": {"groups"},
     "dask": {"reduce", "cluster"},
-    "distributed": {"reduce", "cluster", "prepare", "products", "iterate", "fit", "apply", "held_out", "measure", "compare", "report"},
+    "distributed": {
+        *("reduce", "cluster", "prepare", "products", "iterate", "fit", "apply", "held_out", "measure", "compare"),
+        "report",
+    },
     "sklearn": {"demo", "estimators", "yardsticks"},
     "click": {"cli"},
     "rich": {"progress"},
