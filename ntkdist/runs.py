@@ -20,7 +20,6 @@ from ntkdist.select import CVResult
 from ntkdist.sums import Tally
 from ntkdist.versions import versions
 
-
 Done = tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None]
 
 

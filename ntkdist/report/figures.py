@@ -16,7 +16,7 @@ INK, MUTED, GRID = "#010203", "#020304", "#030405"
 SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {c: f"series-{i}" for i, c in enumerate(SERIES)}
 SIZE = (5.6, 3.4)  # inches, of which the page takes the ratio
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
     "text.color": INK,
@@ -50,7 +50,8 @@ def svg(name: str, draw: Callable[[Any], None]) -> str:
         canvas.print_svg(text, metadata={"Date": None, "Creator": None})
     drawn = text.getvalue()
     drawn = drawn[drawn.index("<svg") :]
-    drawn = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", drawn, count=1), 1)
+    head, body = drawn.split(">", 1)  # the page gives the size; the view box keeps the ratio
+    drawn = re.sub(r' (width|height)="[^"]*"', "", head) + ">" + body
     for colour, variable in VARIABLES.items():
         drawn = drawn.replace(colour, f"var(--{variable})")
     return re.sub(r"(font: [^;\"']*?)'DejaVu Sans'[^;\"]*", r"\1inherit", drawn)
@@ -101,7 +102,9 @@ def confusion(axes: Any, counts: F8, classes: Sequence[str]) -> None:
     ticks = range(0, k, max(1, k // 12))
     axes.set_xticks(ticks, [classes[i][:10] for i in ticks], rotation=45 if max(map(len, classes)) > 3 else 0)
     axes.set_yticks(ticks, [classes[i][:10] for i in ticks])
-    axes.set(xlabel="predicted out of fold, % of the true class", ylabel="true", xlim=(-0.5, k - 0.5), ylim=(k - 0.5, -0.5))
+    axes.set(
+        xlabel="predicted out of fold, % of the true class", ylabel="true", xlim=(-0.5, k - 0.5), ylim=(k - 0.5, -0.5)
+    )
     axes.grid(False)
 
 

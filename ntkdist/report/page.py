@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from ntkdist import groups, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.errors import NtkdistError
-from ntkdist.features import AnyMap
+from ntkdist.features import AnyMap, CNTKRandomFeatures, CNTKSketch
 from ntkdist.held_out import edges_of, held_out
 from ntkdist.kernel_error import gram_of
-from ntkdist.model import Equations
 from ntkdist.plan import Plan
 from ntkdist.prepare import SampleOf, sample
 from ntkdist.preprocess import Preprocessing
@@ -46,7 +45,12 @@ def check() -> None:
 
 
 def write(
-    run: str, out: str = "", *, data: bool = True, client: Client | None = None, scheduler: str = "",
+    run: str,
+    out: str = "",
+    *,
+    data: bool = True,
+    client: Client | None = None,
+    scheduler: str = "",
     watch: Watch | None = None,
 ) -> str:
     """Write the report of a complete run; returns where.
@@ -113,7 +117,10 @@ def render(
             f"A ridge on {p.m:,} features, fitted to {report['data']['rows']:,} rows of {shape} with {target}, "
             f"{p.folds} folds, solver {type(p.solver).__name__}."
         ),
-        finished=f"Finished {report['finished']}; {report['run']['seconds']['total']:,.1f} s on {report['run']['workers']} worker(s).",
+        finished=(
+            f"Finished {report['finished']}; {report['run']['seconds']['total']:,.1f} s on "
+            f"{report['run']['workers']} worker(s)."
+        ),
         numbers=_numbers(report, cv, found, pre),
         notes=report["notes"],
         figures=shown,
@@ -127,7 +134,7 @@ def _kernel(
 ) -> Picture:
     """The kernel of a sample of rows; of images, as few as the exact kernel's cost allows."""
     rows, shape = KERNEL_ROWS, p.layout.input_shape
-    if len(shape) == 3 and hasattr(p.features, "filter_size"):
+    if isinstance(p.features, CNTKRandomFeatures | CNTKSketch):
         pair = (shape[0] * shape[1]) ** 2 * p.features.depth * p.features.filter_size**2
         rows = int(np.clip(np.sqrt(IMAGE_WORK / pair), 4, KERNEL_ROWS))
     summand = SampleOf(rows, KERNEL_SEED, pre, sparse=p.layout.sparse)
@@ -148,7 +155,10 @@ def _numbers(
     if cv is not None:
         band = cv.standard_error / (2 * cv.rmse) if cv.rmse else 0.0
         what = "rmse of one-hot scores" if pre.classes else "rmse"
-        numbers += [(f"{cv.rmse:.4g} ± {band:.1g}", f"cross-validated {what} ± its standard error"), (f"{cv.r2:.3f}", "r²")]
+        numbers += [
+            (f"{cv.rmse:.4g} ± {band:.1g}", f"cross-validated {what} ± its standard error"),
+            (f"{cv.r2:.3f}", "r²"),
+        ]
     alphas = sorted(set(report["alpha_per_row"]))
     alpha = f"{alphas[0]:.2g}" + (f" – {alphas[-1]:.2g}" if len(alphas) > 1 else "")
     return [*numbers, (alpha, "alpha per row"), (f"{report['run']['rows_per_second']:,.0f}", "rows a second")]

@@ -36,7 +36,9 @@ def of_choice(cv: CVResult, classes: tuple[str, ...]) -> Picture:
     unit = "alpha, per unit of weight" if cv.per_row else "alpha"
     label = "cross-validated rmse" + (" of one-hot scores" if classes else "")
     text = f"{len(cv.alphas)} penalties; thin lines are the {folds.shape[1]} folds."
-    return picture("alpha", "The penalty", text, figures.alpha_path, cv.alphas, folds, mean, int(cv.best[0]), unit, label)
+    return picture(
+        "alpha", "The penalty", text, figures.alpha_path, cv.alphas, folds, mean, int(cv.best[0]), unit, label
+    )
 
 
 def of_held_out(found: HeldOut, equations: Equations, edges: F8) -> list[Picture]:
@@ -51,7 +53,9 @@ def of_held_out(found: HeldOut, equations: Equations, edges: F8) -> list[Picture
         arguments = (seen[:, 1] / weight, seen[:, 2] / weight, weight)
         return [first, picture("calibration", "How sure, how right", text, figures.reliability, *arguments)]
     label = pre.target_names[0] if pre.target_names else "target"
-    text = f"{summary['rows']:,} rows, out of fold: rmse {summary['rmse']:.5g}, mean absolute error {summary['mae']:.5g}."
+    text = (
+        f"{summary['rows']:,} rows, out of fold: rmse {summary['rmse']:.5g}, mean absolute error {summary['mae']:.5g}."
+    )
     if pre.t > 1:
         text = f"The first of {pre.t} targets. {text}"
     text += " Rows beyond the frame are counted in its outermost cells."

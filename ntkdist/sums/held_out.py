@@ -23,10 +23,14 @@ class Off(NamedTuple):
     truth: F8
     predicted: F8
 
+    def take(self, rows: NDArray[Any]) -> "Off":
+        """Some of them."""
+        return Off(self.error[rows], self.places[rows], self.truth[rows], self.predicted[rows])
+
     def worst(self) -> "Off":
         """The first WORST of them; of equal errors the first rows."""
         order = np.lexsort((self.places, -self.error))[:WORST]
-        return Off(*(column[order] for column in self))
+        return self.take(order)
 
 
 class HeldOut:
@@ -61,13 +65,11 @@ class HeldOut:
         np.add.at(counts, tuple(binned), w)
         error = np.abs(truth - guess)
         place = np.minimum(error / unit * (ERROR_BINS / ERROR_SPAN), ERROR_BINS).astype(np.int64)
-        spread = np.bincount(place, w, ERROR_BINS + 1)
+        spread = np.bincount(place, w, ERROR_BINS + 1).astype(np.float64)
         return cls(Metrics.of_regression(y, predicted, weight), counts, spread, Off(error, places, truth, guess))
 
     @classmethod
-    def of_classes(
-        cls, codes: NDArray[Any], scores: F8, weight: F8 | None, places: NDArray[np.int64]
-    ) -> "HeldOut":
+    def of_classes(cls, codes: NDArray[Any], scores: F8, weight: F8 | None, places: NDArray[np.int64]) -> "HeldOut":
         """Of class codes (n,) and scores (n, k); how far off a row is, is by how much a wrong class leads."""
         w, guess = np.ones(len(codes)) if weight is None else weight, scores.argmax(axis=1)
         counts = np.zeros((scores.shape[1],) * 2)
@@ -75,12 +77,10 @@ class HeldOut:
         p = np.clip(scores, 1e-6, 1.0)
         sure, right = p.max(axis=1) / p.sum(axis=1), guess == codes
         place = np.minimum((sure * SURE_BINS).astype(np.int64), SURE_BINS - 1)
-        spread = np.stack([np.bincount(place, w * v, SURE_BINS) for v in (1.0, sure, right)], axis=1)
+        spread = np.stack([np.bincount(place, w * v, SURE_BINS) for v in (1.0, sure, right)], axis=1).astype(np.float64)
         lead = scores.max(axis=1) - scores[np.arange(len(codes)), codes]
         off = Off(lead, places, codes.astype(np.float64), guess.astype(np.float64))
-        return cls(
-            Metrics.of_classes(codes, scores, weight), counts, spread, Off(*(column[~right] for column in off))
-        )
+        return cls(Metrics.of_classes(codes, scores, weight), counts, spread, off.take(~right))
 
     def __add__(self, other: "HeldOut") -> "HeldOut":
         off = Off(*(np.concatenate(pair) for pair in zip(self.off, other.off, strict=True)))
