@@ -29,11 +29,12 @@ ORDER = (
         "groups",
         "sparse",
         "data",
+        "arrays",
         "beside",
         "sources",
         "tables",
     ),
-    *("convert", "sums", "solvers", "select", "preprocess", "model", "store", "plan", "cluster", "reduce"),
+    *("convert", "sums", "solvers", "select", "preprocess", "model", "store", "plan", "cluster", "shards", "reduce"),
     *("checkpoint", "runs", "prepare", "products", "iterate", "fit", "apply", "kernel_error", "yardsticks"),
     *("comparison", "measure", "compare", "estimate", "ntkdist", "demo", "plots", "cli"),
 )
