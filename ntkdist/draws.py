@@ -36,7 +36,7 @@ def uniforms_of(index: I8, seed: int, layer: int, role: int) -> F8:
 
 
 def hashes(values: NDArray[Any], columns: I8) -> NDArray[np.uint64]:
-    """A word for every number and its column, zero for zero: their sum names a row, dense or sparse, of either float."""
+    """A word for every number and its column, zero for zero, so that their sum names a row, dense or sparse."""
     bits = values.astype(np.float64).view(np.uint64)
     z = _mixed(_mixed(bits) + columns.astype(np.uint64) * GOLDEN)
     z[values == 0] = 0

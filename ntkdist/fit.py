@@ -19,14 +19,16 @@ from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.iterate import fit_by_products
+from ntkdist.job import Job
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Job, Plan, job_digest, plan
+from ntkdist.plan import Plan, job_digest, plan
 from ntkdist.prepare import prepare
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
 from ntkdist.progress import Watch
-from ntkdist.reduce import by_fold, on_each_worker, reduce
+from ntkdist.reduce import on_each_worker, reduce
 from ntkdist.select import CVResult, cross_validate, penalties
+from ntkdist.shards import by_fold
 from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.sums import NormalEquations
 

@@ -13,10 +13,11 @@ from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.features.base import RowWeights
 from ntkdist.groups import find
-from ntkdist.plan import Job
+from ntkdist.job import Job
 from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.reduce import Source, reduce_all
+from ntkdist.reduce import reduce_all
+from ntkdist.shards import Source
 from ntkdist.sums import RowSample
 
 SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map

@@ -127,7 +127,11 @@ def _reduce_lazy(
     """The same of rows that are Dask's to compute: a task gets them as an argument, from its first span to its last."""
     arrays = source.dataset
     assert isinstance(arrays, Arrays)
-    bare, what, add = source._replace(dataset=arrays.without_rows()), delayed(summand, traverse=False), delayed(add_parts)
+    bare, what, add = (
+        source._replace(dataset=arrays.without_rows()),
+        delayed(summand, traverse=False),
+        delayed(add_parts),
+    )
     leaves = []
     for shard in shards:
         start, stop = shard.spans[0][0], shard.spans[-1][1]
