@@ -94,7 +94,7 @@ def test_a_damaged_sum_is_made_again(make_dataset: Any, tmp_path: Path, what: st
     asked = job(make_dataset, checkpoint=str(tmp_path / "kept"))
     straight = nd.fit(asked)
     one = sorted((tmp_path / "kept").glob("shard-*.zarr"))[3]
-    chunk = next(p for p in (one / "gram").rglob("*") if p.is_file() and p.name != "zarr.json")
+    chunk = next(p for p in (one / "triangle").rglob("*") if p.is_file() and p.name != "zarr.json")
     content = bytearray(chunk.read_bytes())
     if what == "truncated":
         chunk.write_bytes(content[: len(content) // 2])
