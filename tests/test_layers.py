@@ -34,15 +34,22 @@ ORDER = (
         "tables",
     ),
     *("convert", "sums", "solvers", "select", "preprocess", "model", "store"),
-    *("clusters", "job", "plan", "cluster", "reduce"),
+    *("clusters", "job", "plan", "preflight", "launch", "cluster", "reduce"),
     *("checkpoint", "runs", "prepare", "products", "iterate", "fit", "apply", "kernel_error", "yardsticks"),
     *("comparison", "measure", "compare", "estimate", "ntkdist", "demo", "plots", "cli"),
 )
 # The modules that may import each dependency; distributed's Client as a type is all that the verbs take.
 DOORS = {
     "zarr": {"groups"},
-    "dask": {"reduce", "cluster"},
-    "distributed": {"reduce", "cluster", "prepare", "products", "iterate", "fit", "apply", "measure", "compare"},
+    "dask": {"reduce", "preflight", "launch", "cluster"},
+    "distributed": {
+        *("reduce", "preflight", "launch", "cluster"),
+        *("prepare", "products", "iterate", "fit", "apply", "measure", "compare"),
+    },
+    "dask_cuda": {"launch"},
+    "dask_gateway": {"launch"},
+    "dask_jobqueue": {"launch"},
+    "dask_kubernetes": {"launch"},
     "sklearn": {"demo", "estimators", "yardsticks"},
     "click": {"cli"},
     "rich": {"progress"},
