@@ -33,7 +33,7 @@ def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, A
     nearest = next(p for p in (place, *place.absolute().parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise StoreError(f"{out} cannot be a run directory: {nearest} is not a directory that can be written to")
-    if not place.exists() or not any(place.iterdir()):
+    if not groups.names(out):
         return None
     try:
         found = json.loads((place / "job.json").read_text())["digest"]
@@ -59,11 +59,12 @@ def started(out: str, name: str) -> Iterator[None]:
     place = Path(out)
     made = not place.exists()
     place.mkdir(parents=True, exist_ok=True)
+    groups.sweep(out)
     groups.write_text(f"{out}/job.json", as_json({"digest": name}))
     try:
         yield
     except BaseException:
-        if [p.name for p in place.iterdir()] == ["job.json"]:
+        if groups.names(out) == ["job.json"]:
             (place / "job.json").unlink()
             if made:
                 place.rmdir()
