@@ -2,8 +2,8 @@
 
     python jobs/bench_plans.py [--only NAME]... [--scale 1.0]
 
-Every plan runs on new worker processes, so that peaks are its own; rows are normals (images: uniform bytes) written to a
-temporary dataset.  Rates are measured just before each run, as `ntkdist plan` does.  Prints a line a plan, then the
+Every plan runs on new worker processes, so that peaks are its own; rows are normals (images: uniform bytes) written to
+a temporary dataset.  Rates are measured just before each run, as `ntkdist plan` does.  Prints a line a plan, then the
 largest relative difference of memory and the median one of seconds.
 """
 
@@ -21,18 +21,18 @@ from ntkdist.cluster import connect
 
 # Name: rows, shape of a row, features, options of the job, of [plan], workers.
 PLANS: dict[str, tuple[int, tuple[int, ...], Any, dict[str, Any], dict[str, Any], int]] = {
-    "small": (300_000, (8,), nd.NTKRandomFeatures(512), {}, {}, 1),
-    "flights": (200_000, (8,), nd.NTKRandomFeatures(1024), {}, {}, 1),
-    "zonal": (60_000, (16,), nd.ZonalFeatures(2048), {}, {}, 1),
-    "float64": (30_000, (90,), nd.ZonalFeatures(2048), {}, {"dtype": "float64", "folds": 3}, 1),
-    "deep": (30_000, (30,), nd.NTKRandomFeatures(2048, depth=3), {}, {"threads": 2}, 1),
-    "wide": (16_000, (784,), nd.ZonalFeatures(4096), {"alphas_per_row": (1e-4, 1e-2)}, {"folds": 2}, 1),
-    "fourier": (30_000, (9,), nd.RandomFourier(3072, nd.Gaussian(2.0)), {}, {"folds": 3, "fan_in": 2}, 1),
-    "landmarks": (40_000, (9,), nd.Nystrom(1024), {}, {"folds": 4, "shards": 32}, 1),
-    "sketch": (20_000, (50,), nd.NTKSketch(1024), {}, {"block_rows": 4096}, 1),
-    "images": (3_000, (32, 32, 3), nd.CNTKRandomFeatures(1024), {}, {"folds": 2}, 1),
-    "workers": (60_000, (16,), nd.ZonalFeatures(2048), {}, {"shards": 20}, 2),
-    "conjugate": (30_000, (16,), nd.ZonalFeatures(4096), {"solver": nd.PCG(512), "alphas_per_row": (1e-3,)}, {}, 1),
+    "small": (100_000, (8,), nd.NTKRandomFeatures(512), {}, {}, 1),
+    "flights": (60_000, (8,), nd.NTKRandomFeatures(1024), {}, {}, 1),
+    "zonal": (20_000, (16,), nd.ZonalFeatures(2048), {}, {}, 1),
+    "float64": (12_000, (90,), nd.ZonalFeatures(1024), {}, {"dtype": "float64", "folds": 3}, 1),
+    "deep": (12_000, (30,), nd.NTKRandomFeatures(1024, depth=3), {}, {"threads": 2}, 1),
+    "wide": (8_000, (784,), nd.ZonalFeatures(3072), {}, {"folds": 2}, 1),
+    "fourier": (12_000, (9,), nd.RandomFourier(2048, nd.Gaussian(2.0)), {}, {"folds": 3, "fan_in": 2}, 1),
+    "landmarks": (20_000, (9,), nd.Nystrom(768), {}, {"folds": 4, "shards": 20}, 1),
+    "sketch": (10_000, (50,), nd.NTKSketch(768), {}, {"block_rows": 4096}, 1),
+    "images": (1_500, (32, 32, 3), nd.CNTKRandomFeatures(512), {}, {"folds": 2}, 1),
+    "workers": (20_000, (16,), nd.ZonalFeatures(1536), {}, {"shards": 20}, 2),
+    "conjugate": (10_000, (16,), nd.ZonalFeatures(2048), {"solver": nd.PCG(512, max_iterations=20)}, {}, 1),
 }
 
 
@@ -60,7 +60,12 @@ def one(name: str, scale: float) -> dict[str, Any]:
         np.savez(Path(place) / "x.npz", x=x, y=x.reshape(rows, -1)[:, 0].astype("f4"))
         nd.convert(f"{place}/x.npz", f"{place}/x.zarr", target=["y"])
         job = nd.Job(
-            nd.Dataset(f"{place}/x.zarr"), features, plan=nd.PlanTable(**table), cluster=nd.Local(workers), **options
+            nd.Dataset(f"{place}/x.zarr"),
+            features,
+            alphas_per_row=(1e-3, 1e-2),
+            plan=nd.PlanTable(**table),
+            cluster=nd.Local(workers),
+            **options,
         )
         with connect(job.cluster) as client:
             resolved, _, cost = estimate.planned(job, client)

@@ -86,7 +86,9 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         operations = f"{cost['product_flops']:.2e} in a product with {p.columns} columns, {speed}"
         took = f"{cost['seconds'] / cost['passes']:.1f} s an iteration, at most {cost['passes']}, solver PCG"
         read = f"{cost['bytes_read'] / GB:.2f} GB in four passes, then what workers do not remember, every iteration"
-        here = ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in p.driver_memory(found.driver_process_bytes).items())
+        here = ", ".join(
+            f"{name} {nbytes / GB:.2f}" for name, nbytes in p.driver_memory(found.driver_process_bytes).items()
+        )
     else:
         operations = f"{cost['gram_flops']:.2e} in the Gram, {speed}"
         took = f"about {cost['seconds']:.0f} s for the equations, then {type(p.solver).__name__}"

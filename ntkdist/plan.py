@@ -3,9 +3,7 @@
 Legend: m features, t targets; a task is one fold and some of its partitions, a shard is the sum that it returns.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,11 +18,12 @@ from ntkdist.job import Job, Positive
 from ntkdist.select import AUTO_GRID
 from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.spec import Spec, digest
+from ntkdist.tree import evenly, most_alive
 
-T = TypeVar("T")
 GB = 1e9
 GROWTH = 6  # penalties that a grid may grow by at once
 SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
+FREED_BYTES = 8 * 2**20  # of what ran before, that a heap has not given back
 PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
 
 
@@ -102,14 +101,14 @@ class Plan(Spec, frozen=True, tag=False):
             return self.dataset.folds(self.layout, start, stop, self.folds)
         return np.full(stop - start, next(k for k in range(self.folds) if partition in self.parts(k)))
 
+    def tasks_of(self, fold: int) -> int:
+        """How many tasks a fold is cut into."""
+        return min(len(self.parts(fold)), self.shards // self.folds + (fold < self.shards % self.folds))
+
     def tasks(self) -> list[Task]:
         """All tasks, fold by fold."""
-        tasks = []
-        for fold in range(self.folds):
-            parts = self.parts(fold)
-            count = self.shards // self.folds + (fold < self.shards % self.folds)
-            tasks += [Task(fold, tuple(some)) for some in evenly(parts, count)]
-        return tasks
+        folds = range(self.folds)
+        return [Task(k, tuple(some)) for k in folds for some in evenly(self.parts(k), self.tasks_of(k))]
 
     def memory(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> dict[str, int]:
         """Peak bytes of a worker, by part.
@@ -128,28 +127,38 @@ class Plan(Spec, frozen=True, tag=False):
         k = 0 if direct else self.columns
         # The sums of a shard: normal equations, or products of the Gram with k columns.
         one = 8 * (self.m**2 + self.m * (self.t + 1)) if direct else 8 * (self.m + 1) * max(k, self.t + 1)
-        partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
+        rows = min(self.layout.rows_per_partition, self.layout.rows)
+        partition = rows * self.layout.row_bytes
         weighted = bool(self.dataset.weight or self.job.class_weight)
-        # A block's features, beside them those of the last or their product with root weights, and what they multiply.
-        row = (1 + bool(not direct or weighted)) * self.m * size + 32 * (d + self.t) + 2 * k * size
+        # A row of a block as it is read, scaled and cast; then its features, beside them those of the last block or
+        # their product with root weights, and what they multiply.
+        inputs = self.layout.row_bytes + size * d
+        features = (1 + bool(not direct or weighted)) * self.m * size + 32 * self.t + 2 * k * size
+        row = inputs + max((8 + 16 * self.layout.sparse) * d, features)
         if self.layout.sparse:
             mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
         else:
             mapped = self.features.row_bytes(shape, self.dtype)
-        tile = 16 * backend.TILE**2 if direct else 16 * backend.TILE * k
-        piece = max(PIECE_BYTES, self.features.piece_rows * mapped) + tile
-        per_fold, levels = -(-self.shards // self.folds), 1
-        while self.fan_in**levels < per_fold:
-            levels += 1
-        waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
+        # A thread maps a piece of the block, then multiplies it tile by tile.
+        tile = size * backend.TILE**2 if direct else 16 * backend.TILE * k
+        piece = max(tile, min(self.block_rows * mapped, max(PIECE_BYTES, self.features.piece_rows * mapped)))
         copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
-        sample = 4 * self.sample_rows * (8 * d + 24)  # of which a pass before adds two
+        block = self.block_rows * row + self.threads * piece + copies * partition
+        before = 2 * partition + 8 * d * rows  # moments are of float64 copies
+        sample = 4 * self.sample_rows * (8 * d + 24)  # of which a pass adds two
+        drawn = self.features.draw_bytes(shape, self.dtype)
+        kept = drawn * size // (8 + size)  # at most: what is drawn is of float64, and kept beside it in what is used
+        batch = tasks_at_once * max(block, before + sample, drawn - kept)
+        alive = most_alive([self.tasks_of(fold) for fold in range(self.folds)], self.fan_in, tasks_at_once)
+        waiting, adding = ((-(-count // workers) + self.fan_in * (workers > 1)) * one for count in alive)
+        # Either shards run, or the last one's have ended and an addition makes a sum.
+        running = {"waiting sums": waiting, "batch": batch}
+        between = {"waiting sums": adding, "batch": (tasks_at_once - 1) * batch + min(batch, FREED_BYTES)}
         return {
             "process": process,
-            "map": self.features.draw_bytes(shape, self.dtype),
+            "map": kept,
             "accumulator": tasks_at_once * one,
-            "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
-            "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + copies * partition),
+            **max(running, between, key=lambda parts: sum(parts.values())),
         } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
 
     @property
@@ -290,10 +299,3 @@ def sums_digest(job: Job) -> str:
     return job_digest(
         msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=solver)
     )
-
-
-def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
-    """Items cut into at most ``count`` runs whose lengths differ by one at most."""
-    count = min(len(items), count)
-    cuts = [len(items) * i // count for i in range(count + 1)]
-    return [items[a:b] for a, b in pairwise(cuts)]

@@ -23,10 +23,10 @@ from ntkdist.cluster import local_scheduler
 from ntkdist.data import Dataset
 from ntkdist.errors import ClusterError
 from ntkdist.groups import absolute
-from ntkdist.plan import evenly
 from ntkdist.progress import Progress, Watch, default_watch
-from ntkdist.shards import AnySummand, Keep, Part, Remembering, Shard, Source, add_parts, run_shard, tree
+from ntkdist.shards import AnySummand, Keep, Part, Remembering, Shard, Source, add_parts, run_shard
 from ntkdist.sums import CrossSums, NormalEquations
+from ntkdist.tree import evenly, tree
 
 T = TypeVar("T")
 EMBED_BYTES = 2**20  # of a summand; a larger one is a task's result, that tasks take from one another

@@ -4,9 +4,9 @@ A *shard* is a task that streams its spans of rows through one accumulator.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ntkdist import backend
 from ntkdist.arrays import Arrays
@@ -14,8 +14,6 @@ from ntkdist.data import Dataset, Layout, Rows
 from ntkdist.plan import Plan
 from ntkdist.sparse import concatenate
 from ntkdist.sums import Tally
-
-T = TypeVar("T")
 
 
 class Summand(Protocol):
@@ -160,25 +158,3 @@ def _join(held: list[Rows]) -> Rows:
     assert pick[0] is not None
     assert pick[3] is not None
     return held[0]._replace(x=pick[0], y=pick[1], weight=pick[2], places=pick[3])
-
-
-def tree(leaves: Iterable[T], fan_in: int, add: Callable[[list[T]], T]) -> T:
-    """Add leaves in a tree whose shape depends on their number alone, keeping fewer than fan_in of any level.
-
-    The leaves may be sums, or promises of them.
-    """
-    levels: list[list[T]] = []
-    for leaf in leaves:
-        height, carry = 0, leaf
-        while True:
-            if height == len(levels):
-                levels.append([])
-            levels[height].append(carry)
-            if len(levels[height]) < fan_in:
-                break
-            carry, levels[height] = add(levels[height]), []
-            height += 1
-    rest = [part for level in reversed(levels) for part in level]  # the tallest hold the first leaves
-    while len(rest) > 1:
-        rest = [add(rest[:fan_in]), *rest[fan_in:]]
-    return rest[0]
