@@ -69,7 +69,8 @@ class Kept:
                 return
             raise StoreError(
                 f"{self.place}: a finished sum of {total.__sizeof__() / 2e6:.0f} MB cannot be kept "
-                f"({error.__cause__}); make room, or give another [plan] checkpoint, and run again: what was kept is not lost"
+                f"({error.__cause__}); make room, or give another [plan] checkpoint, and run again: what was kept is "
+                "not lost"
             ) from error
 
     def _url(self, shard: Shard) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from command_line import EXECUTABLE, FEATURES, write_job
 
 FIT = """
@@ -90,8 +89,15 @@ def test_ctrl_c_ends_workers_and_says_how_to_go_on(make_dataset: Any, tmp_path: 
     last = [line for line in text.splitlines() if line.strip()][-1]
     assert last == "ntkdist: stopped; the same command goes on from what run holds"
     assert "Traceback" not in text, text[-3000:]
-    with pytest.raises(ProcessLookupError):
-        while True:  # until the last of its processes is gone
-            os.killpg(child.pid, 0)
-            time.sleep(0.1)
+    while runs(child.pid):  # until the last of its processes is gone
+        time.sleep(0.1)
     assert any((tmp_path / "run" / "checkpoint").glob("shard-*.zarr"))
+
+
+def runs(group: int) -> bool:
+    """Whether any process of a group does."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
