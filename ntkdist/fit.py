@@ -21,6 +21,7 @@ from ntkdist.features import AnyMap
 from ntkdist.iterate import fit_by_products
 from ntkdist.job import Job
 from ntkdist.model import Equations, RidgeModel
+from ntkdist.out_of_fold import solve_at
 from ntkdist.plan import Plan, job_digest, plan
 from ntkdist.prepare import prepare
 from ntkdist.preprocess import Preprocessing
@@ -160,13 +161,8 @@ def solve(
         cv, alpha = None, np.full(total.t, grid[0] * (total.weight if per_row else 1.0))
     else:
         raise SpecError(f"a single fold leaves nothing to choose among {len(grid)} alphas by; give one alpha")
-    total = equations.total  # now, not before: two sums of all folds would not always fit
-    each = sorted(set(alpha.tolist()))
-    solutions = dict(zip(each, solver.solve(total, each), strict=True))
-    coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
-    intercept = np.array([solutions[a].intercept[j] for j, a in enumerate(alpha.tolist())])
-    model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
-    return model, cv
+    # The total is summed now, not before: two sums of all folds would not always fit.
+    return solve_at(equations, equations.total, alpha, solver), cv
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from ntkdist.sums.cross import CrossSums
 from ntkdist.sums.metrics import Metrics
 from ntkdist.sums.moments import Moments
 from ntkdist.sums.normal import NormalEquations
+from ntkdist.sums.rowwise import Rowwise
 from ntkdist.sums.sample import RowSample
 from ntkdist.sums.tally import Tally
 
-__all__ = ["CrossSums", "Metrics", "Moments", "NormalEquations", "RowSample", "Tally"]
+__all__ = ["CrossSums", "Metrics", "Moments", "NormalEquations", "RowSample", "Rowwise", "Tally"]
