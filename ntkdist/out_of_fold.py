@@ -15,49 +15,43 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from ntkdist.data import Rows
+from ntkdist.fit import solve_at
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.progress import Watch, default_watch
 from ntkdist.reduce import MAP_FAN_IN, reduce
 from ntkdist.select import CVResult
 from ntkdist.shards import Shard, Source
-from ntkdist.solvers import Cholesky, Solver
-from ntkdist.sums import NormalEquations, Rowwise
+from ntkdist.solvers import AnySolver
+from ntkdist.sums import Rowwise
 
 F8 = NDArray[np.float64]
 STEEPEST = 1e6  # of what scores are multiplied by; beyond, all probabilities are 0 or 1
 
 
-def solve_at(equations: Equations, sums: NormalEquations, alpha: F8, solver: Solver) -> RidgeModel:
-    """The model of some of the rows, ``sums``, with a penalty for every target."""
-    each = sorted(set(alpha.tolist()))
-    solutions = dict(zip(each, solver.solve(sums, each), strict=True))
-    coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
-    intercept = np.array([solutions[a].intercept[j] for j, a in enumerate(alpha.tolist())])
-    return RidgeModel.of_scaled(equations.preprocessing, equations.features, coef, intercept, alpha, equations.dtype)
-
-
-def fold_models(equations: Equations, cv: CVResult, solver: Solver | None = None) -> list[RidgeModel]:
-    """For every fold the model of all others, at the penalty that was chosen: one factorisation each.
+def fold_models(solver: AnySolver, equations: Equations, cv: CVResult) -> dict[int, RidgeModel]:
+    """The model of each scored fold, which has seen all rows but those of its fold: one factorisation each.
 
     Parameters
     ----------
+    solver : Solver
     equations : Equations
     cv : CVResult
-        As `solve` gave it for these equations.
-    solver : Solver, optional
+        As a fit returns it.
     """
-    total, chosen, models = equations.total, cv.alphas[cv.best], []
-    for fold in equations.folds:
-        train = total - fold
-        alpha = chosen * (train.weight if cv.per_row else 1.0)
-        models.append(solve_at(equations, train, alpha, solver or Cholesky()))
+    total, models = equations.total, {}
+    for k in cv.scored:
+        train = total - equations.folds[k]
+        alpha = cv.alphas[cv.best] * (train.weight if cv.per_row else 1.0)
+        coef, intercept = solve_at(solver, train, alpha)
+        pre = equations.preprocessing
+        models[k] = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
     return models
 
 
 def out_of_fold(
     source: Source,
     shards: Sequence[Shard],
-    models: Sequence[RidgeModel],
+    models: dict[int, RidgeModel],
     client: Client | None = None,
     watch: Watch | None = None,
 ) -> Rowwise:
@@ -68,11 +62,11 @@ def out_of_fold(
     source : Source
     shards : sequence of Shard
         The tasks that the equations came from, their groups the folds; see `by_fold`.
-    models : sequence of RidgeModel
-        Of `fold_models`.
+    models : dict of int to RidgeModel
+        Of `fold_models`; rows of other folds are left out.
     """
     with (watch or default_watch())("out of fold", sum(shard.rows for shard in shards)) as done:
-        parts = reduce(source, OutOfFold(tuple(models)), shards, MAP_FAN_IN, client, done)
+        parts = reduce(source, OutOfFold(models), shards, MAP_FAN_IN, client, done)
     found: Rowwise = functools.reduce(operator.add, (part.total for part in parts))
     return found.in_order()
 
@@ -103,17 +97,18 @@ def temperature(scores: F8, codes: NDArray[np.int64], weight: F8 | None = None) 
 class OutOfFold:
     """Predictions by the model of each group's own."""
 
-    models: tuple[RidgeModel, ...]
+    models: dict[int, RidgeModel]
 
     def of(self, group: int) -> "PredictionsOf":
-        return PredictionsOf(self.models[group])
+        return PredictionsOf(self.models.get(group, next(iter(self.models.values()))), group in self.models)
 
 
 @dataclass(frozen=True)
 class PredictionsOf:
-    """Predictions of one model beside the targets."""
+    """Predictions of one model beside the targets; of no row unless ``wanted``."""
 
     model: RidgeModel
+    wanted: bool = True
 
     def zero(self) -> Rowwise:
         pre = self.model.preprocessing
@@ -121,6 +116,8 @@ class PredictionsOf:
         return Rowwise(np.empty(0, np.int64), {"y": y, "weight": np.empty(0), "prediction": np.empty((0, pre.t))})
 
     def update(self, total: Rowwise, rows: Rows) -> Rowwise:
+        if not self.wanted:
+            return total
         assert rows.y is not None
         weight = np.ones(rows.n) if rows.weight is None else rows.weight
         return total + Rowwise(rows.places, {"y": rows.y, "weight": weight, "prediction": self.model.scores(rows.x)})

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from ntkdist import out_of_fold, progress
+from ntkdist import progress
 from ntkdist.arrays import Arrays
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Dataset
@@ -14,12 +15,14 @@ from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.fit import EquationsOf, fit, solve
 from ntkdist.job import Job, PlanTable
 from ntkdist.model import Equations, RidgeModel
+from ntkdist.out_of_fold import fold_models, out_of_fold
 from ntkdist.plan import evenly, plan
 from ntkdist.prepare import learnt, scaling
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.reduce import MAP_FAN_IN, reduce
 from ntkdist.select import CVResult
 from ntkdist.shards import Shard, Source, by_fold
+from ntkdist.solvers import Cholesky
 from ntkdist.sums import Rowwise
 
 SHARD_BYTES = 64 * 2**20  # of rows that are Dask's, at least, that one task sums
@@ -46,7 +49,7 @@ class Learnt(NamedTuple):
     def out_of_fold(self, rows: Arrays | Dataset, folds: int) -> Rowwise:
         """Predictions for every row that was learnt from by the model of the other folds: one more pass."""
         assert self.cv is not None
-        models = out_of_fold.fold_models(self.equations, self.cv)
+        models = fold_models(Cholesky(), self.equations, self.cv)
         with _client(rows) as client:
             if isinstance(rows, Arrays):
                 source, shards = _source(rows, self.equations.features.n_components, folds, client)
@@ -54,7 +57,7 @@ class Learnt(NamedTuple):
                 features: Any = self.equations.features.spec
                 job = Job(rows, features, plan=_table(folds, self.equations.dtype))
                 source, shards = by_fold(plan(job, threads=resources(client).threads))
-            return out_of_fold.out_of_fold(source, shards, models, client, _watch(rows))
+            return out_of_fold(source, shards, models, client, _watch(rows))
 
 
 def learn(rows: Arrays | Dataset, task: Task) -> Learnt:
@@ -94,16 +97,16 @@ def prepared(rows: Arrays | Dataset, features: AnyFeatureMap, inputs: Any) -> tu
 
 
 def choose(equations: Equations, task: Task) -> Learnt:
-    """Choose a penalty, if there is something to choose by, and solve; a fold that got no rows is none."""
-    folds = [fold for fold in equations.folds if fold.weight > 0]
-    if task.folds > 1 and len(folds) < 2:
+    """Choose a penalty, if there is something to choose by, and solve; folds that got no rows are not scored."""
+    present = tuple(k for k, fold in enumerate(equations.folds) if fold.weight > 0)
+    if task.folds > 1 and len(present) < 2:
         raise DataError(
             f"All rows are in one of {task.folds} folds, for they are few or equal: of one sample there is nothing to "
             "choose alpha by; give more rows, or use NTKRidge with an alpha"
         )
     alphas: Sequence[float] | str = task.alphas
     model, cv = solve(
-        Equations(folds, equations.features, equations.preprocessing, equations.dtype),
+        replace(equations, scored=present),
         alphas=alphas if isinstance(alphas, str) else [float(a) for a in alphas],
         per_target=task.per_target,
     )

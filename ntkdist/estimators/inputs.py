@@ -144,7 +144,5 @@ def _weights(weight: Any, rows: int) -> Any:
     if not np.isfinite(weight).all() or (weight < 0).any():
         raise InputError("sample_weight holds negative numbers, NaN or infinity; give weights of zero or more")
     if not weight.any():
-        raise InputError(
-            "sample_weight is zero for every row; give some rows a weight that is not zero"
-        )
+        raise InputError("sample_weight is zero for every row; give some rows a weight that is not zero")
     return weight
