@@ -146,7 +146,8 @@ def solve(
         As in `cross_validate`.  With a single fold there must be a single penalty, and there is no CVResult.
     """
     pre, several = equations.preprocessing, len(equations.folds) > 1
-    grid, per_row = penalties(equations.folds[0], alphas, alphas_per_row)  # of several folds, only their number counts
+    one = max(equations.folds, key=lambda fold: fold.weight)  # of several, only the number of penalties counts
+    grid, per_row = penalties(one, alphas, alphas_per_row)
     solver = solver or choose(equations.folds[0].m, len(grid))
     if several:
         cv = cross_validate(

@@ -29,8 +29,9 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
     ----------
     features, alphas, folds, inputs, keep_equations
         As of `NTKRidgeCV`.
-    class_weight : {"balanced"}, optional
-        Classes weigh alike in the sum.
+    class_weight : dict or "balanced", optional
+        What rows of a label weigh, beside weights of their own, 1 if it is not in the dict; balanced, all labels weigh
+        alike in the sum.
     calibrated : bool
         Learn, by one more pass over X, how sharp probabilities have to be for the rows of a fold that the others
         predict; else `predict_proba` gives scores that are clipped and made to sum to one.
@@ -50,10 +51,10 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
         alphas: Any = "auto",
         folds: int = 5,
         *,
-        class_weight: str | None = None,
+        class_weight: dict[Any, float] | str | None = None,
         calibrated: bool = True,
         inputs: str = "auto",
-        keep_equations: bool = False,
+        keep_equations: bool = True,
     ) -> None:
         self.features, self.alphas, self.folds, self.class_weight = features, alphas, folds, class_weight
         self.calibrated, self.inputs, self.keep_equations = calibrated, inputs, keep_equations
@@ -73,6 +74,8 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
                 rows = dataset(X, y, sample_weight)
                 if not rows.layout().classes:
                     raise InputError(f"{rows.store}: targets are no class labels; convert with classes=True")
+                if isinstance(self.class_weight, dict):
+                    raise InputError('class_weight is a dict; of a dataset by its place, it can be "balanced" or None')
             else:
                 rows, self.classes_ = self._labelled(X, y, sample_weight, None)
             found = learn(rows, self._task())
@@ -115,12 +118,15 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
             raise InputError(f"y holds the class {given[unknown][0]!r}, which is not among the classes {labels}")
         if len(labels) < 2:
             raise InputError(f"y holds one class, {labels[0]!r}; a classifier needs two or more")
+        if isinstance(self.class_weight, dict):
+            each = np.array([float(self.class_weight.get(label, 1)) for label in labels.tolist()])[codes]
+            found = replace(found, weight=each if found.weight is None else found.weight * each)
         names = tuple(str(label) for label in labels)
         return replace(found, y=codes.astype(np.min_scalar_type(len(labels))), classes=names), labels
 
     def _task(self) -> Task:
-        if self.class_weight not in (None, "balanced"):
-            raise InputError(f'class_weight is {self.class_weight!r}; expected "balanced" or None')
+        if not (self.class_weight is None or self.class_weight == "balanced" or isinstance(self.class_weight, dict)):
+            raise InputError(f'class_weight is {self.class_weight!r}; expected a dict, "balanced" or None')
         alphas = self.alphas if isinstance(self.alphas, str) else tuple(float(a) for a in self.alphas)
         return Task(self.feature_map, self.inputs, alphas, self.folds, balanced=self.class_weight == "balanced")
 

@@ -136,7 +136,9 @@ def _table(folds: int, dtype: Any) -> PlanTable:
 def _source(rows: Arrays, m: int, folds: int, client: Any) -> tuple[Source, list[Shard]]:
     """Where rows come from, and tasks, the folds as groups: one a fold, several where rows are Dask's."""
     layout = rows.layout()
-    source = Source(rows, layout, max(1024, m), resources(client).threads, folds=folds if folds > 1 else 0)
+    block_rows = max(1024, m)
+    threads = 1 if layout.rows <= block_rows else resources(client).threads  # which take longer to start than a block
+    source = Source(rows, layout, block_rows, threads, folds=folds if folds > 1 else 0)
     spans = [layout.span(i) for i in range(layout.partitions)]
     count = math.ceil(layout.rows * layout.row_bytes / max(SHARD_BYTES, 8 * m**2)) if rows.lazy else 1
     return source, [Shard(k, tuple(some)) for k in range(folds) for some in evenly(spans, count)]

@@ -136,9 +136,9 @@ def _weights(weight: Any, rows: int) -> Any:
     """Weights of rows (n,), of which those in memory are checked; those of others are when they are read."""
     if weight is None or is_lazy(weight):
         return weight if not hasattr(weight, "to_dask_array") else weight.to_dask_array(lengths=True)
-    if np.ndim(weight) == 0:
-        return np.full(rows, float(weight))
     weight = np.asarray(weight, np.float64)
+    if weight.ndim == 0:
+        weight = np.full(rows, weight)
     if weight.ndim != 1:
         raise InputError(f"Sample weights must be 1D array or scalar, got shape {weight.shape}")
     if not np.isfinite(weight).all() or (weight < 0).any():

@@ -102,7 +102,8 @@ class NTKRidge(_Ridge):
     inputs : {"auto", "columns", "channels", "none"}
         How X is scaled.
     keep_equations : bool
-        Keep the sums, m² numbers for a map of m columns, so that `partial_fit` can go on after `fit`.
+        Keep the sums, m² numbers for a map of m columns, so that `partial_fit` can go on after `fit`; without, the
+        estimator is small to pickle.
 
     Attributes
     ----------
@@ -112,7 +113,7 @@ class NTKRidge(_Ridge):
     intercept_ : float or (t,) array
     alpha_ : float
     equations_ : Equations
-        If kept, and after `partial_fit`.
+        If kept.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class NTKRidge(_Ridge):
         alpha: float = 1.0,
         *,
         inputs: str = "auto",
-        keep_equations: bool = False,
+        keep_equations: bool = True,
     ) -> None:
         self.features, self.alpha, self.inputs, self.keep_equations = features, alpha, inputs, keep_equations
 
@@ -164,7 +165,7 @@ class NTKRidgeCV(_Ridge):
         *,
         alpha_per_target: bool = False,
         inputs: str = "auto",
-        keep_equations: bool = False,
+        keep_equations: bool = True,
     ) -> None:
         self.features, self.alphas, self.folds, self.alpha_per_target = features, alphas, folds, alpha_per_target
         self.inputs, self.keep_equations = inputs, keep_equations
