@@ -98,6 +98,9 @@ class Dataset(Spec, frozen=True):
         Name of an array of non-negative sample weights; empty for none.
     nan : {"error", "drop"}
         What to do with rows that hold a NaN or an infinity: refuse, or leave them out and count them.
+    damaged : {"error", "skip"}
+        What a fit does with partitions that cannot be read as they were written: refuse, or first read all of them,
+        leave those out of everything, and name them.
     groups : str
         Name of an array of integers; rows of one value are never in different folds.  Empty for none.
     holdout : str
@@ -109,6 +112,7 @@ class Dataset(Spec, frozen=True):
     y: str = "y"
     weight: str = ""
     nan: Literal["error", "drop"] = "error"
+    damaged: Literal["error", "skip"] = "error"
     groups: str = ""
     holdout: str = ""
 
@@ -194,8 +198,8 @@ class Dataset(Spec, frozen=True):
         Raises
         ------
         DataError
-            If a chunk is missing or damaged, or a value is NaN or infinite and ``nan`` is "error".  The message
-            names the array and the rows.
+            If a chunk is missing or damaged (`Damaged`), or a value is NaN or infinite and ``nan`` is "error".  The
+            message names the array and the rows.
         """
         x = self._inputs(layout, start, stop)
         y = self.column(layout, self.y, start, stop) if labelled else None

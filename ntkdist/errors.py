@@ -13,6 +13,10 @@ class DataError(NtkdistError):
     """Data is missing, damaged, or not what the model or the job expects."""
 
 
+class Damaged(DataError):
+    """A chunk is missing or is not what was written, however often it is read."""
+
+
 class PlanTooLarge(NtkdistError, MemoryError):
     """The plan was not run because its projected memory is above the limit."""
 

@@ -5,6 +5,7 @@ fixed by their order, never by who finishes first, so that the same plan gives t
 """
 
 import functools
+import logging
 import os
 import pickle
 import socket
@@ -17,12 +18,12 @@ import dask
 import msgspec
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import CancelledError, Client, Future, KilledWorker, as_completed
 
 from ntkdist import backend
 from ntkdist.cluster import local_scheduler
 from ntkdist.data import Dataset, Layout, Rows
-from ntkdist.errors import ClusterError
+from ntkdist.errors import ClusterError, NtkdistError
 from ntkdist.groups import absolute
 from ntkdist.plan import evenly
 from ntkdist.progress import Progress, Watch, default_watch
@@ -31,6 +32,7 @@ from ntkdist.sums import Tally
 
 T = TypeVar("T")
 EMBED_BYTES = 2**20  # of a summand; a larger one is a task's result, that tasks take from one another
+PAUSES = (0.5, 2.0)  # seconds until a task that failed is tried again
 MAP_TASKS, MAP_FAN_IN = 256, 8  # of a pass that makes one small sum
 
 
@@ -84,6 +86,7 @@ class Source(NamedTuple):
     """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0.
 
     With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
+    Rows of the partitions in ``skip`` are left out.
     """
 
     dataset: Dataset
@@ -92,6 +95,7 @@ class Source(NamedTuple):
     threads: int
     labelled: bool = True
     folds: int = 0
+    skip: tuple[int, ...] = ()
 
 
 def reduce(
@@ -125,7 +129,7 @@ def reduce(
     DataError
         From reading.
     ClusterError
-        If workers kept dying.
+        If workers kept dying, a task kept failing, or the scheduler is gone.
     """
     dataset = msgspec.structs.replace(source.dataset, store=absolute(source.dataset.store))
     source = source._replace(dataset=dataset)
@@ -147,21 +151,47 @@ def reduce_all(
 
 
 def run_shard(source: Source, summand: Summand, shard: Shard, keep: Keep | None = None) -> Part:
-    """What one task does: read, map, add; a pure function of its arguments."""
+    """What one task does: read, map, add; a pure function of its arguments, so that it can be tried again."""
     if keep is not None and (part := keep.load(shard)) is not None:
         return part
     backend.use_threads(source.threads)
+    part = _tried(source, summand, shard)
+    if keep is not None:
+        keep.save(shard, part)
+    return part
+
+
+def _tried(source: Source, summand: Summand, shard: Shard) -> Part:
+    """A shard's sum, tried again after what may be a mishap; errors of ours say what another try would not change."""
+    for pause in (*PAUSES, None):
+        try:
+            return _sum(source, summand, shard)
+        except NtkdistError:
+            raise
+        except Exception as error:
+            if pause is None:
+                rows = f"{shard.spans[0][0]}–{shard.spans[-1][1] - 1}"
+                raise ClusterError(
+                    f"The task of rows {rows} failed {len(PAUSES) + 1} times, last "
+                    f"with {type(error).__name__}: {error} ({_process()}); see to the cause, and run again"
+                ) from error
+        time.sleep(pause)  # not in the handler, where the error would still hold the sum
+    raise AssertionError
+
+
+def _process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
     tally, total = Tally(), summand.zero()
     start = time.perf_counter()
     read = blocks(source, shard.spans, tally, shard.group)
     for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
-    tally.workers[f"{socket.gethostname()}:{os.getpid()}"] = backend.peak_memory_bytes()
-    part = Part(total, tally)
-    if keep is not None:
-        keep.save(shard, part)
-    return part
+    tally.workers[_process()] = backend.peak_memory_bytes()
+    return Part(total, tally)
 
 
 def add_parts(parts: Sequence[Part]) -> Part:
@@ -177,6 +207,8 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold:
     """The rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are."""
     held: list[Rows] = []
     for start, stop in spans:
+        if start // source.layout.rows_per_partition in source.skip:
+            continue
         began = time.perf_counter()
         keep = source.dataset.folds(source.layout, start, stop, source.folds) == fold if source.folds else None
         if keep is not None and not keep.any():
@@ -305,6 +337,14 @@ def _reduce_there(
         raise ClusterError(
             f"Task {error.task} was tried on several workers and each died ({error.last_worker} last); "
             "look at their logs, give them more memory, or lower block_rows"
+        ) from error
+    except Exception as error:
+        if not isinstance(error, CancelledError) and client.status == "running":
+            raise
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would tell the same at length
+        raise ClusterError(
+            f"The connection to the Dask scheduler was lost ({type(error).__name__}); see that it runs and run again: "
+            "what a checkpoint holds is not done anew"
         ) from error
 
 

@@ -130,6 +130,10 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
         notes.append(f"{tally.resumed} of {len(p.tasks())} shards were finished before and taken from the checkpoint")
     if p.dataset.holdout:
         notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
+    skip, spans = p.skip or (), [p.layout.span(i) for i in p.skip or ()]
+    skipped = sum(stop - start for start, stop in spans)
+    if skip:
+        notes.append(f"{skipped:,} rows of the damaged partitions {', '.join(map(str, skip))} were skipped, as asked")
     if tally.dropped:
         notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
     return {
@@ -141,6 +145,8 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
             "store": p.dataset.store,
             "rows": tally.rows,
             "dropped_rows": tally.dropped,
+            "skipped_rows": skipped,
+            "skipped_partitions": list(skip),
             "constant_columns": list(constant),
             "classes": list(passed.preprocessing.classes),
             "class_weight": list(passed.preprocessing.class_weight),
