@@ -20,7 +20,7 @@ from ntkdist.features import AnyMap
 from ntkdist.model import Equations
 from ntkdist.plan import Plan, sums_digest
 from ntkdist.preprocess import Preprocessing
-from ntkdist.reduce import Part, Shard
+from ntkdist.shards import Part, Shard
 from ntkdist.spec import decode, digest
 from ntkdist.sums import NormalEquations, Tally
 

@@ -17,6 +17,10 @@ class Damaged(DataError):
     """A chunk is missing or is not what was written, however often it is read."""
 
 
+class InputError(DataError, ValueError):
+    """Arrays given to an estimator are not what it expects; a ValueError, as scikit-learn has it."""
+
+
 class PlanTooLarge(NtkdistError, MemoryError):
     """The plan was not run because its projected memory is above the limit."""
 

@@ -26,8 +26,9 @@ from ntkdist.prepare import prepare, verified
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
 from ntkdist.progress import Watch
-from ntkdist.reduce import Shard, Source, on_each_worker, reduce
+from ntkdist.reduce import on_each_worker, reduce
 from ntkdist.select import CVResult, cross_validate, penalties
+from ntkdist.shards import by_fold
 from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.sums import NormalEquations
 
@@ -191,13 +192,11 @@ class EquationsOf:
 
 def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: str) -> tuple[Equations, runs.Passed]:
     """Scaling, what the map learns if it does, then the equations of every fold."""
-    source = Source(p.dataset, p.layout, p.block_rows, p.threads, skip=p.skip or ())
+    source, shards = by_fold(p)
     _check_folds(p)
     start = time.perf_counter()
-    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source, client, watch))
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source._replace(folds=0), client, watch))
     between = time.perf_counter()
-    shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    source = source._replace(folds=p.folds if p.dataset.dealt else 0)
     summand = EquationsOf(empty.features, empty.preprocessing, p.dtype)
     with (watch or progress.default_watch())("equations", p.reads * p.layout.rows) as done:
         parts = reduce(source, summand, shards, p.fan_in, client, done, kept)

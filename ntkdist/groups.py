@@ -317,7 +317,7 @@ def _patiently(read: Callable[[], T]) -> T:
 def member(url: str, group: zarr.Group, name: str) -> zarr.Array[Any]:
     """An array of an open group, by name."""
     try:
-        arrays = dict(group.arrays())
+        arrays = _patiently(lambda: dict(group.arrays()))
         if "/" in name and name.split("/")[0] in group:
             arrays |= {k: a for k, a in group.members(max_depth=None) if isinstance(a, zarr.Array)}
     except READ_ERRORS as error:
@@ -342,4 +342,4 @@ def _opened(url: str, name: str, fingerprint: str) -> zarr.Array[Any]:
 
 
 def _open(url: str) -> zarr.Group:
-    return zarr.open_group(local_path(url), mode="r", zarr_format=3)
+    return _patiently(lambda: zarr.open_group(local_path(url), mode="r", zarr_format=3))

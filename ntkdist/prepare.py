@@ -19,7 +19,8 @@ from ntkdist.job import Job
 from ntkdist.plan import Plan
 from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.reduce import Shard, Source, reduce_all
+from ntkdist.reduce import reduce_all
+from ntkdist.shards import Shard, Source
 from ntkdist.sums import RowSample
 
 SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map
@@ -105,9 +106,7 @@ def verified(p: Plan, *, client: Client | None, watch: Watch | None) -> Plan:
     size = p.layout.rows_per_partition
     skip = reduce_all(source, DamagedOf(p.dataset, p.layout), size, client, "verify", watch).total
     if len(skip) == p.layout.partitions:
-        raise DataError(
-            f"{p.dataset.store}: all partitions are damaged; restore the files or convert again"
-        )
+        raise DataError(f"{p.dataset.store}: all partitions are damaged; restore the files or convert again")
     return msgspec.structs.replace(p, skip=skip)
 
 
