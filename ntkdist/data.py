@@ -153,7 +153,7 @@ class Dataset(Spec, frozen=True):
             raise DataError(f"{self.store}: the dataset has no rows; convert a source that has some")
         if len(shape) < 2:
             raise DataError(f"{self.store}: array '{self.x}' has shape {shape}; expected (rows, columns) or images")
-        has_y = self.y in group
+        has_y = groups.has(self.store, group, self.y)
         arrays = {} if stored else {self.x: x}
         if labelled or has_y:
             arrays[self.y] = y = groups.member(self.store, group, self.y)

@@ -283,6 +283,16 @@ def read_rows(url: str, name: str, start: int, stop: int, fingerprint: str = "")
         If the system fails to read it, again and again.
     """
     array = _opened(url, name, fingerprint) if fingerprint else member(url, _open(url), name)
+    try:
+        return _patiently(lambda: _read(url, name, array, start, stop))
+    except READ_ERRORS as error:
+        said = f"{url}: array '{name}', rows {start}–{stop - 1}, cannot be read ({' '.join(str(error).split())})"
+        if isinstance(error, OSError):
+            raise StoreError(f"{said}; see what is wrong with the disk or the network, and run again") from error
+        raise Damaged(f"{said}; restore the file or convert again") from error
+
+
+def _read(url: str, name: str, array: zarr.Array[Any], start: int, stop: int) -> NDArray[Any]:
     size = (array.shards or array.chunks)[0]
     for i in range(start // size, -(-stop // size)):
         key = array.metadata.encode_chunk_key((i,) + (0,) * (array.ndim - 1))
@@ -293,13 +303,7 @@ def read_rows(url: str, name: str, start: int, stop: int, fingerprint: str = "")
             raise Damaged(f"{url}: chunk {name}/{key} is missing ({rows}); restore it or convert again") from None
         if found == 0:
             raise Damaged(f"{url}: chunk {name}/{key} is empty ({rows}); restore it or convert again")
-    try:
-        return _patiently(lambda: np.asarray(array[start:stop]))
-    except READ_ERRORS as error:
-        said = f"{url}: array '{name}', rows {start}–{stop - 1}, cannot be read ({' '.join(str(error).split())})"
-        if isinstance(error, OSError):
-            raise StoreError(f"{said}; see what is wrong with the disk or the network, and run again") from error
-        raise Damaged(f"{said}; restore the file or convert again") from error
+    return np.asarray(array[start:stop])
 
 
 def _patiently(read: Callable[[], T]) -> T:
@@ -316,18 +320,30 @@ def _patiently(read: Callable[[], T]) -> T:
 
 def member(url: str, group: zarr.Group, name: str) -> zarr.Array[Any]:
     """An array of an open group, by name."""
-    try:
+    with _opening(url):
         arrays = _patiently(lambda: dict(group.arrays()))
         if "/" in name and name.split("/")[0] in group:
             arrays |= {k: a for k, a in group.members(max_depth=None) if isinstance(a, zarr.Array)}
-    except READ_ERRORS as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"{url}: its arrays cannot be opened ({said}); restore the files or write it again") from error
     if name not in arrays:
         raise DataError(f"{url}: no array '{name}'{nearest(name, sorted(arrays))}")
     array = arrays[name]
     assert isinstance(array, zarr.Array)
     return array
+
+
+def has(url: str, group: zarr.Group, name: str) -> bool:
+    """Whether there is an array or a group of a name."""
+    with _opening(url):
+        return _patiently(lambda: name in group)
+
+
+@contextmanager
+def _opening(url: str) -> Iterator[None]:
+    try:
+        yield
+    except READ_ERRORS as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{url}: its arrays cannot be opened ({said}); restore the files or write it again") from error
 
 
 def describe(array: zarr.Array[Any]) -> str:

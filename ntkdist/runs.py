@@ -60,12 +60,12 @@ def started(out: str, name: str) -> Iterator[None]:
     made = not place.exists()
     place.mkdir(parents=True, exist_ok=True)
     groups.sweep(out)
-    groups.write_text(f"{out}/job.json", as_json({"digest": name}))
     try:
+        groups.write_text(f"{out}/job.json", as_json({"digest": name}))
         yield
     except BaseException:
-        if groups.names(out) == ["job.json"]:
-            (place / "job.json").unlink()
+        if set(groups.names(out)) <= {"job.json"}:
+            (place / "job.json").unlink(missing_ok=True)
             if made:
                 place.rmdir()
         raise
