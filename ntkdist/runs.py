@@ -20,8 +20,10 @@ from ntkdist.select import CVResult
 from ntkdist.sums import Tally
 from ntkdist.versions import versions
 
+Done = tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None]
 
-def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None] | None:
+
+def begin(out: str, name: str) -> Done | None:
     """What a complete run of the same job left, or None where one can be written.  Writes nothing.
 
     Raises
@@ -41,12 +43,24 @@ def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, A
         raise StoreError(f"{out} holds something that is not a run; choose another --out or remove it") from None
     if found != name:
         raise StoreError(f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it")
-    if not (place / "report.json").exists():
-        return None
-    model, equations = store.load(str(place / "model.zarr")), None
-    if not without_equations(out):
-        equations = store.load(str(place / "equations.zarr"))
-    report = json.loads((place / "report.json").read_text())
+    return read(out) if (place / "report.json").exists() else None
+
+
+def read(run: str) -> Done:
+    """What a complete run left.
+
+    Raises
+    ------
+    StoreError
+        If the directory holds none.
+    """
+    try:
+        report = json.loads((Path(run) / "report.json").read_text())
+    except (OSError, ValueError):
+        raise StoreError(f"{run} holds no complete run: there is no report.json; fit a job with --out {run}") from None
+    model, equations = store.load(f"{run}/model.zarr"), None
+    if not without_equations(run):
+        equations = store.load(f"{run}/equations.zarr")
     return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
 
@@ -110,6 +124,7 @@ class Passed(NamedTuple):
     tally: Tally
     seconds: dict[str, float]
     products: dict[str, Any]
+    timeline: Sequence[tuple[float, int]] = ()  # seconds into the pass, and rows, of every shard that ended
     syrk_rates: Sequence[float] = ()
 
     @property
@@ -159,6 +174,7 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
         "run": {
             "seconds": seconds,
             "bytes_read": tally.nbytes,
+            "timeline": passed.timeline,
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
             "peak_memory_bytes": tally.workers,
