@@ -8,7 +8,7 @@ that knows nothing of clusters turns the sum into weights.  Start reading at `nt
 from typing import TYPE_CHECKING, Any
 
 from ntkdist.apply import evaluate, featurize, predict
-from ntkdist.clusters import Address, Local
+from ntkdist.clusters import Address, Cuda, Gateway, Kubernetes, Local, SchedulerFile, Slurm, SlurmRunner
 from ntkdist.compare import compare
 from ntkdist.comparison import Comparison
 from ntkdist.convert import convert
@@ -58,6 +58,7 @@ __all__ = [
     "Cholesky",
     "ClusterError",
     "Comparison",
+    "Cuda",
     "DataError",
     "Dataset",
     "Eigh",
@@ -65,8 +66,10 @@ __all__ = [
     "FeatureTransformer",
     "FitResult",
     "GammaExponential",
+    "Gateway",
     "Gaussian",
     "Job",
+    "Kubernetes",
     "Laplace",
     "Linear",
     "Local",
@@ -85,6 +88,9 @@ __all__ = [
     "Preprocess",
     "RandomFourier",
     "RidgeModel",
+    "SchedulerFile",
+    "Slurm",
+    "SlurmRunner",
     "SpecError",
     "StoreError",
     "ZonalFeatures",

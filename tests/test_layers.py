@@ -42,6 +42,8 @@ ORDER = (
     "clusters",
     "job",
     "plan",
+    "preflight",
+    "launch",
     "cluster",
     "shards",
     "reduce",
@@ -70,11 +72,16 @@ ORDER = (
 # The modules that may import each dependency; distributed's Client as a type is all that the verbs take.
 DOORS = {
     "zarr": {"groups"},
-    "dask": {"reduce", "cluster"},
+    "dask": {"reduce", "preflight", "launch", "cluster"},
     "distributed": {
-        *("reduce", "cluster", "prepare", "products", "iterate", "fit", "apply", "out_of_fold", "held_out", "measure"),
-        *("compare", "report"),
+        *("reduce", "preflight", "launch", "cluster"),
+        *("prepare", "products", "iterate", "fit", "apply", "held_out", "measure", "compare"),
+        *("out_of_fold", "report"),
     },
+    "dask_cuda": {"launch"},
+    "dask_gateway": {"launch"},
+    "dask_jobqueue": {"launch"},
+    "dask_kubernetes": {"launch"},
     "sklearn": {"demo", "estimators", "yardsticks"},
     "click": {"cli"},
     "rich": {"progress"},
