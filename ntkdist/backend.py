@@ -188,9 +188,14 @@ def peak_memory_bytes() -> int:
     return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def process_name() -> str:
+    """What reports call this process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
 def peak() -> tuple[str, int]:
     """This process's name, and `peak_memory_bytes`."""
-    return f"{socket.gethostname()}:{os.getpid()}", peak_memory_bytes()
+    return process_name(), peak_memory_bytes()
 
 
 def resident_bytes() -> int:
