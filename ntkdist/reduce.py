@@ -5,6 +5,7 @@ plan gives the same bits everywhere.
 """
 
 import functools
+import logging
 import pickle
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ import dask
 import msgspec
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import CancelledError, Client, Future, KilledWorker, as_completed
 
 from ntkdist import backend
 from ntkdist.arrays import Arrays
@@ -62,7 +63,7 @@ def reduce(
     DataError
         From reading.
     ClusterError
-        If workers kept dying.
+        If workers kept dying, a task kept failing, or the scheduler is gone.
     """
     if isinstance(source.dataset, Dataset):
         dataset = msgspec.structs.replace(source.dataset, store=absolute(source.dataset.store))
@@ -82,7 +83,7 @@ def reduce_all(
     rows = source.layout.rows
     spans = [(a, min(a + rows_per_span, rows)) for a in range(0, rows, rows_per_span)]
     shards = [Shard(0, tuple(some)) for some in evenly(spans, MAP_TASKS)]
-    with (watch or default_watch())(phase, rows) as done:
+    with watching(client, watch)(phase, rows) as done:
         return reduce(source, summand, shards, MAP_FAN_IN, client, done)[0]
 
 
@@ -201,11 +202,24 @@ def _reduce_there(
             f"Task {error.task} was tried on several workers and each died ({error.last_worker} last); "
             "look at their logs, give them more memory, or lower block_rows"
         ) from error
+    except Exception as error:
+        if not isinstance(error, CancelledError) and client.status == "running":
+            raise
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would tell the same at length
+        raise ClusterError(
+            f"The connection to the Dask scheduler was lost ({type(error).__name__}); see that it runs and run again: "
+            "what a checkpoint holds is not done anew"
+        ) from error
 
 
 def _itself(summand: T) -> T:
     """A summand as a task's result: it goes to the scheduler once, and from worker to worker from then on."""
     return summand
+
+
+def watching(client: Client | None, watch: Watch | None) -> Watch:
+    """What shows progress: what is given, else what suits the place, with the number of workers."""
+    return watch or default_watch(len(client.nthreads()) if client else 1)
 
 
 def on_each_worker(client: Client | None, call: Callable[[], T]) -> list[T]:
