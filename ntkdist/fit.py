@@ -183,7 +183,7 @@ class EquationsOf:
         assert rows.y is not None
         z = self.features(self.preprocessing.inputs(rows.x, self.dtype))
         total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
-        check_finite(total, rows, self.dtype)
+        check_finite(total.z_sum, rows, self.dtype)
         return total
 
 

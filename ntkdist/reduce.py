@@ -11,13 +11,14 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import dask
 import msgspec
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import Client, Future, KilledWorker, as_completed, wait
 
 from ntkdist import backend
 from ntkdist.cluster import local_scheduler
@@ -103,7 +104,20 @@ def reduce(
     progress: Progress,
     keep: Keep | None = None,
 ) -> list[Part]:
-    """The sum of every group of shards.
+    """The sum of every group of shards; arguments and errors are those of `sums_in_place`."""
+    return fetch(client, sums_in_place(source, summand, shards, fan_in, client, progress, keep))
+
+
+def sums_in_place(
+    source: Source,
+    summand: Summand,
+    shards: Sequence[Shard],
+    fan_in: int,
+    client: Client | None,
+    progress: Progress,
+    keep: Keep | None = None,
+) -> list[Any]:
+    """The sum of every group of shards, left where it was added up: a future of a `Part`; without a client, the part.
 
     Parameters
     ----------
@@ -135,6 +149,20 @@ def reduce(
     return _reduce_there(source, summand, shards, fan_in, client, progress, keep)
 
 
+def fetch(client: Client | None, promised: Sequence[Any]) -> list[Any]:
+    """The values of some futures; without a client, what is given."""
+    if client is None:
+        return list(promised)
+    with _workers_that_die():
+        return list(client.gather(promised))
+
+
+def settle(client: Client | None, promised: Sequence[Any]) -> None:
+    """Wait until some futures are there, or have failed."""
+    if client is not None:
+        wait(promised)
+
+
 def reduce_all(
     source: Source, summand: Summand, rows_per_span: int, client: Client | None, phase: str, watch: Watch | None
 ) -> Part:
@@ -157,11 +185,16 @@ def run_shard(source: Source, summand: Summand, shard: Shard, keep: Keep | None 
     for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
-    tally.workers[f"{socket.gethostname()}:{os.getpid()}"] = backend.peak_memory_bytes()
+    tally.workers.update(peak_memory())
     part = Part(total, tally)
     if keep is not None:
         keep.save(shard, part)
     return part
+
+
+def peak_memory() -> dict[str, int]:
+    """The most memory that this process has had resident, by its name."""
+    return {f"{socket.gethostname()}:{os.getpid()}": backend.peak_memory_bytes()}
 
 
 def add_parts(parts: Sequence[Part]) -> Part:
@@ -265,7 +298,7 @@ def _reduce_there(
     client: Client,
     progress: Progress,
     keep: Keep | None,
-) -> list[Part]:
+) -> list[Any]:
     run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
     held: Any = summand
     if len(pickle.dumps(summand)) > EMBED_BYTES:
@@ -296,11 +329,18 @@ def _reduce_there(
     def add(parts: list[Future[Any]]) -> Future[Any]:
         return client.submit(add_parts, parts, key=f"ntkdist-add-{uuid.uuid4().hex}", priority=10)
 
-    try:
+    with _workers_that_die():
         totals = [tree(leaves(group), fan_in, add) for group in _groups(shards)]
         while running.count():
             finish_one()
-        return list(client.gather(totals))
+    return totals
+
+
+@contextmanager
+def _workers_that_die() -> Iterator[None]:
+    """Say in a sentence that they kept dying."""
+    try:
+        yield
     except KilledWorker as error:
         raise ClusterError(
             f"Task {error.task} was tried on several workers and each died ({error.last_worker} last); "

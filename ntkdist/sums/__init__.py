@@ -6,5 +6,6 @@ from ntkdist.sums.moments import Moments
 from ntkdist.sums.normal import NormalEquations
 from ntkdist.sums.sample import RowSample
 from ntkdist.sums.tally import Tally
+from ntkdist.sums.tiles import TileSums
 
-__all__ = ["CrossSums", "Metrics", "Moments", "NormalEquations", "RowSample", "Tally"]
+__all__ = ["CrossSums", "Metrics", "Moments", "NormalEquations", "RowSample", "Tally", "TileSums"]
