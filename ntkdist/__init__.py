@@ -38,7 +38,7 @@ from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan, plan
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import CVResult, cross_validate
-from ntkdist.solvers import PCG, Cholesky, Eigh
+from ntkdist.solvers import PCG, Cholesky, Eigh, TiledCholesky
 from ntkdist.store import load, save
 
 __all__ = [
@@ -78,6 +78,7 @@ __all__ = [
     "RidgeModel",
     "SpecError",
     "StoreError",
+    "TiledCholesky",
     "ZonalFeatures",
     "compare",
     "convert",

@@ -28,7 +28,7 @@ from ntkdist.sums import NormalEquations, Tally, TileSums
 from ntkdist.sums.tiles import Place
 
 PART = "ntkdist.part"
-RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype")
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile")
 
 
 @dataclass(frozen=True)

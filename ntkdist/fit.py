@@ -30,6 +30,7 @@ from ntkdist.reduce import Shard, Source, on_each_worker, reduce
 from ntkdist.select import CVResult, cross_validate, penalties
 from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.sums import NormalEquations
+from ntkdist.tiling import fit_by_tiles
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,18 @@ def fit(
     with connect(job.cluster, scheduler, client) as client:
         found = resources(client)
         p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
+        p = p.panelled(found.memory_bytes, found.workers, found.tasks_at_once)
         runs.check_memory(p, found)
         with runs.started(out, name), checkpoint.begun(keep, p) as p:
             if isinstance(p.solver, PCG):
                 model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
                 equations = None
+            elif p.tile:
+                model, cv, passed = fit_by_tiles(p, client, watch, keep)
+                equations = None
             else:
                 equations, passed = _pass_over_data(p, client, watch, keep)
-        if equations is not None:
+        if not passed.products:
             rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
             passed = passed._replace(syrk_rates=on_each_worker(client, rate))
     if equations is not None:

@@ -35,14 +35,14 @@ ORDER = (
     ),
     *("convert", "sums", "solvers", "select", "preprocess", "model", "store"),
     *("clusters", "job", "plan", "cluster", "reduce"),
-    *("checkpoint", "runs", "prepare", "products", "iterate", "fit", "apply", "kernel_error", "yardsticks"),
+    *("checkpoint", "runs", "prepare", "products", "iterate", "tiling", "fit", "apply", "kernel_error", "yardsticks"),
     *("comparison", "measure", "compare", "estimate", "ntkdist", "demo", "plots", "cli"),
 )
 # The modules that may import each dependency; distributed's Client as a type is all that the verbs take.
 DOORS = {
     "zarr": {"groups"},
     "dask": {"reduce", "cluster"},
-    "distributed": {"reduce", "cluster", "prepare", "products", "iterate", "fit", "apply", "measure", "compare"},
+    "distributed": {"reduce", "cluster", "prepare", "products", "iterate", "tiling", "fit", "apply", "measure", "compare"},
     "sklearn": {"demo", "estimators", "yardsticks"},
     "click": {"cli"},
     "rich": {"progress"},
@@ -107,7 +107,7 @@ def test_one_door_for_every_dependency() -> None:
 
 
 def test_verbs_take_the_client_as_a_type_only() -> None:
-    for name in ("prepare", "products", "iterate", "fit", "apply", "measure", "compare"):
+    for name in ("prepare", "products", "iterate", "tiling", "fit", "apply", "measure", "compare"):
         outer = {each for each in imports(ROOT / f"{name}.py") if each.split(".")[0] in ("dask", "distributed")}
         assert outer <= {"distributed.Client"}
         tree = ast.parse((ROOT / f"{name}.py").read_text())
