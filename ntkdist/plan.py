@@ -176,15 +176,12 @@ class Plan(Spec, frozen=True, tag=False):
         return 8 * count * min(self.tile, self.m) ** 2
 
     def panelled(self, limit: int, workers: int = 1, tasks_at_once: int = 1) -> "Plan":
-        """The same, its tiles summed in as few panels as leave the sums of one room in a worker's ``limit`` bytes."""
-        if not self.tile:
-            return self
-        most = len(places(self.m, self.tile))
-        least = FILLED * limit
-        for panels in range(1, most + 1):
-            p = msgspec.structs.replace(self, panels=panels)
-            if p.projected_memory_bytes(workers, tasks_at_once) <= least:
+        """The same, with more panels as far as a worker's ``limit`` bytes ask for it: the sums of one have to fit."""
+        p, most = self, len(places(self.m, self.tile)) if self.tile else 1
+        while p.panels < most:
+            if p.projected_memory_bytes(workers, tasks_at_once) <= FILLED * limit:
                 break
+            p = msgspec.structs.replace(p, panels=p.panels + 1)
         return p
 
     @property

@@ -193,9 +193,7 @@ def cross_validate(
     grid, per_row = penalties(total, alphas, alphas_per_row)
     scores = _Scores(folds, which, total, solver, per_row, threads or _threads(solver, total.m))
     auto = alphas_per_row is None and isinstance(alphas, str)
-    result = scores.search(grid, auto and not solver.whole_path, extend, per_target)
-    one = [f"one fold of {len(folds)} was scored, so the error has no standard error"] if len(which) == 1 else []
-    return replace(result, note="; ".join(filter(None, [result.note, *one])))
+    return scores.search(grid, auto and not solver.whole_path, extend, per_target)
 
 
 def check_folds(folds: Sequence[NormalEquations | CrossSums]) -> None:
@@ -249,7 +247,7 @@ class Grid(abc.ABC):
         total: NormalEquations | CrossSums,
         per_row: bool,
     ) -> None:
-        self.scored, self.weights = scored, [folds[k].weight for k in scored]
+        self.count, self.scored, self.weights = len(folds), scored, [folds[k].weight for k in scored]
         self.total, self.per_row = total, per_row
         self.mse: dict[float, F8] = {}
 
@@ -266,7 +264,11 @@ class Grid(abc.ABC):
             self.add([grid[i] for i in sorted(beside) if 0 <= i < len(grid)])
         else:
             self.add(grid)
-        return self.result(per_target, self.extend(per_target) if extend and len(grid) > 1 else "")
+        result = self.result(per_target, self.extend(per_target) if extend and len(grid) > 1 else "")
+        if len(self.scored) > 1:
+            return result
+        said = f"one fold of {self.count} was scored, so the error has no standard error"
+        return replace(result, note="; ".join(filter(None, [result.note, said])))
 
     def may_grow(self) -> bool:
         """Whether penalties beyond those so far are worth a try."""
