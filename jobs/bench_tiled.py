@@ -50,7 +50,9 @@ def main(rows: int, d: int, m: int, tile: int, folds: int, pairs: int, workers: 
         nd.convert(f"{place}/data.npz", f"{place}/data.zarr", target=["y"])
         table = nd.PlanTable(folds=folds, dtype="float64" if pairs else "float32")
         features = nd.ZonalFeatures(m, kernel=nd.NTK(depth=2, bias=1.0))
-        job = nd.Job(nd.Dataset(f"{place}/data.zarr"), features, alphas_per_row=alphas, plan=table, solver=nd.Cholesky())
+        job = nd.Job(
+            nd.Dataset(f"{place}/data.zarr"), features, alphas_per_row=alphas, plan=table, solver=nd.Cholesky()
+        )
         tiled = msgspec.structs.replace(job, solver=nd.TiledCholesky(tile))
         print(f"{rows:,} rows, m = {m:,}, {folds} folds, {len(alphas)} alphas, {workers} workers of {limit} GB\n")
         if not pairs:
@@ -68,8 +70,9 @@ def main(rows: int, d: int, m: int, tile: int, folds: int, pairs: int, workers: 
             show("whole", b)
             pair = [seconds(fit, "equations") for fit in (a, b)] + [seconds(fit, "solve") for fit in (a, b)]
             found.append([pair[0] / pair[1], pair[2] / pair[3], (pair[0] + pair[2]) / (pair[1] + pair[3])])
-            apart = np.abs(a.cv.mse / b.cv.mse - 1).max(), np.abs(a.model.coef - b.model.coef).max()
-            print(f"apart: CV mse {apart[0]:.1e} of it, weights {apart[1] / np.abs(b.model.coef).max():.1e} of the largest")
+            mse = np.abs(a.cv.mse / b.cv.mse - 1).max()
+            coef = np.abs(a.model.coef - b.model.coef).max() / np.abs(b.model.coef).max()
+            print(f"apart: cross-validated errors {mse:.1e} of each, weights {coef:.1e} of the largest")
         sums, solve, both = np.median(found, axis=0)
         print(f"\ntiles over whole, medians: sums {sums:.2f}, choosing and solving {solve:.2f}, both {both:.2f}\n")
     beside_dask(m // 4, tile // 4)
@@ -84,11 +87,9 @@ def show(name: str, fit: nd.FitResult) -> None:
     run_ = fit.report["run"]
     peaks = ", ".join(f"{peak / 1e9:.2f}" for peak in run_["peak_memory_bytes"].values())
     parts: dict[str, Any] = run_["projected_memory_bytes"]
-    print(
-        f"{name}: sums {seconds(fit, 'equations'):.1f} s, solve {seconds(fit, 'solve'):.1f} s, "
-        f"{fit.report['plan']['panels']} panel(s), workers' peaks {peaks} GB of {sum(parts.values()) / 1e9:.2f} projected",
-        flush=True,
-    )
+    times = f"sums {seconds(fit, 'equations'):.1f} s, solve {seconds(fit, 'solve'):.1f} s"
+    panels, projected = fit.report["plan"]["panels"], sum(parts.values()) / 1e9
+    print(f"{name}: {times}, {panels} panel(s), workers' peaks {peaks} GB of {projected:.2f} projected", flush=True)
 
 
 def beside_dask(m: int, tile: int) -> None:
@@ -108,7 +109,9 @@ def beside_dask(m: int, tile: int) -> None:
         dask.compute(lower, scheduler="synchronous")
         times.append((b - a, time.perf_counter() - b))
     ours, theirs = np.median(times, axis=0)
-    print(f"m = {m:,} in tiles of {tile:,}: factoring and solving {ours:.2f} s, da.linalg.cholesky alone {theirs:.2f} s")
+    print(
+        f"m = {m:,} in tiles of {tile:,}: factoring and solving {ours:.2f} s, da.linalg.cholesky alone {theirs:.2f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from ntkdist.features import AnyMap
 from ntkdist.model import Equations
 from ntkdist.plan import Plan, sums_digest
 from ntkdist.preprocess import Preprocessing
-from ntkdist.reduce import Part, Shard
+from ntkdist.shards import Part, Shard
 from ntkdist.spec import decode, digest
 from ntkdist.sums import NormalEquations, Tally, TileSums
 from ntkdist.sums.tiles import Place
@@ -71,12 +71,14 @@ class Kept:
             with groups.new_group(self._url(shard), PART, attrs, writer=uuid.uuid4().hex) as url:
                 for name, array in arrays.items():
                     groups.write_whole(url, name, array)
-        except (OSError, StoreError) as error:
+        except StoreError as error:
             if groups.exists(self._url(shard)):
                 return
+            nbytes = sum(array.nbytes for array in arrays.values())
             raise StoreError(
-                f"{self.place}: a finished sum of {part.total.__sizeof__() / 1e6:.0f} MB cannot be kept ({error}); "
-                "make room, or give another [plan] checkpoint, and run again: what was kept is not lost"
+                f"{self.place}: a finished sum of {nbytes / 1e6:.0f} MB cannot be kept "
+                f"({error.__cause__}); make room, or give another [plan] checkpoint, and run again: "
+                "what was kept is not lost"
             ) from error
 
     def _url(self, shard: Shard) -> str:
@@ -108,18 +110,24 @@ def begun(place: str, p: Plan) -> Iterator[Plan]:
 
 def _resolved(path: Path, p: Plan) -> Plan:
     name = sums_digest(p.job)
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.exists():
+        if groups.names(str(path.parent)):
+            raise StoreError(f"{path.parent} holds something that is not a checkpoint; choose another, or remove it")
         path.parent.mkdir(parents=True, exist_ok=True)
         groups.write_text(str(path), json.dumps({"digest": name, "plan": msgspec.to_builtins(p)}))
         return p
-    if found["digest"] != name:
+    try:
+        found = json.loads(path.read_text())
+        theirs, kept = found["digest"], found["plan"]
+    except (ValueError, LookupError, TypeError):
+        raise StoreError(f"{path} is damaged; remove the checkpoint and start anew") from None
+    if theirs != name:
         raise StoreError(
-            f"{path.parent} is the checkpoint of another job or of other data ({found['digest']}, this job is {name}); "
+            f"{path.parent} is the checkpoint of another job or of other data ({theirs}, this job is {name}); "
             "choose another checkpoint, or remove it"
         )
-    before: Plan = decode(found["plan"], Plan, str(path))
+    groups.sweep(str(path.parent))
+    before: Plan = decode(kept, Plan, str(path))
     return msgspec.structs.replace(p, **{field: getattr(before, field) for field in RESOLVED})
 
 
@@ -129,14 +137,27 @@ def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, Any
         pre, features = prepare()
         return Equations([], features, pre, p.dtype, p.scored), None
     url = str(Path(place) / "prepared.zarr")
-    if not groups.exists(url):
+    if (empty := _kept_before(url)) is None:
         pre, features = prepare()
-        store.save(Equations([], features, pre, p.dtype, p.scored), url)
-    empty: Equations = store.load(url)
+        try:
+            store.save(Equations([], features, pre, p.dtype, p.scored), url, writer=uuid.uuid4().hex)
+        except StoreError:
+            if not groups.exists(url):  # by another process that runs the same job
+                raise
+        empty = store.load(url)
     of = digest(
         sums_digest(p.job), p.folds, p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype
     )
     return empty, Kept(place, of)
+
+
+def _kept_before(url: str) -> Equations | None:
+    """What is kept, unless it is damaged: then it counts as missing, as a sum does."""
+    try:
+        return store.load(url) if groups.exists(url) else None
+    except DataError:
+        groups.remove(url)
+        return None
 
 
 def remove(place: str) -> None:

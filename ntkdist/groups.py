@@ -9,6 +9,7 @@ import functools
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from zarr.core.sync import sync  # the one call without a public twin: it runs a
 from ntkdist.errors import DataError, StoreError
 from ntkdist.spec import nearest
 
+PARTIAL = "partial"  # in the name of what is being written
 MIN_PARTITIONS = 20
 MAX_PARTITION_BYTES = 128 * 2**20
 MAX_CHUNK_BYTES = 8 * 2**20
@@ -91,11 +93,51 @@ def exists(url: str) -> bool:
 
 
 def write_text(url: str, text: str) -> None:
-    """Write a small file, whole or not at all, over what was there."""
+    """Write a small file, whole or not at all, over what was there.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written, as on a full disk.
+    """
     path = local_path(url)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.{PARTIAL}{uuid.uuid4().hex}")
+    try:
+        with _writing(url):
+            partial.write_text(text)
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def names(place: str) -> list[str]:
+    """What is in a directory, less what is not finished; nothing if there is none."""
+    path = local_path(place)
+    return sorted(p.name for p in path.iterdir() if not _unfinished(p)) if path.exists() else []
+
+
+def sweep(place: str) -> None:
+    """Remove from a directory what writers that were killed left unfinished."""
+    for path in filter(_unfinished, list(local_path(place).iterdir())):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> bool:
+    return path.name.startswith(".") and f".{PARTIAL}" in path.name
+
+
+@contextmanager
+def _writing(url: str) -> Iterator[None]:
+    """What the system refuses to write, as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{url} cannot be written ({error.strerror or error}); make room there, or choose another place"
+        ) from error
 
 
 @contextmanager
@@ -109,20 +151,22 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any], writer: str = "") -
     Raises
     ------
     StoreError
-        If ``url`` exists.
+        If ``url`` exists or cannot be written.
     """
     final = refuse_existing(url).absolute()
-    partial = final.with_name(f".{final.name}.partial{writer}")
+    partial = final.with_name(f".{final.name}.{PARTIAL}{writer}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        group = zarr.open_group(partial, mode="w-", zarr_format=3, attributes={"kind": kind, "version": 1, **attrs})
+        with _writing(url):
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            group = zarr.open_group(partial, mode="w-", zarr_format=3, attributes={"kind": kind, "version": 1, **attrs})
         yield str(partial)
-        group = zarr.open_group(partial, mode="r+")
-        members = sorted(group.members(max_depth=None))
-        group.attrs["arrays"] = {name: describe(array) for name, array in members if isinstance(array, zarr.Array)}
-        group.attrs["complete"] = True
-        os.replace(partial, final)
+        with _writing(url):
+            group = zarr.open_group(partial, mode="r+")
+            members = sorted(group.members(max_depth=None))
+            group.attrs["arrays"] = {name: describe(array) for name, array in members if isinstance(array, zarr.Array)}
+            group.attrs["complete"] = True
+            os.replace(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -136,15 +180,16 @@ def create_array(
     """
     k = chunks_per_partition(rows_per_partition, shape[1:], dtype)
     inner = (shape[1] // row_chunks,) if row_chunks > 1 else shape[1:]
-    zarr.open_group(local_path(url), mode="r+").create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        shards=(rows_per_partition, *shape[1:]),
-        chunks=(rows_per_partition // k, *inner),
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        fill_value=0,
-    )
+    with _writing(url):
+        zarr.open_group(local_path(url), mode="r+").create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            shards=(rows_per_partition, *shape[1:]),
+            chunks=(rows_per_partition // k, *inner),
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            fill_value=0,
+        )
 
 
 def write_rows(url: str, name: str, start: int, values: NDArray[Any]) -> None:
@@ -154,8 +199,10 @@ def write_rows(url: str, name: str, start: int, values: NDArray[Any]) -> None:
     ------
     ValueError
         If the rows do not begin and end at the borders of shards.
+    StoreError
+        If they cannot be written, as on a full disk.
     """
-    with zarr.config.set({"array.write_empty_chunks": True}):
+    with _writing(url), zarr.config.set({"array.write_empty_chunks": True}):
         array = zarr.open_array(local_path(url) / name, mode="r+")
         size, stop = (array.shards or array.chunks)[0], start + len(values)
         if start % size or (stop % size and stop != array.shape[0]):

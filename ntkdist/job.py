@@ -134,7 +134,9 @@ class Job(Spec, frozen=True, tag=False):
             if self.plan.tile and self.solver.tile not in (None, self.plan.tile):
                 raise SpecError(f"tile is {self.plan.tile} in the plan but {self.solver.tile} in the solver; give one")
         elif self.solver and self.plan.tile:
-            raise SpecError(f"tile is for solver TiledCholesky, not {type(self.solver).__name__}; leave out one of them")
+            raise SpecError(
+                f"tile is for solver TiledCholesky, not {type(self.solver).__name__}; leave out one of them"
+            )
 
     def grid(self) -> tuple[float, ...] | None:
         """The penalties given, of either kind; None for "auto"."""

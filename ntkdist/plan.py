@@ -42,7 +42,7 @@ class Plan(Spec, frozen=True, tag=False):
     """Everything resolved: equal plans give equal bits, on any number of workers.
 
     Made by `plan`; the fields are those of `Job` and `PlanTable`, and what is known of the dataset.  ``tile`` is 0 where
-    the Gram is not cut into tiles; else ``panels`` is how many times rows are read and mapped, which decides no bits.
+    the Gram is not cut into tiles; else rows are read and mapped ``panels`` times, which decides no bits.
     """
 
     job: Job
@@ -228,7 +228,7 @@ class Plan(Spec, frozen=True, tag=False):
             said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
             raise PlanTooLarge(
                 f"Plan needs {total / GB:.1f} GB per worker ({said}) but the limit is {limit / GB:.1f} GB; "
-                f"lower n_components, folds, fan_in or block_rows, or use {'more or ' if self.tile else ''}larger workers"
+                f"lower n_components, folds, fan_in or block_rows, or use {'more or ' * bool(self.tile)}larger workers"
             )
 
     def check_driver(self, limit: int) -> None:
@@ -323,7 +323,7 @@ def job_digest(job: Job) -> str:
 
 
 def sums_digest(job: Job) -> str:
-    """A short name for what a job's sums are of: the same for every penalty, and every dense solver of normal equations."""
+    """A short name for what a job's sums are of: the same for every penalty, and every dense solver."""
     solver = type(job.solver)() if isinstance(job.solver, PCG | TiledCholesky) else None
     return job_digest(
         msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=solver)

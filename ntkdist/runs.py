@@ -20,8 +20,10 @@ from ntkdist.select import CVResult
 from ntkdist.sums import Tally
 from ntkdist.versions import versions
 
+Done = tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None]
 
-def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None] | None:
+
+def begin(out: str, name: str) -> Done | None:
     """What a complete run of the same job left, or None where one can be written.  Writes nothing.
 
     Raises
@@ -33,7 +35,7 @@ def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, A
     nearest = next(p for p in (place, *place.absolute().parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise StoreError(f"{out} cannot be a run directory: {nearest} is not a directory that can be written to")
-    if not place.exists() or not any(place.iterdir()):
+    if not groups.names(out):
         return None
     try:
         found = json.loads((place / "job.json").read_text())["digest"]
@@ -41,12 +43,24 @@ def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, A
         raise StoreError(f"{out} holds something that is not a run; choose another --out or remove it") from None
     if found != name:
         raise StoreError(f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it")
-    if not (place / "report.json").exists():
-        return None
-    model, equations = store.load(str(place / "model.zarr")), None
-    if not without_equations(out):
-        equations = store.load(str(place / "equations.zarr"))
-    report = json.loads((place / "report.json").read_text())
+    return read(out) if (place / "report.json").exists() else None
+
+
+def read(run: str) -> Done:
+    """What a complete run left.
+
+    Raises
+    ------
+    StoreError
+        If the directory holds none.
+    """
+    try:
+        report = json.loads((Path(run) / "report.json").read_text())
+    except (OSError, ValueError):
+        raise StoreError(f"{run} holds no complete run: there is no report.json; fit a job with --out {run}") from None
+    model, equations = store.load(f"{run}/model.zarr"), None
+    if not without_equations(run):
+        equations = store.load(f"{run}/equations.zarr")
     return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
 
@@ -59,11 +73,12 @@ def started(out: str, name: str) -> Iterator[None]:
     place = Path(out)
     made = not place.exists()
     place.mkdir(parents=True, exist_ok=True)
+    groups.sweep(out)
     groups.write_text(f"{out}/job.json", as_json({"digest": name}))
     try:
         yield
     except BaseException:
-        if [p.name for p in place.iterdir()] == ["job.json"]:
+        if groups.names(out) == ["job.json"]:
             (place / "job.json").unlink()
             if made:
                 place.rmdir()
@@ -110,6 +125,7 @@ class Passed(NamedTuple):
     tally: Tally
     seconds: dict[str, float]
     products: dict[str, Any]
+    timeline: Sequence[tuple[float, int]] = ()  # seconds into the pass, and rows, of every shard that ended
     syrk_rates: Sequence[float] = ()
 
     @property
@@ -128,7 +144,9 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
     if constant := passed.preprocessing.constant:
         notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
     if tally.resumed:
-        notes.append(f"{tally.resumed} of {len(p.tasks()) * p.panels} shards were finished before and taken from the checkpoint")
+        notes.append(
+            f"{tally.resumed} of {len(p.tasks()) * p.panels} shards were finished before and taken from the checkpoint"
+        )
     if p.dataset.holdout:
         notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
     if tally.dropped:
@@ -154,6 +172,7 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
         "run": {
             "seconds": seconds,
             "bytes_read": tally.nbytes,
+            "timeline": passed.timeline,
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
             "peak_memory_bytes": tally.workers,

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist import draws, groups
+from ntkdist import backend, draws, groups
 from ntkdist.errors import StoreError
 from ntkdist.features import AnyFeatureMap, AnyMap, FittedMap
 from ntkdist.model import Equations, RidgeModel
@@ -25,13 +25,20 @@ PROBES, PROBE_ROLE = 8, 1000
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of the norm of a probe's features
 
 
-def save(value: RidgeModel | Equations, url: str) -> None:
+def save(value: RidgeModel | Equations, url: str, *, writer: str = "") -> None:
     """Write a model or equations to a new Zarr group, whole or not at all.
+
+    Parameters
+    ----------
+    value : RidgeModel or Equations
+    url : str
+    writer : str
+        A name of its own where others may write the same; see `new_group`.
 
     Raises
     ------
     StoreError
-        If ``url`` exists.
+        If ``url`` exists or cannot be written.
     """
     pre = value.preprocessing
     attrs = {
@@ -59,8 +66,8 @@ def save(value: RidgeModel | Equations, url: str) -> None:
         kind = EQUATIONS
         attrs |= {"folds": len(value.folds), "scored": value.scored}
         for k, fold in enumerate(value.folds):
-            arrays |= {f"gram{k}": np.tril(fold.gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
-    with groups.new_group(url, kind, attrs) as place:
+            arrays |= {f"triangle{k}": backend.pack(fold._gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
+    with groups.new_group(url, kind, attrs, writer) as place:
         for name, array in arrays.items():
             groups.write_whole(place, name, np.ascontiguousarray(array))
 
@@ -103,7 +110,7 @@ def load(url: str) -> Any:
     if kind == MODEL:
         return RidgeModel(preprocessing, features, array("coef"), array("intercept"), array("alpha"), attrs["dtype"])
     folds = [
-        NormalEquations(array(f"gram{k}"), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
+        NormalEquations(backend.unpack(array(f"triangle{k}")), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
         for k in range(attrs["folds"])
     ]
     scored = attrs.get("scored")

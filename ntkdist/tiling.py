@@ -18,7 +18,6 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from ntkdist import backend, checkpoint, progress
-from ntkdist.cluster import Resources
 from ntkdist.data import Rows
 from ntkdist.errors import NotPositiveDefinite
 from ntkdist.model import RidgeModel
@@ -26,11 +25,13 @@ from ntkdist.plan import Plan
 from ntkdist.prepare import prepare
 from ntkdist.products import Mapped, check_finite
 from ntkdist.progress import Progress, Watch
-from ntkdist.reduce import Part, Shard, Source, fetch, on_each_worker, peak_memory, settle, sums_in_place
+from ntkdist.reduce import fetch, on_each_worker, settle, sums_in_place
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
+from ntkdist.shards import Part, Shard, Source, by_fold, peak_memory
 from ntkdist.solvers.tiled import divide, factor, solve_tiles
 from ntkdist.sums import CrossSums, Tally, TileSums
+from ntkdist.sums.normal import TargetSums
 from ntkdist.sums.tiles import Place, run, runs
 
 F8 = NDArray[np.float64]
@@ -46,14 +47,15 @@ def fit_by_tiles(
     NotPositiveDefinite
         If no penalty could be solved.
     """
-    source = Source(p.dataset, p.layout, p.block_rows, p.threads)
+    source, shards = by_fold(p)
     start, watch = time.perf_counter(), watch or progress.default_watch()
-    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source, client, watch))
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source._replace(folds=0), client, watch))
     ready = time.perf_counter()
     home = Home(client, p.threads)
     mapped = Mapped(empty.features, empty.preprocessing, p.dtype, "", 0)
+    timeline: list[tuple[float, int]] = []
     with watch("equations", p.panels * p.reads * p.layout.rows) as done:
-        folds, tally = sum_tiles(p, mapped, source._replace(folds=p.folds if p.dataset.dealt else 0), home, done, kept)
+        folds, tally = sum_tiles(p, mapped, source, shards, home, progress.timed(done, timeline), kept)
     sums = [_cross_sums(p, fold, home) for fold in folds]
     summed = time.perf_counter()
     with watch("factorisations", 0):
@@ -67,7 +69,7 @@ def fit_by_tiles(
     model = RidgeModel.of_scaled(pre, empty.features, coef, intercept, alpha, p.dtype)
     seconds = {"prepare": ready - start, "equations": summed - ready, "solve": solved - summed}
     weights = [fold.weight for fold in sums]
-    return model, cv and cv.scaled(pre.y_scale), Passed(pre, weights, tally, seconds, {})
+    return model, cv and cv.scaled(pre.y_scale), Passed(pre, weights, tally, seconds, {}, timeline)
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,15 @@ class Home:
 
 
 def sum_tiles(
-    p: Plan, mapped: Mapped, source: Source, home: Home, done: Progress, kept: checkpoint.Kept | None
+    p: Plan,
+    mapped: Mapped,
+    source: Source,
+    shards: Sequence[Shard],
+    home: Home,
+    done: Progress,
+    kept: checkpoint.Kept | None,
 ) -> tuple[list[dict[Place, Any]], Tally]:
     """The tiles of every fold, at home, panel by panel."""
-    shards = [Shard(task.fold, tuple(p.layout.span(i) for i in task.partitions)) for task in p.tasks()]
     folds: list[dict[Place, Any]] = [{} for _ in range(p.folds)]
     tally = Tally()
     for panel in p.tile_panels():
@@ -172,7 +179,7 @@ class TiledPath(Grid):
         cv = self.search(grid, alphas_per_row is None and isinstance(alphas, str), True, per_target)
         return cv, cv.alpha
 
-    def scale(self, each: CrossSums) -> float:
+    def scale(self, each: TargetSums) -> float:
         """What a penalty of the grid is multiplied by for a training set."""
         return each.weight if self.per_row else 1.0
 
@@ -201,7 +208,7 @@ class TiledPath(Grid):
             coef[:, alpha == each] = solved[:, alpha == each]
         return coef, self._intercept(self.total, coef)
 
-    def centred(self, folds: Sequence[dict[Place, Any]], train: CrossSums) -> dict[Place, Any]:
+    def centred(self, folds: Sequence[dict[Place, Any]], train: TargetSums) -> dict[Place, Any]:
         """The tiles of a training set about its means."""
         total = np.concatenate([train.z_sum, train.y_sum, [train.weight]])
 
@@ -219,7 +226,7 @@ class TiledPath(Grid):
         parts = solve_tiles(tiles, self.m, self.tile, alpha, self.home)
         return np.hstack(fetch(self.home.client, parts)).T[:, :-1], parts  # the last are of the 1, and are zero
 
-    def _intercept(self, train: CrossSums, coef: F8) -> F8:
+    def _intercept(self, train: TargetSums, coef: F8) -> F8:
         return (train.y_sum - train.z_sum @ coef) / train.weight
 
     def _loss(self, k: int, tiles: dict[Place, Any], train: CrossSums, alpha: float) -> F8:

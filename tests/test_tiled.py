@@ -36,9 +36,7 @@ def job_on(store: str, **changes: Any) -> nd.Job:
 
 def whole(job: nd.Job) -> nd.FitResult:
     """The fit of a Gram that is not cut."""
-    return nd.fit(
-        msgspec.structs.replace(job, solver=nd.Cholesky(), plan=msgspec.structs.replace(job.plan, tile=None))
-    )
+    return nd.fit(msgspec.structs.replace(job, solver=nd.Cholesky(), plan=msgspec.structs.replace(job.plan, tile=None)))
 
 
 def assert_same(a: nd.FitResult, b: nd.FitResult) -> None:

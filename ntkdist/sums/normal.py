@@ -93,11 +93,11 @@ class NormalEquations(TargetSums):
     @classmethod
     def of_arrays(cls, arrays: dict[str, F8]) -> "NormalEquations":
         """The sum whose `arrays` these are."""
-        return cls(arrays["gram"], arrays["cross"], arrays["inner"], symmetric=False)
+        return cls(backend.unpack(arrays["triangle"]), arrays["cross"], arrays["inner"], symmetric=False)
 
     def arrays(self) -> dict[str, F8]:
         """What is kept of it: every number once."""
-        return {"gram": np.tril(self._gram), "cross": self._cross, "inner": self._inner}
+        return {"triangle": backend.pack(self._gram), "cross": self._cross, "inner": self._inner}
 
     @property
     def gram(self) -> F8:

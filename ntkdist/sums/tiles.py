@@ -59,7 +59,8 @@ class TileSums:
     @classmethod
     def of_arrays(cls, arrays: dict[str, F8]) -> "TileSums":
         """The sum whose `arrays` these are."""
-        return cls({tuple(map(int, name.split("-"))): a for name, a in arrays.items()})
+        places = {name: name.split("-") for name in arrays}
+        return cls({(int(i), int(j)): arrays[name] for name, (i, j) in places.items()})
 
     def arrays(self) -> dict[str, F8]:
         """What is kept of it."""
