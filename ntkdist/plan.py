@@ -41,8 +41,8 @@ class Task(NamedTuple):
 class Plan(Spec, frozen=True, tag=False):
     """Everything resolved: equal plans give equal bits, on any number of workers.
 
-    Made by `plan`; the fields are those of `Job` and `PlanTable`, and what is known of the dataset.  ``tile`` is 0 where
-    the Gram is not cut into tiles; else rows are read and mapped ``panels`` times, which decides no bits.
+    Made by `plan`; the fields are those of `Job` and `PlanTable`, and what is known of the dataset.  ``tile`` is 0
+    where the Gram is not cut into tiles; else rows are read and mapped ``panels`` times, which decides no bits.
     """
 
     job: Job
