@@ -28,7 +28,7 @@ from ntkdist.sums import NormalEquations, Tally, TileSums
 from ntkdist.sums.tiles import Place
 
 PART = "ntkdist.part"
-RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile")
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip")
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,17 @@ class Kept:
 
 
 @contextmanager
-def begun(place: str, p: Plan) -> Iterator[Plan]:
+def begun(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Iterator[Plan]:
     """Start or go on: the plan, with what decides its bits as the checkpoint has it; without a place, as it is.
 
     What fails before a shard is kept leaves no checkpoint.
+
+    Parameters
+    ----------
+    place : str
+    p : Plan
+    settle : callable
+        What else is to be resolved once, at the start.
 
     Raises
     ------
@@ -97,9 +104,9 @@ def begun(place: str, p: Plan) -> Iterator[Plan]:
         If the checkpoint is of another job, or of the same job on other data.
     """
     if not place:
-        yield p
+        yield settle(p)
         return
-    p = _resolved(Path(place) / "plan.json", p)
+    p = _resolved(Path(place) / "plan.json", p, settle)
     try:
         yield p
     except BaseException:
@@ -108,11 +115,12 @@ def begun(place: str, p: Plan) -> Iterator[Plan]:
         raise
 
 
-def _resolved(path: Path, p: Plan) -> Plan:
+def _resolved(path: Path, p: Plan, settle: Callable[[Plan], Plan]) -> Plan:
     name = sums_digest(p.job)
     if not path.exists():
         if groups.names(str(path.parent)):
             raise StoreError(f"{path.parent} holds something that is not a checkpoint; choose another, or remove it")
+        p = settle(p)
         path.parent.mkdir(parents=True, exist_ok=True)
         groups.write_text(str(path), json.dumps({"digest": name, "plan": msgspec.to_builtins(p)}))
         return p
@@ -146,7 +154,8 @@ def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, Any
                 raise
         empty = store.load(url)
     of = digest(
-        sums_digest(p.job), p.folds, p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype
+        *(sums_digest(p.job), p.folds, p.block_rows, p.dtype, p.skip),
+        *(empty.features.digest(), empty.preprocessing.digest()),
     )
     return empty, Kept(place, of)
 

@@ -8,12 +8,14 @@ missing, short or damaged cannot be mistaken for data.
 import functools
 import math
 import os
+import random
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlparse
 
 import numpy as np
@@ -23,9 +25,11 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.sync import sync  # the one call without a public twin: it runs a store's coroutine from any thread
 
-from ntkdist.errors import DataError, StoreError
+from ntkdist.errors import Damaged, DataError, StoreError
 from ntkdist.spec import nearest
 
+T = TypeVar("T")
+PAUSES = (0.1, 0.4)  # seconds until something that could not be read is read again
 PARTIAL = "partial"  # in the name of what is being written
 MIN_PARTITIONS = 20
 MAX_PARTITION_BYTES = 128 * 2**20
@@ -273,10 +277,22 @@ def read_rows(url: str, name: str, start: int, stop: int, fingerprint: str = "")
 
     Raises
     ------
-    DataError
+    Damaged
         If a chunk is missing or damaged; the message names the array and the rows.
+    StoreError
+        If the system fails to read it, again and again.
     """
     array = _opened(url, name, fingerprint) if fingerprint else member(url, _open(url), name)
+    try:
+        return _patiently(lambda: _read(url, name, array, start, stop))
+    except READ_ERRORS as error:
+        said = f"{url}: array '{name}', rows {start}–{stop - 1}, cannot be read ({' '.join(str(error).split())})"
+        if isinstance(error, OSError):
+            raise StoreError(f"{said}; see what is wrong with the disk or the network, and run again") from error
+        raise Damaged(f"{said}; restore the file or convert again") from error
+
+
+def _read(url: str, name: str, array: zarr.Array[Any], start: int, stop: int) -> NDArray[Any]:
     size = (array.shards or array.chunks)[0]
     for i in range(start // size, -(-stop // size)):
         key = array.metadata.encode_chunk_key((i,) + (0,) * (array.ndim - 1))
@@ -284,33 +300,50 @@ def read_rows(url: str, name: str, start: int, stop: int, fingerprint: str = "")
         try:
             found = sync(array.store.getsize(f"{array.path}/{key}"))
         except FileNotFoundError:
-            raise DataError(f"{url}: chunk {name}/{key} is missing ({rows}); restore it or convert again") from None
+            raise Damaged(f"{url}: chunk {name}/{key} is missing ({rows}); restore it or convert again") from None
         if found == 0:
-            raise DataError(f"{url}: chunk {name}/{key} is empty ({rows}); restore it or convert again")
-    try:
-        values: NDArray[Any] = np.asarray(array[start:stop])
-    except READ_ERRORS as error:
-        raise DataError(
-            f"{url}: array '{name}', rows {start}–{stop - 1}, cannot be read "
-            f"({' '.join(str(error).split())}); restore the file or convert again"
-        ) from error
-    return values
+            raise Damaged(f"{url}: chunk {name}/{key} is empty ({rows}); restore it or convert again")
+    return np.asarray(array[start:stop])
+
+
+def _patiently(read: Callable[[], T]) -> T:
+    """What reading gives in the end: an error, or bytes that are not those written, may be the way's and not theirs."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except READ_ERRORS:
+            time.sleep(pause * random.uniform(0.5, 1))
+    return read()
 
 
 def member(url: str, group: zarr.Group, name: str) -> zarr.Array[Any]:
     """An array of an open group, by name."""
-    try:
-        arrays = dict(group.arrays())
+    with _opening(url):
+        arrays = _patiently(lambda: dict(group.arrays()))
         if "/" in name and name.split("/")[0] in group:
             arrays |= {k: a for k, a in group.members(max_depth=None) if isinstance(a, zarr.Array)}
-    except READ_ERRORS as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"{url}: its arrays cannot be opened ({said}); restore the files or write it again") from error
     if name not in arrays:
         raise DataError(f"{url}: no array '{name}'{nearest(name, sorted(arrays))}")
     array = arrays[name]
     assert isinstance(array, zarr.Array)
     return array
+
+
+def has(url: str, group: zarr.Group, name: str) -> bool:
+    """Whether there is an array or a group of a name."""
+    with _opening(url):
+        return _patiently(lambda: name in group)
+
+
+@contextmanager
+def _opening(url: str) -> Iterator[None]:
+    try:
+        yield
+    except READ_ERRORS as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{url}: its arrays cannot be opened ({said}); restore the files or write it again") from error
 
 
 def describe(array: zarr.Array[Any]) -> str:
@@ -325,4 +358,4 @@ def _opened(url: str, name: str, fingerprint: str) -> zarr.Array[Any]:
 
 
 def _open(url: str) -> zarr.Group:
-    return zarr.open_group(local_path(url), mode="r", zarr_format=3)
+    return _patiently(lambda: zarr.open_group(local_path(url), mode="r", zarr_format=3))

@@ -41,8 +41,9 @@ class Task(NamedTuple):
 class Plan(Spec, frozen=True, tag=False):
     """Everything resolved: equal plans give equal bits, on any number of workers.
 
-    Made by `plan`; the fields are those of `Job` and `PlanTable`, and what is known of the dataset.  ``tile`` is 0
-    where the Gram is not cut into tiles; else rows are read and mapped ``panels`` times, which decides no bits.
+    Made by `plan`; the fields are those of `Job` and `PlanTable`, what is known of the dataset, and the partitions to
+    ``skip`` because they are damaged; None before anybody looked.  ``tile`` is 0 where the Gram is not cut into tiles;
+    else rows are read and mapped ``panels`` times, which decides no bits.
     """
 
     job: Job
@@ -56,6 +57,7 @@ class Plan(Spec, frozen=True, tag=False):
     solver: AnySolver
     tile: int = 0
     panels: Positive = 1
+    skip: tuple[int, ...] | None = None
 
     @property
     def dataset(self) -> Dataset:

@@ -5,6 +5,7 @@ plan gives the same bits everywhere.
 """
 
 import functools
+import logging
 import pickle
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ import dask
 import msgspec
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from distributed import Client, Future, KilledWorker, as_completed, wait
+from distributed import CancelledError, Client, Future, KilledWorker, as_completed, wait
 
 from ntkdist import backend
 from ntkdist.arrays import Arrays
@@ -76,7 +77,7 @@ def sums_in_place(
     DataError
         From reading.
     ClusterError
-        If workers kept dying.
+        If workers kept dying, a task kept failing, or the scheduler is gone.
     """
     if isinstance(source.dataset, Dataset):
         dataset = msgspec.structs.replace(source.dataset, store=absolute(source.dataset.store))
@@ -93,14 +94,15 @@ def fetch(client: Client | None, promised: Sequence[Any]) -> list[Any]:
     """The values of some futures; without a client, what is given."""
     if client is None:
         return list(promised)
-    with _workers_that_die():
+    with _said_in_a_sentence(client):
         return list(client.gather(promised))
 
 
 def settle(client: Client | None, promised: Sequence[Any]) -> None:
     """Wait until some futures are there, or have failed."""
     if client is not None:
-        wait(promised)
+        with _said_in_a_sentence(client):
+            wait(promised)
 
 
 def reduce_all(
@@ -219,7 +221,7 @@ def _reduce_there(
     def add(parts: list[Future[Any]]) -> Future[Any]:
         return client.submit(add_parts, parts, key=f"ntkdist-add-{uuid.uuid4().hex}", priority=10)
 
-    with _workers_that_die():
+    with _said_in_a_sentence(client):
         totals = [tree(leaves(group), fan_in, add) for group in _groups(shards)]
         while running.count():
             finish_one()
@@ -227,14 +229,22 @@ def _reduce_there(
 
 
 @contextmanager
-def _workers_that_die() -> Iterator[None]:
-    """Say in a sentence that they kept dying."""
+def _said_in_a_sentence(client: Client) -> Iterator[None]:
+    """That workers kept dying, or the scheduler is gone."""
     try:
         yield
     except KilledWorker as error:
         raise ClusterError(
             f"Task {error.task} was tried on several workers and each died ({error.last_worker} last); "
             "look at their logs, give them more memory, or lower block_rows"
+        ) from error
+    except Exception as error:
+        if not isinstance(error, CancelledError) and client.status == "running":
+            raise
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would tell the same at length
+        raise ClusterError(
+            f"The connection to the Dask scheduler was lost ({type(error).__name__}); see that it runs and run again: "
+            "what a checkpoint holds is not done anew"
         ) from error
 
 

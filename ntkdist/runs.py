@@ -74,12 +74,12 @@ def started(out: str, name: str) -> Iterator[None]:
     made = not place.exists()
     place.mkdir(parents=True, exist_ok=True)
     groups.sweep(out)
-    groups.write_text(f"{out}/job.json", as_json({"digest": name}))
     try:
+        groups.write_text(f"{out}/job.json", as_json({"digest": name}))
         yield
     except BaseException:
-        if groups.names(out) == ["job.json"]:
-            (place / "job.json").unlink()
+        if set(groups.names(out)) <= {"job.json"}:
+            (place / "job.json").unlink(missing_ok=True)
             if made:
                 place.rmdir()
         raise
@@ -149,6 +149,10 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
         )
     if p.dataset.holdout:
         notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
+    skip, spans = p.skip or (), [p.layout.span(i) for i in p.skip or ()]
+    skipped = sum(stop - start for start, stop in spans)
+    if skip:
+        notes.append(f"{skipped:,} rows of the damaged partitions {', '.join(map(str, skip))} were skipped, as asked")
     if tally.dropped:
         notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
     return {
@@ -160,6 +164,8 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
             "store": p.dataset.store,
             "rows": tally.rows,
             "dropped_rows": tally.dropped,
+            "skipped_rows": skipped,
+            "skipped_partitions": list(skip),
             "constant_columns": list(constant),
             "classes": list(passed.preprocessing.classes),
             "class_weight": list(passed.preprocessing.class_weight),
