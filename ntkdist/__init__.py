@@ -40,7 +40,7 @@ from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan, plan
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import CVResult, cross_validate
-from ntkdist.solvers import PCG, Cholesky, Eigh
+from ntkdist.solvers import PCG, Cholesky, Eigh, TiledCholesky
 from ntkdist.store import load, save
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ __all__ = [
     "SlurmRunner",
     "SpecError",
     "StoreError",
+    "TiledCholesky",
     "ZonalFeatures",
     "compare",
     "convert",

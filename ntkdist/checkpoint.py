@@ -7,25 +7,29 @@ map, the fold and the rows.  Each appears whole or not at all, and is added once
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from ntkdist import backend, groups, store
+from ntkdist import groups, store
 from ntkdist.errors import DataError, StoreError
 from ntkdist.features import AnyMap
+from ntkdist.job import sums_digest
 from ntkdist.model import Equations
-from ntkdist.plan import Plan, sums_digest
+from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
 from ntkdist.shards import Part, Shard
 from ntkdist.spec import decode, digest
-from ntkdist.sums import NormalEquations, Tally
+from ntkdist.sums import NormalEquations, Tally, TileSums
+from ntkdist.sums.tiles import Place
 
 PART = "ntkdist.part"
-RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "skip")
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Kept:
 
     place: str
     of: str  # digest of everything but the rows
+    kind: type[NormalEquations] | type[TileSums] = NormalEquations
+
+    def tiles(self, tile: int, panel: Sequence[Place]) -> "Kept":
+        """Where the sums of some tiles are kept."""
+        return Kept(self.place, digest(self.of, tile, panel), TileSums)
 
     def load(self, shard: Shard) -> Part | None:
         """The sum, if it was finished; one that is damaged counts as missing."""
@@ -42,12 +51,11 @@ class Kept:
             return None
         try:
             _, attrs = groups.read_attributes(url, (PART,))
-            packed, cross, inner = (groups.read_whole(url, name) for name in ("triangle", "cross", "inner"))
+            arrays = {name: groups.read_whole(url, name) for name in attrs["arrays"]}
         except DataError:
             groups.remove(url)
             return None
-        total = NormalEquations(backend.unpack(packed), cross, inner, symmetric=False)
-        return Part(total, replace(Tally(**attrs["tally"]), resumed=1))
+        return Part(self.kind.of_arrays(arrays), replace(Tally(**attrs["tally"]), resumed=1))
 
     def save(self, shard: Shard, part: Part) -> None:
         """Keep a sum; if another task has kept the same one meanwhile, that is as good.
@@ -58,17 +66,18 @@ class Kept:
             If it cannot be written, as on a full disk.
         """
         counted = asdict(replace(part.tally, read_seconds=0.0, work_seconds=0.0, workers={}))
-        total: NormalEquations = part.total
+        arrays: dict[str, NDArray[np.float64]] = part.total.arrays()
+        attrs = {"tally": counted, "arrays": list(arrays)}
         try:
-            with groups.new_group(self._url(shard), PART, {"tally": counted}, writer=uuid.uuid4().hex) as url:
-                groups.write_whole(url, "triangle", backend.pack(total._gram))
-                groups.write_whole(url, "cross", total._cross)
-                groups.write_whole(url, "inner", total._inner)
+            with groups.new_group(self._url(shard), PART, attrs, writer=uuid.uuid4().hex) as url:
+                for name, array in arrays.items():
+                    groups.write_whole(url, name, array)
         except StoreError as error:
             if groups.exists(self._url(shard)):
                 return
+            nbytes = sum(array.nbytes for array in arrays.values())
             raise StoreError(
-                f"{self.place}: a finished sum of {total.__sizeof__() / 2e6:.0f} MB cannot be kept "
+                f"{self.place}: a finished sum of {nbytes / 1e6:.0f} MB cannot be kept "
                 f"({error.__cause__}); make room, or give another [plan] checkpoint, and run again: "
                 "what was kept is not lost"
             ) from error

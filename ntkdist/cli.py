@@ -256,7 +256,7 @@ def report_(run: str, out: str, no_data: bool, scheduler: str) -> None:
 
 def _equations(url: str) -> nd.Equations:
     if runs.without_equations(url):
-        raise nd.DataError(f"{url} has no equations: its solver formed no Gram; fit again, with other alphas or solver")
+        raise nd.DataError(f"{url} has no equations: its solver kept no Gram; fit again, with other alphas or solver")
     loaded = nd.load(groups.find(url, "equations.zarr"))
     if not isinstance(loaded, nd.Equations):
         raise nd.DataError(f"{url} holds a {type(loaded).__name__}; expected equations, or a run directory")

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from ntkdist.clusters import AnyCluster
@@ -9,8 +10,8 @@ from ntkdist.data import Dataset
 from ntkdist.errors import SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.preprocess import Preprocess
-from ntkdist.solvers import PCG, AnySolver
-from ntkdist.spec import Spec, decode, read_toml
+from ntkdist.solvers import PCG, AnySolver, TiledCholesky
+from ntkdist.spec import Spec, decode, digest, read_toml
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -38,6 +39,8 @@ class PlanTable(Spec, frozen=True, tag=False):
     checkpoint : str
         Directory that keeps the sum of every finished shard, for a run that is cut off to go on from; inside the run
         directory if absent.
+    tile : int
+        Columns of a tile of the Gram, with solver TiledCholesky; 2,048 if absent.
     """
 
     folds: Positive | None = None
@@ -48,6 +51,7 @@ class PlanTable(Spec, frozen=True, tag=False):
     threads: Positive | None = None
     dtype: Literal["float32", "float64"] = "float32"
     checkpoint: str = ""
+    tile: Positive | None = None
 
 
 class Job(Spec, frozen=True, tag=False):
@@ -127,8 +131,35 @@ class Job(Spec, frozen=True, tag=False):
                 f"{'groups' if self.dataset.groups else 'holdout'}, or use a direct solver"
             )
 
+        if isinstance(self.solver, TiledCholesky):
+            if self.plan.tile and self.solver.tile not in (None, self.plan.tile):
+                raise SpecError(f"tile is {self.plan.tile} in the plan but {self.solver.tile} in the solver; give one")
+        elif self.solver and self.plan.tile:
+            raise SpecError(
+                f"tile is for solver TiledCholesky, not {type(self.solver).__name__}; leave out one of them"
+            )
+
     def grid(self) -> tuple[float, ...] | None:
         """The penalties given, of either kind; None for "auto"."""
         if self.alphas_per_row is not None:
             return self.alphas_per_row
         return None if isinstance(self.alphas, str) else self.alphas
+
+
+def job_digest(job: Job) -> str:
+    """A short name for a job on its data: not where it runs or is kept, and not where the data lies but what it is."""
+    same = msgspec.structs.replace(
+        job,
+        cluster=None,
+        dataset=msgspec.structs.replace(job.dataset, store=""),
+        plan=msgspec.structs.replace(job.plan, checkpoint="", threads=None),
+    )
+    return digest(same, job.dataset.layout())
+
+
+def sums_digest(job: Job) -> str:
+    """A short name for what a job's sums are of: the same for every penalty, and every dense solver."""
+    solver = type(job.solver)() if isinstance(job.solver, PCG | TiledCholesky) else None
+    return job_digest(
+        msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=solver)
+    )

@@ -3,6 +3,7 @@
 Legend: m features, t targets; a task is one fold and some of its partitions, a shard is the sum that it returns.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -16,12 +17,15 @@ from ntkdist.features import AnyFeatureMap
 from ntkdist.features.base import PIECE_BYTES
 from ntkdist.job import Job, Positive
 from ntkdist.select import AUTO_GRID
-from ntkdist.solvers import PCG, AnySolver, choose
-from ntkdist.spec import Spec, digest
+from ntkdist.solvers import PCG, AnySolver, TiledCholesky, choose
+from ntkdist.solvers.tiled import TILE
+from ntkdist.spec import Spec
+from ntkdist.sums.tiles import Place, places, runs
 from ntkdist.tree import evenly, most_alive
 
 GB = 1e9
 GROWTH = 6  # penalties that a grid may grow by at once
+FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choose: Dask pauses workers above
 SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
 FREED_BYTES = 8 * 2**20  # of what ran before, that a heap has not given back
 PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
@@ -38,7 +42,8 @@ class Plan(Spec, frozen=True, tag=False):
     """Everything resolved: equal plans give equal bits, on any number of workers.
 
     Made by `plan`; the fields are those of `Job` and `PlanTable`, what is known of the dataset, and the partitions to
-    ``skip`` because they are damaged; None before anybody looked.
+    ``skip`` because they are damaged; None before anybody looked.  ``tile`` is 0 where the Gram is not cut into tiles;
+    else rows are read and mapped ``panels`` times, which decides no bits.
     """
 
     job: Job
@@ -50,6 +55,8 @@ class Plan(Spec, frozen=True, tag=False):
     threads: Positive
     dtype: Literal["float32", "float64"]
     solver: AnySolver
+    tile: int = 0
+    panels: Positive = 1
     skip: tuple[int, ...] | None = None
 
     @property
@@ -78,6 +85,10 @@ class Plan(Spec, frozen=True, tag=False):
     def scored(self) -> tuple[int, ...] | None:
         """The folds whose error a penalty is chosen by; None for all."""
         return (1,) if self.dataset.holdout else None
+
+    def tile_panels(self) -> list[Sequence[Place]]:
+        """The tiles that are summed in one pass over the data, for every pass."""
+        return evenly(places(self.m, self.tile), self.panels)
 
     @property
     def reads(self) -> int:
@@ -124,44 +135,77 @@ class Plan(Spec, frozen=True, tag=False):
         process : int
             Bytes that it has before it starts, as measured by `resources`.
         """
-        size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
+        size, shape = np.dtype(self.dtype).itemsize, self.layout.input_shape
         direct = not isinstance(self.solver, PCG)
         k = 0 if direct else self.columns
-        # The sums of a shard: normal equations, or products of the Gram with k columns.
+        # The sums of a shard: normal equations or some of their tiles, or products of the Gram with k columns.
         one = 8 * (self.m**2 + self.m * (self.t + 1)) if direct else 8 * (self.m + 1) * max(k, self.t + 1)
-        rows = min(self.layout.rows_per_partition, self.layout.rows)
-        partition = rows * self.layout.row_bytes
-        weighted = bool(self.dataset.weight or self.job.class_weight)
-        # A row of a block as it is read, scaled and cast; then its features, beside them those of the last block or
-        # their product with root weights, and what they multiply.
-        inputs = self.layout.row_bytes + size * d
-        features = (1 + bool(not direct or weighted)) * self.m * size + 32 * self.t + 2 * k * size
-        row = inputs + max((8 + 16 * self.layout.sparse) * d, features)
-        if self.layout.sparse:
-            mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
-        else:
-            mapped = self.features.row_bytes(shape, self.dtype)
-        # A thread maps a piece of the block, then multiplies it tile by tile.
-        tile = size * backend.TILE**2 if direct else 16 * backend.TILE * k
-        piece = max(tile, min(self.block_rows * mapped, max(PIECE_BYTES, self.features.piece_rows * mapped)))
-        copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
-        block = self.block_rows * row + self.threads * piece + copies * partition
-        before = 2 * partition + 8 * d * rows  # moments are of float64 copies
-        sample = 4 * self.sample_rows * (8 * d + 24)  # of which a pass adds two
+        if self.tile:
+            one = self._tile_bytes(-(-len(places(self.m, self.tile)) // self.panels))
         drawn = self.features.draw_bytes(shape, self.dtype)
         kept = drawn * size // (8 + size)  # at most: what is drawn is of float64, and kept beside it in what is used
-        batch = tasks_at_once * max(block, before + sample, drawn - kept)
+        batch = tasks_at_once * max(self._block_bytes(k), self._before_bytes(), drawn - kept)
         alive = most_alive([self.tasks_of(fold) for fold in range(self.folds)], self.fan_in, tasks_at_once)
         waiting, adding = ((-(-count // workers) + self.fan_in * (workers > 1)) * one for count in alive)
         # Either shards run, or the last one's have ended and an addition makes a sum.
         running = {"waiting sums": waiting, "batch": batch}
         between = {"waiting sums": adding, "batch": (tasks_at_once - 1) * batch + min(batch, FREED_BYTES)}
-        return {
+        summing = {
             "process": process,
             "map": kept,
             "accumulator": tasks_at_once * one,
             **max(running, between, key=lambda parts: sum(parts.values())),
         } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
+        if not self.tile:
+            return summing
+        share = self._tile_bytes(-(-len(places(self.m, self.tile)) // workers))
+        tiles = {"tiles": self.folds * share}
+        solving = {
+            "process": summing["process"],
+            "training set and factor": 2 * share,
+            "columns": 2 * (workers > 1) * self._tile_bytes(runs(self.m, self.tile)),  # those of others, two at a time
+            "batch": tasks_at_once * self._tile_bytes(2),
+        }
+        return tiles | max(summing, solving, key=lambda parts: sum(parts.values()))
+
+    def _block_bytes(self, k: int) -> int:
+        """Of a block of rows as it is summed, and of the partition that it is from; products have ``k`` columns."""
+        size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
+        # A row as it is read, scaled and cast; then its features, beside them those of the last block or their product
+        # with root weights, and what they multiply.
+        several = 1 + bool(k or self.dataset.weight or self.job.class_weight)
+        features = several * self.m * size + 32 * self.t + 2 * k * size
+        row = self.layout.row_bytes + size * d + max((8 + 16 * self.layout.sparse) * d, features)
+        if self.layout.sparse:
+            mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
+        else:
+            mapped = self.features.row_bytes(shape, self.dtype)
+        # A thread maps a piece of the block, then multiplies it tile by tile.
+        tile = 16 * backend.TILE * k if k else size * backend.TILE**2
+        piece = max(tile, min(self.block_rows * mapped, max(PIECE_BYTES, self.features.piece_rows * mapped)))
+        copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
+        return self.block_rows * row + self.threads * piece + copies * self._partition_rows * self.layout.row_bytes
+
+    def _before_bytes(self) -> int:
+        """Of a partition and its float64 copy, of which moments are, and of the samples of which a pass adds two."""
+        d = self.layout.row_values
+        return self._partition_rows * (2 * self.layout.row_bytes + 8 * d) + 4 * self.sample_rows * (8 * d + 24)
+
+    @property
+    def _partition_rows(self) -> int:
+        return min(self.layout.rows_per_partition, self.layout.rows)
+
+    def _tile_bytes(self, count: int) -> int:
+        return 8 * count * min(self.tile, self.m) ** 2
+
+    def panelled(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
+        """The same, with more panels as far as a worker's ``limit`` bytes ask for it: the sums of one have to fit."""
+        p, most = self, len(places(self.m, self.tile)) if self.tile else 1
+        while p.panels < most:
+            if p.projected_memory_bytes(workers, tasks_at_once, process) <= FILLED * limit:
+                break
+            p = msgspec.structs.replace(p, panels=p.panels + 1)
+        return p
 
     @property
     def sample_rows(self) -> int:
@@ -175,6 +219,9 @@ class Plan(Spec, frozen=True, tag=False):
 
     def driver_memory(self, process: int = PROCESS_BYTES) -> dict[str, int]:
         """Peak bytes of the process that selects and solves, which has ``process`` before, by part."""
+        if self.tile:
+            sums = 8 * (2 * self.folds + 4) * self.m * (self.t + 1)
+            return {"process": process + self.features.draw_bytes(self.layout.input_shape, self.dtype), "sums": sums}
         if isinstance(self.solver, PCG):
             s, grid = min(self.solver.sample_rows, self.layout.rows), len(self.job.grid() or AUTO_GRID) + GROWTH
             return {
@@ -204,19 +251,19 @@ class Plan(Spec, frozen=True, tag=False):
             said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
             raise PlanTooLarge(
                 f"Plan needs {total / GB:.1f} GB per worker ({said}) but the limit is {limit / GB:.1f} GB; "
-                "lower n_components, folds, fan_in or block_rows, or use larger workers"
+                f"lower n_components, folds, fan_in or block_rows, or use {'more or ' * bool(self.tile)}larger workers"
             )
 
     def check_driver(self, limit: int, process: int = PROCESS_BYTES) -> None:
         """Refuse the plan if selecting and solving would need more than ``limit`` bytes; see `check`."""
         parts = self.driver_memory(process)
         if (need := sum(parts.values())) > limit:
-            if isinstance(self.solver, PCG):
+            if self.tile or isinstance(self.solver, PCG):
                 what = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
                 remedy = "n_components, folds, the number of alphas or sample_rows of solver PCG"
             else:
                 what = f"{self.folds} folds of {8 * self.m**2 / GB:.1f} GB, and the solver"
-                remedy = "n_components or folds, or use solver PCG"
+                remedy = "n_components or folds, or use solver TiledCholesky on a cluster, or PCG"
             raise PlanTooLarge(
                 f"Solving needs {need / GB:.1f} GB in this process ({what}) but it has {limit / GB:.1f} GB; "
                 f"lower {remedy}"
@@ -260,9 +307,11 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
             "convert with --classes"
         )
     grid = job.grid()
-    solver = job.solver or choose(m, len(grid or AUTO_GRID))
-    direct = not isinstance(solver, PCG)
-    if direct and table.block_rows is not None and table.block_rows < m / 2:
+    solver = job.solver or (TiledCholesky() if table.tile else choose(m, len(grid or AUTO_GRID)))
+    direct, tile = not isinstance(solver, PCG), 0
+    if isinstance(solver, TiledCholesky):
+        tile = min(m, table.tile or solver.tile or TILE)
+    elif direct and table.block_rows is not None and table.block_rows < m / 2:
         raise SpecError(
             f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding "
             "costs more than multiplying"
@@ -277,27 +326,9 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         folds=folds,
         shards=max(folds, min(shards, most)),
         fan_in=table.fan_in,
-        block_rows=min(table.block_rows or (max(m, 1024) if direct else 1024), layout.rows),
+        block_rows=min(table.block_rows or (TILE if tile else max(m, 1024) if direct else 1024), layout.rows),
         threads=table.threads or threads,
         dtype=table.dtype,
         solver=solver,
-    )
-
-
-def job_digest(job: Job) -> str:
-    """A short name for a job on its data: not where it runs or is kept, and not where the data lies but what it is."""
-    same = msgspec.structs.replace(
-        job,
-        cluster=None,
-        dataset=msgspec.structs.replace(job.dataset, store=""),
-        plan=msgspec.structs.replace(job.plan, checkpoint="", threads=None),
-    )
-    return digest(same, job.dataset.layout())
-
-
-def sums_digest(job: Job) -> str:
-    """A short name for what a job's sums are of: the same for every penalty, and every solver of normal equations."""
-    solver = PCG() if isinstance(job.solver, PCG) else None
-    return job_digest(
-        msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=solver)
+        tile=tile,
     )

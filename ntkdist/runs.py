@@ -13,8 +13,9 @@ import msgspec
 from ntkdist import backend, groups, store
 from ntkdist.cluster import Resources
 from ntkdist.errors import StoreError
+from ntkdist.job import job_digest
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Plan, job_digest
+from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
 from ntkdist.select import CVResult
 from ntkdist.sums import Tally
@@ -96,9 +97,10 @@ def finish(out: str, model: RidgeModel, equations: Equations | None, report: dic
 
 
 def without_equations(out: str) -> bool:
-    """Whether a directory is a complete run whose solver formed no Gram."""
+    """Whether a directory is a complete run whose solver formed no Gram, or left it in tiles on the workers."""
     try:
-        return "products" in json.loads((Path(out) / "report.json").read_text())["run"]
+        report = json.loads((Path(out) / "report.json").read_text())
+        return "products" in report["run"] or bool(report["plan"].get("tile"))
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
@@ -137,12 +139,15 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
     """All that a reader of a run may ask, as plain objects."""
     tally, seconds = passed.tally, passed.seconds
     notes = [cv.note] if cv is not None and cv.note else []
-    if passed.products:
-        notes.append(f"solver {type(p.solver).__name__} forms no Gram: there are no equations to save or solve again")
+    if passed.products or p.tile:
+        does = "keeps" if p.tile else "forms"
+        notes.append(f"solver {type(p.solver).__name__} {does} no Gram: there are no equations to save or solve again")
     if constant := passed.preprocessing.constant:
         notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
     if tally.resumed:
-        notes.append(f"{tally.resumed} of {len(p.tasks())} shards were finished before and taken from the checkpoint")
+        notes.append(
+            f"{tally.resumed} of {len(p.tasks()) * p.panels} shards were finished before and taken from the checkpoint"
+        )
     if p.dataset.holdout:
         notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
     skip, spans = p.skip or (), [p.layout.span(i) for i in p.skip or ()]

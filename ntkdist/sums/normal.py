@@ -50,6 +50,15 @@ class TargetSums:
         return len(self._inner) - 1
 
 
+def with_roots(z: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None) -> tuple[NDArray[Any], F8]:
+    """√w z in z's precision and √w [y 1] in float64: their products are the sums."""
+    y1 = np.column_stack([np.asarray(y, np.float64), np.ones(len(y))])
+    if weight is None:
+        return z, y1
+    root = np.sqrt(np.asarray(weight, np.float64))[:, None]
+    return z * root.astype(z.dtype), y1 * root
+
+
 class NormalEquations(TargetSums):
     """Σ w [z y 1]ᵀ[z y 1] over rows, in float64: a value with ``+``, ``-`` and a size.
 
@@ -81,6 +90,15 @@ class NormalEquations(TargetSums):
         """The empty sum for m features and t targets."""
         return cls(np.zeros((m, m)), np.zeros((m, t + 1)), np.zeros((t + 1, t + 1)))
 
+    @classmethod
+    def of_arrays(cls, arrays: dict[str, F8]) -> "NormalEquations":
+        """The sum whose `arrays` these are."""
+        return cls(backend.unpack(arrays["triangle"]), arrays["cross"], arrays["inner"], symmetric=False)
+
+    def arrays(self) -> dict[str, F8]:
+        """What is kept of it: every number once."""
+        return {"triangle": backend.pack(self._gram), "cross": self._cross, "inner": self._inner}
+
     @property
     def gram(self) -> F8:
         if not self._symmetric:
@@ -104,10 +122,7 @@ class NormalEquations(TargetSums):
         NormalEquations
             ``self``
         """
-        y1 = np.column_stack([np.asarray(y, np.float64), np.ones(len(y))])
-        if weight is not None:
-            root = np.sqrt(np.asarray(weight, np.float64))[:, None]
-            z, y1 = z * root.astype(z.dtype), y1 * root
+        z, y1 = with_roots(z, y, weight)
         backend.add_products(self._gram, self._cross, z, y1.astype(z.dtype))
         self._symmetric = False
         self._inner += y1.T @ y1
