@@ -79,6 +79,7 @@ DOORS = {
         *("reduce", "preflight", "launch", "cluster"),
         *("prepare", "products", "iterate", "tiling", "fit", "apply", "held_out", "measure", "compare"),
         *("out_of_fold", "report"),
+        "estimate",
     },
     "dask_cuda": {"launch"},
     "dask_gateway": {"launch"},
