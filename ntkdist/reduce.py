@@ -23,7 +23,7 @@ from ntkdist import backend
 from ntkdist.cluster import local_scheduler
 from ntkdist.data import Dataset, Layout, Rows
 from ntkdist.errors import ClusterError
-from ntkdist.groups import absolute
+from ntkdist.places import absolute
 from ntkdist.plan import evenly
 from ntkdist.progress import Progress, Watch, default_watch
 from ntkdist.sparse import concatenate

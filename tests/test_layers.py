@@ -26,6 +26,7 @@ ORDER = (
         "kernels",
         "sketch",
         "features",
+        "places",
         "groups",
         "sparse",
         "data",
@@ -39,7 +40,8 @@ ORDER = (
 )
 # The modules that may import each dependency; distributed's Client as a type is all that the verbs take.
 DOORS = {
-    "zarr": {"groups"},
+    "zarr": {"places", "groups"},
+    "obstore": {"places"},
     "dask": {"reduce", "cluster"},
     "distributed": {"reduce", "cluster", "prepare", "products", "iterate", "fit", "apply", "measure", "compare"},
     "sklearn": {"demo", "estimators", "yardsticks"},
