@@ -6,6 +6,7 @@ that knows nothing of clusters turns the sum into weights.  Start reading at `nt
 """
 
 from ntkdist.apply import evaluate, featurize, predict
+from ntkdist.clusters import Address, Local
 from ntkdist.compare import compare
 from ntkdist.comparison import Comparison
 from ntkdist.convert import convert
@@ -31,9 +32,10 @@ from ntkdist.features import (
     ZonalFeatures,
 )
 from ntkdist.fit import FitResult, fit, normal_equations, solve
+from ntkdist.job import Job, PlanTable
 from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Address, Job, Local, Plan, PlanTable, plan
+from ntkdist.plan import Plan, plan
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import CVResult, cross_validate
 from ntkdist.solvers import PCG, Cholesky, Eigh

@@ -12,8 +12,8 @@ from distributed import Client, LocalCluster, default_client
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_ip
 
+from ntkdist.clusters import Address, AnyCluster, Local
 from ntkdist.errors import ClusterError
-from ntkdist.plan import Address, Local
 
 CONNECT_SECONDS = 10
 WORKERS_SECONDS = 60
@@ -48,7 +48,7 @@ class Resources(NamedTuple):
 
 @contextmanager
 def connect(
-    table: Local | Address | None = None, scheduler: str = "", client: Client | None = None
+    table: AnyCluster | None = None, scheduler: str = "", client: Client | None = None
 ) -> Iterator[Client | None]:
     """The client to use: the one given, the scheduler's address, the job's table, the client that is active in this
     process, Dask's ``scheduler-address`` (environment variable DASK_SCHEDULER_ADDRESS), or None for this process.

@@ -19,8 +19,9 @@ from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.iterate import fit_by_products
+from ntkdist.job import Job
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Job, Plan, job_digest, plan
+from ntkdist.plan import Plan, job_digest, plan
 from ntkdist.prepare import prepare
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite

@@ -22,9 +22,10 @@ from ntkdist.comparison import Row
 from ntkdist.data import Dataset
 from ntkdist.features import AnyMap
 from ntkdist.fit import fit
+from ntkdist.job import Job
 from ntkdist.kernel_error import SpectralError, frobenius_error, gram_of
 from ntkdist.model import RidgeModel
-from ntkdist.plan import Job, Plan, plan
+from ntkdist.plan import Plan, plan
 from ntkdist.prepare import SampleOf, learnt
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.progress import Watch

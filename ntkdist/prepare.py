@@ -13,7 +13,7 @@ from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.features.base import RowWeights
 from ntkdist.groups import find
-from ntkdist.plan import Job
+from ntkdist.job import Job
 from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
 from ntkdist.progress import Watch
 from ntkdist.reduce import Source, reduce_all

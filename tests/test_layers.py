@@ -34,7 +34,8 @@ ORDER = (
         "sources",
         "tables",
     ),
-    *("convert", "sums", "solvers", "select", "preprocess", "model", "store", "plan", "cluster", "reduce"),
+    *("convert", "sums", "solvers", "select", "preprocess", "model", "store"),
+    *("clusters", "job", "plan", "cluster", "reduce"),
     *("checkpoint", "runs", "prepare", "products", "iterate", "fit", "apply", "kernel_error", "yardsticks"),
     *("comparison", "measure", "compare", "estimate", "ntkdist", "demo", "plots", "cli"),
 )
