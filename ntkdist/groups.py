@@ -43,6 +43,7 @@ def open_group(url: str, *kinds: str) -> zarr.Group:
     try:
         group = _open(url)
     except READ_ERRORS as error:
+        places.exists(url)  # where there is no such bucket, this says so
         raise DataError(f"{url}: no Zarr v3 group found there ({type(error).__name__}); check the path") from None
     found = group.attrs.get("kind")
     if found not in kinds:
@@ -98,10 +99,10 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
     places.remove(place)
     try:
         begun = {"kind": kind, "version": 1, **attrs, WRITER: writer}
-        store, key = places.at(place)
-        zarr.open_group(store, path=key, mode="w-", zarr_format=3, attributes=begun)
+        store = places.open_store(place)
+        zarr.open_group(store, mode="w-", zarr_format=3, attributes=begun)
         yield place
-        group = zarr.open_group(store, path=key, mode="r+")
+        group = zarr.open_group(store, mode="r+", zarr_format=3)
         if group.attrs.get(WRITER) != writer:
             raise StoreError(f"{url} was begun by another process meanwhile; choose another destination")
         members = sorted(group.members(max_depth=None))
@@ -132,8 +133,7 @@ def create_array(
     """
     k = chunks_per_partition(rows_per_partition, shape[1:], dtype)
     inner = (shape[1] // row_chunks,) if row_chunks > 1 else shape[1:]
-    store, key = places.at(url)
-    zarr.open_group(store, path=key, mode="r+", zarr_format=3).create_array(
+    zarr.open_group(places.open_store(url), mode="r+", zarr_format=3).create_array(
         name,
         shape=shape,
         dtype=dtype,
@@ -153,8 +153,7 @@ def write_rows(url: str, name: str, start: int, values: NDArray[Any]) -> None:
         If the rows do not begin and end at the borders of shards.
     """
     with zarr.config.set({"array.write_empty_chunks": True}):
-        store, key = places.at(places.join(url, name))
-        array = zarr.open_array(store, path=key, mode="r+", zarr_format=3)
+        array = zarr.open_array(places.open_store(url), path=name, mode="r+", zarr_format=3)
         size, stop = (array.shards or array.chunks)[0], start + len(values)
         if start % size or (stop % size and stop != array.shape[0]):
             raise ValueError(f"rows {start}–{stop - 1} are not whole shards of {size} rows")
@@ -241,16 +240,13 @@ def read_rows(url: str, name: str, start: int, stop: int, fingerprint: str = "")
 def member(url: str, group: zarr.Group, name: str) -> zarr.Array[Any]:
     """An array of an open group, by name."""
     try:
-        arrays = dict(group.arrays())
-        if "/" in name and name.split("/")[0] in group:
-            arrays |= {k: a for k, a in group.members(max_depth=None) if isinstance(a, zarr.Array)}
+        array = group.get(name)
+        others = [] if isinstance(array, zarr.Array) else sorted(group.array_keys())
     except READ_ERRORS as error:
         said = " ".join(str(error).split())
         raise DataError(f"{url}: its arrays cannot be opened ({said}); restore the files or write it again") from error
-    if name not in arrays:
-        raise DataError(f"{url}: no array '{name}'{nearest(name, sorted(arrays))}")
-    array = arrays[name]
-    assert isinstance(array, zarr.Array)
+    if not isinstance(array, zarr.Array):
+        raise DataError(f"{url}: no array '{name}'{nearest(name, others)}")
     return array
 
 
@@ -266,5 +262,4 @@ def _opened(url: str, name: str, fingerprint: str) -> zarr.Array[Any]:
 
 
 def _open(url: str) -> zarr.Group:
-    store, key = places.at(url)
-    return zarr.open_group(store, path=key, mode="r", zarr_format=3)
+    return zarr.open_group(places.open_store(url), mode="r", zarr_format=3)

@@ -54,7 +54,7 @@ class Strict(WrapperStore[Store]):
 
 
 class Patient(WrapperStore[Store]):
-    """A store in a bucket that is asked again where it did not answer.
+    """What is below a place in a bucket; the bucket's store is asked again where it did not answer.
 
     Raises
     ------
@@ -62,64 +62,64 @@ class Patient(WrapperStore[Store]):
         If it still does not after `PATIENCE_SECONDS`, or refuses.
     """
 
-    def __init__(self, store: Store, root: str) -> None:
+    def __init__(self, store: Store, root: str, below: str = "") -> None:
         super().__init__(store)
-        self.root = root
+        self.root, self.below = root, below
 
     def _with_store(self, store: Store) -> "Patient":
-        return type(self)(store, self.root)
+        return type(self)(store, self.root, self.below)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        return await self._ask(key, lambda: self._store.get(key, prototype, byte_range))
+        return await self._ask(key, lambda at: self._store.get(at, prototype, byte_range))
 
     async def getsize(self, key: str) -> int:
-        return await self._ask(key, lambda: self._store.getsize(key))
+        return await self._ask(key, self._store.getsize)
 
     async def exists(self, key: str) -> bool:
-        return await self._ask(key, lambda: self._store.exists(key))
+        return await self._ask(key, self._store.exists)
 
     async def is_empty(self, prefix: str) -> bool:
-        return await self._ask(prefix, lambda: self._store.is_empty(prefix))
+        return await self._ask(prefix, self._store.is_empty)
 
     async def set(self, key: str, value: Buffer) -> None:
-        await self._ask(key, lambda: self._store.set(key, value))
+        await self._ask(key, lambda at: self._store.set(at, value))
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        await self._ask(key, lambda: self._create(key, value))
+        await self._ask(key, lambda at: self._create(at, value))
 
     async def delete(self, key: str) -> None:
-        await self._ask(key, lambda: self._store.delete(key))
+        await self._ask(key, self._store.delete)
 
     async def delete_dir(self, prefix: str) -> None:
-        await self._ask(prefix, lambda: self._store.delete_dir(prefix))
+        await self._ask(prefix, self._store.delete_dir)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        for name in await self._ask(prefix, lambda: _listed(self._store, prefix)):
+        for name in await self._ask(prefix, lambda at: _listed(self._store, at)):
             yield name
 
-    async def _create(self, key: str, value: Buffer) -> None:
+    async def _create(self, at: str, value: Buffer) -> None:
         if not isinstance(self._store, FsspecStore):
-            return await self._store.set_if_not_exists(key, value)
+            return await self._store.set_if_not_exists(at, value)
         try:  # Zarr would look first and write then
-            await self._store.fs._pipe_file(f"{self._store.path}/{key}", value.to_bytes(), mode="create")
+            await self._store.fs._pipe_file(f"{self._store.path}/{at}", value.to_bytes(), mode="create")
         except FileExistsError:
             return None
 
-    async def _ask(self, key: str, call: Callable[[], Awaitable[T]]) -> T:
-        place = f"{self.root}/{key}"
+    async def _ask(self, key: str, call: Callable[[str], Awaitable[T]]) -> T:
+        at = "/".join(part for part in (self.below, key) if part)
         start, pause = time.monotonic(), FIRST_PAUSE_SECONDS
         while True:
             try:
-                return await call()
+                return await call(at)
             except (TypeError, ValueError, NotImplementedError):  # not of the store's making
                 raise
             except Exception as error:
                 if why := _refusal(error, self.root):
-                    raise StoreError(f"{place}: {why}") from None
+                    raise StoreError(f"{self.root}/{at}: {why}") from None
                 if time.monotonic() - start + pause > PATIENCE_SECONDS:
                     raise StoreError(
-                        f"{place}: the store has not answered for {PATIENCE_SECONDS:.0f} s ({_said(error)}); check its "
-                        "endpoint and the credentials in the environment, and run again"
+                        f"{self.root}/{at}: the store has not answered for {PATIENCE_SECONDS:.0f} s ({_said(error)}); "
+                        "check its endpoint and the credentials in the environment, and run again"
                     ) from None
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -190,37 +190,50 @@ def join(url: str, *names: str) -> str:
     return "/".join((url.rstrip("/") if len(url) > 1 else url, *names))
 
 
-def at(url: str) -> tuple[Store, str]:
-    """The open store that holds a place, and the key of the place in it."""
+def open_store(url: str) -> Store:
+    """What is at and below a place, for Zarr; opened anew, it costs no connection."""
     if is_local(url):
-        return Strict(LocalStore("/")), os.path.realpath(local_path(url))[1:]
+        return Strict(LocalStore(local_path(url)))
+    root, key = _split(url)
+    return Strict(Patient(_bucket(root), root, key))
+
+
+def _at(url: str) -> tuple[Store, str]:
+    """The store that holds an object or file, and its key there."""
+    if is_local(url):
+        path = local_path(url).absolute()
+        return LocalStore(path.parent), path.name
+    root, key = _split(url)
+    return Patient(_bucket(root), root), key
+
+
+def _split(url: str) -> tuple[str, str]:
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
-    return Strict(_bucket(f"{scheme}://{bucket}")), key.strip("/")
+    return f"{scheme}://{bucket}", key.strip("/")
 
 
 @functools.lru_cache(maxsize=64)
-def _bucket(root: str) -> Patient:
+def _bucket(root: str) -> Store:
     """The store of a bucket, opened once a process, with what the environment says."""
     try:
         from obstore.store import from_url
     except ImportError:
         try:
-            options = {"use_listings_cache": False}  # another process may have written since
-            return Patient(FsspecStore.from_url(root, storage_options=options), root)
+            return FsspecStore.from_url(root, storage_options={"use_listings_cache": False})  # others write, too
         except ImportError as error:
             raise StoreError(
                 f'{root} needs a package that is not installed ({error}); pip install "ntkdist[s3]", which has all '
                 'object stores, or "ntkdist[fsspec]"'
             ) from None
-    return Patient(ObjectStore(from_url(root, client_options=CLIENT, retry_config=RETRIES)), root)
+    return ObjectStore(from_url(root, client_options=CLIENT, retry_config=RETRIES))
 
 
 def exists(url: str) -> bool:
     """Whether there is something: a file or an object, or anything below."""
     if is_local(url):
         return local_path(url).exists()
-    store, key = at(url)
+    store, key = _at(url)
     return sync(store.exists(key)) or not sync(store.is_empty(key))
 
 
@@ -240,24 +253,29 @@ def check_directory(url: str) -> None:
         raise StoreError(f"{url} cannot be a run directory: {nearest} is not a directory that can be written to")
 
 
+def empty(url: str) -> bool:
+    """Whether there is nothing, or a directory with nothing in it."""
+    return not exists(url) or (is_local(url) and local_path(url).is_dir() and not names(url))
+
+
 def names(url: str) -> list[str]:
     """Names of what is right below a place; none where there is nothing."""
     if is_local(url):
         path = local_path(url)
         return sorted(os.listdir(path)) if path.is_dir() else []
-    return sorted(sync(_listed(*at(url))))
+    return sorted(sync(_listed(*_at(url))))
 
 
 def read_text(url: str) -> str | None:
     """The text of a small file or object, or None if there is none."""
-    store, key = at(url)
+    store, key = _at(url)
     found = sync(store.get(key, default_buffer_prototype()))
     return None if found is None else found.to_bytes().decode()
 
 
 def write_text(url: str, text: str) -> None:
     """Write a small file or object, whole or not at all, over what was there."""
-    store, key = at(url)
+    store, key = _at(url)
     sync(store.set(key, _buffer(text)))
 
 
@@ -266,7 +284,7 @@ def claim(url: str, text: str) -> str:
 
     Of many processes that claim one place at once, all get the text of the same one.
     """
-    store, key = at(url)
+    store, key = _at(url)
     sync(store.set_if_not_exists(key, _buffer(text)))
     found = read_text(url)
     if found is None:
@@ -283,7 +301,7 @@ def remove(url: str) -> None:
         else:
             path.unlink(missing_ok=True)
         return
-    store, key = at(url)
+    store, key = _at(url)
     sync(store.delete(f"{key}/zarr.json"))  # first, so that nobody takes what is left of a group for whole
     sync(store.delete_dir(key))
     sync(store.delete(key))
@@ -299,7 +317,7 @@ def fetch(url: str, directory: Path) -> Path:
     """
     if is_local(url):
         return local_path(url)
-    store, key = at(url)
+    store, key = _at(url)
     if not sync(store.exists(key)):
         raise DataError(f"{url}: no such object; check the URL")
     directory.mkdir()

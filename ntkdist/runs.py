@@ -28,7 +28,7 @@ def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, A
         If the directory holds another run, or something else, or cannot be written to.
     """
     places.check_directory(out)
-    if not places.names(out):
+    if places.empty(out):
         return None
     try:
         found = json.loads(places.read_text(places.join(out, "job.json")) or "")["digest"]
