@@ -6,6 +6,7 @@ a result depend on neither the number of threads nor that of workers, and elemen
 Legend: z (b, m) a block of rows; G (m, m) its running Gram, of which only the lower triangle is kept up to date.
 """
 
+import math
 import os
 import resource
 import sys
@@ -116,6 +117,24 @@ def mirror(gram: F8) -> None:
         gram[:i, i : i + TILE] = gram[i : i + TILE, :i].T
         square = gram[i : i + TILE, i : i + TILE]
         square[:] = np.tril(square) + np.tril(square, -1).T
+
+
+def pack(gram: F8) -> F8:
+    """The rows of the lower triangle one after another, (m(m + 1)/2,)."""
+    m = len(gram)
+    packed = np.empty(m * (m + 1) // 2)
+    for i in range(m):
+        packed[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2] = gram[i, : i + 1]
+    return packed
+
+
+def unpack(packed: F8) -> F8:
+    """A matrix whose lower triangle was packed, zero above."""
+    m = math.isqrt(2 * len(packed))
+    gram = np.zeros((m, m))
+    for i in range(m):
+        gram[i, : i + 1] = packed[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2]
+    return gram
 
 
 def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2) -> float:

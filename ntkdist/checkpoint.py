@@ -1,9 +1,9 @@
 """Finished shards kept, so that a run that was cut off, at any moment, goes on from there to the same bits.
 
-A checkpoint is a directory or what is below a URL: ``plan.json``, what was resolved; ``prepared.zarr``, the scaling and
-the feature map as fitted; and the sum of every finished shard, named by its content: the job, the data, the scaling,
-the map, the fold and the rows.  Tasks that finish the same shard at once each write a group of their own; the one that
-first writes the shard's marker, of which there can be one only, is the one that counts.
+A checkpoint is a directory, or what is below a URL: ``plan.json``, what was resolved; the scaling and the feature map
+as fitted; and the sum of every finished shard, named by its content: the job, the data, the scaling, the map, the fold
+and the rows.  Who makes the same thing as somebody else at the same time writes a group of his own; it counts if he
+is the first to write the small ``.kept`` file that names it, and no more than one can be.
 """
 
 import json
@@ -13,15 +13,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
 import msgspec
-import numpy as np
 
-from ntkdist import groups, places, store
+from ntkdist import backend, groups, places, store
 from ntkdist.errors import DataError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.model import Equations
 from ntkdist.plan import Plan, sums_digest
 from ntkdist.preprocess import Preprocessing
-from ntkdist.reduce import Part, Shard
+from ntkdist.shards import Part, Shard
 from ntkdist.spec import decode, digest
 from ntkdist.sums import NormalEquations, Tally
 
@@ -38,21 +37,20 @@ class Kept:
 
     def load(self, shard: Shard) -> Part | None:
         """The sum, if it was finished; one that is damaged counts as missing."""
-        if (name := places.read_text(self._marker(shard))) is None:
+        name = self._name(shard)
+        if not (url := _kept(self.place, name)):
             return None
-        url = places.join(self.place, name)
         try:
             _, attrs = groups.read_attributes(url, (PART,))
-            arrays = {name: groups.read_whole(url, name) for name in ("gram", "cross", "inner")}
+            packed, cross, inner = (groups.read_whole(url, name) for name in ("triangle", "cross", "inner"))
         except DataError:
-            places.remove(self._marker(shard))
-            places.remove(url)
+            _forget(self.place, name)
             return None
-        total = NormalEquations(arrays["gram"], arrays["cross"], arrays["inner"], symmetric=False)
+        total = NormalEquations(backend.unpack(packed), cross, inner, symmetric=False)
         return Part(total, replace(Tally(**attrs["tally"]), resumed=1))
 
     def save(self, shard: Shard, part: Part) -> None:
-        """Keep a sum; if another task has kept the same one meanwhile, that is the one kept.
+        """Keep a sum; if another task has kept the same one meanwhile, that is as good.
 
         Raises
         ------
@@ -61,24 +59,46 @@ class Kept:
         """
         counted = asdict(replace(part.tally, read_seconds=0.0, work_seconds=0.0, workers={}))
         total: NormalEquations = part.total
-        mine = f"{self._name(shard)}-{uuid.uuid4().hex}.zarr"
+
+        def write(url: str) -> None:
+            with groups.new_group(url, PART, {"tally": counted}) as place:
+                groups.write_whole(place, "triangle", backend.pack(total._gram))
+                groups.write_whole(place, "cross", total._cross)
+                groups.write_whole(place, "inner", total._inner)
+
         try:
-            with groups.new_group(places.join(self.place, mine), PART, {"tally": counted}) as url:
-                for name, array in (("gram", np.tril(total._gram)), ("cross", total._cross), ("inner", total._inner)):
-                    groups.write_whole(url, name, array)
-            if places.claim(self._marker(shard), mine) != mine:
-                places.remove(places.join(self.place, mine))
-        except (OSError, StoreError) as error:
+            _keep(self.place, self._name(shard), write)
+        except StoreError as error:
             raise StoreError(
-                f"{self.place}: a finished sum of {total.__sizeof__() / 1e6:.0f} MB cannot be kept ({error}); "
-                "make room, or give another [plan] checkpoint, and run again: what was kept is not lost"
+                f"{self.place}: a finished sum of {total.__sizeof__() / 2e6:.0f} MB cannot be kept "
+                f"({error.__cause__ or error}); make room, or give another [plan] checkpoint, and run again: what was "
+                "kept is not lost"
             ) from error
 
     def _name(self, shard: Shard) -> str:
         return f"shard-{digest(self.of, shard.group, shard.spans)}"
 
-    def _marker(self, shard: Shard) -> str:
-        return places.join(self.place, f"{self._name(shard)}.kept")
+
+def _keep(place: str, name: str, write: Callable[[str], None]) -> None:
+    """Write a group and its marker; if somebody else has kept the same meanwhile, that is the one kept."""
+    mine = f"{name}-{uuid.uuid4().hex}.zarr"
+    write(places.join(place, mine))
+    if places.claim(places.join(place, f"{name}.kept"), mine) != mine:
+        places.remove(places.join(place, mine))
+
+
+def _kept(place: str, name: str) -> str:
+    """The group that was kept under a name, or ''."""
+    found = places.read_text(places.join(place, f"{name}.kept"))
+    return places.join(place, found) if found else ""
+
+
+def _forget(place: str, name: str) -> None:
+    """Remove what was kept under a name."""
+    url = _kept(place, name)
+    places.remove(places.join(place, f"{name}.kept"))
+    if url:
+        places.remove(url)
 
 
 @contextmanager
@@ -100,20 +120,28 @@ def begun(place: str, p: Plan) -> Iterator[Plan]:
         yield p
     except BaseException:
         with suppress(StoreError):  # as where the store is what failed
-            if not any(name.endswith(".kept") for name in places.names(place)):
+            if not any(name.startswith("shard-") and name.endswith(".kept") for name in places.names(place)):
                 places.remove(place)
         raise
 
 
 def _resolved(place: str, p: Plan) -> Plan:
     name, url = sums_digest(p.job), places.join(place, "plan.json")
-    found = json.loads(places.claim(url, json.dumps({"digest": name, "plan": msgspec.to_builtins(p)})))
-    if found["digest"] != name:
+    if not places.exists(url) and not places.empty(place):
+        raise StoreError(f"{place} holds something that is not a checkpoint; choose another, or remove it")
+    text = places.claim(url, json.dumps({"digest": name, "plan": msgspec.to_builtins(p)}))
+    try:
+        found = json.loads(text)
+        theirs, kept = found["digest"], found["plan"]
+    except (ValueError, LookupError, TypeError):
+        raise StoreError(f"{url} is damaged; remove the checkpoint and start anew") from None
+    if theirs != name:
         raise StoreError(
-            f"{place} is the checkpoint of another job or of other data ({found['digest']}, this job is {name}); "
+            f"{place} is the checkpoint of another job or of other data ({theirs}, this job is {name}); "
             "choose another checkpoint, or remove it"
         )
-    before: Plan = decode(found["plan"], Plan, url)
+    places.sweep(place)
+    before: Plan = decode(kept, Plan, url)
     return msgspec.structs.replace(p, **{field: getattr(before, field) for field in RESOLVED})
 
 
@@ -122,15 +150,24 @@ def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, Any
     if not place:
         pre, features = prepare()
         return Equations([], features, pre, p.dtype, p.scored), None
-    url = places.join(place, "prepared.zarr")
-    if not groups.finished(url):
+    if (empty := _prepared_before(place)) is None:
         pre, features = prepare()
-        store.save(Equations([], features, pre, p.dtype, p.scored), url)
-    empty: Equations = store.load(url)
+        made = Equations([], features, pre, p.dtype, p.scored)
+        _keep(place, "prepared", lambda url: store.save(made, url))
+        empty = store.load(_kept(place, "prepared"))
     of = digest(
         sums_digest(p.job), p.folds, p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype
     )
     return empty, Kept(place, of)
+
+
+def _prepared_before(place: str) -> Equations | None:
+    """What is kept, unless it is damaged: then it counts as missing, as a sum does."""
+    try:
+        return store.load(url) if (url := _kept(place, "prepared")) else None
+    except DataError:
+        _forget(place, "prepared")
+        return None
 
 
 def remove(place: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import ntkdist as nd
-from ntkdist import demo, estimate, groups, plots, runs
+from ntkdist import demo, estimate, groups, plots, report, runs
 from ntkdist.cluster import connect, resources
 
 
@@ -221,6 +221,16 @@ def compare(
     click.echo(runs.as_json(found.to_dict()) if as_json else found.to_text())
     if out and not as_json:
         click.echo(f"\nWritten to {out}.")
+
+
+@main.command("report")
+@click.argument("run")
+@click.option("--out", default="", metavar="FILE", help="Where to write; report.html in the run directory by default.")
+@click.option("--no-data", is_flag=True, help="Do not read the dataset again; leaves out what needs it.")
+@scheduler_option
+def report_(run: str, out: str, no_data: bool, scheduler: str) -> None:
+    """Write a run's report: one HTML file with its plots."""
+    click.echo(report.write(run, out, data=not no_data, scheduler=scheduler))
 
 
 def _equations(url: str) -> nd.Equations:

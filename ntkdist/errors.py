@@ -13,6 +13,10 @@ class DataError(NtkdistError):
     """Data is missing, damaged, or not what the model or the job expects."""
 
 
+class InputError(DataError, ValueError):
+    """Arrays given to an estimator are not what it expects; a ValueError, as scikit-learn has it."""
+
+
 class PlanTooLarge(NtkdistError, MemoryError):
     """The plan was not run because its projected memory is above the limit."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from distributed import Client
+from numpy.typing import NDArray
 
 from ntkdist import checkpoint, places, progress, runs
 from ntkdist.cluster import connect, resources
@@ -26,10 +27,13 @@ from ntkdist.prepare import prepare
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
 from ntkdist.progress import Watch
-from ntkdist.reduce import Shard, Source, on_each_worker, reduce
+from ntkdist.reduce import on_each_worker, reduce
 from ntkdist.select import CVResult, cross_validate, penalties
+from ntkdist.shards import by_fold
 from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.sums import NormalEquations
+
+F8 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -160,12 +164,17 @@ def solve(
     else:
         raise SpecError(f"a single fold leaves nothing to choose among {len(grid)} alphas by; give one alpha")
     total = equations.total  # now, not before: two sums of all folds would not always fit
-    each = sorted(set(alpha.tolist()))
-    solutions = dict(zip(each, solver.solve(total, each), strict=True))
-    coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
-    intercept = np.array([solutions[a].intercept[j] for j, a in enumerate(alpha.tolist())])
+    coef, intercept = solve_at(solver, total, alpha)
     model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
     return model, cv
+
+
+def solve_at(solver: AnySolver, equations: NormalEquations, alpha: F8) -> tuple[F8, F8]:
+    """Weights (m, t) and intercepts (t,) of targets with a penalty each, (t,)."""
+    each = sorted(set(alpha.tolist()))
+    solutions = dict(zip(each, solver.solve(equations, each), strict=True))
+    coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
+    return coef, np.array([solutions[a].intercept[j] for j, a in enumerate(alpha.tolist())])
 
 
 @dataclass(frozen=True)
@@ -189,21 +198,20 @@ class EquationsOf:
 
 def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: str) -> tuple[Equations, runs.Passed]:
     """Scaling, what the map learns if it does, then the equations of every fold."""
-    source = Source(p.dataset, p.layout, p.block_rows, p.threads)
+    source, shards = by_fold(p)
     _check_folds(p)
     start = time.perf_counter()
-    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source, client, watch))
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source._replace(folds=0), client, watch))
     between = time.perf_counter()
-    shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    source = source._replace(folds=p.folds if p.dataset.dealt else 0)
     summand = EquationsOf(empty.features, empty.preprocessing, p.dtype)
+    timeline: list[tuple[float, int]] = []
     with (watch or progress.default_watch())("equations", p.reads * p.layout.rows) as done:
-        parts = reduce(source, summand, shards, p.fan_in, client, done, kept)
+        parts = reduce(source, summand, shards, p.fan_in, client, progress.timed(done, timeline), kept)
     equations = replace(empty, folds=[part.total for part in parts])
     tally = functools.reduce(operator.add, (part.tally for part in parts))
     seconds = {"prepare": between - start, "equations": time.perf_counter() - between}
     weights = [fold.weight for fold in equations.folds]
-    return equations, runs.Passed(empty.preprocessing, weights, tally, seconds, {})
+    return equations, runs.Passed(empty.preprocessing, weights, tally, seconds, {}, timeline)
 
 
 def _check_folds(p: Plan) -> None:

@@ -92,25 +92,27 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
     Raises
     ------
     StoreError
-        If ``url`` exists, or another process began to write it meanwhile.
+        If ``url`` exists or cannot be written, or another process began to write it meanwhile.
     """
     refuse_existing(url)
     place, writer = _while_written(url), uuid.uuid4().hex
     places.remove(place)
     try:
         begun = {"kind": kind, "version": 1, **attrs, WRITER: writer}
-        store = places.open_store(place)
-        zarr.open_group(store, mode="w-", zarr_format=3, attributes=begun)
+        with places.writing(url):
+            store = places.open_store(place)
+            zarr.open_group(store, mode="w-", zarr_format=3, attributes=begun)
         yield place
-        group = zarr.open_group(store, mode="r+", zarr_format=3)
-        if group.attrs.get(WRITER) != writer:
-            raise StoreError(f"{url} was begun by another process meanwhile; choose another destination")
-        members = sorted(group.members(max_depth=None))
-        del begun[WRITER]
-        begun["arrays"] = {name: describe(array) for name, array in members if isinstance(array, zarr.Array)}
-        group.attrs.put({**begun, "complete": True})
-        if place != url:
-            os.replace(place, places.local_path(url))
+        with places.writing(url):
+            group = zarr.open_group(store, mode="r+", zarr_format=3)
+            if group.attrs.get(WRITER) != writer:
+                raise StoreError(f"{url} was begun by another process meanwhile; choose another destination")
+            members = sorted(group.members(max_depth=None))
+            del begun[WRITER]
+            begun["arrays"] = {name: describe(array) for name, array in members if isinstance(array, zarr.Array)}
+            group.attrs.put({**begun, "complete": True})
+            if place != url:
+                os.replace(place, places.local_path(url))
     except BaseException:
         with suppress(StoreError):  # as where the store is what failed
             places.remove(place)
@@ -121,7 +123,7 @@ def _while_written(url: str) -> str:
     if not places.is_local(url):
         return url
     final = places.local_path(url).absolute()
-    return str(final.with_name(f".{final.name}.partial"))
+    return str(final.with_name(f".{final.name}.{places.PARTIAL}"))
 
 
 def create_array(
@@ -133,15 +135,16 @@ def create_array(
     """
     k = chunks_per_partition(rows_per_partition, shape[1:], dtype)
     inner = (shape[1] // row_chunks,) if row_chunks > 1 else shape[1:]
-    zarr.open_group(places.open_store(url), mode="r+", zarr_format=3).create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        shards=(rows_per_partition, *shape[1:]),
-        chunks=(rows_per_partition // k, *inner),
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        fill_value=0,
-    )
+    with places.writing(url):
+        zarr.open_group(places.open_store(url), mode="r+", zarr_format=3).create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            shards=(rows_per_partition, *shape[1:]),
+            chunks=(rows_per_partition // k, *inner),
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            fill_value=0,
+        )
 
 
 def write_rows(url: str, name: str, start: int, values: NDArray[Any]) -> None:
@@ -151,8 +154,10 @@ def write_rows(url: str, name: str, start: int, values: NDArray[Any]) -> None:
     ------
     ValueError
         If the rows do not begin and end at the borders of shards.
+    StoreError
+        If they cannot be written, as on a full disk.
     """
-    with zarr.config.set({"array.write_empty_chunks": True}):
+    with places.writing(url), zarr.config.set({"array.write_empty_chunks": True}):
         array = zarr.open_array(places.open_store(url), path=name, mode="r+", zarr_format=3)
         size, stop = (array.shards or array.chunks)[0], start + len(values)
         if start % size or (stop % size and stop != array.shape[0]):

@@ -22,9 +22,10 @@ from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import DataGram, LossesOf, Mapped, Passes
 from ntkdist.progress import Progress, Watch
-from ntkdist.reduce import Shard, Source, on_each_worker
+from ntkdist.reduce import on_each_worker
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
+from ntkdist.shards import Shard, Source
 from ntkdist.solvers import PCG
 from ntkdist.solvers.cg import FLOOR, LowRank, conjugate_gradients, not_converged
 from ntkdist.spec import digest

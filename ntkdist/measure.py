@@ -29,8 +29,9 @@ from ntkdist.plan import Plan, plan
 from ntkdist.prepare import SampleOf, learnt
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.reduce import Source, reduce_all
+from ntkdist.reduce import reduce_all
 from ntkdist.select import CVResult
+from ntkdist.shards import Source
 from ntkdist.sums import NormalEquations
 
 SAMPLE_SEED = 2**31 - 1  # of the rows that kernels are compared on: not those that a map of a small seed learnt from

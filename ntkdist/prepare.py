@@ -16,7 +16,8 @@ from ntkdist.groups import find
 from ntkdist.job import Job
 from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.reduce import Source, reduce_all
+from ntkdist.reduce import reduce_all
+from ntkdist.shards import Source
 from ntkdist.sums import RowSample
 
 SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map

@@ -22,7 +22,8 @@ from ntkdist.errors import DataError
 from ntkdist.features import AnyMap
 from ntkdist.preprocess import Preprocessing
 from ntkdist.progress import Progress
-from ntkdist.reduce import Shard, Source, reduce
+from ntkdist.reduce import reduce
+from ntkdist.shards import Shard, Source
 from ntkdist.sums import CrossSums, NormalEquations, Tally
 
 F8 = NDArray[np.float64]

@@ -18,8 +18,10 @@ from ntkdist.select import CVResult
 from ntkdist.sums import Tally
 from ntkdist.versions import versions
 
+Done = tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None]
 
-def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None] | None:
+
+def begin(out: str, name: str) -> Done | None:
     """What a complete run of the same job left, or None where one can be written.  Writes nothing.
 
     Raises
@@ -36,11 +38,24 @@ def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, A
         raise StoreError(f"{out} holds something that is not a run; choose another --out or remove it") from None
     if found != name:
         raise StoreError(f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it")
-    if (text := places.read_text(places.join(out, "report.json"))) is None:
-        return None
-    report, model, equations = json.loads(text), store.load(places.join(out, "model.zarr")), None
+    return read(out) if places.exists(places.join(out, "report.json")) else None
+
+
+def read(run: str) -> Done:
+    """What a complete run left.
+
+    Raises
+    ------
+    StoreError
+        If the directory holds none.
+    """
+    try:
+        report = json.loads(places.read_text(places.join(run, "report.json")) or "")
+    except (OSError, ValueError):
+        raise StoreError(f"{run} holds no complete run: there is no report.json; fit a job with --out {run}") from None
+    model, equations = store.load(places.join(run, "model.zarr")), None
     if "products" not in report["run"]:
-        equations = store.load(places.join(out, "equations.zarr"))
+        equations = store.load(places.join(run, "equations.zarr"))
     return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
 
@@ -57,6 +72,7 @@ def started(out: str, name: str) -> Iterator[None]:
         yield
         return
     made, mine = not places.exists(out), places.join(out, "job.json")
+    places.sweep(out)
     if (found := json.loads(places.claim(mine, as_json({"digest": name})))["digest"]) != name:
         raise StoreError(f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it")
     try:
@@ -106,6 +122,7 @@ class Passed(NamedTuple):
     tally: Tally
     seconds: dict[str, float]
     products: dict[str, Any]
+    timeline: Sequence[tuple[float, int]] = ()  # seconds into the pass, and rows, of every shard that ended
     syrk_rates: Sequence[float] = ()
 
     @property
@@ -149,6 +166,7 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
         "run": {
             "seconds": seconds,
             "bytes_read": tally.nbytes,
+            "timeline": passed.timeline,
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
             "peak_memory_bytes": tally.workers,

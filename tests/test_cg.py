@@ -22,8 +22,8 @@ from ntkdist.data import Rows
 from ntkdist.plan import sums_digest
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import Mapped
-from ntkdist.reduce import Shard
 from ntkdist.select import cross_validate
+from ntkdist.shards import Shard
 from ntkdist.solvers.cg import LowRank, conjugate_gradients
 from ntkdist.sums import CrossSums, NormalEquations
 

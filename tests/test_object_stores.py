@@ -19,7 +19,7 @@ from object_stores import Azurite, Seaweed, Server, installed
 from test_checkpoint import Cut, CutAfter, same
 
 import ntkdist as nd
-from ntkdist import groups, places
+from ntkdist import clouds, groups, places
 
 pytestmark = [pytest.mark.timeout(600)]
 
@@ -41,12 +41,12 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             store.start()
             for name, value in store.env.items():
                 patch.setenv(name, value)
-            places._bucket.cache_clear()
+            clouds.open_bucket.cache_clear()
             store.make_bucket()
             yield store
         finally:
             store.kill()
-            places._bucket.cache_clear()
+            clouds.open_bucket.cache_clear()
 
 
 @pytest.fixture
@@ -123,14 +123,14 @@ def put(url: str, content: bytes) -> None:
     import obstore
 
     root, key = places._split(url)
-    obstore.put(places._bucket(root).store, key, content)  # type: ignore[attr-defined]
+    obstore.put(clouds.open_bucket(root).store, key, content)  # type: ignore[attr-defined]
 
 
 def get(url: str) -> bytes:
     import obstore
 
     root, key = places._split(url)
-    return bytes(obstore.get(places._bucket(root).store, key).bytes())  # type: ignore[attr-defined]
+    return bytes(obstore.get(clouds.open_bucket(root).store, key).bytes())  # type: ignore[attr-defined]
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(place: str, tmp_path: Path) -> None:
@@ -199,14 +199,14 @@ def test_wrong_credentials_and_an_absent_bucket(
     assert found.exit_code == 1
     for name, value in server.wrong.items():
         monkeypatch.setenv(name, value)
-    places._bucket.cache_clear()
+    clouds.open_bucket.cache_clear()
     try:
         found = in_process("fit", tmp_path / "there.toml", "--out", f"{place}/run")
         assert_one_line(found.stderr, [place, "access was refused", "check the credentials"])
         assert not any(value in found.stderr for value in server.wrong.values())
     finally:
         monkeypatch.undo()
-        places._bucket.cache_clear()
+        clouds.open_bucket.cache_clear()
 
 
 class KillServer:
@@ -242,7 +242,7 @@ def test_a_server_that_stays_away_ends_the_run_with_its_name(
 ) -> None:
     """And the run goes on when it is back."""
     here, there = both(place, tmp_path)
-    monkeypatch.setattr(places, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(clouds, "PATIENCE_SECONDS", 1.0)
     kill = KillServer(server, 3)
     kill.again = threading.Timer(0, lambda: None)
     with pytest.raises(nd.StoreError, match=r"has not answered for 1 s .*check its endpoint"):
@@ -296,7 +296,7 @@ def test_the_same_through_fsspec(server: Server, place: str, tmp_path: Path, pac
 import sys
 sys.modules["obstore"] = sys.modules["obstore.store"] = None
 import ntkdist as nd
-from ntkdist import groups, places
+from ntkdist import clouds, groups, places
 nd.convert({str(tmp_path / "data.npz")!r}, {place!r} + "/again.zarr")
 model = nd.load({place!r} + "/run/model.zarr")
 nd.predict(model, {place!r} + "/again.zarr", {place!r} + "/predictions")
@@ -304,7 +304,7 @@ told = [places.claim({place!r} + "/claimed", str(i)) for i in range(3)]
 assert told == ["0"] * 3, told
 places.remove({place!r} + "/again.zarr")
 assert not places.exists({place!r} + "/again.zarr")
-assert type(places._bucket({server.url!r})).__name__ == "FsspecStore"
+assert type(clouds.open_bucket({server.url!r})).__name__ == "FsspecStore"
 """
     subprocess.run([sys.executable, "-c", code], env=os.environ | server.env, check=True)
     nd.predict(nd.load(f"{place}/run/model.zarr"), here.dataset, str(tmp_path / "predictions"))
