@@ -6,7 +6,7 @@ that knows nothing of clusters turns the sum into weights.  Start reading at `nt
 """
 
 from ntkdist.apply import evaluate, featurize, predict
-from ntkdist.clusters import Address, Local
+from ntkdist.clusters import Address, Cuda, Gateway, Kubernetes, Local, SchedulerFile, Slurm, SlurmRunner
 from ntkdist.compare import compare
 from ntkdist.comparison import Comparison
 from ntkdist.convert import convert
@@ -53,14 +53,17 @@ __all__ = [
     "Cholesky",
     "ClusterError",
     "Comparison",
+    "Cuda",
     "DataError",
     "Dataset",
     "Eigh",
     "Equations",
     "FitResult",
     "GammaExponential",
+    "Gateway",
     "Gaussian",
     "Job",
+    "Kubernetes",
     "Laplace",
     "Linear",
     "Local",
@@ -76,6 +79,9 @@ __all__ = [
     "Preprocess",
     "RandomFourier",
     "RidgeModel",
+    "SchedulerFile",
+    "Slurm",
+    "SlurmRunner",
     "SpecError",
     "StoreError",
     "ZonalFeatures",

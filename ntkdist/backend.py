@@ -81,7 +81,25 @@ def at_once(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> list[R
 
 def cores() -> int:
     """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(core_numbers())
+
+
+def core_numbers() -> frozenset[int]:
+    """The numbers of the cores that this process may use."""
+    bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return frozenset(bound)
+
+
+def blas() -> str:
+    """Name and version of NumPy's BLAS."""
+    found: dict[str, Any] = next((lib for lib in threadpool_info() if lib["user_api"] == "blas"), {})
+    return f"{found.get('internal_api', 'unknown')} {found.get('version') or ''}".rstrip()
+
+
+def gpus() -> tuple[str, ...]:
+    """Models of the NVIDIA GPUs of this machine."""
+    said = [p.read_text() for p in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    return tuple(line.split(":", 1)[1].strip() for text in said for line in text.splitlines() if "Model" in line)
 
 
 def free_memory_bytes() -> int | None:

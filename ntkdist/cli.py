@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a plan that does not fit.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 import ntkdist as nd
-from ntkdist import demo, estimate, groups, plots, report, runs
+from ntkdist import demo, estimate, groups, plots, preflight, report, runs
 from ntkdist.cluster import connect, resources
 
 
@@ -24,6 +25,7 @@ class _Command(click.Group):
         super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds: a cluster that was started ends
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -103,6 +105,17 @@ def plan(job: str, scheduler: str, as_json: bool) -> None:
     else:
         click.echo(estimate.table(resolved, found, cost))
     runs.check_memory(resolved, found)
+
+
+@main.command()
+@click.argument("job", default="")
+@scheduler_option
+def workers(job: str, scheduler: str) -> None:
+    """Show what a cluster's workers are: that of a job, an address, or the environment."""
+    with connect(nd.Job.read(job).cluster if job else None, scheduler, check=False) as client:
+        click.echo(preflight.table(client))
+        if client is not None:
+            preflight.check(client)
 
 
 @main.command()
