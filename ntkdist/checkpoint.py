@@ -25,7 +25,7 @@ from ntkdist.spec import decode, digest
 from ntkdist.sums import NormalEquations, Tally
 
 PART = "ntkdist.part"
-RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype")
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "skip")
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,17 @@ def _forget(place: str, name: str) -> None:
 
 
 @contextmanager
-def begun(place: str, p: Plan) -> Iterator[Plan]:
+def begun(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Iterator[Plan]:
     """Start or go on: the plan, with what decides its bits as the checkpoint has it; without a place, as it is.
 
     What fails before a shard is kept leaves no checkpoint.
+
+    Parameters
+    ----------
+    place : str
+    p : Plan
+    settle : callable
+        What else is to be resolved once, at the start.
 
     Raises
     ------
@@ -113,9 +120,9 @@ def begun(place: str, p: Plan) -> Iterator[Plan]:
         If the checkpoint is of another job, or of the same job on other data.
     """
     if not place:
-        yield p
+        yield settle(p)
         return
-    p = _resolved(place, p)
+    p = _resolved(place, p, settle)
     try:
         yield p
     except BaseException:
@@ -125,11 +132,12 @@ def begun(place: str, p: Plan) -> Iterator[Plan]:
         raise
 
 
-def _resolved(place: str, p: Plan) -> Plan:
+def _resolved(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Plan:
     name, url = sums_digest(p.job), places.join(place, "plan.json")
-    if not places.exists(url) and not places.empty(place):
-        raise StoreError(f"{place} holds something that is not a checkpoint; choose another, or remove it")
-    text = places.claim(url, json.dumps({"digest": name, "plan": msgspec.to_builtins(p)}))
+    if (text := places.read_text(url)) is None:
+        if not places.empty(place):
+            raise StoreError(f"{place} holds something that is not a checkpoint; choose another, or remove it")
+        text = places.claim(url, json.dumps({"digest": name, "plan": msgspec.to_builtins(settle(p))}))
     try:
         found = json.loads(text)
         theirs, kept = found["digest"], found["plan"]
@@ -156,7 +164,8 @@ def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, Any
         _keep(place, "prepared", lambda url: store.save(made, url))
         empty = store.load(_kept(place, "prepared"))
     of = digest(
-        sums_digest(p.job), p.folds, p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype
+        *(sums_digest(p.job), p.folds, p.block_rows, p.dtype, p.skip),
+        *(empty.features.digest(), empty.preprocessing.digest()),
     )
     return empty, Kept(place, of)
 

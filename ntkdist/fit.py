@@ -23,7 +23,7 @@ from ntkdist.iterate import fit_by_products
 from ntkdist.job import Job
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan, job_digest, plan
-from ntkdist.prepare import prepare
+from ntkdist.prepare import prepare, verified
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
 from ntkdist.progress import Watch
@@ -96,7 +96,8 @@ def fit(
         found = resources(client)
         p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
         runs.check_memory(p, found)
-        with runs.started(out, name), checkpoint.begun(keep, p) as p:
+        settle = functools.partial(verified, client=client, watch=watch)
+        with runs.started(out, name), checkpoint.begun(keep, p, settle) as p:
             if isinstance(p.solver, PCG):
                 model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
                 equations = None
@@ -126,6 +127,7 @@ def fit(
 def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEquations]:
     """The sums of every fold of a plan, over scaled inputs and targets."""
     with connect(p.job.cluster, "", client) as client:
+        p = verified(p, client=client, watch=progress.silent)
         return _pass_over_data(p, client, progress.silent, "")[0].folds
 
 
@@ -146,7 +148,8 @@ def solve(
         As in `cross_validate`.  With a single fold there must be a single penalty, and there is no CVResult.
     """
     pre, several = equations.preprocessing, len(equations.folds) > 1
-    grid, per_row = penalties(equations.folds[0], alphas, alphas_per_row)  # of several folds, only their number counts
+    one = max(equations.folds, key=lambda fold: fold.weight)  # of several, only the number of penalties counts
+    grid, per_row = penalties(one, alphas, alphas_per_row)
     solver = solver or choose(equations.folds[0].m, len(grid))
     if several:
         cv = cross_validate(
@@ -225,7 +228,7 @@ def _check_folds(p: Plan) -> None:
     if not (name := p.dataset.dealt):
         return
     seen: set[int] = set()
-    for i in range(p.layout.partitions):
+    for i in sorted(set(range(p.layout.partitions)) - set(p.skip or ())):
         seen |= set(p.folds_of(i).tolist())
         if len(seen) == p.folds:
             return

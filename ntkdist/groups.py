@@ -8,11 +8,13 @@ missing, short or damaged cannot be mistaken for data.
 import functools
 import math
 import os
+import random
 import re
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -21,9 +23,11 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ntkdist import places
-from ntkdist.errors import DataError, StoreError
+from ntkdist.errors import Damaged, DataError, StoreError
 from ntkdist.spec import nearest
 
+T = TypeVar("T")
+PAUSES = (0.1, 0.4)  # seconds until something that could not be read is read again
 MIN_PARTITIONS = 20
 MAX_PARTITION_BYTES = 128 * 2**20
 MAX_CHUNK_BYTES = 8 * 2**20
@@ -223,36 +227,61 @@ def read_rows(url: str, name: str, start: int, stop: int, fingerprint: str = "")
 
     Raises
     ------
-    DataError
+    Damaged
         If a chunk is missing or damaged; the message names the array and the rows.
+    StoreError
+        If the system fails to read it, again and again.
     """
     array = _opened(url, name, fingerprint) if fingerprint else member(url, _open(url), name)
     try:
-        values: NDArray[Any] = np.asarray(array[start:stop])
+        return _patiently(lambda: np.asarray(array[start:stop]))
     except places.MissingChunk as error:
-        key, size = error.key.removeprefix(f"{array.path}/"), (array.shards or array.chunks)[0]
-        first = int((re.findall(r"\d+", key) or [0])[0]) * size
+        size = (array.shards or array.chunks)[0]
+        first = int((re.findall(r"\d+", error.key.removeprefix(array.path)) or [0])[0]) * size
         rows = f"rows {first}–{min(first + size, array.shape[0]) - 1}"
-        raise DataError(f"{url}: chunk {name}/{key} is {error.state} ({rows}); restore it or convert again") from None
+        raise Damaged(f"{url}: {error} ({rows}); restore it or convert again") from None
     except READ_ERRORS as error:
-        raise DataError(
-            f"{url}: array '{name}', rows {start}–{stop - 1}, cannot be read "
-            f"({' '.join(str(error).split())}); restore the file or convert again"
-        ) from error
-    return values
+        said = f"{url}: array '{name}', rows {start}–{stop - 1}, cannot be read ({' '.join(str(error).split())})"
+        if isinstance(error, OSError):
+            raise StoreError(f"{said}; see what is wrong with the disk or the network, and run again") from error
+        raise Damaged(f"{said}; restore the file or convert again") from error
+
+
+def _patiently(read: Callable[[], T]) -> T:
+    """What reading gives in the end: an error, or bytes that are not those written, may be the way's and not theirs."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except READ_ERRORS:
+            time.sleep(pause * random.uniform(0.5, 1))
+    return read()
 
 
 def member(url: str, group: zarr.Group, name: str) -> zarr.Array[Any]:
     """An array of an open group, by name."""
-    try:
-        array = group.get(name)
-        others = [] if isinstance(array, zarr.Array) else sorted(group.array_keys())
-    except READ_ERRORS as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"{url}: its arrays cannot be opened ({said}); restore the files or write it again") from error
+    with _opening(url):
+        array = _patiently(lambda: group.get(name))
+        others = [] if isinstance(array, zarr.Array) else _patiently(lambda: sorted(group.array_keys()))
     if not isinstance(array, zarr.Array):
         raise DataError(f"{url}: no array '{name}'{nearest(name, others)}")
     return array
+
+
+def has(url: str, group: zarr.Group, name: str) -> bool:
+    """Whether there is an array or a group of a name."""
+    with _opening(url):
+        return _patiently(lambda: name in group)
+
+
+@contextmanager
+def _opening(url: str) -> Iterator[None]:
+    try:
+        yield
+    except READ_ERRORS as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{url}: its arrays cannot be opened ({said}); restore the files or write it again") from error
 
 
 def describe(array: zarr.Array[Any]) -> str:
@@ -267,4 +296,4 @@ def _opened(url: str, name: str, fingerprint: str) -> zarr.Array[Any]:
 
 
 def _open(url: str) -> zarr.Group:
-    return zarr.open_group(places.open_store(url), mode="r", zarr_format=3)
+    return _patiently(lambda: zarr.open_group(places.open_store(url), mode="r", zarr_format=3))

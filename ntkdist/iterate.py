@@ -46,7 +46,7 @@ def fit_by_products(
     NotConverged
         If the chosen penalty has not converged for all rows, and that is an error.
     """
-    source = Source(p.dataset, p.layout, p.block_rows, p.threads)
+    source = Source(p.dataset, p.layout, p.block_rows, p.threads, skip=p.skip or ())
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
     watch, start = watch or progress.default_watch(), time.perf_counter()
     empty, _ = checkpoint.prepared(keep, p, lambda: prepare.prepare(p.job, source, client, watch))

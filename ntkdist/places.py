@@ -25,11 +25,11 @@ COPY_BYTES = 16 * 2**20
 
 
 class MissingChunk(FileNotFoundError):
-    """A chunk that is not there, or is empty, where Zarr would see one of fill values."""
+    """A chunk that is not there, where Zarr would see one of fill values."""
 
-    def __init__(self, key: str, state: str) -> None:
-        super().__init__(key)
-        self.key, self.state = key, state
+    def __init__(self, key: str) -> None:
+        super().__init__(f"chunk {key} is missing")
+        self.key = key
 
 
 class Strict(WrapperStore[Store]):
@@ -37,8 +37,11 @@ class Strict(WrapperStore[Store]):
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         found = await self._store.get(key, prototype, byte_range)
-        if self.read_only and not key.endswith("zarr.json") and not found:
-            raise MissingChunk(key, "missing" if found is None else "empty")
+        if self.read_only and not key.endswith("zarr.json"):
+            if found is None:
+                raise MissingChunk(key)
+            if not found:
+                raise ValueError(f"chunk {key} is empty")
         return found
 
 

@@ -38,7 +38,8 @@ class Task(NamedTuple):
 class Plan(Spec, frozen=True, tag=False):
     """Everything resolved: equal plans give equal bits, on any number of workers.
 
-    Made by `plan`; the fields are those of `Job` and `PlanTable`, and what is known of the dataset.
+    Made by `plan`; the fields are those of `Job` and `PlanTable`, what is known of the dataset, and the partitions to
+    ``skip`` because they are damaged; None before anybody looked.
     """
 
     job: Job
@@ -50,6 +51,7 @@ class Plan(Spec, frozen=True, tag=False):
     threads: Positive
     dtype: Literal["float32", "float64"]
     solver: AnySolver
+    skip: tuple[int, ...] | None = None
 
     @property
     def dataset(self) -> Dataset:

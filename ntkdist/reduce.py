@@ -5,6 +5,7 @@ plan gives the same bits everywhere.
 """
 
 import functools
+import logging
 import pickle
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ import dask
 import msgspec
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import CancelledError, Client, Future, KilledWorker, as_completed
 
 from ntkdist import backend
 from ntkdist.arrays import Arrays
@@ -62,7 +63,7 @@ def reduce(
     DataError
         From reading.
     ClusterError
-        If workers kept dying.
+        If workers kept dying, a task kept failing, or the scheduler is gone.
     """
     if isinstance(source.dataset, Dataset):
         dataset = msgspec.structs.replace(source.dataset, store=absolute(source.dataset.store))
@@ -200,6 +201,14 @@ def _reduce_there(
         raise ClusterError(
             f"Task {error.task} was tried on several workers and each died ({error.last_worker} last); "
             "look at their logs, give them more memory, or lower block_rows"
+        ) from error
+    except Exception as error:
+        if not isinstance(error, CancelledError) and client.status == "running":
+            raise
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would tell the same at length
+        raise ClusterError(
+            f"The connection to the Dask scheduler was lost ({type(error).__name__}); see that it runs and run again: "
+            "what a checkpoint holds is not done anew"
         ) from error
 
 

@@ -73,13 +73,14 @@ def started(out: str, name: str) -> Iterator[None]:
         return
     made, mine = not places.exists(out), places.join(out, "job.json")
     places.sweep(out)
-    if (found := json.loads(places.claim(mine, as_json({"digest": name})))["digest"]) != name:
-        raise StoreError(f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it")
     try:
+        found = json.loads(places.claim(mine, as_json({"digest": name})))["digest"]
+        if found != name:
+            raise StoreError(f"{out} holds another run ({found}, this is {name}); choose another --out or remove it")
         yield
     except BaseException:
         with suppress(StoreError):  # as where the store is what failed
-            if places.names(out) == ["job.json"]:
+            if set(places.names(out)) <= {"job.json"}:
                 places.remove(out if made else mine)
         raise
 
@@ -143,6 +144,10 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
         notes.append(f"{tally.resumed} of {len(p.tasks())} shards were finished before and taken from the checkpoint")
     if p.dataset.holdout:
         notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
+    skip, spans = p.skip or (), [p.layout.span(i) for i in p.skip or ()]
+    skipped = sum(stop - start for start, stop in spans)
+    if skip:
+        notes.append(f"{skipped:,} rows of the damaged partitions {', '.join(map(str, skip))} were skipped, as asked")
     if tally.dropped:
         notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
     return {
@@ -154,6 +159,8 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
             "store": p.dataset.store,
             "rows": tally.rows,
             "dropped_rows": tally.dropped,
+            "skipped_rows": skipped,
+            "skipped_partitions": list(skip),
             "constant_columns": list(constant),
             "classes": list(passed.preprocessing.classes),
             "class_weight": list(passed.preprocessing.class_weight),

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from ntkdist import backend
 from ntkdist.arrays import Arrays
 from ntkdist.data import Dataset, Layout, Rows
+from ntkdist.errors import ClusterError, NtkdistError
 from ntkdist.plan import Plan
 from ntkdist.sparse import concatenate
 from ntkdist.sums import Tally
 
 T = TypeVar("T")
+PAUSES = (0.5, 2.0)  # seconds until a task that failed is tried again
 
 
 class Summand(Protocol):
@@ -80,6 +82,7 @@ class Source(NamedTuple):
     """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0.
 
     With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
+    Rows of the partitions in ``skip`` are left out.
     """
 
     dataset: Dataset | Arrays
@@ -88,32 +91,60 @@ class Source(NamedTuple):
     threads: int
     labelled: bool = True
     folds: int = 0
+    skip: tuple[int, ...] = ()
 
 
 def by_fold(p: Plan) -> tuple[Source, list[Shard]]:
     """Where the rows of a plan come from, and its tasks, the folds as groups."""
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    return Source(p.dataset, p.layout, p.block_rows, p.threads, folds=p.folds if p.dataset.dealt else 0), shards
+    folds = p.folds if p.dataset.dealt else 0
+    return Source(p.dataset, p.layout, p.block_rows, p.threads, folds=folds, skip=p.skip or ()), shards
 
 
 def run_shard(source: Source, summand: AnySummand, shard: Shard, keep: Keep | None = None) -> Part:
-    """What one task does: read, map, add; a pure function of its arguments."""
+    """What one task does: read, map, add; a pure function of its arguments, so that it can be tried again."""
     if keep is not None and (part := keep.load(shard)) is not None:
         return part
     if isinstance(summand, Grouped):
         summand = summand.of(shard.group)
     backend.use_threads(source.threads)
+    part = _tried(source, summand, shard)
+    if keep is not None:
+        keep.save(shard, part)
+    return part
+
+
+def _tried(source: Source, summand: Summand, shard: Shard) -> Part:
+    """A shard's sum, tried again after what may be a mishap; errors of ours say what another try would not change."""
+    for pause in (*PAUSES, None):
+        try:
+            return _sum(source, summand, shard)
+        except NtkdistError:
+            raise
+        except Exception as error:
+            if pause is None:
+                rows = f"{shard.spans[0][0]}–{shard.spans[-1][1] - 1}"
+                raise ClusterError(
+                    f"The task of rows {rows} failed {len(PAUSES) + 1} times, last "
+                    f"with {type(error).__name__}: {error} ({_process()}); see to the cause, and run again"
+                ) from error
+        time.sleep(pause)  # not in the handler, where the error would still hold the sum
+    raise AssertionError
+
+
+def _process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
     tally, total = Tally(), summand.zero()
     start = time.perf_counter()
     read = blocks(source, shard.spans, tally, shard.group)
     for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
-    tally.workers[f"{socket.gethostname()}:{os.getpid()}"] = backend.peak_memory_bytes()
-    part = Part(total, tally)
-    if keep is not None:
-        keep.save(shard, part)
-    return part
+    tally.workers[_process()] = backend.peak_memory_bytes()
+    return Part(total, tally)
 
 
 def add_parts(parts: Sequence[Part]) -> Part:
@@ -129,6 +160,8 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold:
     """The rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are."""
     held: list[Rows] = []
     for start, stop in spans:
+        if start // source.layout.rows_per_partition in source.skip:
+            continue
         began = time.perf_counter()
         keep = source.dataset.folds(source.layout, start, stop, source.folds) == fold if source.folds else None
         if keep is not None and not keep.any():
