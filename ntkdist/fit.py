@@ -27,7 +27,7 @@ from ntkdist.prepare import prepare, verified
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
 from ntkdist.progress import Watch
-from ntkdist.reduce import on_each_worker, reduce
+from ntkdist.reduce import on_each_worker, reduce, watching
 from ntkdist.select import CVResult, cross_validate, penalties
 from ntkdist.shards import by_fold
 from ntkdist.solvers import PCG, AnySolver, choose
@@ -208,7 +208,7 @@ def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: s
     between = time.perf_counter()
     summand = EquationsOf(empty.features, empty.preprocessing, p.dtype)
     timeline: list[tuple[float, int]] = []
-    with (watch or progress.default_watch())("equations", p.reads * p.layout.rows) as done:
+    with watching(client, watch)("equations", p.reads * p.layout.rows) as done:
         parts = reduce(source, summand, shards, p.fan_in, client, progress.timed(done, timeline), kept)
     equations = replace(empty, folds=[part.total for part in parts])
     tally = functools.reduce(operator.add, (part.tally for part in parts))
