@@ -88,7 +88,9 @@ class RandomFourier(FeatureMap, frozen=True):
         if k == self.n_components:
             return np.arange(k), np.ones(k)
         if not 0 < k // 2 <= half or k % 2:
-            raise SpecError(f"a prefix of {k} columns is none of RandomFourier; expected an even number up to {2 * half}")
+            raise SpecError(
+                f"a prefix of {k} columns is none of RandomFourier; expected an even number up to {2 * half}"
+            )
         first = np.arange(k // 2)
         return np.concatenate([first, half + first]), np.full(k, math.sqrt(count / (k // 2)))
 
