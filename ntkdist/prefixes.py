@@ -47,7 +47,8 @@ class PrefixCurve:
     @property
     def band(self) -> F8:
         """Standard error of ``rmse``, from folds, (s,); nan where one was scored."""
-        return np.array([cv.standard_error / (2 * np.sqrt(cv.chosen.mean())) for cv in self.results])
+        errors = np.array([cv.standard_error for cv in self.results])
+        return np.divide(errors, 2 * np.sqrt(self.mse), out=np.zeros(len(errors)), where=self.mse > 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain objects, for a report."""
