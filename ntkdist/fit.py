@@ -23,6 +23,7 @@ from ntkdist.iterate import fit_by_products
 from ntkdist.job import Job
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan, job_digest, plan
+from ntkdist.prefixes import curve_of
 from ntkdist.prepare import prepare, verified
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
@@ -112,6 +113,7 @@ def fit(
         if not passed.products:
             rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
             passed = passed._replace(syrk_rates=on_each_worker(client, rate))
+    curve = None
     if equations is not None:
         began = time.perf_counter()
         model, cv = solve(
@@ -122,8 +124,10 @@ def fit(
             per_target=job.alpha_per_target,
         )
         passed.seconds.update(solve=time.perf_counter() - began)
+        curve = curve_of(equations, cv, job.alpha_per_target)
+        passed.seconds.update(curve=time.perf_counter() - began - passed.seconds["solve"])
     passed.seconds.update(total=time.perf_counter() - start)
-    report = runs.report(p, found, passed, model, cv)
+    report = runs.report(p, found, passed, model, cv) | {"curve": curve}
     if out:
         runs.finish(out, model, equations, report)
         checkpoint.remove(keep)

@@ -38,6 +38,7 @@ ORDER = (
     "select",
     "preprocess",
     "model",
+    "prefixes",
     "store",
     "clusters",
     "job",
