@@ -145,8 +145,10 @@ class Plan(Spec, frozen=True, tag=False):
         drawn = self.features.draw_bytes(shape, self.dtype)
         kept = drawn * size // (8 + size)  # at most: what is drawn is of float64, and kept beside it in what is used
         batch = max(self._block_bytes(k), self._before_bytes(), drawn - kept)
-        alive = most_alive([self.tasks_of(fold) for fold in range(self.folds)], self.fan_in, tasks_at_once)
-        waiting, adding = ((-(-count // workers) + self.fan_in * (workers > 1)) * one for count in alive)
+        tasks = [self.tasks_of(fold) for fold in range(self.folds)]
+        copied = min(self.fan_in, max(tasks)) * (workers > 1)  # from others, to be added
+        alive = most_alive(tasks, self.fan_in, tasks_at_once)
+        waiting, adding = ((-(-count // workers) + copied) * one for count in alive)
         # Either shards run, or the last one's have ended and an addition makes a sum.
         running = {"waiting sums": waiting, "batch": tasks_at_once * batch}
         between = {"waiting sums": adding, "batch": (tasks_at_once - 1) * batch + min(batch, FREED_BYTES)}

@@ -16,7 +16,7 @@ from ntkdist.fit import EquationsOf, fit, solve
 from ntkdist.job import Job, PlanTable
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.out_of_fold import fold_models, out_of_fold
-from ntkdist.plan import evenly, plan
+from ntkdist.plan import plan
 from ntkdist.prepare import learnt, scaling
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.reduce import MAP_FAN_IN, reduce
@@ -24,6 +24,7 @@ from ntkdist.select import CVResult
 from ntkdist.shards import Shard, Source, by_fold
 from ntkdist.solvers import Cholesky
 from ntkdist.sums import Rowwise
+from ntkdist.tree import evenly
 
 SHARD_BYTES = 64 * 2**20  # of rows that are Dask's, at least, that one task sums
 
