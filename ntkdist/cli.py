@@ -1,6 +1,6 @@
 """The command line: a face over the verbs, with no mathematics in it.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a plan that does not fit.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a plan that does not fit, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 import signal

@@ -82,6 +82,7 @@ DOORS = {
     "dask_gateway": {"launch"},
     "dask_jobqueue": {"launch"},
     "dask_kubernetes": {"launch"},
+    "kr8s": {"launch"},
     "sklearn": {"demo", "estimators", "yardsticks"},
     "click": {"cli"},
     "rich": {"progress"},
