@@ -18,7 +18,7 @@ from distributed import Client
 from zarr.storage import LocalStore, WrapperStore
 
 import ntkdist as nd
-from ntkdist import groups, shards
+from ntkdist import groups, places, shards
 from ntkdist.reduce import reduce_all
 from ntkdist.shards import Source
 
@@ -173,7 +173,7 @@ def make_faulty(monkeypatch: pytest.MonkeyPatch, seed: int, errors: float, cuts:
     chance = random.Random(seed)
 
     def opened(url: str) -> zarr.Group:
-        store = Faulty(LocalStore(groups.local_path(url), read_only=True), chance, errors, cuts)
+        store = places.Strict(Faulty(LocalStore(places.local_path(url), read_only=True), chance, errors, cuts))
         return groups._patiently(lambda: zarr.open_group(store, mode="r", zarr_format=3))
 
     monkeypatch.setattr(groups, "_open", opened)
@@ -222,7 +222,7 @@ def test_a_store_that_always_fails_is_named(
     layout = dataset.layout()
     make_faulty(monkeypatch, 0, 0.0, 0.0)
     array = groups._opened(dataset.store, "x", layout.fingerprint)  # its metadata was read while all was well
-    array.store.errors, array.store.cuts = errors, cuts
+    array.store._store.errors, array.store._store.cuts = errors, cuts
     with pytest.raises(kind, match=said):
         dataset.read(layout, 0, 45, labelled=False)
     assert FAULTS["x/c/0/0"] >= 3
