@@ -13,6 +13,7 @@ from ntkdist.compare import compare
 from ntkdist.comparison import Comparison
 from ntkdist.convert import convert
 from ntkdist.data import Dataset
+from ntkdist.detach import attach, cancel, status, submit
 from ntkdist.errors import (
     ClusterError,
     DataError,
@@ -94,6 +95,8 @@ __all__ = [
     "SpecError",
     "StoreError",
     "ZonalFeatures",
+    "attach",
+    "cancel",
     "compare",
     "convert",
     "cross_validate",
@@ -106,6 +109,8 @@ __all__ = [
     "predict",
     "save",
     "solve",
+    "status",
+    "submit",
 ]
 
 

@@ -7,6 +7,7 @@ and a file ``cancel`` beside it is all that it listens to.
 
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -18,7 +19,8 @@ from ntkdist import fit, places, runs
 from ntkdist.cluster import connect
 from ntkdist.clusters import Address, Gateway, SchedulerFile
 from ntkdist.errors import ClusterError, DataError, NtkdistError, StoreError
-from ntkdist.job import Job, job_digest
+from ntkdist.job import Job
+from ntkdist.plan import job_digest
 from ntkdist.progress import Progress, Watch, default_watch
 from ntkdist.spec import decode, encode
 
@@ -89,22 +91,24 @@ def submit(job: Job, out: str, *, scheduler: str = "", client: Client | None = N
         If ``out`` holds another run.
     """
     out = places.absolute(out)
-    if not scheduler and client is None and not _outlives(job):
-        kind = type(job.cluster).__name__ if job.cluster else "no cluster"
+    if not scheduler and client is None and job.cluster and not _outlives(job):
+        kind = type(job.cluster).__name__
         raise ClusterError(
-            f"A detached fit needs a cluster that goes on without this command, got {kind}; give --scheduler, or a "
+            f"A detached fit needs a cluster that goes on without this command, not {kind}; give --scheduler, or a "
             '[cluster] of type "address" or "file", or a "gateway" with a name'
         )
-    if runs.begin(out, job_digest(job)):
+    name = job_digest(job)
+    if runs.begin(out, name):
         return out
     dataset = msgspec.structs.replace(job.dataset, store=places.absolute(job.dataset.store))
-    job = msgspec.structs.replace(job, dataset=dataset, cluster=None)
-    with connect(job.cluster, scheduler, client) as found:
+    table, job = job.cluster, msgspec.structs.replace(job, dataset=dataset, cluster=None)
+    with connect(table, scheduler, client) as found:
         if found is None:
             raise ClusterError("There is no cluster to send the fit to; give --scheduler")
-        places.remove(places.join(out, CANCEL))
-        _write(out, Status("waiting"))
-        fire_and_forget(found.submit(drive, encode(job), out, key=f"ntkdist-driver-{job_digest(job)}-{time.time_ns()}"))
+        with runs.started(out, name):
+            places.remove(places.join(out, CANCEL))
+            _write(out, Status("waiting"))
+            fire_and_forget(found.submit(drive, encode(job), out, key=f"ntkdist-driver-{name}-{uuid.uuid4().hex}"))
     return out
 
 

@@ -55,6 +55,7 @@ ORDER = (
     "products",
     "iterate",
     "fit",
+    "detach",
     "apply",
     "out_of_fold",
     "held_out",
@@ -79,7 +80,7 @@ DOORS = {
     "distributed": {
         *("reduce", "preflight", "launch", "cluster"),
         *("prepare", "products", "iterate", "fit", "apply", "held_out", "measure", "compare"),
-        *("out_of_fold", "report"),
+        *("detach", "out_of_fold", "report"),
     },
     "dask_cuda": {"launch"},
     "dask_gateway": {"launch"},
