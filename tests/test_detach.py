@@ -35,7 +35,7 @@ def job_of(make_dataset: MakeDataset, m: int, shards: int, wrong: bool = False) 
 
 
 def same_sums(run: str, other: str) -> None:
-    """The sums have the same bits; what is solved from them depends on the threads of BLAS where it was, by rounding."""
+    """The sums have the same bits; what is solved from them depends on the threads of BLAS, by rounding."""
     found, expected = (nd.load(f"{each}/equations.zarr") for each in (run, other))
     for mine, theirs in zip(found.folds, expected.folds, strict=True):
         np.testing.assert_array_equal(mine.gram, theirs.gram)
