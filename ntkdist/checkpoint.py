@@ -8,13 +8,15 @@ is the first to write the small ``.kept`` file that names it, and no more than o
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from ntkdist import backend, groups, places, store
+from ntkdist import groups, places, store
 from ntkdist.errors import DataError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.model import Equations
@@ -22,10 +24,11 @@ from ntkdist.plan import Plan, sums_digest
 from ntkdist.preprocess import Preprocessing
 from ntkdist.shards import Part, Shard
 from ntkdist.spec import decode, digest
-from ntkdist.sums import NormalEquations, Tally
+from ntkdist.sums import NormalEquations, Tally, TileSums
+from ntkdist.sums.tiles import Place
 
 PART = "ntkdist.part"
-RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "skip")
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class Kept:
 
     place: str
     of: str  # digest of everything but the rows
+    kind: type[NormalEquations] | type[TileSums] = NormalEquations
+
+    def tiles(self, tile: int, panel: Sequence[Place]) -> "Kept":
+        """Where the sums of some tiles are kept."""
+        return Kept(self.place, digest(self.of, tile, panel), TileSums)
 
     def load(self, shard: Shard) -> Part | None:
         """The sum, if it was finished; one that is damaged counts as missing."""
@@ -42,12 +50,11 @@ class Kept:
             return None
         try:
             _, attrs = groups.read_attributes(url, (PART,))
-            packed, cross, inner = (groups.read_whole(url, name) for name in ("triangle", "cross", "inner"))
+            arrays = {name: groups.read_whole(url, name) for name in attrs["arrays"]}
         except DataError:
             _forget(self.place, name)
             return None
-        total = NormalEquations(backend.unpack(packed), cross, inner, symmetric=False)
-        return Part(total, replace(Tally(**attrs["tally"]), resumed=1))
+        return Part(self.kind.of_arrays(arrays), replace(Tally(**attrs["tally"]), resumed=1))
 
     def save(self, shard: Shard, part: Part) -> None:
         """Keep a sum; if another task has kept the same one meanwhile, that is as good.
@@ -58,19 +65,19 @@ class Kept:
             If it cannot be written, as on a full disk.
         """
         counted = asdict(replace(part.tally, read_seconds=0.0, work_seconds=0.0, workers={}))
-        total: NormalEquations = part.total
+        arrays: dict[str, NDArray[np.float64]] = part.total.arrays()
 
         def write(url: str) -> None:
             with groups.new_group(url, PART, {"tally": counted}) as place:
-                groups.write_whole(place, "triangle", backend.pack(total._gram))
-                groups.write_whole(place, "cross", total._cross)
-                groups.write_whole(place, "inner", total._inner)
+                for name, array in arrays.items():
+                    groups.write_whole(place, name, array)
 
         try:
             _keep(self.place, self._name(shard), write)
         except StoreError as error:
+            nbytes = sum(array.nbytes for array in arrays.values())
             raise StoreError(
-                f"{self.place}: a finished sum of {total.__sizeof__() / 2e6:.0f} MB cannot be kept "
+                f"{self.place}: a finished sum of {nbytes / 1e6:.0f} MB cannot be kept "
                 f"({error.__cause__ or error}); make room, or give another [plan] checkpoint, and run again: what was "
                 "kept is not lost"
             ) from error

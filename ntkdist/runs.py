@@ -54,7 +54,7 @@ def read(run: str) -> Done:
     except (OSError, ValueError):
         raise StoreError(f"{run} holds no complete run: there is no report.json; fit a job with --out {run}") from None
     model, equations = store.load(places.join(run, "model.zarr")), None
-    if "products" not in report["run"]:
+    if not without_equations(run):
         equations = store.load(places.join(run, "equations.zarr"))
     return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
@@ -95,9 +95,10 @@ def finish(out: str, model: RidgeModel, equations: Equations | None, report: dic
 
 
 def without_equations(out: str) -> bool:
-    """Whether a directory is a complete run whose solver formed no Gram."""
+    """Whether a directory is a complete run whose solver formed no Gram, or left it in tiles on the workers."""
     try:
-        return "products" in json.loads(places.read_text(places.join(out, "report.json")) or "")["run"]
+        report = json.loads(places.read_text(places.join(out, "report.json")) or "")
+        return "products" in report["run"] or bool(report["plan"].get("tile"))
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
@@ -136,12 +137,15 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
     """All that a reader of a run may ask, as plain objects."""
     tally, seconds = passed.tally, passed.seconds
     notes = [cv.note] if cv is not None and cv.note else []
-    if passed.products:
-        notes.append(f"solver {type(p.solver).__name__} forms no Gram: there are no equations to save or solve again")
+    if passed.products or p.tile:
+        does = "keeps" if p.tile else "forms"
+        notes.append(f"solver {type(p.solver).__name__} {does} no Gram: there are no equations to save or solve again")
     if constant := passed.preprocessing.constant:
         notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
     if tally.resumed:
-        notes.append(f"{tally.resumed} of {len(p.tasks())} shards were finished before and taken from the checkpoint")
+        notes.append(
+            f"{tally.resumed} of {len(p.tasks()) * p.panels} shards were finished before and taken from the checkpoint"
+        )
     if p.dataset.holdout:
         notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
     skip, spans = p.skip or (), [p.layout.span(i) for i in p.skip or ()]

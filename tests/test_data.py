@@ -21,6 +21,12 @@ X = np.random.default_rng(0).normal(size=(ROWS, 3)).astype(np.float32)
 Y = X.sum(1).astype(np.float64)
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be read is read again without a pause."""
+    monkeypatch.setattr(groups, "PAUSES", (0.0, 0.0))
+
+
 def write(url: Path, attributes: dict[str, Any] | None = None, **arrays: np.ndarray) -> Dataset:
     with groups.new_group(str(url), data.FORMAT, attributes or {}) as partial:
         for name, values in arrays.items():

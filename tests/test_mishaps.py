@@ -248,7 +248,7 @@ def test_a_full_disk(make_dataset: Any, table: Any, tmp_path: Path) -> None:
         with pytest.raises(nd.StoreError, match=r"disk/kept: a finished sum of 0 MB cannot be kept .*No space left on"):
             nd.fit(job)
         kept = os.listdir(tmp_path / "disk" / "kept")
-        assert 0 < sum(name.startswith("shard-") for name in kept) < 10
+        assert 0 < sum(name.startswith("shard-") and name.endswith(".kept") for name in kept) < 10
         assert not [name for name in kept if "partial" in name]
         (tmp_path / "disk" / "filler").write_bytes(bytes(os.statvfs(tmp_path / "disk").f_bavail * 4096))
         with pytest.raises(nd.StoreError, match=r"run.*cannot be written \(No space left on device\); make room there"):
