@@ -57,6 +57,7 @@ ORDER = (
     "iterate",
     "tiling",
     "fit",
+    "detach",
     "apply",
     "out_of_fold",
     "held_out",
@@ -81,7 +82,7 @@ DOORS = {
     "distributed": {
         *("reduce", "preflight", "launch", "cluster"),
         *("prepare", "products", "iterate", "tiling", "fit", "apply", "held_out", "measure", "compare"),
-        *("out_of_fold", "report"),
+        *("detach", "out_of_fold", "report"),
     },
     "dask_cuda": {"launch"},
     "dask_gateway": {"launch"},
