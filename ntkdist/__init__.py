@@ -5,6 +5,8 @@ feature map that every worker rebuilds from a seed, and turned into a small valu
 that knows nothing of clusters turns the sum into weights.  Start reading at `ntkdist.fit`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ntkdist.apply import evaluate, featurize, predict
 from ntkdist.clusters import Address, Cuda, Gateway, Kubernetes, Local, SchedulerFile, Slurm, SlurmRunner
 from ntkdist.compare import compare
@@ -41,6 +43,9 @@ from ntkdist.select import CVResult, cross_validate
 from ntkdist.solvers import PCG, Cholesky, Eigh
 from ntkdist.store import load, save
 
+if TYPE_CHECKING:
+    from ntkdist.estimators import FeatureTransformer, NTKRidge, NTKRidgeClassifier, NTKRidgeCV
+
 __all__ = [
     "CNTK",
     "NNGP",
@@ -58,6 +63,7 @@ __all__ = [
     "Dataset",
     "Eigh",
     "Equations",
+    "FeatureTransformer",
     "FitResult",
     "GammaExponential",
     "Gateway",
@@ -68,6 +74,9 @@ __all__ = [
     "Linear",
     "Local",
     "NTKRandomFeatures",
+    "NTKRidge",
+    "NTKRidgeCV",
+    "NTKRidgeClassifier",
     "NTKSketch",
     "NotConverged",
     "NotPositiveDefinite",
@@ -98,3 +107,12 @@ __all__ = [
     "save",
     "solve",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators, which load scikit-learn when they are first asked for."""
+    if name in ("FeatureTransformer", "NTKRidge", "NTKRidgeCV", "NTKRidgeClassifier"):
+        from ntkdist import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module 'ntkdist' has no attribute '{name}'")

@@ -110,6 +110,10 @@ class Arrays:
         """The same of some rows from ``first`` on."""
         return replace(self, x=x, y=y, weight=weight, first=first)
 
+    def without_targets(self) -> "Arrays":
+        """The same rows with a target of zeros, of which nothing is learnt."""
+        return replace(self, y=np.broadcast_to(np.zeros(1), self.x.shape[:1]))
+
     def without_rows(self) -> "Arrays":
         """What is left to send where the rows travel by themselves."""
         return replace(self, x=None, y=None, weight=None)

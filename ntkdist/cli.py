@@ -29,7 +29,10 @@ class _Command(click.Group):
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise  # wrong usage, --help and Ctrl-C have click's own answers
+            raise  # wrong usage and --help have click's own answers
+        except KeyboardInterrupt:
+            click.echo("ntkdist: stopped; outputs that were not finished are not there", err=True)
+            ctx.exit(130)
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
@@ -127,7 +130,12 @@ def workers(job: str, scheduler: str) -> None:
 def fit(job: str, scheduler: str, out: str, resume: bool, as_json: bool) -> None:
     """Fit a job; writes model, equations and report to a run directory."""
     out = out or f"{Path(job).stem}-run"
-    result = nd.fit(nd.Job.read(job), out=out, resume=resume, scheduler=scheduler)
+    try:
+        result = nd.fit(nd.Job.read(job), out=out, resume=resume, scheduler=scheduler)
+    except KeyboardInterrupt:
+        left = f"the same command goes on from what {out} holds" if Path(out).exists() else "nothing was finished yet"
+        click.echo(f"ntkdist: stopped; {left}", err=True)
+        sys.exit(130)
     found = runs.summary(result.report)
     if as_json:
         click.echo(runs.as_json(found | {"out": out}))

@@ -1,6 +1,7 @@
 """Where a run happens: a Dask cluster, found by a fixed precedence, or this process."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -118,8 +119,9 @@ def local_scheduler() -> str:
 
 
 def _leave_errors_to_the_driver() -> None:
-    """Keep a worker, which shares the driver's standard error, from printing a failed task's error as well, and that
-    the others were cancelled for it."""
+    """Keep a worker, which shares the driver's terminal, from printing a failed task's error as well, that the others
+    were cancelled for it, and where a Ctrl-C met it: the driver hears that too, and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("distributed.worker").addFilter(lambda record: not str(record.msg).startswith("Compute Failed"))
     logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
 

@@ -27,7 +27,7 @@ from ntkdist.prepare import prepare, verified
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
 from ntkdist.progress import Watch
-from ntkdist.reduce import on_each_worker, reduce
+from ntkdist.reduce import on_each_worker, reduce, watching
 from ntkdist.select import CVResult, cross_validate, penalties
 from ntkdist.shards import by_fold
 from ntkdist.solvers import PCG, AnySolver, choose
@@ -148,7 +148,8 @@ def solve(
         As in `cross_validate`.  With a single fold there must be a single penalty, and there is no CVResult.
     """
     pre, several = equations.preprocessing, len(equations.folds) > 1
-    grid, per_row = penalties(equations.folds[0], alphas, alphas_per_row)  # of several folds, only their number counts
+    one = max(equations.folds, key=lambda fold: fold.weight)  # of several, only the number of penalties counts
+    grid, per_row = penalties(one, alphas, alphas_per_row)
     solver = solver or choose(equations.folds[0].m, len(grid))
     if several:
         cv = cross_validate(
@@ -207,7 +208,7 @@ def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: s
     between = time.perf_counter()
     summand = EquationsOf(empty.features, empty.preprocessing, p.dtype)
     timeline: list[tuple[float, int]] = []
-    with (watch or progress.default_watch())("equations", p.reads * p.layout.rows) as done:
+    with watching(client, watch)("equations", p.reads * p.layout.rows) as done:
         parts = reduce(source, summand, shards, p.fan_in, client, progress.timed(done, timeline), kept)
     equations = replace(empty, folds=[part.total for part in parts])
     tally = functools.reduce(operator.add, (part.tally for part in parts))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ntkdist.data import Rows
 from ntkdist.errors import DataError
-from ntkdist.fit import solve_at
 from ntkdist.model import Equations, RidgeModel
+from ntkdist.out_of_fold import fold_models
 from ntkdist.plan import Plan
 from ntkdist.progress import Watch
 from ntkdist.reduce import Source, reduce_all
@@ -48,22 +48,10 @@ def held_out(
             f"then {p.layout.fingerprint}); restore it"
         )
     unit = float(np.sqrt(cv.chosen[0])) or 1.0
-    summand = HeldOutOf(p, fold_models(p, equations, cv), edges_of(equations), unit)
+    summand = HeldOutOf(p, fold_models(p.solver, equations, cv), edges_of(equations), unit)
     source = Source(p.dataset, p.layout, 0, p.threads)
     total: HeldOut = reduce_all(source, summand, p.layout.rows_per_partition, client, "held out", watch).total
     return total
-
-
-def fold_models(p: Plan, equations: Equations, cv: CVResult) -> dict[int, RidgeModel]:
-    """The model of each scored fold, which has seen all rows but those of its fold."""
-    total, models = equations.total, {}
-    for k in cv.scored:
-        train = total - equations.folds[k]
-        alpha = cv.alphas[cv.best] * (train.weight if cv.per_row else 1.0)
-        coef, intercept = solve_at(p.solver, train, alpha)
-        pre = equations.preprocessing
-        models[k] = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
-    return models
 
 
 def edges_of(equations: Equations) -> F8:

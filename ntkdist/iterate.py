@@ -13,7 +13,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import checkpoint, prepare, products, progress
+from ntkdist import checkpoint, prepare, products
 from ntkdist.cluster import Resources
 from ntkdist.errors import NotConverged
 from ntkdist.features import AnyMap
@@ -22,7 +22,7 @@ from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import DataGram, LossesOf, Mapped, Passes
 from ntkdist.progress import Progress, Watch
-from ntkdist.reduce import on_each_worker
+from ntkdist.reduce import on_each_worker, watching
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
 from ntkdist.shards import Shard, Source
@@ -48,7 +48,7 @@ def fit_by_products(
     """
     source = Source(p.dataset, p.layout, p.block_rows, p.threads, skip=p.skip or ())
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    watch, start = watch or progress.default_watch(), time.perf_counter()
+    watch, start = watching(client, watch), time.perf_counter()
     empty, _ = checkpoint.prepared(keep, p, lambda: prepare.prepare(p.job, source, client, watch))
     pre, features = empty.preprocessing, empty.features
     limit = cache_bytes(p, solver, found, client is None)

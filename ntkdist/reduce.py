@@ -83,7 +83,7 @@ def reduce_all(
     rows = source.layout.rows
     spans = [(a, min(a + rows_per_span, rows)) for a in range(0, rows, rows_per_span)]
     shards = [Shard(0, tuple(some)) for some in evenly(spans, MAP_TASKS)]
-    with (watch or default_watch())(phase, rows) as done:
+    with watching(client, watch)(phase, rows) as done:
         return reduce(source, summand, shards, MAP_FAN_IN, client, done)[0]
 
 
@@ -215,6 +215,11 @@ def _reduce_there(
 def _itself(summand: T) -> T:
     """A summand as a task's result: it goes to the scheduler once, and from worker to worker from then on."""
     return summand
+
+
+def watching(client: Client | None, watch: Watch | None) -> Watch:
+    """What shows progress: what is given, else what suits the place, with the number of workers."""
+    return watch or default_watch(len(client.nthreads()) if client else 1)
 
 
 def on_each_worker(client: Client | None, call: Callable[[], T]) -> list[T]:

@@ -185,10 +185,10 @@ def cross_validate(
     NotPositiveDefinite
         If no penalty of the grid could be solved.
     """
-    check_folds(folds)
     which = tuple(range(len(folds)) if scored is None else scored)
     if not which or not set(which) <= set(range(len(folds))):
         raise SpecError(f"scored folds are {list(which)}; expected one or more of 0 to {len(folds) - 1}")
+    check_folds(folds, which)
     total = functools.reduce(operator.add, folds)
     grid, per_row = penalties(total, alphas, alphas_per_row)
     scores = _Scores(folds, which, total, solver, per_row, threads or _threads(solver, total.m))
@@ -202,9 +202,10 @@ def cross_validate(
     return replace(result, note="; ".join(filter(None, [result.note, *one])))
 
 
-def check_folds(folds: Sequence[NormalEquations | CrossSums]) -> None:
+def check_folds(folds: Sequence[NormalEquations | CrossSums], scored: Sequence[int] | None = None) -> None:
     """Refuse what cannot be cross-validated."""
-    if len(folds) < 2 or any(fold.weight <= 0 for fold in folds):
+    needed = range(len(folds)) if scored is None else scored
+    if sum(fold.weight > 0 for fold in folds) < 2 or any(folds[k].weight <= 0 for k in needed):
         found = [round(fold.weight, 6) for fold in folds]
         raise DataError(f"Cross-validation needs two or more folds with rows, got folds of weight {found}; lower folds")
 
