@@ -14,7 +14,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import checkpoint, groups, progress, runs
+from ntkdist import checkpoint, places, progress, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
@@ -23,6 +23,7 @@ from ntkdist.iterate import fit_by_products
 from ntkdist.job import Job
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan, job_digest, plan
+from ntkdist.prefixes import curve_of
 from ntkdist.prepare import prepare, verified
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
@@ -32,6 +33,7 @@ from ntkdist.select import CVResult, cross_validate, penalties
 from ntkdist.shards import by_fold
 from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.sums import NormalEquations
+from ntkdist.tiling import fit_by_tiles
 
 F8 = NDArray[np.float64]
 
@@ -85,9 +87,9 @@ def fit(
     name = job_digest(job)
     if out and (done := runs.begin(out, name)):
         return FitResult(*done)
-    keep = job.plan.checkpoint or (out and f"{out}/checkpoint")
-    keep = keep and groups.absolute(keep)
-    if resume and not (keep and groups.exists(keep)):
+    keep = job.plan.checkpoint or (out and places.join(out, "checkpoint"))
+    keep = keep and places.absolute(keep)
+    if resume and not (keep and places.exists(keep)):
         raise StoreError(
             f"Nothing to resume: there is no checkpoint {keep or 'and no run directory'}; fit without resume"
         )
@@ -95,17 +97,23 @@ def fit(
     with connect(job.cluster, scheduler, client) as client:
         found = resources(client)
         p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
+        p = p.panelled(found.memory_bytes, found.workers, found.tasks_at_once)
         runs.check_memory(p, found)
         settle = functools.partial(verified, client=client, watch=watch)
         with runs.started(out, name), checkpoint.begun(keep, p, settle) as p:
             if isinstance(p.solver, PCG):
                 model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
                 equations = None
+            elif p.tile:
+                _check_folds(p)
+                model, cv, passed = fit_by_tiles(p, client, watch, keep)
+                equations = None
             else:
                 equations, passed = _pass_over_data(p, client, watch, keep)
-        if equations is not None:
+        if not passed.products:
             rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
             passed = passed._replace(syrk_rates=on_each_worker(client, rate))
+    curve = None
     if equations is not None:
         began = time.perf_counter()
         model, cv = solve(
@@ -116,8 +124,10 @@ def fit(
             per_target=job.alpha_per_target,
         )
         passed.seconds.update(solve=time.perf_counter() - began)
+        curve = curve_of(equations, cv, job.alpha_per_target)
+        passed.seconds.update(curve=time.perf_counter() - began - passed.seconds["solve"])
     passed.seconds.update(total=time.perf_counter() - start)
-    report = runs.report(p, found, passed, model, cv)
+    report = runs.report(p, found, passed, model, cv) | {"curve": curve}
     if out:
         runs.finish(out, model, equations, report)
         checkpoint.remove(keep)
@@ -195,7 +205,7 @@ class EquationsOf:
         assert rows.y is not None
         z = self.features(self.preprocessing.inputs(rows.x, self.dtype))
         total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
-        check_finite(total, rows, self.dtype)
+        check_finite(total.z_sum, rows, self.dtype)
         return total
 
 

@@ -18,7 +18,7 @@ from ntkdist.cluster import Resources
 from ntkdist.errors import NotConverged
 from ntkdist.features import AnyMap
 from ntkdist.model import RidgeModel
-from ntkdist.plan import Plan
+from ntkdist.plan import FILLED, Plan
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import DataGram, LossesOf, Mapped, Passes
 from ntkdist.progress import Progress, Watch
@@ -33,7 +33,6 @@ from ntkdist.sums import CrossSums, NormalEquations
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
-FILLED = 0.7  # of a worker's memory limit, with its cache full: Dask pauses workers above
 
 
 def fit_by_products(

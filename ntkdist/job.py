@@ -9,7 +9,7 @@ from ntkdist.data import Dataset
 from ntkdist.errors import SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.preprocess import Preprocess
-from ntkdist.solvers import PCG, AnySolver
+from ntkdist.solvers import PCG, AnySolver, TiledCholesky
 from ntkdist.spec import Spec, decode, read_toml
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -38,6 +38,8 @@ class PlanTable(Spec, frozen=True, tag=False):
     checkpoint : str
         Directory that keeps the sum of every finished shard, for a run that is cut off to go on from; inside the run
         directory if absent.
+    tile : int
+        Columns of a tile of the Gram, with solver TiledCholesky; 2,048 if absent.
     """
 
     folds: Positive | None = None
@@ -48,6 +50,7 @@ class PlanTable(Spec, frozen=True, tag=False):
     threads: Positive | None = None
     dtype: Literal["float32", "float64"] = "float32"
     checkpoint: str = ""
+    tile: Positive | None = None
 
 
 class Job(Spec, frozen=True, tag=False):
@@ -125,6 +128,14 @@ class Job(Spec, frozen=True, tag=False):
             raise SpecError(
                 f"solver PCG takes folds of whole partitions, but '{self.dataset.dealt}' deals rows; leave out "
                 f"{'groups' if self.dataset.groups else 'holdout'}, or use a direct solver"
+            )
+
+        if isinstance(self.solver, TiledCholesky):
+            if self.plan.tile and self.solver.tile not in (None, self.plan.tile):
+                raise SpecError(f"tile is {self.plan.tile} in the plan but {self.solver.tile} in the solver; give one")
+        elif self.solver and self.plan.tile:
+            raise SpecError(
+                f"tile is for solver TiledCholesky, not {type(self.solver).__name__}; leave out one of them"
             )
 
     def grid(self) -> tuple[float, ...] | None:

@@ -6,16 +6,19 @@ Packages that only one kind needs are imported where that kind is started.
 import json
 import os
 import shutil
+import signal
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Security
 from distributed.system import MEMORY_LIMIT
+from distributed.versions import VersionMismatchWarning
 
 from ntkdist.clusters import AnyCluster, Cuda, Gateway, Kubernetes, Local, SchedulerFile, Slurm, SlurmRunner
 from ntkdist.errors import ClusterError
@@ -37,13 +40,16 @@ def client_at(address: str, workers: int = 1, seconds: int = WORKERS_SECONDS) ->
     ClusterError
         If it does not answer, or too few workers come in time.
     """
+    if address.startswith("tls:") and not Security().get_connection_args("client").get("ssl_context"):
+        raise ClusterError(
+            f"The scheduler at {address} needs certificates; name them in Dask's configuration (distributed.comm.tls)"
+        )
     try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
-        tls = " and that the certificates of distributed.comm.tls are this cluster's" * address.startswith("tls")
+        client = _client(address, timeout=CONNECT_SECONDS)
+    except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(
             f"No Dask scheduler answered at {address} within {CONNECT_SECONDS} s ({type(error).__name__}); "
-            f"check the address, that the scheduler runs{tls}"
+            "check the address and that the scheduler runs"
         ) from None
     with client:
         wait_for_workers(client, workers, seconds, f"The scheduler at {address}", "start some")
@@ -63,13 +69,20 @@ def client_of(table: AnyCluster) -> Iterator[Client]:
         with client_at(_address_in(table), table.workers, table.wait_seconds) as client:
             yield client
         return
-    with _cluster(table) as cluster, Client(cluster, set_as_default=False) as client:
+    with _cluster(table) as cluster, _client(cluster) as client:
         if isinstance(table, (Gateway, Slurm, Kubernetes)):
             who, remedy = f"The {type(table).__name__} cluster", "look at its logs and limits, or raise wait_seconds"
             wait_for_workers(client, table.workers, table.wait_seconds, who, remedy)
         elif isinstance(table, SlurmRunner):
             wait_for_workers(client, cluster.n_workers, table.wait_seconds, "The allocation", "look at its output")
         yield client
+
+
+def _client(of: Any, **options: Any) -> Client:
+    """A client that leaves it to `preflight` to say which versions differ."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VersionMismatchWarning)
+        return Client(of, set_as_default=False, **options)
 
 
 def wait_for_workers(client: Client, count: int, seconds: int, who: str, remedy: str) -> None:
@@ -129,12 +142,28 @@ def _gateway(table: Gateway) -> Any:
     if table.name:
         return dask_gateway.GatewayCluster.from_name(table.name, **address)
     cluster = dask_gateway.GatewayCluster(shutdown_on_close=True, **address)
-    cluster.scale(table.workers)
+    try:
+        cluster.scale(table.workers)  # which a limit of the gateway may refuse
+    except BaseException:
+        cluster.close()
+        raise
     return cluster
 
 
+@contextmanager
+def _interrupts_as_they_are() -> Iterator[None]:
+    """Keep Ctrl-C a failure: dask-jobqueue, where it is imported, makes it an exit with success."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)
+
+
 def _slurm(table: Slurm) -> Any:
-    import dask_jobqueue
+    with _interrupts_as_they_are():
+        import dask_jobqueue
 
     if not shutil.which("sbatch"):
         raise ClusterError("There is no sbatch here; start the job where SLURM's commands are, such as a login node")
@@ -150,12 +179,13 @@ def _slurm_runner(_: SlurmRunner) -> Any:
             f"This is one of {os.environ.get('SLURM_NTASKS', 'no')} SLURM tasks but a scheduler, a client and a worker "
             "need three; start the job by srun with -n 3 or more"
         )
-    from dask_jobqueue.slurm import SLURMRunner
-
     a_node = -(-int(os.environ["SLURM_NTASKS"]) // int(os.environ.get("SLURM_NNODES", "1")))
     granted = int(os.environ.get("SLURM_MEM_PER_NODE", "0")) * 2**20
     memory = min(granted or MEMORY_LIMIT, MEMORY_LIMIT) // a_node
-    return SLURMRunner(worker_options={"nthreads": 1, "memory_limit": memory})
+    with _interrupts_as_they_are():
+        from dask_jobqueue.slurm import SLURMRunner
+
+        return SLURMRunner(worker_options={"nthreads": 1, "memory_limit": memory})
 
 
 def _kubernetes(table: Kubernetes) -> Any:

@@ -18,12 +18,15 @@ from ntkdist.features import AnyFeatureMap
 from ntkdist.features.base import PIECE_BYTES
 from ntkdist.job import Job, Positive
 from ntkdist.select import AUTO_GRID
-from ntkdist.solvers import PCG, AnySolver, choose
+from ntkdist.solvers import PCG, AnySolver, TiledCholesky, choose
+from ntkdist.solvers.tiled import TILE
 from ntkdist.spec import Spec, digest
+from ntkdist.sums.tiles import Place, places, runs
 
 T = TypeVar("T")
 GB = 1e9
 GROWTH = 6  # penalties that a grid may grow by at once
+FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choose: Dask pauses workers above
 SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
 BASE_BYTES = 250 * 2**20  # of a worker process with NumPy, SciPy, Zarr and Dask loaded, before it does anything
 
@@ -39,7 +42,8 @@ class Plan(Spec, frozen=True, tag=False):
     """Everything resolved: equal plans give equal bits, on any number of workers.
 
     Made by `plan`; the fields are those of `Job` and `PlanTable`, what is known of the dataset, and the partitions to
-    ``skip`` because they are damaged; None before anybody looked.
+    ``skip`` because they are damaged; None before anybody looked.  ``tile`` is 0 where the Gram is not cut into tiles;
+    else rows are read and mapped ``panels`` times, which decides no bits.
     """
 
     job: Job
@@ -51,6 +55,8 @@ class Plan(Spec, frozen=True, tag=False):
     threads: Positive
     dtype: Literal["float32", "float64"]
     solver: AnySolver
+    tile: int = 0
+    panels: Positive = 1
     skip: tuple[int, ...] | None = None
 
     @property
@@ -79,6 +85,10 @@ class Plan(Spec, frozen=True, tag=False):
     def scored(self) -> tuple[int, ...] | None:
         """The folds whose error a penalty is chosen by; None for all."""
         return (1,) if self.dataset.holdout else None
+
+    def tile_panels(self) -> list[Sequence[Place]]:
+        """The tiles that are summed in one pass over the data, for every pass."""
+        return evenly(places(self.m, self.tile), self.panels)
 
     @property
     def reads(self) -> int:
@@ -126,8 +136,10 @@ class Plan(Spec, frozen=True, tag=False):
         size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
         direct = not isinstance(self.solver, PCG)
         k = 0 if direct else self.columns
-        # The sums of a shard: normal equations, or products of the Gram with k columns.
+        # The sums of a shard: normal equations or some of their tiles, or products of the Gram with k columns.
         one = 8 * (self.m**2 + self.m * (self.t + 1)) if direct else 8 * (self.m + 1) * max(k, self.t + 1)
+        if self.tile:
+            one = self._tile_bytes(-(-len(places(self.m, self.tile)) // self.panels))
         partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
         weighted = bool(self.dataset.weight or self.job.class_weight)
         # A block's features, beside them those of the last or their product with root weights, and what they multiply.
@@ -144,12 +156,35 @@ class Plan(Spec, frozen=True, tag=False):
         waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
         copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
         sample = 4 * self.sample_rows * (8 * d + 24)  # of which a pass before adds two
-        return {
+        summing = {
             "process": BASE_BYTES + self.features.draw_bytes(shape, self.dtype),
             "accumulator": tasks_at_once * one,
             "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
             "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + copies * partition),
         } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
+        if not self.tile:
+            return summing
+        share = self._tile_bytes(-(-len(places(self.m, self.tile)) // workers))
+        tiles = {"tiles": self.folds * share}
+        solving = {
+            "process": summing["process"],
+            "training set and factor": 2 * share,
+            "columns": 2 * (workers > 1) * self._tile_bytes(runs(self.m, self.tile)),  # those of others, two at a time
+            "batch": tasks_at_once * self._tile_bytes(2),
+        }
+        return tiles | max(summing, solving, key=lambda parts: sum(parts.values()))
+
+    def _tile_bytes(self, count: int) -> int:
+        return 8 * count * min(self.tile, self.m) ** 2
+
+    def panelled(self, limit: int, workers: int = 1, tasks_at_once: int = 1) -> "Plan":
+        """The same, with more panels as far as a worker's ``limit`` bytes ask for it: the sums of one have to fit."""
+        p, most = self, len(places(self.m, self.tile)) if self.tile else 1
+        while p.panels < most:
+            if p.projected_memory_bytes(workers, tasks_at_once) <= FILLED * limit:
+                break
+            p = msgspec.structs.replace(p, panels=p.panels + 1)
+        return p
 
     @property
     def sample_rows(self) -> int:
@@ -163,6 +198,9 @@ class Plan(Spec, frozen=True, tag=False):
 
     def driver_memory(self) -> dict[str, int]:
         """Peak bytes of the process that selects and solves, by part."""
+        if self.tile:
+            sums = 8 * (2 * self.folds + 4) * self.m * (self.t + 1)
+            return {"process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype), "sums": sums}
         if isinstance(self.solver, PCG):
             s, grid = min(self.solver.sample_rows, self.layout.rows), len(self.job.grid() or AUTO_GRID) + GROWTH
             return {
@@ -192,19 +230,19 @@ class Plan(Spec, frozen=True, tag=False):
             said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
             raise PlanTooLarge(
                 f"Plan needs {total / GB:.1f} GB per worker ({said}) but the limit is {limit / GB:.1f} GB; "
-                "lower n_components, folds, fan_in or block_rows, or use larger workers"
+                f"lower n_components, folds, fan_in or block_rows, or use {'more or ' * bool(self.tile)}larger workers"
             )
 
     def check_driver(self, limit: int) -> None:
         """Refuse the plan if selecting and solving would need more than ``limit`` bytes; see `check`."""
         parts = self.driver_memory()
         if (need := sum(parts.values())) > limit:
-            if isinstance(self.solver, PCG):
+            if self.tile or isinstance(self.solver, PCG):
                 what = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
                 remedy = "n_components, folds, the number of alphas or sample_rows of solver PCG"
             else:
                 what = f"{self.folds} folds of {8 * self.m**2 / GB:.1f} GB, and the solver"
-                remedy = "n_components or folds, or use solver PCG"
+                remedy = "n_components or folds, or use solver TiledCholesky on a cluster, or PCG"
             raise PlanTooLarge(
                 f"Solving needs {need / GB:.1f} GB in this process ({what}) but it has {limit / GB:.1f} GB; "
                 f"lower {remedy}"
@@ -248,9 +286,11 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
             "convert with --classes"
         )
     grid = job.grid()
-    solver = job.solver or choose(m, len(grid or AUTO_GRID))
-    direct = not isinstance(solver, PCG)
-    if direct and table.block_rows is not None and table.block_rows < m / 2:
+    solver = job.solver or (TiledCholesky() if table.tile else choose(m, len(grid or AUTO_GRID)))
+    direct, tile = not isinstance(solver, PCG), 0
+    if isinstance(solver, TiledCholesky):
+        tile = min(m, table.tile or solver.tile or TILE)
+    elif direct and table.block_rows is not None and table.block_rows < m / 2:
         raise SpecError(
             f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding "
             "costs more than multiplying"
@@ -265,10 +305,11 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         folds=folds,
         shards=max(folds, min(shards, most)),
         fan_in=table.fan_in,
-        block_rows=min(table.block_rows or (max(m, 1024) if direct else 1024), layout.rows),
+        block_rows=min(table.block_rows or (TILE if tile else max(m, 1024) if direct else 1024), layout.rows),
         threads=table.threads or threads,
         dtype=table.dtype,
         solver=solver,
+        tile=tile,
     )
 
 
@@ -284,8 +325,8 @@ def job_digest(job: Job) -> str:
 
 
 def sums_digest(job: Job) -> str:
-    """A short name for what a job's sums are of: the same for every penalty, and every solver of normal equations."""
-    solver = PCG() if isinstance(job.solver, PCG) else None
+    """A short name for what a job's sums are of: the same for every penalty, and every dense solver."""
+    solver = type(job.solver)() if isinstance(job.solver, PCG | TiledCholesky) else None
     return job_digest(
         msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=solver)
     )

@@ -9,20 +9,21 @@ import logging
 import pickle
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import dask
 import msgspec
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from distributed import CancelledError, Client, Future, KilledWorker, as_completed
+from distributed import CancelledError, Client, Future, KilledWorker, as_completed, wait
 
 from ntkdist import backend
 from ntkdist.arrays import Arrays
 from ntkdist.cluster import local_scheduler
 from ntkdist.data import Dataset
 from ntkdist.errors import ClusterError
-from ntkdist.groups import absolute
+from ntkdist.places import absolute
 from ntkdist.plan import evenly
 from ntkdist.progress import Progress, Watch, default_watch
 from ntkdist.shards import AnySummand, Keep, Part, Remembering, Shard, Source, add_parts, run_shard, tree
@@ -41,7 +42,20 @@ def reduce(
     progress: Progress,
     keep: Keep | None = None,
 ) -> list[Part]:
-    """The sum of every group of shards.
+    """The sum of every group of shards; arguments and errors are those of `sums_in_place`."""
+    return fetch(client, sums_in_place(source, summand, shards, fan_in, client, progress, keep))
+
+
+def sums_in_place(
+    source: Source,
+    summand: AnySummand,
+    shards: Sequence[Shard],
+    fan_in: int,
+    client: Client | None,
+    progress: Progress,
+    keep: Keep | None = None,
+) -> list[Any]:
+    """The sum of every group of shards, left where it was added up: a future of a `Part`; without a client, the part.
 
     Parameters
     ----------
@@ -74,6 +88,21 @@ def reduce(
         with backend.own_threads():
             return _reduce_here(source, summand, shards, fan_in, progress, keep)
     return _reduce_there(source, summand, shards, fan_in, client, progress, keep)
+
+
+def fetch(client: Client | None, promised: Sequence[Any]) -> list[Any]:
+    """The values of some futures; without a client, what is given."""
+    if client is None:
+        return list(promised)
+    with _said_in_a_sentence(client):
+        return list(client.gather(promised))
+
+
+def settle(client: Client | None, promised: Sequence[Any]) -> None:
+    """Wait until some futures are there, or have failed."""
+    if client is not None:
+        with _said_in_a_sentence(client):
+            wait(promised)
 
 
 def reduce_all(
@@ -161,7 +190,7 @@ def _reduce_there(
     client: Client,
     progress: Progress,
     keep: Keep | None,
-) -> list[Part]:
+) -> list[Any]:
     run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
     held: Any = summand
     if len(pickle.dumps(summand)) > EMBED_BYTES:
@@ -192,11 +221,18 @@ def _reduce_there(
     def add(parts: list[Future[Any]]) -> Future[Any]:
         return client.submit(add_parts, parts, key=f"ntkdist-add-{uuid.uuid4().hex}", priority=10)
 
-    try:
+    with _said_in_a_sentence(client):
         totals = [tree(leaves(group), fan_in, add) for group in _groups(shards)]
         while running.count():
             finish_one()
-        return list(client.gather(totals))
+    return totals
+
+
+@contextmanager
+def _said_in_a_sentence(client: Client) -> Iterator[None]:
+    """That workers kept dying, or the scheduler is gone."""
+    try:
+        yield
     except KilledWorker as error:
         raise ClusterError(
             f"Task {error.task} was tried on several workers and each died ({error.last_worker} last); "

@@ -143,8 +143,13 @@ def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
     for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
-    tally.workers[_process()] = backend.peak_memory_bytes()
+    tally.workers.update(peak_memory())
     return Part(total, tally)
+
+
+def peak_memory() -> dict[str, int]:
+    """The most memory that this process has had resident, by its name."""
+    return {_process(): backend.peak_memory_bytes()}
 
 
 def add_parts(parts: Sequence[Part]) -> Part:

@@ -412,5 +412,5 @@ def test_the_command_line_and_a_run_directory_without_equations(
     solved = command("solve", "run")
     assert solved.exit_code == 1
     assert solved.stderr == (
-        "ntkdist: run has no equations: its solver formed no Gram; fit again, with other alphas or solver\n"
+        "ntkdist: run has no equations: its solver kept no Gram; fit again, with other alphas or solver\n"
     )

@@ -25,6 +25,8 @@ ORDER = (
     "kernels",
     "sketch",
     "features",
+    "clouds",
+    "places",
     "groups",
     "sparse",
     "data",
@@ -38,6 +40,7 @@ ORDER = (
     "select",
     "preprocess",
     "model",
+    "prefixes",
     "store",
     "clusters",
     "job",
@@ -52,6 +55,7 @@ ORDER = (
     "prepare",
     "products",
     "iterate",
+    "tiling",
     "fit",
     "apply",
     "out_of_fold",
@@ -71,11 +75,12 @@ ORDER = (
 )
 # The modules that may import each dependency; distributed's Client as a type is all that the verbs take.
 DOORS = {
-    "zarr": {"groups"},
+    "zarr": {"clouds", "places", "groups"},
+    "obstore": {"clouds"},
     "dask": {"reduce", "preflight", "launch", "cluster"},
     "distributed": {
         *("reduce", "preflight", "launch", "cluster"),
-        *("prepare", "products", "iterate", "fit", "apply", "held_out", "measure", "compare"),
+        *("prepare", "products", "iterate", "tiling", "fit", "apply", "held_out", "measure", "compare"),
         *("out_of_fold", "report"),
     },
     "dask_cuda": {"launch"},
@@ -146,7 +151,7 @@ def test_one_door_for_every_dependency() -> None:
 
 
 def test_verbs_take_the_client_as_a_type_only() -> None:
-    for name in ("prepare", "products", "iterate", "fit", "apply", "measure", "compare"):
+    for name in ("prepare", "products", "iterate", "tiling", "fit", "apply", "measure", "compare"):
         outer = {each for each in imports(ROOT / f"{name}.py") if each.split(".")[0] in ("dask", "distributed")}
         assert outer <= {"distributed.Client"}
         tree = ast.parse((ROOT / f"{name}.py").read_text())

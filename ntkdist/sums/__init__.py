@@ -8,5 +8,16 @@ from ntkdist.sums.normal import NormalEquations
 from ntkdist.sums.rowwise import Rowwise
 from ntkdist.sums.sample import RowSample
 from ntkdist.sums.tally import Tally
+from ntkdist.sums.tiles import TileSums
 
-__all__ = ["CrossSums", "HeldOut", "Metrics", "Moments", "NormalEquations", "RowSample", "Rowwise", "Tally"]
+__all__ = [
+    "CrossSums",
+    "HeldOut",
+    "Metrics",
+    "Moments",
+    "NormalEquations",
+    "RowSample",
+    "Rowwise",
+    "Tally",
+    "TileSums",
+]
