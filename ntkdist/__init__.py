@@ -34,6 +34,7 @@ from ntkdist.features import (
     ZonalFeatures,
 )
 from ntkdist.fit import FitResult, fit, normal_equations, solve
+from ntkdist.influence import leave_one_out
 from ntkdist.job import Job, PlanTable
 from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace
 from ntkdist.model import Equations, RidgeModel
@@ -43,6 +44,7 @@ from ntkdist.preprocess import Preprocess
 from ntkdist.select import CVResult, cross_validate
 from ntkdist.solvers import PCG, Cholesky, Eigh, TiledCholesky
 from ntkdist.store import load, save
+from ntkdist.uncertainty import Factor, conformal_radius
 
 if TYPE_CHECKING:
     from ntkdist.estimators import FeatureTransformer, NTKRidge, NTKRidgeClassifier, NTKRidgeCV
@@ -64,6 +66,7 @@ __all__ = [
     "Dataset",
     "Eigh",
     "Equations",
+    "Factor",
     "FeatureTransformer",
     "FitResult",
     "GammaExponential",
@@ -98,11 +101,13 @@ __all__ = [
     "TiledCholesky",
     "ZonalFeatures",
     "compare",
+    "conformal_radius",
     "convert",
     "cross_validate",
     "evaluate",
     "featurize",
     "fit",
+    "leave_one_out",
     "load",
     "normal_equations",
     "plan",
