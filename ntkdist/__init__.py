@@ -13,6 +13,7 @@ from ntkdist.compare import compare
 from ntkdist.comparison import Comparison
 from ntkdist.convert import convert
 from ntkdist.data import Dataset
+from ntkdist.detach import attach, cancel, status, submit
 from ntkdist.errors import (
     ClusterError,
     DataError,
@@ -100,6 +101,8 @@ __all__ = [
     "StoreError",
     "TiledCholesky",
     "ZonalFeatures",
+    "attach",
+    "cancel",
     "compare",
     "conformal_radius",
     "convert",
@@ -115,6 +118,8 @@ __all__ = [
     "prefix_curve",
     "save",
     "solve",
+    "status",
+    "submit",
 ]
 
 

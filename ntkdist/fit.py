@@ -14,7 +14,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import checkpoint, groups, progress, runs
+from ntkdist import checkpoint, places, progress, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
@@ -88,9 +88,9 @@ def fit(
     name = job_digest(job)
     if out and (done := runs.begin(out, name)):
         return FitResult(*done)
-    keep = job.plan.checkpoint or (out and f"{out}/checkpoint")
-    keep = keep and groups.absolute(keep)
-    if resume and not (keep and groups.exists(keep)):
+    keep = job.plan.checkpoint or (out and places.join(out, "checkpoint"))
+    keep = keep and places.absolute(keep)
+    if resume and not (keep and places.exists(keep)):
         raise StoreError(
             f"Nothing to resume: there is no checkpoint {keep or 'and no run directory'}; fit without resume"
         )

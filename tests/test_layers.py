@@ -25,6 +25,8 @@ ORDER = (
     "kernels",
     "sketch",
     "features",
+    "clouds",
+    "places",
     "groups",
     "sparse",
     "data",
@@ -56,6 +58,7 @@ ORDER = (
     "iterate",
     "tiling",
     "fit",
+    "detach",
     "apply",
     "out_of_fold",
     "influence",
@@ -75,17 +78,19 @@ ORDER = (
 )
 # The modules that may import each dependency; distributed's Client as a type is all that the verbs take.
 DOORS = {
-    "zarr": {"groups"},
+    "zarr": {"clouds", "places", "groups"},
+    "obstore": {"clouds"},
     "dask": {"reduce", "preflight", "launch", "cluster"},
     "distributed": {
         *("reduce", "preflight", "launch", "cluster"),
         *("prepare", "products", "iterate", "tiling", "fit", "apply", "held_out", "measure", "compare"),
-        *("out_of_fold", "influence", "report"),
+        *("detach", "out_of_fold", "influence", "report"),
     },
     "dask_cuda": {"launch"},
     "dask_gateway": {"launch"},
     "dask_jobqueue": {"launch"},
     "dask_kubernetes": {"launch"},
+    "kr8s": {"launch"},
     "sklearn": {"demo", "estimators", "yardsticks"},
     "click": {"cli"},
     "rich": {"progress"},
