@@ -20,7 +20,7 @@ from ntkdist import groups, store
 from ntkdist.errors import DataError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.model import Equations
-from ntkdist.plan import Plan, sums_digest
+from ntkdist.plan import Plan, gram_of, sums_digest
 from ntkdist.preprocess import Preprocessing
 from ntkdist.shards import Part, Shard
 from ntkdist.spec import decode, digest
@@ -136,7 +136,8 @@ def _resolved(path: Path, p: Plan, settle: Callable[[Plan], Plan]) -> Plan:
         )
     groups.sweep(str(path.parent))
     before: Plan = decode(kept, Plan, str(path))
-    return msgspec.structs.replace(p, **{field: getattr(before, field) for field in RESOLVED})
+    fields = RESOLVED if gram_of(before.solver) == gram_of(p.solver) else (*RESOLVED, "solver")
+    return msgspec.structs.replace(p, **{field: getattr(before, field) for field in fields})
 
 
 def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, AnyMap]]) -> tuple[Equations, Kept | None]:

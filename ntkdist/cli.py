@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import ntkdist as nd
-from ntkdist import demo, estimate, groups, plots, preflight, report, runs
+from ntkdist import demo, estimate, groups, machine, plots, preflight, report, runs
 from ntkdist.cluster import connect, resources
 
 
@@ -101,7 +101,7 @@ def plan(job: str, scheduler: str, as_json: bool) -> None:
     read = nd.Job.read(job)
     with connect(read.cluster, scheduler) as client:
         found = resources(client)
-    resolved = nd.plan(read, threads=found.threads)
+    resolved = machine.planned(read, found)
     cost = estimate.cost(resolved, found)
     if as_json:
         click.echo(runs.as_json(cost))

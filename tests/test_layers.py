@@ -49,6 +49,7 @@ ORDER = (
     "reduce",
     "checkpoint",
     "runs",
+    "machine",
     "prepare",
     "products",
     "iterate",
