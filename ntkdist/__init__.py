@@ -38,6 +38,7 @@ from ntkdist.job import Job, PlanTable
 from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan, plan
+from ntkdist.prefixes import PrefixCurve, prefix_curve
 from ntkdist.preprocess import Preprocess
 from ntkdist.select import CVResult, cross_validate
 from ntkdist.solvers import PCG, Cholesky, Eigh, TiledCholesky
@@ -85,6 +86,7 @@ __all__ = [
     "Plan",
     "PlanTable",
     "PlanTooLarge",
+    "PrefixCurve",
     "Preprocess",
     "RandomFourier",
     "RidgeModel",
@@ -105,6 +107,7 @@ __all__ = [
     "normal_equations",
     "plan",
     "predict",
+    "prefix_curve",
     "save",
     "solve",
 ]

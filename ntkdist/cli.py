@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import ntkdist as nd
-from ntkdist import demo, estimate, groups, machine, plots, preflight, report, runs
+from ntkdist import demo, estimate, groups, machine, plots, prefixes, preflight, report, runs
 from ntkdist.cluster import connect, resources
 
 
@@ -141,6 +141,8 @@ def fit(job: str, scheduler: str, out: str, resume: bool, as_json: bool) -> None
         click.echo(runs.as_json(found | {"out": out}))
         return
     click.echo("  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()))
+    if curve := result.report.get("curve"):
+        click.echo(_curve(curve))
     for note in result.report["notes"]:
         click.echo(f"Note: {note}.")
     click.echo(f"Written to {out}.")
@@ -164,12 +166,16 @@ def solve(equations: tuple[str, ...], alphas: str, alphas_per_row: str, out: str
     if out:
         groups.refuse_existing(out)
     model, cv = nd.solve(loaded, **grid)  # type: ignore[arg-type]
+    curve = prefixes.curve_of(loaded, cv)
     if out:
         nd.save(model, out)
     found = {"alpha": model.alpha.tolist()}
     if cv is not None:
         found |= {"cv_rmse": cv.rmse, "cv_r2": cv.r2, "note": cv.note}
     text = ", ".join(f"{k} {v}" for k, v in found.items() if v)
+    if curve:
+        text = f"{text}\n{_curve(curve)}"
+        found |= {"curve": curve}
     click.echo(runs.as_json(found) if as_json else text)
 
 
@@ -268,6 +274,11 @@ def _model(url: str) -> nd.RidgeModel:
     if not isinstance(loaded, nd.RidgeModel):
         raise nd.DataError(f"{url} holds {type(loaded).__name__}; expected a model, or a run directory")
     return loaded
+
+
+def _curve(curve: dict[str, Any]) -> str:
+    points = zip(curve["m"], curve["rmse"], strict=True)
+    return "rmse against features  " + "  ".join(f"{m:,}: {error:.4g}" for m, error in points)
 
 
 def _numbers(text: str) -> list[float] | None:

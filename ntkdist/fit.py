@@ -14,7 +14,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import checkpoint, groups, machine, progress, runs
+from ntkdist import checkpoint, machine, places, progress, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
@@ -23,6 +23,7 @@ from ntkdist.iterate import fit_by_products
 from ntkdist.job import Job
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan, job_digest
+from ntkdist.prefixes import curve_of
 from ntkdist.prepare import prepare, verified
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
@@ -86,9 +87,9 @@ def fit(
     name = job_digest(job)
     if out and (done := runs.begin(out, name)):
         return FitResult(*done)
-    keep = job.plan.checkpoint or (out and f"{out}/checkpoint")
-    keep = keep and groups.absolute(keep)
-    if resume and not (keep and groups.exists(keep)):
+    keep = job.plan.checkpoint or (out and places.join(out, "checkpoint"))
+    keep = keep and places.absolute(keep)
+    if resume and not (keep and places.exists(keep)):
         raise StoreError(
             f"Nothing to resume: there is no checkpoint {keep or 'and no run directory'}; fit without resume"
         )
@@ -113,6 +114,7 @@ def fit(
         if not passed.products:
             rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
             passed = passed._replace(syrk_rates=on_each_worker(client, rate))
+    curve = None
     if equations is not None:
         began = time.perf_counter()
         model, cv = solve(
@@ -123,8 +125,10 @@ def fit(
             per_target=job.alpha_per_target,
         )
         passed.seconds.update(solve=time.perf_counter() - began)
+        curve = curve_of(equations, cv, job.alpha_per_target)
+        passed.seconds.update(curve=time.perf_counter() - began - passed.seconds["solve"])
     passed.seconds.update(total=time.perf_counter() - start)
-    report = runs.report(p, found, passed, model, cv)
+    report = runs.report(p, found, passed, model, cv) | {"curve": curve}
     if out:
         runs.finish(out, model, equations, report)
         checkpoint.remove(keep)

@@ -23,7 +23,7 @@ from ntkdist.arrays import Arrays
 from ntkdist.cluster import local_scheduler
 from ntkdist.data import Dataset
 from ntkdist.errors import ClusterError
-from ntkdist.groups import absolute
+from ntkdist.places import absolute
 from ntkdist.plan import evenly
 from ntkdist.progress import Progress, Watch, default_watch
 from ntkdist.shards import AnySummand, Keep, Part, Remembering, Shard, Source, add_parts, run_shard, tree

@@ -2,15 +2,13 @@
 
 import datetime
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import msgspec
 
-from ntkdist import backend, groups, store
+from ntkdist import backend, places, store
 from ntkdist.cluster import Resources
 from ntkdist.errors import StoreError
 from ntkdist.model import Equations, RidgeModel
@@ -31,19 +29,16 @@ def begin(out: str, name: str) -> Done | None:
     StoreError
         If the directory holds another run, or something else, or cannot be written to.
     """
-    place = Path(out)
-    nearest = next(p for p in (place, *place.absolute().parents) if p.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise StoreError(f"{out} cannot be a run directory: {nearest} is not a directory that can be written to")
-    if not groups.names(out):
+    places.check_directory(out)
+    if places.empty(out):
         return None
     try:
-        found = json.loads((place / "job.json").read_text())["digest"]
+        found = json.loads(places.read_text(places.join(out, "job.json")) or "")["digest"]
     except (OSError, ValueError, LookupError, TypeError):
         raise StoreError(f"{out} holds something that is not a run; choose another --out or remove it") from None
     if found != name:
         raise StoreError(f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it")
-    return read(out) if (place / "report.json").exists() else None
+    return read(out) if places.exists(places.join(out, "report.json")) else None
 
 
 def read(run: str) -> Done:
@@ -55,50 +50,54 @@ def read(run: str) -> Done:
         If the directory holds none.
     """
     try:
-        report = json.loads((Path(run) / "report.json").read_text())
+        report = json.loads(places.read_text(places.join(run, "report.json")) or "")
     except (OSError, ValueError):
         raise StoreError(f"{run} holds no complete run: there is no report.json; fit a job with --out {run}") from None
-    model, equations = store.load(f"{run}/model.zarr"), None
+    model, equations = store.load(places.join(run, "model.zarr")), None
     if not without_equations(run):
-        equations = store.load(f"{run}/equations.zarr")
+        equations = store.load(places.join(run, "equations.zarr"))
     return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
 
 @contextmanager
 def started(out: str, name: str) -> Iterator[None]:
-    """The directory, with whose it is written down before anything runs; what fails with nothing kept leaves none."""
+    """The directory, with whose it is written down before anything runs; what fails with nothing kept leaves none.
+
+    Raises
+    ------
+    StoreError
+        If another job began there meanwhile.
+    """
     if not out:
         yield
         return
-    place = Path(out)
-    made = not place.exists()
-    place.mkdir(parents=True, exist_ok=True)
-    groups.sweep(out)
+    made, mine = not places.exists(out), places.join(out, "job.json")
+    places.sweep(out)
     try:
-        groups.write_text(f"{out}/job.json", as_json({"digest": name}))
+        found = json.loads(places.claim(mine, as_json({"digest": name})))["digest"]
+        if found != name:
+            raise StoreError(f"{out} holds another run ({found}, this is {name}); choose another --out or remove it")
         yield
     except BaseException:
-        if set(groups.names(out)) <= {"job.json"}:
-            (place / "job.json").unlink(missing_ok=True)
-            if made:
-                place.rmdir()
+        with suppress(StoreError):  # as where the store is what failed
+            if set(places.names(out)) <= {"job.json"}:
+                places.remove(out if made else mine)
         raise
 
 
 def finish(out: str, model: RidgeModel, equations: Equations | None, report: dict[str, Any]) -> None:
     """Write a run's results over what a run that was cut off left; the report, written last, marks it complete."""
-    place = Path(out)
     for name, value in (("model.zarr", model), ("equations.zarr", equations)):
-        groups.remove(str(place / name))
+        places.remove(places.join(out, name))
         if value is not None:
-            store.save(value, str(place / name))
-    groups.write_text(f"{out}/report.json", as_json(report, indent=1))
+            store.save(value, places.join(out, name))
+    places.write_text(places.join(out, "report.json"), as_json(report, indent=1))
 
 
 def without_equations(out: str) -> bool:
     """Whether a directory is a complete run whose solver formed no Gram, or left it in tiles on the workers."""
     try:
-        report = json.loads((Path(out) / "report.json").read_text())
+        report = json.loads(places.read_text(places.join(out, "report.json")) or "")
         return "products" in report["run"] or bool(report["plan"].get("tile"))
     except (OSError, ValueError, LookupError, TypeError):
         return False

@@ -25,15 +25,13 @@ PROBES, PROBE_ROLE = 8, 1000
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of the norm of a probe's features
 
 
-def save(value: RidgeModel | Equations, url: str, *, writer: str = "") -> None:
+def save(value: RidgeModel | Equations, url: str) -> None:
     """Write a model or equations to a new Zarr group, whole or not at all.
 
     Parameters
     ----------
     value : RidgeModel or Equations
     url : str
-    writer : str
-        A name of its own where others may write the same; see `new_group`.
 
     Raises
     ------
@@ -67,7 +65,7 @@ def save(value: RidgeModel | Equations, url: str, *, writer: str = "") -> None:
         attrs |= {"folds": len(value.folds), "scored": value.scored}
         for k, fold in enumerate(value.folds):
             arrays |= {f"triangle{k}": backend.pack(fold._gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
-    with groups.new_group(url, kind, attrs, writer) as place:
+    with groups.new_group(url, kind, attrs) as place:
         for name, array in arrays.items():
             groups.write_whole(place, name, np.ascontiguousarray(array))
 

@@ -158,7 +158,7 @@ def test_what_a_kill_in_the_middle_of_a_write_leaves_is_no_obstacle_and_goes(mak
 def test_a_damaged_scaling_is_made_again_and_a_damaged_plan_is_refused(make_dataset: Any, tmp_path: Path) -> None:
     asked = job(make_dataset, checkpoint=str(tmp_path / "kept"))
     straight = nd.fit(asked)
-    chunk = next(p for p in (tmp_path / "kept" / "prepared.zarr" / "x_mean").rglob("c/*"))
+    chunk = next((tmp_path / "kept").glob("prepared*.zarr/x_mean/c/*"))
     chunk.write_bytes(chunk.read_bytes()[:-1])
     again = nd.fit(asked)
     same(again, straight)

@@ -25,6 +25,8 @@ ORDER = (
     "kernels",
     "sketch",
     "features",
+    "clouds",
+    "places",
     "groups",
     "sparse",
     "data",
@@ -38,6 +40,7 @@ ORDER = (
     "select",
     "preprocess",
     "model",
+    "prefixes",
     "store",
     "clusters",
     "job",
@@ -73,7 +76,8 @@ ORDER = (
 )
 # The modules that may import each dependency; distributed's Client as a type is all that the verbs take.
 DOORS = {
-    "zarr": {"groups"},
+    "zarr": {"clouds", "places", "groups"},
+    "obstore": {"clouds"},
     "dask": {"reduce", "preflight", "launch", "cluster"},
     "distributed": {
         *("reduce", "preflight", "launch", "cluster"),

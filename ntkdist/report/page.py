@@ -10,7 +10,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import groups, runs
+from ntkdist import places, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.errors import NtkdistError
 from ntkdist.features import AnyMap, CNTKRandomFeatures, CNTKSketch
@@ -88,8 +88,8 @@ def write(
                 shown += pictures.of_held_out(found, equations, edges_of(equations))
             shown.append(_kernel(p, model.preprocessing, model.features, report, client, watch))
     shown += pictures.of_run(report["run"])
-    out = out or f"{run}/report.html"
-    groups.write_text(out, render(run, p, report, cv, found, model.preprocessing, shown))
+    out = out or places.join(run, "report.html")
+    places.write_text(out, render(run, p, report, cv, found, model.preprocessing, shown))
     return out
 
 

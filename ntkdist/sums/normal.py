@@ -143,10 +143,15 @@ class NormalEquations(TargetSums):
         both = self._symmetric and other._symmetric
         return NormalEquations(self._gram - other._gram, self._cross - other._cross, self._inner - other._inner, both)
 
-    def subset(self, columns: slice | NDArray[Any]) -> "NormalEquations":
-        """The equations of some of the features, as if only those had been computed."""
+    def subset(self, columns: slice | NDArray[Any], scale: F8 | None = None) -> "NormalEquations":
+        """The equations of some of the features, as if only those had been computed, multiplied by ``scale``."""
         pick = np.arange(self.m)[columns]
-        return NormalEquations(self.gram[np.ix_(pick, pick)], self._cross[pick], self._inner)
+        gram, cross = self.gram[np.ix_(pick, pick)], self._cross[pick]
+        if scale is not None:
+            gram *= scale[:, None]
+            gram *= scale
+            cross *= scale[:, None]
+        return NormalEquations(gram, cross, self._inner)
 
     def centred(self) -> tuple[F8, F8]:
         """Gram and right-hand side about the weighted means: what the ridge with a free intercept needs.
