@@ -13,6 +13,7 @@ from ntkdist.compare import compare
 from ntkdist.comparison import Comparison
 from ntkdist.convert import convert
 from ntkdist.data import Dataset
+from ntkdist.detach import attach, cancel, status, submit
 from ntkdist.errors import (
     ClusterError,
     DataError,
@@ -97,6 +98,8 @@ __all__ = [
     "StoreError",
     "TiledCholesky",
     "ZonalFeatures",
+    "attach",
+    "cancel",
     "compare",
     "convert",
     "cross_validate",
@@ -110,6 +113,8 @@ __all__ = [
     "prefix_curve",
     "save",
     "solve",
+    "status",
+    "submit",
 ]
 
 
