@@ -6,11 +6,11 @@ from typing import Any
 
 from distributed import Client
 
-from ntkdist import draws, runs
+from ntkdist import draws, machine, runs
 from ntkdist.cluster import Resources, resources
 from ntkdist.features import AnyMap
 from ntkdist.job import Job
-from ntkdist.plan import GB, Plan, plan
+from ntkdist.plan import GB, Plan
 from ntkdist.solvers import PCG
 
 SAMPLE_ROWS, SAMPLE_BYTES = 512, 2**30  # of what mapping is timed on, where it takes no more than these bytes
@@ -19,7 +19,7 @@ SAMPLE_ROWS, SAMPLE_BYTES = 512, 2**30  # of what mapping is timed on, where it 
 def planned(job: Job, client: Client | None) -> tuple[Plan, Resources, dict[str, Any]]:
     """A job's plan where it would run, what that has, and the `cost`."""
     found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
-    p = plan(job, threads=found.threads)
+    p = machine.planned(job, found)
     return p, found, cost(p, found)
 
 
@@ -39,7 +39,7 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
     row_flops = 4 * p.m * p.columns if iterative else p.m**2
     feature_seconds = _seconds_a_row(p) or row_flops / rate
     flops = p.layout.rows * row_flops
-    passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads, 1 + p.reads)
+    passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads * p.panels,) * 2
     slots = min(found.workers * found.tasks_at_once, p.shards)
     return {
         "rows": p.layout.rows,
@@ -53,7 +53,7 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
         "workers": found.workers,
         "threads": p.threads,
         "syrk_flops_per_second": rate,
-        "seconds": (passes if iterative else 1) * (flops / rate + p.layout.rows * feature_seconds) / slots,
+        "seconds": (passes if iterative else 1) * (flops / rate + p.panels * p.layout.rows * feature_seconds) / slots,
         "worker_memory_bytes": p.memory(*found.shape),
         "projected_memory_bytes": p.projected_memory_bytes(*found.shape),
         "driver_memory_bytes": p.driver_memory_bytes(found.driver_process_bytes),

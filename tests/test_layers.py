@@ -54,6 +54,7 @@ ORDER = (
     "reduce",
     "checkpoint",
     "runs",
+    "machine",
     "prepare",
     "products",
     "iterate",
