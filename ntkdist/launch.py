@@ -40,7 +40,8 @@ def client_at(address: str, workers: int = 1, seconds: int = WORKERS_SECONDS) ->
     ClusterError
         If it does not answer, or too few workers come in time.
     """
-    if address.startswith("tls:") and not Security().get_connection_args("client").get("ssl_context"):
+    configured = dask.config.get("distributed.client.security-loader", None)
+    if address.startswith("tls:") and not (configured or Security().get_connection_args("client").get("ssl_context")):
         raise ClusterError(
             f"The scheduler at {address} needs certificates; name them in Dask's configuration (distributed.comm.tls)"
         )
