@@ -1,6 +1,6 @@
 """The command line: a face over the verbs, with no mathematics in it.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a plan that does not fit.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a plan that does not fit, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 import signal
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 import ntkdist as nd
-from ntkdist import demo, estimate, groups, plots, prefixes, preflight, report, runs
+from ntkdist import demo, estimate, groups, places, plots, prefixes, preflight, report, runs
+from ntkdist import detach as detached
 from ntkdist.cluster import connect, resources
 
 
@@ -126,26 +128,63 @@ def workers(job: str, scheduler: str) -> None:
 @scheduler_option
 @click.option("--out", default="", help="Run directory; by default the job's name with -run.")
 @click.option("--resume", is_flag=True, help="Insist on going on from a run that was cut off (a plain rerun does too).")
+@click.option("--detach", is_flag=True, help="Leave the fit to a cluster that runs already, and come back at once.")
 @json_option
-def fit(job: str, scheduler: str, out: str, resume: bool, as_json: bool) -> None:
+def fit(job: str, scheduler: str, out: str, resume: bool, detach: bool, as_json: bool) -> None:
     """Fit a job; writes model, equations and report to a run directory."""
     out = out or f"{Path(job).stem}-run"
+    if detach:
+        run = nd.submit(nd.Job.read(job), out, scheduler=scheduler)
+        click.echo(runs.as_json({"out": run}) if as_json else run)
+        return
     try:
         result = nd.fit(nd.Job.read(job), out=out, resume=resume, scheduler=scheduler)
     except KeyboardInterrupt:
-        left = f"the same command goes on from what {out} holds" if Path(out).exists() else "nothing was finished yet"
+        left = f"the same command goes on from what {out} holds" if places.exists(out) else "nothing was finished yet"
         click.echo(f"ntkdist: stopped; {left}", err=True)
         sys.exit(130)
-    found = runs.summary(result.report)
+    _fitted(out, result.report, as_json)
+
+
+def _fitted(out: str, report: dict[str, Any], as_json: bool) -> None:
+    found = runs.summary(report)
     if as_json:
         click.echo(runs.as_json(found | {"out": out}))
         return
     click.echo("  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()))
-    if curve := result.report.get("curve"):
+    if curve := report.get("curve"):
         click.echo(_curve(curve))
-    for note in result.report["notes"]:
+    for note in report["notes"]:
         click.echo(f"Note: {note}.")
     click.echo(f"Written to {out}.")
+
+
+@main.command()
+@click.argument("run")
+@json_option
+def status(run: str, as_json: bool) -> None:
+    """Say how far a detached run is."""
+    at = detached.status(run)
+    click.echo(runs.as_json(msgspec.to_builtins(at)) if as_json else str(at))
+
+
+@main.command()
+@click.argument("run")
+@json_option
+def attach(run: str, as_json: bool) -> None:
+    """Show the progress of a detached run until it is over; Ctrl-C leaves the run alone."""
+    at = detached.attach(run)
+    if at.state != "done":
+        raise nd.NtkdistError(f"{run}: {at}")
+    _fitted(run, runs.read(run)[2], as_json)
+
+
+@main.command()
+@click.argument("run")
+def cancel(run: str) -> None:
+    """End a detached run; what it finished is kept, and the same fit goes on from it."""
+    detached.cancel(run)
+    click.echo(f"{run} will end with the next shard")
 
 
 @main.command()
@@ -153,8 +192,11 @@ def fit(job: str, scheduler: str, out: str, resume: bool, as_json: bool) -> None
 @click.option("--alphas", default="", metavar="A,B,...", help="Penalties to choose from.")
 @click.option("--alphas-per-row", default="", metavar="A,B,...", help="Penalties per unit of weight.")
 @click.option("--out", default="", help="Where to save the model.")
+@click.option("--keep-factor", is_flag=True, help="Save with it what standard deviations of predictions need.")
 @json_option
-def solve(equations: tuple[str, ...], alphas: str, alphas_per_row: str, out: str, as_json: bool) -> None:
+def solve(
+    equations: tuple[str, ...], alphas: str, alphas_per_row: str, out: str, keep_factor: bool, as_json: bool
+) -> None:
     """Choose a penalty and solve again from saved equations, without the data: of one run, or A + B - C of several."""
     grid = {"alphas": _numbers(alphas) or "auto", "alphas_per_row": _numbers(alphas_per_row)}
     signs = equations[1::2]
@@ -165,7 +207,7 @@ def solve(equations: tuple[str, ...], alphas: str, alphas_per_row: str, out: str
         loaded = loaded + _equations(each) if sign == "+" else loaded - _equations(each)
     if out:
         groups.refuse_existing(out)
-    model, cv = nd.solve(loaded, **grid)  # type: ignore[arg-type]
+    model, cv = nd.solve(loaded, keep_factor=keep_factor, **grid)  # type: ignore[arg-type]
     curve = prefixes.curve_of(loaded, cv)
     if out:
         nd.save(model, out)

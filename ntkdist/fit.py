@@ -34,6 +34,7 @@ from ntkdist.shards import by_fold
 from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.sums import NormalEquations
 from ntkdist.tiling import fit_by_tiles
+from ntkdist.uncertainty import Factor
 
 F8 = NDArray[np.float64]
 
@@ -148,6 +149,7 @@ def solve(
     alphas: Sequence[float] | str = "auto",
     alphas_per_row: Sequence[float] | None = None,
     per_target: bool = False,
+    keep_factor: bool = False,
 ) -> tuple[RidgeModel, CVResult | None]:
     """A model from saved equations: no pass over the data.
 
@@ -156,6 +158,8 @@ def solve(
     equations : Equations
     solver, alphas, alphas_per_row, per_target
         As in `cross_validate`.  With a single fold there must be a single penalty, and there is no CVResult.
+    keep_factor : bool
+        Keep what the standard deviation of predictions needs, `RidgeModel.std`: m² numbers, saved with the model.
     """
     pre, several = equations.preprocessing, len(equations.folds) > 1
     one = max(equations.folds, key=lambda fold: fold.weight)  # of several, only the number of penalties counts
@@ -179,6 +183,10 @@ def solve(
     total = equations.total  # now, not before: two sums of all folds would not always fit
     coef, intercept = solve_at(solver, total, alpha)
     model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
+    if keep_factor:
+        if cv is None:
+            raise SpecError("a single fold has no error out of fold, which standard deviations need; use more folds")
+        model = replace(model, factor=Factor.of(total, alpha, cv.chosen))
     return model, cv
 
 

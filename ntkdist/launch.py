@@ -189,8 +189,10 @@ def _slurm_runner(_: SlurmRunner) -> Any:
 
 
 def _kubernetes(table: Kubernetes) -> Any:
+    import kr8s
     from dask_kubernetes.operator import KubeCluster
 
+    kr8s.api().version()  # an API server that is not there is known before anything is left to clean up
     namespace = {"namespace": table.namespace} if table.namespace else {}
     return KubeCluster(custom_cluster_spec=kubernetes_resource(table), quiet=True, **namespace)
 

@@ -259,5 +259,5 @@ def watching(client: Client | None, watch: Watch | None) -> Watch:
 
 
 def on_each_worker(client: Client | None, call: Callable[[], T]) -> list[T]:
-    """Call a function in every process that takes part, all at once."""
-    return [call()] if client is None else list(client.run(call).values())
+    """Call a function in every process that takes part, all at once; one that dies meanwhile is left out."""
+    return [call()] if client is None else list(client.run(call, on_error="ignore").values())

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from command_line import Command, assert_one_line, columns, start, write_csv, write_job
 from distributed.security import Security
@@ -105,6 +106,7 @@ def test_slurms_grant_is_what_a_process_may_use(monkeypatch: pytest.MonkeyPatch)
         ),
         (nd.SlurmRunner(), "start the job by srun with -n 3 or more"),
         (nd.Slurm(), r"There is no sbatch here; start the job where SLURM's commands are"),
+        (nd.Kubernetes("ntkdist:latest"), r"The Kubernetes cluster did not start \(\w+\): .+"),
         (nd.Cuda(), r"needs dask_cuda; pip install 'ntkdist\[cuda\]'"),
     ],
 )
@@ -113,8 +115,11 @@ def test_what_is_not_here(table: nd.Slurm, says: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
     monkeypatch.setitem(sys.modules, "dask_cuda", None)  # as if it were not installed
-    if isinstance(table, nd.Slurm):
-        pytest.importorskip("dask_jobqueue")
+    monkeypatch.setenv("HOME", str(tmp_path))  # nor is there a kubeconfig
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    for kind, needs in ((nd.Slurm, "dask_jobqueue"), (nd.Kubernetes, "dask_kubernetes")):
+        if isinstance(table, kind):
+            pytest.importorskip(needs)
     with pytest.raises(nd.ClusterError, match=says), launch.client_of(table):
         pass
 
@@ -165,6 +170,7 @@ def test_certificates_scheduler_file_and_the_settings_of_deploy(command: Command
     np.testing.assert_allclose(coef, expected, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_worker_of_another_version(command: Command) -> None:
     """Its NumPy says that it is another: the run is refused, and the table shows it."""
@@ -187,3 +193,21 @@ def test_a_worker_of_another_version(command: Command) -> None:
     head, row = out.splitlines()
     assert head.split() == list(preflight.HEAD)
     assert "1.2.3" in row.split()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_workers_end_with_a_run_that_is_stopped(command: Command, sent: int) -> None:
+    write_csv("train.csv", columns(), "a", "b", "c", "y")
+    command("convert", "train.csv", "train.zarr", "--target", "y")
+    process = start("fit", write_job(tables="[cluster]\nworkers = 2"), "--out", "run")
+    me, deadline = psutil.Process(process.pid), time.monotonic() + 60
+    while len(children := me.children(recursive=True)) < 2:  # the run may not have connected to them yet
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(sent)
+    process.communicate(timeout=120)
+    assert process.returncode == (130 if sent == signal.SIGINT else 143)
+    _, left = psutil.wait_procs(children, timeout=60)
+    assert left == []

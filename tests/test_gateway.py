@@ -128,7 +128,7 @@ def test_the_cluster_ends_with_a_run_that_is_stopped(gateway: dict[str, str], jo
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=200)
-    assert process.returncode == 1
+    assert process.returncode == 130
     wait_for_no_clusters(gateway)
 
 

@@ -100,7 +100,7 @@ def test_the_batch_jobs_end_with_a_run_that_is_stopped(slurm: dict[str, str], jo
         time.sleep(0.2)
     process.send_signal(sent)
     process.communicate(timeout=200)
-    assert process.returncode == (1 if sent == signal.SIGINT else 143)
+    assert process.returncode == (130 if sent == signal.SIGINT else 143)
     wait_for_no_jobs(slurm)
     assert not Path("run/model.zarr").exists()
 
