@@ -98,7 +98,7 @@ class Seaweed(_Process):
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        self.wrong = {"AWS_SECRET_ACCESS_KEY": "wrong"}
+        self.wrong = {"AWS_SECRET_ACCESS_KEY": "not-the-key"}
         self.maker = {"AWS_ACCESS_KEY_ID": "maker", "AWS_SECRET_ACCESS_KEY": "another-secret"}
 
     def make_bucket(self) -> None:
@@ -126,7 +126,7 @@ class Azurite(_Process):
             "AZURE_STORAGE_ACCOUNT_KEY": self.secret,
             "AZURE_STORAGE_ENDPOINT": self.endpoint,
         }
-        self.wrong = {"AZURE_STORAGE_ACCOUNT_KEY": "d3Jvbmc="}
+        self.wrong = {"AZURE_STORAGE_ACCOUNT_KEY": "bm90LXRoZS1rZXk="}
 
     def start(self) -> None:
         os.environ |= self.accounts
