@@ -28,7 +28,7 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
     row_flops = 4 * p.m * p.columns if iterative else p.m**2
     feature_seconds = _seconds_a_row(p) or row_flops / rate
     flops = p.layout.rows * row_flops
-    passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads, 1 + p.reads)
+    passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads * p.panels,) * 2
     slots = min(found.workers * found.tasks_at_once, p.shards)
     return {
         "rows": p.layout.rows,
@@ -42,7 +42,7 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
         "workers": found.workers,
         "threads": p.threads,
         "syrk_flops_per_second": rate,
-        "seconds": (passes if iterative else 1) * (flops / rate + p.layout.rows * feature_seconds) / slots,
+        "seconds": (passes if iterative else 1) * (flops / rate + p.panels * p.layout.rows * feature_seconds) / slots,
         "worker_memory_bytes": p.memory(found.workers, found.tasks_at_once),
         "projected_memory_bytes": p.projected_memory_bytes(found.workers, found.tasks_at_once),
         "driver_memory_bytes": p.driver_memory_bytes(),

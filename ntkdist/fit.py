@@ -14,7 +14,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import checkpoint, places, progress, runs
+from ntkdist import checkpoint, machine, places, progress, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
@@ -22,7 +22,7 @@ from ntkdist.features import AnyMap
 from ntkdist.iterate import fit_by_products
 from ntkdist.job import Job
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Plan, job_digest, plan
+from ntkdist.plan import Plan, job_digest
 from ntkdist.prefixes import curve_of
 from ntkdist.prepare import prepare, verified
 from ntkdist.preprocess import Preprocessing
@@ -97,11 +97,12 @@ def fit(
     start = time.perf_counter()
     with connect(job.cluster, scheduler, client) as client:
         found = resources(client)
-        p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
-        p = p.panelled(found.memory_bytes, found.workers, found.tasks_at_once)
+        p = machine.panelled(what, found) if isinstance(what, Plan) else machine.planned(what, found)
         runs.check_memory(p, found)
         settle = functools.partial(verified, client=client, watch=watch)
         with runs.started(out, name), checkpoint.begun(keep, p, settle) as p:
+            p = machine.panelled(p, found)  # what a checkpoint resolved may have been meant for larger workers
+            runs.check_memory(p, found)
             if isinstance(p.solver, PCG):
                 model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
                 equations = None

@@ -326,10 +326,13 @@ def job_digest(job: Job) -> str:
 
 def sums_digest(job: Job) -> str:
     """A short name for what a job's sums are of: the same for every penalty, and every dense solver."""
-    solver = type(job.solver)() if isinstance(job.solver, PCG | TiledCholesky) else None
-    return job_digest(
-        msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=solver)
-    )
+    same = {"alphas": (1.0,), "alphas_per_row": None, "alpha_per_target": False, "solver": gram_of(job.solver)}
+    return job_digest(msgspec.structs.replace(job, **same))
+
+
+def gram_of(solver: AnySolver | None) -> AnySolver | None:
+    """The same for solvers of the same sums: None for those that are dense."""
+    return type(solver)() if isinstance(solver, PCG | TiledCholesky) else None
 
 
 def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:

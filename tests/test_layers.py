@@ -53,6 +53,7 @@ ORDER = (
     "reduce",
     "checkpoint",
     "runs",
+    "machine",
     "prepare",
     "products",
     "iterate",
