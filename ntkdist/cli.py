@@ -12,7 +12,7 @@ import click
 import msgspec
 
 import ntkdist as nd
-from ntkdist import demo, estimate, groups, places, plots, prefixes, preflight, report, runs
+from ntkdist import demo, estimate, groups, machine, places, plots, prefixes, preflight, report, runs
 from ntkdist import detach as detached
 from ntkdist.cluster import connect, resources
 
@@ -103,7 +103,7 @@ def plan(job: str, scheduler: str, as_json: bool) -> None:
     read = nd.Job.read(job)
     with connect(read.cluster, scheduler) as client:
         found = resources(client)
-    resolved = nd.plan(read, threads=found.threads)
+    resolved = machine.planned(read, found)
     cost = estimate.cost(resolved, found)
     if as_json:
         click.echo(runs.as_json(cost))

@@ -20,7 +20,7 @@ from ntkdist.influence import leave_one_out
 from ntkdist.job import Job, PlanTable
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.out_of_fold import fold_models, out_of_fold
-from ntkdist.plan import evenly, plan
+from ntkdist.plan import plan
 from ntkdist.prepare import learnt, scaling
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.reduce import MAP_FAN_IN, reduce
@@ -28,6 +28,7 @@ from ntkdist.select import CVResult
 from ntkdist.shards import Shard, Source, by_fold
 from ntkdist.solvers import Cholesky
 from ntkdist.sums import Rowwise
+from ntkdist.tree import evenly
 from ntkdist.uncertainty import Factor
 
 F8 = NDArray[np.float64]
