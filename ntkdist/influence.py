@@ -77,7 +77,7 @@ class LeftOut:
     def zero(self) -> Rowwise:
         t = len(self.model.intercept)
         values = {name: np.empty((0, t)) for name in ("y", "prediction", "left_out")}
-        return Rowwise(np.empty(0, np.int64), values | {name: np.empty(0) for name in ("weight", "leverage")})
+        return Rowwise.of(np.empty(0, np.int64), values | {name: np.empty(0) for name in ("weight", "leverage")})
 
     def update(self, total: Rowwise, rows: Rows) -> Rowwise:
         model, rows = self.model, self.matching(rows)
@@ -88,4 +88,4 @@ class LeftOut:
         prediction, leverage = model.scores(rows.x), w * model.spread(rows.x)
         left_out = y - (y - prediction) / (1 - np.minimum(leverage, FULL))[:, None]
         values = {"y": y, "weight": w, "prediction": prediction, "leverage": leverage, "left_out": left_out}
-        return total + Rowwise(rows.places, values)
+        return total + Rowwise.of(rows.places, values)
