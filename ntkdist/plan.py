@@ -186,7 +186,12 @@ class Plan(Spec, frozen=True, tag=False):
         tile = 16 * backend.TILE * k if k else size * backend.TILE**2
         piece = max(tile, min(self.block_rows * mapped, max(PIECE_BYTES, self.features.piece_rows * mapped)))
         copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
-        return self.block_rows * row + self.threads * piece + copies * self._partition_rows * self.layout.row_bytes
+        longest = max(-(-len(self.parts(fold)) // self.tasks_of(fold)) for fold in range(self.folds))
+        return (
+            min(self.block_rows, longest * self._partition_rows) * row
+            + self.threads * piece
+            + copies * self._partition_rows * self.layout.row_bytes
+        )
 
     def _before_bytes(self) -> int:
         """Of a partition and its float64 copy, of which moments are, and of the samples of which a pass adds two."""
