@@ -16,7 +16,8 @@ from ntkdist.model import RidgeModel
 from ntkdist.prepare import learnt, scaling
 from ntkdist.preprocess import Matching, Preprocess, Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.reduce import Source, reduce_all
+from ntkdist.reduce import reduce_all
+from ntkdist.shards import Source
 from ntkdist.sums import Metrics
 
 PREDICTIONS = "ntkdist.predictions"
@@ -219,5 +220,6 @@ class WriteFeatures:
 
 
 def _copy(source: Source, place: str, names: tuple[str, ...], start: int, stop: int) -> None:
+    assert isinstance(source.dataset, Dataset)
     for name in names:
         groups.write_rows(place, name, start, source.dataset.column(source.layout, name, start, stop))

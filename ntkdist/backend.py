@@ -6,6 +6,7 @@ a result depend on neither the number of threads nor that of workers, and elemen
 Legend: z (b, m) a block of rows; G (m, m) its running Gram, of which only the lower triangle is kept up to date.
 """
 
+import math
 import os
 import resource
 import sys
@@ -80,7 +81,25 @@ def at_once(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> list[R
 
 def cores() -> int:
     """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(core_numbers())
+
+
+def core_numbers() -> frozenset[int]:
+    """The numbers of the cores that this process may use."""
+    bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return frozenset(bound)
+
+
+def blas() -> str:
+    """Name and version of NumPy's BLAS."""
+    found: dict[str, Any] = next((lib for lib in threadpool_info() if lib["user_api"] == "blas"), {})
+    return f"{found.get('internal_api', 'unknown')} {found.get('version') or ''}".rstrip()
+
+
+def gpus() -> tuple[str, ...]:
+    """Models of the NVIDIA GPUs of this machine."""
+    said = [p.read_text() for p in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    return tuple(line.split(":", 1)[1].strip() for text in said for line in text.splitlines() if "Model" in line)
 
 
 def free_memory_bytes() -> int | None:
@@ -116,6 +135,24 @@ def mirror(gram: F8) -> None:
         gram[:i, i : i + TILE] = gram[i : i + TILE, :i].T
         square = gram[i : i + TILE, i : i + TILE]
         square[:] = np.tril(square) + np.tril(square, -1).T
+
+
+def pack(gram: F8) -> F8:
+    """The rows of the lower triangle one after another, (m(m + 1)/2,)."""
+    m = len(gram)
+    packed = np.empty(m * (m + 1) // 2)
+    for i in range(m):
+        packed[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2] = gram[i, : i + 1]
+    return packed
+
+
+def unpack(packed: F8) -> F8:
+    """A matrix whose lower triangle was packed, zero above."""
+    m = math.isqrt(2 * len(packed))
+    gram = np.zeros((m, m))
+    for i in range(m):
+        gram[i, : i + 1] = packed[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2]
+    return gram
 
 
 def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2) -> float:

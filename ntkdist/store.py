@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist import draws, groups
+from ntkdist import backend, draws, groups
 from ntkdist.errors import StoreError
 from ntkdist.features import AnyFeatureMap, AnyMap, FittedMap
 from ntkdist.model import Equations, RidgeModel
@@ -28,10 +28,15 @@ TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of the norm of a probe's featu
 def save(value: RidgeModel | Equations, url: str) -> None:
     """Write a model or equations to a new Zarr group, whole or not at all.
 
+    Parameters
+    ----------
+    value : RidgeModel or Equations
+    url : str
+
     Raises
     ------
     StoreError
-        If ``url`` exists.
+        If ``url`` exists or cannot be written.
     """
     pre = value.preprocessing
     attrs = {
@@ -59,7 +64,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
         kind = EQUATIONS
         attrs |= {"folds": len(value.folds), "scored": value.scored}
         for k, fold in enumerate(value.folds):
-            arrays |= {f"gram{k}": np.tril(fold.gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
+            arrays |= {f"triangle{k}": backend.pack(fold._gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
     with groups.new_group(url, kind, attrs) as place:
         for name, array in arrays.items():
             groups.write_whole(place, name, np.ascontiguousarray(array))
@@ -103,7 +108,7 @@ def load(url: str) -> Any:
     if kind == MODEL:
         return RidgeModel(preprocessing, features, array("coef"), array("intercept"), array("alpha"), attrs["dtype"])
     folds = [
-        NormalEquations(array(f"gram{k}"), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
+        NormalEquations(backend.unpack(array(f"triangle{k}")), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
         for k in range(attrs["folds"])
     ]
     scored = attrs.get("scored")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import ntkdist as nd
 from ntkdist.plan import evenly
-from ntkdist.reduce import Shard, Source, blocks, reduce, tree
+from ntkdist.reduce import reduce
+from ntkdist.shards import Shard, Source, blocks, tree
 from ntkdist.sums import Tally
 
 

@@ -3,8 +3,9 @@
 from ntkdist.solvers.base import Solution, Solver
 from ntkdist.solvers.cg import PCG
 from ntkdist.solvers.direct import Cholesky, Eigh
+from ntkdist.solvers.tiled import TiledCholesky
 
-AnySolver = Cholesky | Eigh | PCG
+AnySolver = Cholesky | Eigh | PCG | TiledCholesky
 
 
 def choose(m: int, alphas: int) -> Cholesky | Eigh:
@@ -16,4 +17,4 @@ def choose(m: int, alphas: int) -> Cholesky | Eigh:
     return Eigh() if alphas > 16 else Cholesky()
 
 
-__all__ = ["PCG", "AnySolver", "Cholesky", "Eigh", "Solution", "Solver", "choose"]
+__all__ = ["PCG", "AnySolver", "Cholesky", "Eigh", "Solution", "Solver", "TiledCholesky", "choose"]
