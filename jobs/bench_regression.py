@@ -16,7 +16,7 @@ from typing import Any
 import click
 import numpy as np
 from models import MODELS, run
-from tables import markdown, machine, save
+from tables import machine, markdown, save
 
 FOLDS = 4
 
@@ -29,9 +29,7 @@ FOLDS = 4
 @click.option("--folds", default=3, help="Of the cross-validation within a training set.")
 @click.option("--model", "models", multiple=True, help="All, if none is named.")
 @click.option("--out", default="")
-def main(
-    table: str, protocol: str, splits: int, m: int, folds: int, models: tuple[str, ...], out: str
-) -> None:
+def main(table: str, protocol: str, splits: int, m: int, folds: int, models: tuple[str, ...], out: str) -> None:
     title, x, y, tests = load(table, protocol)
     tests = tests[: splits or None]
     rows, notes = [], [f"{len(x):,} rows, {x.shape[1]} columns, {len(tests)} splits, m = {m:,}"]

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_features import D, F8, ROUNDING, same_rows
+from test_features import F8, ROUNDING, D, same_rows
 
 from ntkdist import (
     NNGP,
@@ -29,8 +28,9 @@ from ntkdist import (
     Nystrom,
     RandomFourier,
     ZonalFeatures,
+    backend,
 )
-from ntkdist.features import AnyFeatureMap, FeatureMap, FittedMap
+from ntkdist.features import AnyFeatureMap, FeatureMap
 from ntkdist.features.base import PIECE_BYTES, _cast
 from ntkdist.spec import decode, encode
 
@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
 PAPER: dict[str, Any] = {"variant": "paper"}
 FEW: dict[str, Any] = {"columns": 48, "rows": (4, 8, 7, 1)}  # images cost more
-LOW: dict[str, Any] = {"columns": 16, "rows": (300, 3)}
+LOW: dict[str, Any] = {"columns": 15, "rows": (250, 3)}
 FAST: dict[str, Any] = LOW | {"falls": 6.0}
 CASES: dict[str, Case] = {
     "linear": Case(Linear(D), falls=None),
@@ -89,19 +89,10 @@ CASES: dict[str, Case] = {
     "nystrom-gaussian": Case(Nystrom(64, Gaussian(2.0)), homogeneous=False, **FAST),
     "nystrom-laplace": Case(Nystrom(64, Laplace(0.5, homogeneous=True)), **LOW),
     "cntk": Case(CNTKRandomFeatures(50, 2), falls=None),
-    "cntk-deep": Case(CNTKRandomFeatures(64, width=12, seed=3), falls=None),
     "cntk-one-layer": Case(CNTKRandomFeatures(64, 1, ends=True), **FEW),
-    "cntk-ends": Case(CNTKRandomFeatures(67, 2, 2, ends=True), falls=None),
-    "cntk-valid": Case(CNTKRandomFeatures(64, 2, padding="valid", pool=(1, 2)), falls=None),
     "cntk-cells": Case(CNTKRandomFeatures(101, 2, pool=(2, 1), grid=2), **FEW),
-    "cntk-covariance": Case(CNTKRandomFeatures(64, 2, tangent=False, grid=2), falls=None),
-    "cntk-flips": Case(CNTKRandomFeatures(64, 2, 2, flips=True, grid=2), **FEW),
-    "cntk-whitened": Case(CNTKRandomFeatures(64, 2, whiten=0.1), falls=None),
-    "cntk-compressed": Case(CNTKRandomFeatures(64, 3, ends=True, compress=6, width=16), falls=None),
-    "cntk-sketch": Case(CNTKSketch(200), falls=None),
-    "cntk-sketch-odd": Case(CNTKSketch(49, seed=3), falls=None),
-    "cntk-sketch-valid": Case(CNTKSketch(150, 2, 2, padding="valid"), falls=None),
-    "cntk-sketch-linear": Case(CNTKSketch(150, degree=1), falls=None),
+    "cntk-learnt": Case(CNTKRandomFeatures(64, 2, tangent=False, flips=True, whiten=0.1, compress=6), falls=None),
+    "cntk-sketch": Case(CNTKSketch(49, seed=3), falls=None),
     "cntk-sketch-degree-5": Case(CNTKSketch(150, degree=5), **FEW),
 }
 
@@ -117,8 +108,8 @@ def rows(n: int, shape: tuple[int, ...], seed: int = 0) -> F8:
 
 
 def fitted(spec: FeatureMap, shape: tuple[int, ...]) -> Any:
-    """The map, fitted to 300 rows if it has to see some."""
-    return spec.fit(rows(300, shape, seed=9)) if spec.sample_rows else spec
+    """The map, fitted to 250 rows if it has to see some."""
+    return spec.fit(rows(250, shape, seed=9)) if spec.sample_rows else spec
 
 
 MAPS: dict[str, Any] = {name: fitted(case.spec, case.shape) for name, case in CASES.items()}
@@ -153,7 +144,7 @@ def mean_error(case: Case, columns: int, seeds: int) -> float:
 def test_error_falls_like_the_root_of_the_columns_or_faster(name: str) -> None:
     case = CASES[name]
     assert case.falls is not None
-    few, many = mean_error(case, case.columns, 10), mean_error(case, 16 * case.columns, 5)
+    few, many = mean_error(case, case.columns, 6), mean_error(case, 16 * case.columns, 3)
     assert few >= case.falls * many
 
 
@@ -205,11 +196,11 @@ def test_many_rows_in_pieces(name: str, dtype: type) -> None:
     """A call works through many rows in pieces, which must not show; nor must memory order."""
     features, shape = MAPS[name], CASES[name].shape
     piece = max(features.piece_rows, PIECE_BYTES // features.row_bytes(shape, dtype))
-    x = rows(2 * piece + 50, shape).astype(dtype)
+    x = rows(piece + piece // 4 + 2, shape).astype(dtype)
     whole = features(x)
     same_rows(np.concatenate([features(part) for part in np.array_split(x, 5)]), whole)
-    same_rows(features(np.asfortranarray(x)), whole)
-    same_rows(features(np.repeat(x, 2, axis=0)[::2]), whole)
+    same_rows(features(np.asfortranarray(x[:50])), whole[:50])
+    same_rows(features(np.repeat(x[:50], 2, axis=0)[::2]), whole[:50])
 
 
 @every_map
@@ -240,13 +231,15 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, NDArray[Any
     place = tmp_path_factory.mktemp("elsewhere")
     arrays = {}
     for name, case in CASES.items():
-        arrays |= {f"{name}/x": of(name, 9)[1].astype(np.float32), f"{name}/sample": rows(300, case.shape, seed=9)}
+        arrays |= {f"{name}/x": of(name, 9)[1].astype(np.float32), f"{name}/sample": rows(250, case.shape, seed=9)}
     np.savez(place / "rows.npz", **arrays)
     (place / "maps.json").write_text(encode({name: case.spec for name, case in CASES.items()}))
     code = f"""
 import msgspec, numpy as np
+from ntkdist import backend
 from ntkdist.features import AnyFeatureMap
 from ntkdist.spec import decode
+backend.use_threads(1)
 rows, out = np.load(r"{place}/rows.npz"), dict()
 for name, plain in msgspec.json.decode(open(r"{place}/maps.json").read()).items():
     spec = decode(plain, AnyFeatureMap)
@@ -262,7 +255,10 @@ np.savez(r"{place}/out.npz", **out)
 @every_map
 def test_another_process_has_the_same_bits(name: str, elsewhere: dict[str, NDArray[Any]]) -> None:
     features, x = of(name, 9)
-    np.testing.assert_array_equal(elsewhere[name], features(x.astype(np.float32)))
+    with backend.own_threads():
+        backend.use_threads(1)
+        z = features(x.astype(np.float32))
+    np.testing.assert_array_equal(elsewhere[name], z)
 
 
 @every_map
