@@ -1,7 +1,7 @@
 """A Gram in tiles beside one that is whole: seconds, memory of every worker, and a Gram that does not fit a worker.
 
     python jobs/bench_tiled.py [--rows 20000] [--d 16] [--m 4096] [--pairs 3] [--workers 2] [--limit 4.0]
-    python jobs/bench_tiled.py --m 12000 --pairs 0 --limit 1.5 --folds 1
+    python jobs/bench_tiled.py --m 12000 --pairs 0 --limit 2 --folds 1
 
 Makes rows of normals with a target that no line fits, converts them, and fits on worker processes of a limited memory
 (GB), by turns with the Gram in tiles and whole.  With no pairs only in tiles, after saying why it does not fit whole.

@@ -35,6 +35,7 @@ from ntkdist.features import (
     ZonalFeatures,
 )
 from ntkdist.fit import FitResult, fit, normal_equations, solve
+from ntkdist.influence import leave_one_out
 from ntkdist.job import Job, PlanTable
 from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace
 from ntkdist.model import Equations, RidgeModel
@@ -44,6 +45,7 @@ from ntkdist.preprocess import Preprocess
 from ntkdist.select import CVResult, cross_validate
 from ntkdist.solvers import PCG, Cholesky, Eigh, TiledCholesky
 from ntkdist.store import load, save
+from ntkdist.uncertainty import Factor, conformal_radius
 
 if TYPE_CHECKING:
     from ntkdist.estimators import FeatureTransformer, NTKRidge, NTKRidgeClassifier, NTKRidgeCV
@@ -65,6 +67,7 @@ __all__ = [
     "Dataset",
     "Eigh",
     "Equations",
+    "Factor",
     "FeatureTransformer",
     "FitResult",
     "GammaExponential",
@@ -101,11 +104,13 @@ __all__ = [
     "attach",
     "cancel",
     "compare",
+    "conformal_radius",
     "convert",
     "cross_validate",
     "evaluate",
     "featurize",
     "fit",
+    "leave_one_out",
     "load",
     "normal_equations",
     "plan",

@@ -6,9 +6,11 @@ a result depend on neither the number of threads nor that of workers, and elemen
 Legend: z (b, m) a block of rows; G (m, m) its running Gram, of which only the lower triangle is kept up to date.
 """
 
+import ctypes
 import math
 import os
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -172,11 +174,44 @@ def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2)
     return rows * m**2 / float(np.median(times))
 
 
+def warm() -> None:
+    """Have BLAS take the buffers that it keeps."""
+    for dtype in (np.float32, np.float64):
+        tile = np.ones((TILE, TILE), dtype)
+        tile @ tile
+
+
 def peak_memory_bytes() -> int:
-    """The most memory that this process has had resident."""
-    try:  # getrusage would count what the parent had when it started us
-        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    """The most memory that this process has had resident, since `resident_bytes` where the system can forget."""
+    # getrusage would count what the parent had when it started us
+    unit = 1 if sys.platform == "darwin" else 1024
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def process_name() -> str:
+    """What reports call this process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def peak() -> tuple[str, int]:
+    """This process's name, and `peak_memory_bytes`."""
+    return process_name(), peak_memory_bytes()
+
+
+def resident_bytes() -> int:
+    """The memory that this process has resident once what is free in its heap is given back; peaks count anew."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):  # not glibc, not Linux
+        pass
+    return _status("VmRSS") or peak_memory_bytes()
+
+
+def _status(name: str) -> int:
+    """Bytes of an entry of /proc/self/status; 0 where there is none."""
+    try:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
         return int(line.split()[1]) * 1024
     except (OSError, ValueError):
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return 0

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from ntkdist import groups, places, store
 from ntkdist.errors import DataError, StoreError
 from ntkdist.features import AnyMap
+from ntkdist.job import gram_of, sums_digest
 from ntkdist.model import Equations
-from ntkdist.plan import Plan, sums_digest
+from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
 from ntkdist.shards import Part, Shard
 from ntkdist.spec import decode, digest
@@ -66,9 +67,10 @@ class Kept:
         """
         counted = asdict(replace(part.tally, read_seconds=0.0, work_seconds=0.0, workers={}))
         arrays: dict[str, NDArray[np.float64]] = part.total.arrays()
+        attrs = {"tally": counted, "arrays": list(arrays)}
 
         def write(url: str) -> None:
-            with groups.new_group(url, PART, {"tally": counted}) as place:
+            with groups.new_group(url, PART, attrs) as place:
                 for name, array in arrays.items():
                     groups.write_whole(place, name, array)
 
@@ -157,7 +159,8 @@ def _resolved(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Plan:
         )
     places.sweep(place)
     before: Plan = decode(kept, Plan, url)
-    return msgspec.structs.replace(p, **{field: getattr(before, field) for field in RESOLVED})
+    fields = RESOLVED if gram_of(before.solver) == gram_of(p.solver) else (*RESOLVED, "solver")
+    return msgspec.structs.replace(p, **{field: getattr(before, field) for field in fields})
 
 
 def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, AnyMap]]) -> tuple[Equations, Kept | None]:

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 import ntkdist as nd
-from ntkdist import demo, estimate, groups, places, plots, prefixes, preflight, report, runs
+from ntkdist import demo, estimate, groups, machine, places, plots, prefixes, preflight, report, runs
 from ntkdist import detach as detached
 from ntkdist.cluster import connect, resources
 
@@ -103,7 +103,7 @@ def plan(job: str, scheduler: str, as_json: bool) -> None:
     read = nd.Job.read(job)
     with connect(read.cluster, scheduler) as client:
         found = resources(client)
-    resolved = nd.plan(read, threads=found.threads)
+    resolved = machine.planned(read, found)
     cost = estimate.cost(resolved, found)
     if as_json:
         click.echo(runs.as_json(cost))
@@ -192,8 +192,11 @@ def cancel(run: str) -> None:
 @click.option("--alphas", default="", metavar="A,B,...", help="Penalties to choose from.")
 @click.option("--alphas-per-row", default="", metavar="A,B,...", help="Penalties per unit of weight.")
 @click.option("--out", default="", help="Where to save the model.")
+@click.option("--keep-factor", is_flag=True, help="Save with it what standard deviations of predictions need.")
 @json_option
-def solve(equations: tuple[str, ...], alphas: str, alphas_per_row: str, out: str, as_json: bool) -> None:
+def solve(
+    equations: tuple[str, ...], alphas: str, alphas_per_row: str, out: str, keep_factor: bool, as_json: bool
+) -> None:
     """Choose a penalty and solve again from saved equations, without the data: of one run, or A + B - C of several."""
     grid = {"alphas": _numbers(alphas) or "auto", "alphas_per_row": _numbers(alphas_per_row)}
     signs = equations[1::2]
@@ -204,7 +207,7 @@ def solve(equations: tuple[str, ...], alphas: str, alphas_per_row: str, out: str
         loaded = loaded + _equations(each) if sign == "+" else loaded - _equations(each)
     if out:
         groups.refuse_existing(out)
-    model, cv = nd.solve(loaded, **grid)  # type: ignore[arg-type]
+    model, cv = nd.solve(loaded, keep_factor=keep_factor, **grid)  # type: ignore[arg-type]
     curve = prefixes.curve_of(loaded, cv)
     if out:
         nd.save(model, out)

@@ -77,8 +77,9 @@ class Patient(WrapperStore[Store]):
             return await self._store.set_if_not_exists(at, value)
         try:  # Zarr would look first and write then
             await self._store.fs._pipe_file(f"{self._store.path}/{at}", value.to_bytes(), mode="create")
-        except FileExistsError:
-            return None
+        except OSError as error:  # s3fs passes on what S3 says: a pre-condition did not hold
+            if not isinstance(error, FileExistsError) and "pre-condition" not in str(error).lower():
+                raise
 
     async def _ask(self, key: str, call: Callable[[str], Awaitable[T]]) -> T:
         at = "/".join(part for part in (self.below, key) if part)

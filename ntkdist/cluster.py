@@ -2,7 +2,7 @@
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from distributed import Client, default_client
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_ip
 
-from ntkdist import preflight
+from ntkdist import backend, preflight
 from ntkdist.clusters import Address, AnyCluster, Cuda, Local
 from ntkdist.launch import client_at, client_of
 
@@ -32,6 +32,10 @@ class Resources(NamedTuple):
         Least memory limit of any worker.
     driver_memory_bytes : int
         Memory of this machine, over this process and the workers beside it.
+    process_bytes : int
+        Most that any worker has resident before it starts.
+    driver_process_bytes : int
+        The same of this process.
     """
 
     workers: int
@@ -39,6 +43,13 @@ class Resources(NamedTuple):
     threads: int
     memory_bytes: int
     driver_memory_bytes: int
+    process_bytes: int
+    driver_process_bytes: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What the memory of a worker depends on beside the plan: workers, tasks at once, bytes of the process."""
+        return self.workers, self.tasks_at_once, self.process_bytes
 
 
 @contextmanager
@@ -91,12 +102,20 @@ def _found(table: AnyCluster | None, scheduler: str, client: Client | None) -> I
         yield None
 
 
-def resources(client: Client | None) -> Resources:
-    """What the workers of a client have, or this process."""
+def resources(client: Client | None, warm: Callable[[], object] = int) -> Resources:
+    """What the workers of a client have, or this process.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+    warm : callable
+        Called in each of them before its memory is measured, to load what it will need.
+    """
     if client is None:
         pool = local_scheduler() == "threads"
         at_once = (dask.config.get("num_workers", None) or CPU_COUNT) if pool else 1
-        return Resources(1, at_once, max(1, CPU_COUNT // at_once), MEMORY_LIMIT, MEMORY_LIMIT)
+        threads = max(1, CPU_COUNT // at_once)
+        return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, *[_resident(warm)] * 2)
     machines = client.run(preflight.machine)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     here = {name: one for name, one in machines.items() if name in workers}
@@ -107,6 +126,8 @@ def resources(client: Client | None) -> Resources:
         min(preflight.threads(workers, here).values()),
         min(info["memory_limit"] or MEMORY_LIMIT for info in workers.values()),
         MEMORY_LIMIT // (1 + beside),
+        max(client.run(_resident, warm).values()),
+        backend.resident_bytes(),
     )
 
 
@@ -124,6 +145,13 @@ def _leave_errors_to_the_driver() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("distributed.worker").addFilter(lambda record: not str(record.msg).startswith("Compute Failed"))
     logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
+
+
+def _resident(warm: Callable[[], object]) -> int:
+    """The memory that this process has once it is warm."""
+    warm()
+    backend.warm()
+    return backend.resident_bytes()
 
 
 def _active_client() -> Client | None:

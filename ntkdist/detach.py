@@ -19,8 +19,7 @@ from ntkdist import fit, places, runs
 from ntkdist.cluster import connect
 from ntkdist.clusters import Address, Gateway, SchedulerFile
 from ntkdist.errors import ClusterError, DataError, NtkdistError, StoreError
-from ntkdist.job import Job
-from ntkdist.plan import job_digest
+from ntkdist.job import Job, job_digest
 from ntkdist.progress import Progress, Watch, default_watch
 from ntkdist.spec import decode, encode
 

@@ -14,15 +14,15 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import checkpoint, places, progress, runs
+from ntkdist import backend, checkpoint, machine, places, progress, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.iterate import fit_by_products
-from ntkdist.job import Job
+from ntkdist.job import Job, job_digest
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Plan, job_digest, plan
+from ntkdist.plan import Plan
 from ntkdist.prefixes import curve_of
 from ntkdist.prepare import prepare, verified
 from ntkdist.preprocess import Preprocessing
@@ -34,6 +34,7 @@ from ntkdist.shards import by_fold
 from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.sums import NormalEquations
 from ntkdist.tiling import fit_by_tiles
+from ntkdist.uncertainty import Factor
 
 F8 = NDArray[np.float64]
 
@@ -95,12 +96,13 @@ def fit(
         )
     start = time.perf_counter()
     with connect(job.cluster, scheduler, client) as client:
-        found = resources(client)
-        p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
-        p = p.panelled(found.memory_bytes, found.workers, found.tasks_at_once)
+        found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
+        p = machine.panelled(what, found) if isinstance(what, Plan) else machine.planned(what, found)
         runs.check_memory(p, found)
         settle = functools.partial(verified, client=client, watch=watch)
         with runs.started(out, name), checkpoint.begun(keep, p, settle) as p:
+            p = machine.panelled(p, found)  # what a checkpoint resolved may have been meant for larger workers
+            runs.check_memory(p, found)
             if isinstance(p.solver, PCG):
                 model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
                 equations = None
@@ -110,6 +112,7 @@ def fit(
                 equations = None
             else:
                 equations, passed = _pass_over_data(p, client, watch, keep)
+        passed.tally.saw(on_each_worker(client, backend.peak))
         if not passed.products:
             rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
             passed = passed._replace(syrk_rates=on_each_worker(client, rate))
@@ -148,6 +151,7 @@ def solve(
     alphas: Sequence[float] | str = "auto",
     alphas_per_row: Sequence[float] | None = None,
     per_target: bool = False,
+    keep_factor: bool = False,
 ) -> tuple[RidgeModel, CVResult | None]:
     """A model from saved equations: no pass over the data.
 
@@ -156,6 +160,8 @@ def solve(
     equations : Equations
     solver, alphas, alphas_per_row, per_target
         As in `cross_validate`.  With a single fold there must be a single penalty, and there is no CVResult.
+    keep_factor : bool
+        Keep what the standard deviation of predictions needs, `RidgeModel.std`: m² numbers, saved with the model.
     """
     pre, several = equations.preprocessing, len(equations.folds) > 1
     one = max(equations.folds, key=lambda fold: fold.weight)  # of several, only the number of penalties counts
@@ -179,6 +185,10 @@ def solve(
     total = equations.total  # now, not before: two sums of all folds would not always fit
     coef, intercept = solve_at(solver, total, alpha)
     model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
+    if keep_factor:
+        if cv is None:
+            raise SpecError("a single fold has no error out of fold, which standard deviations need; use more folds")
+        model = replace(model, factor=Factor.of(total, alpha, cv.chosen))
     return model, cv
 
 

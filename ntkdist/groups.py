@@ -76,13 +76,15 @@ def finished(url: str) -> bool:
 
 def _unfinished(url: str) -> bool:
     """Whether there is what a writer into a bucket left when it was cut off, or has not finished yet."""
-    if places.is_local(url):
-        return False  # what is not finished has another name there
+    return not places.is_local(url) and bool(_writer(url))  # on a file system it has another name
+
+
+def _writer(url: str) -> str:
+    """Who writes a group that is not finished, or ''."""
     try:
-        attrs = _open(url).attrs
+        return str(_open(url).attrs.get(WRITER, ""))
     except READ_ERRORS:
-        return False
-    return WRITER in attrs and not attrs.get("complete")
+        return ""
 
 
 @contextmanager
@@ -119,7 +121,8 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
                 os.replace(place, places.local_path(url))
     except BaseException:
         with suppress(StoreError):  # as where the store is what failed
-            places.remove(place)
+            if places.is_local(url) or _writer(place) == writer:
+                places.remove(place)
         raise
 
 

@@ -92,8 +92,8 @@ def fit_by_products(
 
 def cache_bytes(p: Plan, solver: PCG, found: Resources, here: bool) -> int:
     """Bytes of mapped rows that a worker may keep: a share of its limit, within what projections leave over."""
-    free = FILLED * found.memory_bytes - p.projected_memory_bytes(found.workers, found.tasks_at_once)
-    free -= p.driver_memory_bytes() if here else 0
+    free = FILLED * found.memory_bytes - p.projected_memory_bytes(*found.shape)
+    free -= p.driver_memory_bytes(0) if here else 0
     return max(0, int(min(solver.cache * found.memory_bytes, free)))
 
 

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from ntkdist.clusters import AnyCluster
@@ -10,7 +11,7 @@ from ntkdist.errors import SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.preprocess import Preprocess
 from ntkdist.solvers import PCG, AnySolver, TiledCholesky
-from ntkdist.spec import Spec, decode, read_toml
+from ntkdist.spec import Spec, decode, digest, read_toml
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -143,3 +144,25 @@ class Job(Spec, frozen=True, tag=False):
         if self.alphas_per_row is not None:
             return self.alphas_per_row
         return None if isinstance(self.alphas, str) else self.alphas
+
+
+def job_digest(job: Job) -> str:
+    """A short name for a job on its data: not where it runs or is kept, and not where the data lies but what it is."""
+    same = msgspec.structs.replace(
+        job,
+        cluster=None,
+        dataset=msgspec.structs.replace(job.dataset, store=""),
+        plan=msgspec.structs.replace(job.plan, checkpoint="", threads=None),
+    )
+    return digest(same, job.dataset.layout())
+
+
+def sums_digest(job: Job) -> str:
+    """A short name for what a job's sums are of: the same for every penalty, and every dense solver."""
+    same = {"alphas": (1.0,), "alphas_per_row": None, "alpha_per_target": False, "solver": gram_of(job.solver)}
+    return job_digest(msgspec.structs.replace(job, **same))
+
+
+def gram_of(solver: AnySolver | None) -> AnySolver | None:
+    """The same for solvers of the same sums: None for those that are dense."""
+    return type(solver)() if isinstance(solver, PCG | TiledCholesky) else None

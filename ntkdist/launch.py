@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 import uuid
 import warnings
@@ -40,7 +41,8 @@ def client_at(address: str, workers: int = 1, seconds: int = WORKERS_SECONDS) ->
     ClusterError
         If it does not answer, or too few workers come in time.
     """
-    if address.startswith("tls:") and not Security().get_connection_args("client").get("ssl_context"):
+    configured = dask.config.get("distributed.client.security-loader", None)
+    if address.startswith("tls:") and not (configured or Security().get_connection_args("client").get("ssl_context")):
         raise ClusterError(
             f"The scheduler at {address} needs certificates; name them in Dask's configuration (distributed.comm.tls)"
         )
@@ -169,7 +171,20 @@ def _slurm(table: Slurm) -> Any:
         raise ClusterError("There is no sbatch here; start the job where SLURM's commands are, such as a login node")
     extra = [*dask.config.get("jobqueue.slurm.worker-extra-args"), *ONE_FAT_TASK]
     options: dict[str, Any] = {"queue": table.queue or None, "walltime": table.walltime or None}
-    return dask_jobqueue.SLURMCluster(n_workers=table.workers, processes=1, worker_extra_args=extra, **options)
+    cluster = dask_jobqueue.SLURMCluster(processes=1, worker_extra_args=extra, **options)
+    try:
+        # Asked first: of a job that is refused later nobody would be told until the wait is over.
+        asked = subprocess.run(
+            ["sbatch", "--test-only"], input=cluster.job_script(), text=True, capture_output=True, check=False
+        )
+        if asked.returncode:
+            said = " ".join(asked.stderr.replace("sbatch: error:", "").split())
+            raise ClusterError(f"SLURM refuses a worker's batch job: {said}; change [cluster] or Dask's jobqueue.slurm")
+        cluster.scale(jobs=table.workers)
+    except BaseException:
+        cluster.close()
+        raise
+    return cluster
 
 
 def _slurm_runner(_: SlurmRunner) -> Any:

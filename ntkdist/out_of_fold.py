@@ -113,11 +113,11 @@ class PredictionsOf:
     def zero(self) -> Rowwise:
         pre = self.model.preprocessing
         y = np.empty(0, np.uint8) if pre.classes else np.empty((0, pre.t) if pre.vector_target else 0)
-        return Rowwise(np.empty(0, np.int64), {"y": y, "weight": np.empty(0), "prediction": np.empty((0, pre.t))})
+        return Rowwise.of(np.empty(0, np.int64), {"y": y, "weight": np.empty(0), "prediction": np.empty((0, pre.t))})
 
     def update(self, total: Rowwise, rows: Rows) -> Rowwise:
         if not self.wanted:
             return total
         assert rows.y is not None
         weight = np.ones(rows.n) if rows.weight is None else rows.weight
-        return total + Rowwise(rows.places, {"y": rows.y, "weight": weight, "prediction": self.model.scores(rows.x)})
+        return total + Rowwise.of(rows.places, {"y": rows.y, "weight": weight, "prediction": self.model.scores(rows.x)})

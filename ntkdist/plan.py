@@ -4,8 +4,7 @@ Legend: m features, t targets; a task is one fold and some of its partitions, a 
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,15 +19,16 @@ from ntkdist.job import Job, Positive
 from ntkdist.select import AUTO_GRID
 from ntkdist.solvers import PCG, AnySolver, TiledCholesky, choose
 from ntkdist.solvers.tiled import TILE
-from ntkdist.spec import Spec, digest
+from ntkdist.spec import Spec
 from ntkdist.sums.tiles import Place, places, runs
+from ntkdist.tree import evenly, most_alive
 
-T = TypeVar("T")
 GB = 1e9
 GROWTH = 6  # penalties that a grid may grow by at once
 FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choose: Dask pauses workers above
 SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
-BASE_BYTES = 250 * 2**20  # of a worker process with NumPy, SciPy, Zarr and Dask loaded, before it does anything
+FREED_BYTES = 8 * 2**20  # of what ran before, that a heap has not given back
+PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
 
 
 class Task(NamedTuple):
@@ -114,16 +114,16 @@ class Plan(Spec, frozen=True, tag=False):
             return self.dataset.folds(self.layout, start, stop, self.folds)
         return np.full(stop - start, next(k for k in range(self.folds) if partition in self.parts(k)))
 
+    def tasks_of(self, fold: int) -> int:
+        """How many tasks a fold is cut into."""
+        return min(len(self.parts(fold)), self.shards // self.folds + (fold < self.shards % self.folds))
+
     def tasks(self) -> list[Task]:
         """All tasks, fold by fold."""
-        tasks = []
-        for fold in range(self.folds):
-            parts = self.parts(fold)
-            count = self.shards // self.folds + (fold < self.shards % self.folds)
-            tasks += [Task(fold, tuple(some)) for some in evenly(parts, count)]
-        return tasks
+        folds = range(self.folds)
+        return [Task(k, tuple(some)) for k in folds for some in evenly(self.parts(k), self.tasks_of(k))]
 
-    def memory(self, workers: int = 1, tasks_at_once: int = 1) -> dict[str, int]:
+    def memory(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> dict[str, int]:
         """Peak bytes of a worker, by part.
 
         Parameters
@@ -132,35 +132,31 @@ class Plan(Spec, frozen=True, tag=False):
             Processes that share the sums which wait to be added.
         tasks_at_once : int
             Dask threads of a worker.
+        process : int
+            Bytes that it has before it starts, as measured by `resources`.
         """
-        size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
+        size, shape = np.dtype(self.dtype).itemsize, self.layout.input_shape
         direct = not isinstance(self.solver, PCG)
         k = 0 if direct else self.columns
         # The sums of a shard: normal equations or some of their tiles, or products of the Gram with k columns.
         one = 8 * (self.m**2 + self.m * (self.t + 1)) if direct else 8 * (self.m + 1) * max(k, self.t + 1)
         if self.tile:
             one = self._tile_bytes(-(-len(places(self.m, self.tile)) // self.panels))
-        partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
-        weighted = bool(self.dataset.weight or self.job.class_weight)
-        # A block's features, beside them those of the last or their product with root weights, and what they multiply.
-        row = (1 + bool(not direct or weighted)) * self.m * size + 32 * (d + self.t) + 2 * k * size
-        if self.layout.sparse:
-            mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
-        else:
-            mapped = self.features.row_bytes(shape, self.dtype)
-        tile = 16 * backend.TILE**2 if direct else 16 * backend.TILE * k
-        piece = max(PIECE_BYTES, self.features.piece_rows * mapped) + tile
-        per_fold, levels = -(-self.shards // self.folds), 1
-        while self.fan_in**levels < per_fold:
-            levels += 1
-        waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
-        copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
-        sample = 4 * self.sample_rows * (8 * d + 24)  # of which a pass before adds two
+        drawn = self.features.draw_bytes(shape, self.dtype)
+        kept = drawn * size // (8 + size)  # at most: what is drawn is of float64, and kept beside it in what is used
+        batch = max(self._block_bytes(k), self._before_bytes(), drawn - kept)
+        tasks = [self.tasks_of(fold) for fold in range(self.folds)]
+        copied = min(self.fan_in, max(tasks)) * (workers > 1)  # from others, to be added
+        alive = most_alive(tasks, self.fan_in, tasks_at_once)
+        waiting, adding = ((-(-count // workers) + copied) * one for count in alive)
+        # Either shards run, or the last one's have ended and an addition makes a sum.
+        running = {"waiting sums": waiting, "batch": tasks_at_once * batch}
+        between = {"waiting sums": adding, "batch": (tasks_at_once - 1) * batch + min(batch, FREED_BYTES)}
         summing = {
-            "process": BASE_BYTES + self.features.draw_bytes(shape, self.dtype),
+            "process": process,
+            "map": kept,
             "accumulator": tasks_at_once * one,
-            "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
-            "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + copies * partition),
+            **max(running, between, key=lambda parts: sum(parts.values())),
         } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
         if not self.tile:
             return summing
@@ -174,14 +170,46 @@ class Plan(Spec, frozen=True, tag=False):
         }
         return tiles | max(summing, solving, key=lambda parts: sum(parts.values()))
 
+    def _block_bytes(self, k: int) -> int:
+        """Of a block of rows as it is summed, and of the partition that it is from; products have ``k`` columns."""
+        size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
+        # A row as it is read, scaled and cast; then its features, beside them those of the last block or their product
+        # with root weights, and what they multiply.
+        several = 1 + bool(k or self.dataset.weight or self.job.class_weight)
+        features = several * self.m * size + 32 * self.t + 2 * k * size
+        row = self.layout.row_bytes + size * d + max((8 + 16 * self.layout.sparse) * d, features)
+        if self.layout.sparse:
+            mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
+        else:
+            mapped = self.features.row_bytes(shape, self.dtype)
+        # A thread maps a piece of the block, then multiplies it tile by tile.
+        tile = 16 * backend.TILE * k if k else size * backend.TILE**2
+        piece = max(tile, min(self.block_rows * mapped, max(PIECE_BYTES, self.features.piece_rows * mapped)))
+        copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
+        longest = max(-(-len(self.parts(fold)) // self.tasks_of(fold)) for fold in range(self.folds))
+        return (
+            min(self.block_rows, longest * self._partition_rows) * row
+            + self.threads * piece
+            + copies * self._partition_rows * self.layout.row_bytes
+        )
+
+    def _before_bytes(self) -> int:
+        """Of a partition and its float64 copy, of which moments are, and of the samples of which a pass adds two."""
+        d = self.layout.row_values
+        return self._partition_rows * (2 * self.layout.row_bytes + 8 * d) + 4 * self.sample_rows * (8 * d + 24)
+
+    @property
+    def _partition_rows(self) -> int:
+        return min(self.layout.rows_per_partition, self.layout.rows)
+
     def _tile_bytes(self, count: int) -> int:
         return 8 * count * min(self.tile, self.m) ** 2
 
-    def panelled(self, limit: int, workers: int = 1, tasks_at_once: int = 1) -> "Plan":
+    def panelled(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
         """The same, with more panels as far as a worker's ``limit`` bytes ask for it: the sums of one have to fit."""
         p, most = self, len(places(self.m, self.tile)) if self.tile else 1
         while p.panels < most:
-            if p.projected_memory_bytes(workers, tasks_at_once) <= FILLED * limit:
+            if p.projected_memory_bytes(workers, tasks_at_once, process) <= FILLED * limit:
                 break
             p = msgspec.structs.replace(p, panels=p.panels + 1)
         return p
@@ -192,31 +220,31 @@ class Plan(Spec, frozen=True, tag=False):
         rows = self.features.sample_rows
         return rows if not isinstance(self.solver, PCG) else max(rows, min(self.solver.sample_rows, self.layout.rows))
 
-    def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1) -> int:
+    def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> int:
         """Peak bytes of a worker process; see `memory`."""
-        return sum(self.memory(workers, tasks_at_once).values())
+        return sum(self.memory(workers, tasks_at_once, process).values())
 
-    def driver_memory(self) -> dict[str, int]:
-        """Peak bytes of the process that selects and solves, by part."""
+    def driver_memory(self, process: int = PROCESS_BYTES) -> dict[str, int]:
+        """Peak bytes of the process that selects and solves, which has ``process`` before, by part."""
         if self.tile:
             sums = 8 * (2 * self.folds + 4) * self.m * (self.t + 1)
-            return {"process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype), "sums": sums}
+            return {"process": process + self.features.draw_bytes(self.layout.input_shape, self.dtype), "sums": sums}
         if isinstance(self.solver, PCG):
             s, grid = min(self.solver.sample_rows, self.layout.rows), len(self.job.grid() or AUTO_GRID) + GROWTH
             return {
-                "process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype),
+                "process": process + self.features.draw_bytes(self.layout.input_shape, self.dtype),
                 "sums": 8 * (2 * self.folds + 2) * self.m * (self.t + 1),
                 "columns": 8 * 8 * self.m * self.columns + 8 * self.m * self.t * grid,
                 "preconditioner": 16 * s * self.m + 32 * s**2,
             }
         copies = 6 if type(self.solver).__name__ == "Eigh" else 4
-        return {"process": BASE_BYTES, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
+        return {"process": process, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
 
-    def driver_memory_bytes(self) -> int:
+    def driver_memory_bytes(self, process: int = PROCESS_BYTES) -> int:
         """The sum of `driver_memory`."""
-        return sum(self.driver_memory().values())
+        return sum(self.driver_memory(process).values())
 
-    def check(self, limit: int, workers: int = 1, tasks_at_once: int = 1) -> None:
+    def check(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> None:
         """Refuse the plan if a worker would need more than ``limit`` bytes.
 
         Raises
@@ -224,7 +252,7 @@ class Plan(Spec, frozen=True, tag=False):
         PlanTooLarge
             With the parts of the sum.
         """
-        parts = self.memory(workers, tasks_at_once)
+        parts = self.memory(workers, tasks_at_once, process)
         total = sum(parts.values())
         if total > limit:
             said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
@@ -233,9 +261,9 @@ class Plan(Spec, frozen=True, tag=False):
                 f"lower n_components, folds, fan_in or block_rows, or use {'more or ' * bool(self.tile)}larger workers"
             )
 
-    def check_driver(self, limit: int) -> None:
+    def check_driver(self, limit: int, process: int = PROCESS_BYTES) -> None:
         """Refuse the plan if selecting and solving would need more than ``limit`` bytes; see `check`."""
-        parts = self.driver_memory()
+        parts = self.driver_memory(process)
         if (need := sum(parts.values())) > limit:
             if self.tile or isinstance(self.solver, PCG):
                 what = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
@@ -311,29 +339,3 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         solver=solver,
         tile=tile,
     )
-
-
-def job_digest(job: Job) -> str:
-    """A short name for a job on its data: not where it runs or is kept, and not where the data lies but what it is."""
-    same = msgspec.structs.replace(
-        job,
-        cluster=None,
-        dataset=msgspec.structs.replace(job.dataset, store=""),
-        plan=msgspec.structs.replace(job.plan, checkpoint="", threads=None),
-    )
-    return digest(same, job.dataset.layout())
-
-
-def sums_digest(job: Job) -> str:
-    """A short name for what a job's sums are of: the same for every penalty, and every dense solver."""
-    solver = type(job.solver)() if isinstance(job.solver, PCG | TiledCholesky) else None
-    return job_digest(
-        msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=solver)
-    )
-
-
-def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
-    """Items cut into at most ``count`` runs whose lengths differ by one at most."""
-    count = min(len(items), count)
-    cuts = [len(items) * i // count for i in range(count + 1)]
-    return [items[a:b] for a, b in pairwise(cuts)]

@@ -17,6 +17,7 @@ import msgspec
 from dask.callbacks import Callback
 from dask.delayed import delayed
 from distributed import CancelledError, Client, Future, KilledWorker, as_completed, wait
+from distributed.protocol import register_generic
 
 from ntkdist import backend
 from ntkdist.arrays import Arrays
@@ -24,13 +25,16 @@ from ntkdist.cluster import local_scheduler
 from ntkdist.data import Dataset
 from ntkdist.errors import ClusterError
 from ntkdist.places import absolute
-from ntkdist.plan import evenly
 from ntkdist.progress import Progress, Watch, default_watch
-from ntkdist.shards import AnySummand, Keep, Part, Remembering, Shard, Source, add_parts, run_shard, tree
+from ntkdist.shards import AnySummand, Keep, Part, Remembering, Shard, Source, add_parts, run_shard
+from ntkdist.sums import CrossSums, NormalEquations
+from ntkdist.tree import evenly, tree
 
 T = TypeVar("T")
 EMBED_BYTES = 2**20  # of a summand; a larger one is a task's result, that tasks take from one another
 MAP_TASKS, MAP_FAN_IN = 256, 8  # of a pass that makes one small sum
+for _sum in (Part, NormalEquations, CrossSums):  # sent as their arrays: pickled for the scheduler they would be copied
+    register_generic(_sum)
 
 
 def reduce(
@@ -259,5 +263,5 @@ def watching(client: Client | None, watch: Watch | None) -> Watch:
 
 
 def on_each_worker(client: Client | None, call: Callable[[], T]) -> list[T]:
-    """Call a function in every process that takes part, all at once."""
-    return [call()] if client is None else list(client.run(call).values())
+    """Call a function in every process that takes part, all at once; one that dies meanwhile is left out."""
+    return [call()] if client is None else list(client.run(call, on_error="ignore").values())

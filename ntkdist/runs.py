@@ -11,8 +11,9 @@ import msgspec
 from ntkdist import backend, places, store
 from ntkdist.cluster import Resources
 from ntkdist.errors import StoreError
+from ntkdist.job import job_digest
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Plan, job_digest
+from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
 from ntkdist.select import CVResult
 from ntkdist.sums import Tally
@@ -181,7 +182,7 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
             "peak_memory_bytes": tally.workers,
-            "projected_memory_bytes": p.memory(found.workers, found.tasks_at_once) | passed.remembered,
+            "projected_memory_bytes": p.memory(*found.shape) | passed.remembered,
             **_rates(p, passed),
         },
         "versions": versions(),
@@ -224,5 +225,5 @@ def check_memory(p: Plan, found: Resources) -> None:
     ------
     PlanTooLarge
     """
-    p.check(found.memory_bytes, found.workers, found.tasks_at_once)
-    p.check_driver(found.driver_memory_bytes)
+    p.check(found.memory_bytes, *found.shape)
+    p.check_driver(found.driver_memory_bytes, found.driver_process_bytes)

@@ -3,11 +3,10 @@
 A *shard* is a task that streams its spans of rows through one accumulator.
 """
 
-import os
-import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ntkdist import backend
 from ntkdist.arrays import Arrays
@@ -17,7 +16,6 @@ from ntkdist.plan import Plan
 from ntkdist.sparse import concatenate
 from ntkdist.sums import Tally
 
-T = TypeVar("T")
 PAUSES = (0.5, 2.0)  # seconds until a task that failed is tried again
 
 
@@ -60,7 +58,8 @@ class Keep(Protocol):
         """Keep a shard's sum."""
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """A sum, and what was done for it."""
 
     total: Any
@@ -126,14 +125,10 @@ def _tried(source: Source, summand: Summand, shard: Shard) -> Part:
                 rows = f"{shard.spans[0][0]}–{shard.spans[-1][1] - 1}"
                 raise ClusterError(
                     f"The task of rows {rows} failed {len(PAUSES) + 1} times, last "
-                    f"with {type(error).__name__}: {error} ({_process()}); see to the cause, and run again"
+                    f"with {type(error).__name__}: {error} ({backend.process_name()}); see to the cause, and run again"
                 ) from error
         time.sleep(pause)  # not in the handler, where the error would still hold the sum
     raise AssertionError
-
-
-def _process() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
@@ -143,13 +138,8 @@ def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
     for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
-    tally.workers.update(peak_memory())
+    tally.saw([backend.peak()])
     return Part(total, tally)
-
-
-def peak_memory() -> dict[str, int]:
-    """The most memory that this process has had resident, by its name."""
-    return {_process(): backend.peak_memory_bytes()}
 
 
 def add_parts(parts: Sequence[Part]) -> Part:
@@ -198,25 +188,3 @@ def _join(held: list[Rows]) -> Rows:
     assert pick[0] is not None
     assert pick[3] is not None
     return held[0]._replace(x=pick[0], y=pick[1], weight=pick[2], places=pick[3])
-
-
-def tree(leaves: Iterable[T], fan_in: int, add: Callable[[list[T]], T]) -> T:
-    """Add leaves in a tree whose shape depends on their number alone, keeping fewer than fan_in of any level.
-
-    The leaves may be sums, or promises of them.
-    """
-    levels: list[list[T]] = []
-    for leaf in leaves:
-        height, carry = 0, leaf
-        while True:
-            if height == len(levels):
-                levels.append([])
-            levels[height].append(carry)
-            if len(levels[height]) < fan_in:
-                break
-            carry, levels[height] = add(levels[height]), []
-            height += 1
-    rest = [part for level in reversed(levels) for part in level]  # the tallest hold the first leaves
-    while len(rest) > 1:
-        rest = [add(rest[:fan_in]), *rest[fan_in:]]
-    return rest[0]

@@ -17,6 +17,7 @@ from ntkdist.model import Equations, RidgeModel
 from ntkdist.preprocess import Preprocessing
 from ntkdist.spec import decode
 from ntkdist.sums import NormalEquations
+from ntkdist.uncertainty import Factor
 from ntkdist.versions import versions
 
 MODEL, EQUATIONS, VERSION = "ntkdist.model", "ntkdist.equations", 1
@@ -60,6 +61,9 @@ def save(value: RidgeModel | Equations, url: str) -> None:
     if isinstance(value, RidgeModel):
         kind = MODEL
         arrays |= {"coef": value.coef, "intercept": value.intercept, "alpha": value.alpha}
+        if (factor := value.factor) is not None:
+            attrs |= {"factor": {"weight": factor.weight}}
+            arrays |= {"triangle": backend.pack(factor.lower), "z_mean": factor.z_mean, "noise": factor.noise}
     else:
         kind = EQUATIONS
         attrs |= {"folds": len(value.folds), "scored": value.scored}
@@ -106,7 +110,11 @@ def load(url: str) -> Any:
     preprocessing = Preprocessing(**plain, **scales)
     _check_fingerprint(url, features, preprocessing.input_shape, attrs, array("fingerprint"))
     if kind == MODEL:
-        return RidgeModel(preprocessing, features, array("coef"), array("intercept"), array("alpha"), attrs["dtype"])
+        factor = None
+        if kept := attrs.get("factor"):
+            factor = Factor(backend.unpack(array("triangle")), array("z_mean"), kept["weight"], array("noise"))
+        weights = {name: array(name) for name in ("coef", "intercept", "alpha")}
+        return RidgeModel(preprocessing, features, **weights, dtype=attrs["dtype"], factor=factor)
     folds = [
         NormalEquations(backend.unpack(array(f"triangle{k}")), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
         for k in range(attrs["folds"])

@@ -25,10 +25,10 @@ from ntkdist.plan import Plan
 from ntkdist.prepare import prepare
 from ntkdist.products import Mapped, check_finite
 from ntkdist.progress import Progress, Watch
-from ntkdist.reduce import fetch, on_each_worker, settle, sums_in_place
+from ntkdist.reduce import fetch, settle, sums_in_place
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
-from ntkdist.shards import Part, Shard, Source, by_fold, peak_memory
+from ntkdist.shards import Part, Shard, Source, by_fold
 from ntkdist.solvers.tiled import divide, factor, solve_tiles
 from ntkdist.sums import CrossSums, Tally, TileSums
 from ntkdist.sums.normal import TargetSums
@@ -63,8 +63,6 @@ def fit_by_tiles(
         cv, alpha = path.choose(p.job.alphas, p.job.alphas_per_row, p.job.alpha_per_target)
         coef, intercept = path.of_all_rows(alpha)
     solved = time.perf_counter()
-    for peak in on_each_worker(client, peak_memory):
-        tally.workers |= peak
     pre = empty.preprocessing
     model = RidgeModel.of_scaled(pre, empty.features, coef, intercept, alpha, p.dtype)
     seconds = {"prepare": ready - start, "equations": summed - ready, "solve": solved - summed}

@@ -86,8 +86,9 @@ class Seaweed(_Process):
         ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
         here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={place}", f"-s3.config={config}"]
         room = ["-master.volumeSizeLimitMB=64", "-volume.max=20", "-filer", "-s3"]
+        off = ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # which have one port each a machine
         weed = str(Path(sys.executable).with_name("weed"))
-        self.command = [weed, "-logtostderr=true", "server", *here, *ports, *room]
+        self.command = [weed, "-logtostderr=true", "server", *here, *ports, *room, *off]
         self.health = f"http://127.0.0.1:{s3}/healthz"
         self.url, self.other = "s3://tests", "s3://no-such-bucket"
         self.env = {
@@ -97,7 +98,7 @@ class Seaweed(_Process):
             "AWS_REGION": "us-east-1",
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        self.wrong = {"AWS_SECRET_ACCESS_KEY": "wrong"}
+        self.wrong = {"AWS_SECRET_ACCESS_KEY": "not-the-key"}
         self.maker = {"AWS_ACCESS_KEY_ID": "maker", "AWS_SECRET_ACCESS_KEY": "another-secret"}
 
     def make_bucket(self) -> None:
@@ -125,7 +126,7 @@ class Azurite(_Process):
             "AZURE_STORAGE_ACCOUNT_KEY": self.secret,
             "AZURE_STORAGE_ENDPOINT": self.endpoint,
         }
-        self.wrong = {"AZURE_STORAGE_ACCOUNT_KEY": "d3Jvbmc="}
+        self.wrong = {"AZURE_STORAGE_ACCOUNT_KEY": "bm90LXRoZS1rZXk="}
 
     def start(self) -> None:
         os.environ |= self.accounts

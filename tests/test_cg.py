@@ -19,7 +19,7 @@ from test_plan import plan_of
 import ntkdist as nd
 from ntkdist import products
 from ntkdist.data import Rows
-from ntkdist.plan import sums_digest
+from ntkdist.job import sums_digest
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import Mapped
 from ntkdist.select import cross_validate

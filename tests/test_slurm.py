@@ -114,6 +114,13 @@ def test_workers_that_do_not_come(slurm: dict[str, str], job: str) -> None:
     wait_for_no_jobs(slurm)
 
 
+def test_a_queue_that_is_not_there(slurm: dict[str, str], job: str) -> None:
+    process = start("fit", write_job(tables='[cluster]\ntype = "slurm"\nqueue = "nope"'), "--out", "run", **slurm)
+    _, err = process.communicate(timeout=300)
+    assert_one_line(err, ["SLURM refuses a worker's batch job: ", "invalid partition specified: nope"])
+    assert process.returncode == 1
+
+
 def test_one_allocation_is_a_cluster(slurm: dict[str, str], job: str) -> None:
     """The sbatch of deploy/, cut to this machine: a scheduler, the job, and two workers."""
     write_job("inside.toml", tables='[cluster]\ntype = "slurm-runner"\n[plan]\ndtype = "float64"')

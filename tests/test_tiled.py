@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from test_plan import plan_of
 
 import ntkdist as nd
-from ntkdist import cluster
+from ntkdist import cluster, machine
+from ntkdist.cluster import resources
 from ntkdist.sums import NormalEquations, TileSums
 from ntkdist.sums.tiles import places, run, runs
 
@@ -272,6 +273,32 @@ def test_panels_are_as_few_as_fit_a_worker() -> None:
     assert sum(len(panel) for panel in tight.tile_panels()) == len(places(p.m, p.tile))
     with pytest.raises(nd.PlanTooLarge, match=r"tiles 25.\d.* or use more or larger workers"):
         p.panelled(16 * 10**9).check(16 * 10**9)
+
+
+def test_without_a_solver_it_is_the_first_that_fits(make_dataset: Any, table: Any) -> None:
+    job = nd.Job(
+        nd.Dataset(make_dataset(*table, groups=np.arange(900) % 50)), nd.RandomFourier(20_000, nd.Gaussian(1.0))
+    )
+    roomy = resources(None)._replace(workers=8, tasks_at_once=1, memory_bytes=10**12, driver_memory_bytes=10**12)
+    small = roomy._replace(memory_bytes=8 * 10**9, driver_memory_bytes=8 * 10**9)
+    assert machine.planned(job, roomy).solver == nd.Cholesky()
+    tiled = machine.planned(job, small)
+    assert (tiled.solver, tiled.tile, tiled.job) == (nd.TiledCholesky(), 2048, job)
+    assert tiled.panels > 1
+    alone = small._replace(workers=1)
+    assert machine.planned(job, alone).solver == nd.PCG()
+    grouped = msgspec.structs.replace(job, dataset=msgspec.structs.replace(job.dataset, groups="groups"))
+    assert machine.planned(grouped, alone).solver == nd.Cholesky()  # which is refused by its memory
+    named = msgspec.structs.replace(job, solver=nd.Cholesky())
+    assert machine.planned(named, small).solver == nd.Cholesky()
+
+
+def test_a_checkpoint_tells_which_solver_was_chosen(make_dataset: Any, table: Any, tmp_path: Path) -> None:
+    job = job_on(make_dataset(*table), solver=None, plan=nd.PlanTable(folds=2, checkpoint=str(tmp_path / "kept")))
+    tiled = msgspec.structs.replace(nd.plan(job), solver=nd.TiledCholesky(), tile=40, block_rows=300)
+    first, again = nd.fit(tiled), nd.fit(job)
+    same_bits(first, again)
+    assert again.report["plan"]["solver"]["type"] == "TiledCholesky"
 
 
 def test_memory_falls_with_workers_and_no_process_holds_the_gram() -> None:

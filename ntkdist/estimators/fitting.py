@@ -6,6 +6,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ntkdist import progress
 from ntkdist.arrays import Arrays
 from ntkdist.cluster import connect, resources
@@ -13,10 +16,11 @@ from ntkdist.data import Dataset
 from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.fit import EquationsOf, fit, solve
+from ntkdist.influence import leave_one_out
 from ntkdist.job import Job, PlanTable
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.out_of_fold import fold_models, out_of_fold
-from ntkdist.plan import evenly, plan
+from ntkdist.plan import plan
 from ntkdist.prepare import learnt, scaling
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.reduce import MAP_FAN_IN, reduce
@@ -24,7 +28,10 @@ from ntkdist.select import CVResult
 from ntkdist.shards import Shard, Source, by_fold
 from ntkdist.solvers import Cholesky
 from ntkdist.sums import Rowwise
+from ntkdist.tree import evenly
+from ntkdist.uncertainty import Factor
 
+F8 = NDArray[np.float64]
 SHARD_BYTES = 64 * 2**20  # of rows that are Dask's, at least, that one task sums
 
 
@@ -58,6 +65,20 @@ class Learnt(NamedTuple):
                 job = Job(rows, features, plan=_table(folds, self.equations.dtype))
                 source, shards = by_fold(plan(job, threads=resources(client).threads))
             return out_of_fold(source, shards, models, client, _watch(rows))
+
+    def unsure(self, rows: Arrays | Dataset, folds: int) -> tuple[RidgeModel, F8, F8]:
+        """The model with its factor, residuals (n, t) by models without the row, and weights (n,): one more pass."""
+        model, total = self.model, self.equations.total
+        if self.cv is not None:
+            seen = self.out_of_fold(rows, folds).values
+            residuals = seen["y"].reshape(len(seen["y"]), -1) - seen["prediction"]
+            return replace(model, factor=Factor.of(total, model.alpha, self.cv.chosen)), residuals, seen["weight"]
+        factor = Factor.of(total, model.alpha, np.zeros(total.t))
+        with _client(rows) as client:
+            seen = leave_one_out(replace(model, factor=factor), rows, client=client, watch=_watch(rows)).values
+        residuals, weight = seen["y"] - seen["left_out"], seen["weight"]
+        factor = replace(factor, noise=weight @ residuals**2 / weight.sum())
+        return replace(model, factor=factor), residuals, weight
 
 
 def learn(rows: Arrays | Dataset, task: Task) -> Learnt:

@@ -55,24 +55,20 @@ def training_rows(
     ValueError or TypeError
         From scikit-learn, or `InputError`.
     """
+    y = np.asarray(y) if is_outside(y) and (labels or not is_outside(x)) else y
     if is_outside(x):
         x, columns = _outside(estimator, x, reset, lengths=True)
-        y = y if y is ABSENT or is_outside(y) else np.asarray(y)
-        if y is not ABSENT and hasattr(y, "to_dask_array"):
-            y = y.to_dask_array(lengths=True)
-        y = _with_lengths(y)
+        if y is None:
+            raise InputError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
+        if y is not ABSENT:
+            y = _with_lengths(y) if is_outside(y) else np.asarray(y)
     else:
-        options = {"dtype": [np.float64, np.float32], "reset": reset, **_options(estimator)}
-        if y is ABSENT:
-            x = validate_data(estimator, x, **options)
-        elif labels:
-            x, y = validate_data(estimator, x, np.asarray(y) if is_outside(y) else y, **options)
-        else:
-            y = np.asarray(y) if is_outside(y) else y
-            x, y = validate_data(estimator, x, y, multi_output=True, y_numeric=True, **options)
+        of_y = {} if y is ABSENT else {"y": y} if labels else {"y": y, "multi_output": True, "y_numeric": True}
+        x = validate_data(estimator, x, reset=reset, **of_y, **_options(estimator))
+        x, y = (x, ABSENT) if y is ABSENT else x
         columns = tuple(getattr(estimator, "feature_names_in_", ()))
     if labels:
-        y = column_or_1d(np.asarray(y), warn=True)
+        y = column_or_1d(y, warn=True)
         check_classification_targets(y)
     y = None if y is ABSENT else y
     for name, array in (("y", y), ("sample_weight", weight := _weights(weight, x.shape[0]))):
@@ -86,7 +82,7 @@ def new_rows(estimator: BaseEstimator, x: Any) -> Any:
     """X to predict for or to transform, as a NumPy, sparse, Zarr or Dask array, compared with what was fitted on."""
     if is_outside(x):
         return _outside(estimator, x, reset=False)[0]
-    x = validate_data(estimator, x, dtype=[np.float64, np.float32], reset=False, **_options(estimator))
+    x = validate_data(estimator, x, reset=False, **_options(estimator))
     return csr_array(x) if issparse(x) else x
 
 
@@ -100,15 +96,20 @@ def as_value_errors() -> Iterator[None]:
 
 
 def _options(estimator: Any) -> dict[str, Any]:
-    return {"accept_sparse": "csr" if estimator.feature_map.takes_sparse else False, "allow_nd": True}
+    return {
+        "dtype": [np.float64, np.float32],
+        "accept_sparse": "csr" if estimator.feature_map.takes_sparse else False,
+        "allow_nd": True,
+    }
 
 
 def _outside(estimator: Any, x: Any, reset: bool, lengths: bool = False) -> tuple[Any, tuple[str, ...]]:
     """Rows that are not in memory, with the names of their columns."""
     names = tuple(str(c) for c in getattr(x, "columns", ()))
-    if hasattr(x, "to_dask_array"):
-        x = x.to_dask_array(lengths=lengths or None)
-    x = _with_lengths(x) if lengths else x
+    if lengths:
+        x = _with_lengths(x)
+    elif hasattr(x, "to_dask_array"):
+        x = x.to_dask_array()
     if x.ndim < 2:
         raise InputError(f"X has shape {x.shape}; expected rows, (n, d). Reshape your data")
     if reset:
@@ -128,14 +129,16 @@ def _outside(estimator: Any, x: Any, reset: bool, lengths: bool = False) -> tupl
 
 
 def _with_lengths(x: Any) -> Any:
-    """A Dask array whose numbers of rows are known, if need be by computing them."""
+    """A Dask frame as an array, and one whose numbers of rows are known, if need be by computing them."""
+    if hasattr(x, "to_dask_array"):
+        return x.to_dask_array(lengths=True)
     return x.compute_chunk_sizes() if is_lazy(x) and np.isnan(x.shape[0]) else x
 
 
 def _weights(weight: Any, rows: int) -> Any:
     """Weights of rows (n,), of which those in memory are checked; those of others are when they are read."""
     if weight is None or is_lazy(weight):
-        return weight if not hasattr(weight, "to_dask_array") else weight.to_dask_array(lengths=True)
+        return _with_lengths(weight)
     weight = np.asarray(weight, np.float64)
     if weight.ndim == 0:
         weight = np.full(rows, weight)

@@ -1,5 +1,6 @@
 """Ridge regression on kernel features, as scikit-learn has it."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,15 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from ntkdist.apply import evaluate
+from ntkdist.arrays import Arrays
+from ntkdist.data import Dataset
 from ntkdist.errors import InputError
 from ntkdist.estimators.fitting import Learnt, Task, choose, learn, sums
 from ntkdist.estimators.inputs import as_value_errors, dataset, is_dataset, training_rows
 from ntkdist.estimators.mapped import Mapped
 from ntkdist.features import AnyFeatureMap
 from ntkdist.model import Equations
+from ntkdist.uncertainty import conformal_radius
 
 
 class _Ridge(MultiOutputMixin, RegressorMixin, Mapped):
@@ -34,12 +38,12 @@ class _Ridge(MultiOutputMixin, RegressorMixin, Mapped):
             A row of weight k counts as k rows.
         """
         with as_value_errors():
-            if is_dataset(X):
-                found = learn(dataset(X, y, sample_weight), self._task())
+            rows: Arrays | Dataset
+            rows = dataset(X, y, sample_weight) if is_dataset(X) else training_rows(self, X, y, sample_weight)
+            found = learn(rows, self._task())
+            if isinstance(rows, Dataset):
                 self._know(found.model.preprocessing)
-            else:
-                found = learn(training_rows(self, X, y, sample_weight), self._task())
-        return self._take(found, self.keep_equations)
+            return self._take(found, rows, self.keep_equations)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "_Ridge":
         """Add rows to those learnt from: their sums are added, and the solution is that of all rows.
@@ -53,10 +57,12 @@ class _Ridge(MultiOutputMixin, RegressorMixin, Mapped):
             rows = training_rows(self, X, y, sample_weight, reset=before is None)
             new = sums(rows, self._task(), before)
             found = choose(new if before is None else before + new, self._task())
-        return self._take(found, True)
+            return self._take(found, rows, True)
 
-    def _take(self, found: Learnt, keep: bool) -> "_Ridge":
+    def _take(self, found: Learnt, rows: Arrays | Dataset, keep: bool) -> "_Ridge":
         self.model_, self.cv_ = found.model, found.cv
+        if self.keep_factor:
+            self.model_, self.residuals_, self._weights = found.unsure(rows, self._task().folds)
         single = not found.model.preprocessing.vector_target
         self.coef_ = found.model.coef[:, 0] if single else found.model.coef.T
         self.intercept_ = float(found.model.intercept[0]) if single else found.model.intercept
@@ -67,17 +73,43 @@ class _Ridge(MultiOutputMixin, RegressorMixin, Mapped):
             del self.equations_
         return self
 
-    def predict(self, X: Any) -> Any:
-        """Predictions, (n,) or (n, t).
+    def predict(self, X: Any, return_std: bool = False, noise: bool = False) -> Any:
+        """Predictions, (n,) or (n, t), and with ``return_std`` their standard deviations of the same shape.
 
         Parameters
         ----------
         X : as of `fit`
             Of Dask, the result is a lazy Dask array of the same blocks.
+        return_std : bool
+            Needs ``keep_factor``.
+        noise : bool
+            Whether the deviation is that of a target, instead of the function's.
         """
         check_is_fitted(self)
         pre = self.model_.preprocessing
-        return self._each(X, self.model_, pre.t if pre.vector_target else 0, pre)
+        columns = pre.t if pre.vector_target else 0
+        mean = self._each(X, self.model_, columns, pre)
+        if not return_std:
+            return mean
+        self._check_factor("return_std")
+        return mean, self._each(X, functools.partial(self.model_.std, noise=noise), columns, pre)
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
+        """Ends of intervals that hold a target as often as asked: predictions ± `conformal_radius`; see `predict`.
+
+        From the residuals of rows by models that have not seen them, so whatever the law of the errors, but of one
+        width everywhere.  Needs ``keep_factor``.
+        """
+        mean = self.predict(X)
+        self._check_factor("predict_interval")
+        radius = conformal_radius(self.residuals_, coverage, self._weights)
+        if not self.model_.preprocessing.vector_target:
+            radius = radius[0]
+        return mean - radius, mean + radius
+
+    def _check_factor(self, what: str) -> None:
+        if self.model_.factor is None:
+            raise InputError(f"{what} needs what fit did not keep; set keep_factor=True and fit again")
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """R² of predictions; of a dataset by its place, with one pass of `ntkdist.evaluate`."""
@@ -104,6 +136,9 @@ class NTKRidge(_Ridge):
     keep_equations : bool
         Keep the sums, m² numbers for a map of m columns, so that `partial_fit` can go on after `fit`; without, the
         estimator is small to pickle.
+    keep_factor : bool
+        Keep what ``predict(return_std=True)`` and `predict_interval` need: m² numbers, and by one more pass over X the
+        errors of every row when it is left out.
 
     Attributes
     ----------
@@ -114,6 +149,8 @@ class NTKRidge(_Ridge):
     alpha_ : float
     equations_ : Equations
         If kept.
+    residuals_ : (n, t) array
+        Of the rows that were learnt from last by models that have not seen them, if the factor is kept.
     """
 
     def __init__(
@@ -123,8 +160,10 @@ class NTKRidge(_Ridge):
         *,
         inputs: str = "auto",
         keep_equations: bool = True,
+        keep_factor: bool = False,
     ) -> None:
-        self.features, self.alpha, self.inputs, self.keep_equations = features, alpha, inputs, keep_equations
+        self.features, self.alpha, self.inputs = features, alpha, inputs
+        self.keep_equations, self.keep_factor = keep_equations, keep_factor
 
     def _task(self) -> Task:
         return Task(self.feature_map, self.inputs, (self.alpha,))
@@ -145,12 +184,12 @@ class NTKRidgeCV(_Ridge):
     folds : int
     alpha_per_target : bool
         Choose a penalty for every target instead of one for all.
-    inputs, keep_equations
-        As of `NTKRidge`; m² numbers a fold.
+    inputs, keep_equations, keep_factor
+        As of `NTKRidge`; the sums are m² numbers a fold, and residuals are out of fold.
 
     Attributes
     ----------
-    model_, coef_, intercept_, equations_
+    model_, coef_, intercept_, equations_, residuals_
         As of `NTKRidge`.
     alpha_ : float, or (t,) array
     cv_ : CVResult
@@ -166,9 +205,10 @@ class NTKRidgeCV(_Ridge):
         alpha_per_target: bool = False,
         inputs: str = "auto",
         keep_equations: bool = True,
+        keep_factor: bool = False,
     ) -> None:
         self.features, self.alphas, self.folds, self.alpha_per_target = features, alphas, folds, alpha_per_target
-        self.inputs, self.keep_equations = inputs, keep_equations
+        self.inputs, self.keep_equations, self.keep_factor = inputs, keep_equations, keep_factor
 
     def _task(self) -> Task:
         alphas = self.alphas if isinstance(self.alphas, str) else tuple(float(a) for a in self.alphas)

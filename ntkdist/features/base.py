@@ -74,6 +74,9 @@ class FeatureMap(Spec, frozen=True):
         """Bytes of what is drawn and kept in the process, at its peak."""
         return 0
 
+    def warm(self, dtype: Any) -> None:
+        """Load and compile what mapping needs in a process: nothing, or what would be counted as the first rows'."""
+
     @property
     def sample_rows(self) -> int:
         """Rows of the data, drawn at random, that `fit` looks at; 0 if the map needs none."""

@@ -140,6 +140,10 @@ class ZonalFeatures(FeatureMap, frozen=True):
             last = monomials.next_degree(u, last, j, out[:, start:stop])
         out *= params["scale"]
 
+    def warm(self, dtype: Any) -> None:
+        one = np.ones((1, 1), dtype)
+        fused.even_odd(one, 0, one[0], one[0], 0.0, 1.0, one[0])
+
     def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], F8]:
         """The first k columns and, if it is a projection, a share of the linear part; see `FeatureMap.prefix`.
 
