@@ -36,7 +36,13 @@ from ntkdist.spec import decode, read_toml
 @click.option("--test-rows", default=0)
 @click.option("--seeds", default=1)
 def main(
-    train: str, test: str, jobs: tuple[str, ...], changes: tuple[str, ...], base: str, rows: int, test_rows: int,
+    train: str,
+    test: str,
+    jobs: tuple[str, ...],
+    changes: tuple[str, ...],
+    base: str,
+    rows: int,
+    test_rows: int,
     seeds: int,
 ) -> None:
     named = [(Path(path).stem, path, base) for path in jobs]
