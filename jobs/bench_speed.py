@@ -24,7 +24,7 @@ from ntkdist import backend
 from ntkdist.data import Rows
 from ntkdist.fit import EquationsOf
 from ntkdist.preprocess import Preprocessing
-from ntkdist.reduce import Shard, Source, run_shard
+from ntkdist.shards import Shard, Source, run_shard
 from ntkdist.sums import NormalEquations
 
 

@@ -16,7 +16,8 @@ from ntkdist.model import RidgeModel
 from ntkdist.prepare import learnt, scaling
 from ntkdist.preprocess import Matching, Preprocess, Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.reduce import Source, reduce_all
+from ntkdist.reduce import reduce_all
+from ntkdist.shards import Source
 from ntkdist.sums import Metrics
 
 PREDICTIONS = "ntkdist.predictions"
@@ -69,8 +70,8 @@ def predict(
     """Write predictions for every row of a dataset to a new Zarr group, shard by shard.
 
     Arrays: ``prediction`` in target units, or class codes with their names in the attribute ``classes`` and the scores
-    in ``score``; ``row``, ``groups`` and ``holdout`` as far as the dataset has them.  A row with a NaN is an error:
-    every row gets its prediction.
+    in ``score``; ``std`` of numbers, if the model has its factor (see `RidgeModel.std`); ``row``, ``groups`` and
+    ``holdout`` as far as the dataset has them.  A row with a NaN is an error: every row gets its prediction.
 
     Raises
     ------
@@ -86,7 +87,8 @@ def predict(
     if model.classes:
         arrays |= {"prediction": ((), "uint16"), "score": ((t,), "float64")}
     else:
-        arrays |= {"prediction": ((t,) if model.preprocessing.vector_target else (), "float64")}
+        for name in ("prediction", *(["std"] if model.factor else [])):
+            arrays[name] = ((t,) if model.preprocessing.vector_target else (), "float64")
     attrs = {"classes": model.classes, "target_names": model.preprocessing.target_names, "source": dataset.store}
     with connect(None, scheduler, client) as client, groups.new_group(out, PREDICTIONS, attrs) as place:
         size = min(groups.partition_rows(layout.rows, (t,), "float64"), layout.rows_per_partition)
@@ -193,6 +195,8 @@ class WritePredictions:
         else:
             values = scores if model.preprocessing.vector_target else scores[:, 0]
             groups.write_rows(self.place, "prediction", rows.start, values)
+            if model.factor:
+                groups.write_rows(self.place, "std", rows.start, model.std(self.matching(rows).x))
         _copy(self.source, self.place, self.copied, rows.start, stop)
         return total + len(scores)
 
@@ -219,5 +223,6 @@ class WriteFeatures:
 
 
 def _copy(source: Source, place: str, names: tuple[str, ...], start: int, stop: int) -> None:
+    assert isinstance(source.dataset, Dataset)
     for name in names:
         groups.write_rows(place, name, start, source.dataset.column(source.layout, name, start, stop))

@@ -6,8 +6,11 @@ a result depend on neither the number of threads nor that of workers, and elemen
 Legend: z (b, m) a block of rows; G (m, m) its running Gram, of which only the lower triangle is kept up to date.
 """
 
+import ctypes
+import math
 import os
 import resource
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -80,7 +83,25 @@ def at_once(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> list[R
 
 def cores() -> int:
     """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(core_numbers())
+
+
+def core_numbers() -> frozenset[int]:
+    """The numbers of the cores that this process may use."""
+    bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return frozenset(bound)
+
+
+def blas() -> str:
+    """Name and version of NumPy's BLAS."""
+    found: dict[str, Any] = next((lib for lib in threadpool_info() if lib["user_api"] == "blas"), {})
+    return f"{found.get('internal_api', 'unknown')} {found.get('version') or ''}".rstrip()
+
+
+def gpus() -> tuple[str, ...]:
+    """Models of the NVIDIA GPUs of this machine."""
+    said = [p.read_text() for p in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    return tuple(line.split(":", 1)[1].strip() for text in said for line in text.splitlines() if "Model" in line)
 
 
 def free_memory_bytes() -> int | None:
@@ -118,6 +139,24 @@ def mirror(gram: F8) -> None:
         square[:] = np.tril(square) + np.tril(square, -1).T
 
 
+def pack(gram: F8) -> F8:
+    """The rows of the lower triangle one after another, (m(m + 1)/2,)."""
+    m = len(gram)
+    packed = np.empty(m * (m + 1) // 2)
+    for i in range(m):
+        packed[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2] = gram[i, : i + 1]
+    return packed
+
+
+def unpack(packed: F8) -> F8:
+    """A matrix whose lower triangle was packed, zero above."""
+    m = math.isqrt(2 * len(packed))
+    gram = np.zeros((m, m))
+    for i in range(m):
+        gram[i, : i + 1] = packed[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2]
+    return gram
+
+
 def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2) -> float:
     """Floating-point operations per second of bare ``syrk`` on (rows, m) blocks, m² a row: the ceiling of a Gram."""
     z = np.ones((rows, m), dtype)
@@ -135,11 +174,44 @@ def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2)
     return rows * m**2 / float(np.median(times))
 
 
+def warm() -> None:
+    """Have BLAS take the buffers that it keeps."""
+    for dtype in (np.float32, np.float64):
+        tile = np.ones((TILE, TILE), dtype)
+        tile @ tile
+
+
 def peak_memory_bytes() -> int:
-    """The most memory that this process has had resident."""
-    try:  # getrusage would count what the parent had when it started us
-        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    """The most memory that this process has had resident, since `resident_bytes` where the system can forget."""
+    # getrusage would count what the parent had when it started us
+    unit = 1 if sys.platform == "darwin" else 1024
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def process_name() -> str:
+    """What reports call this process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def peak() -> tuple[str, int]:
+    """This process's name, and `peak_memory_bytes`."""
+    return process_name(), peak_memory_bytes()
+
+
+def resident_bytes() -> int:
+    """The memory that this process has resident once what is free in its heap is given back; peaks count anew."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):  # not glibc, not Linux
+        pass
+    return _status("VmRSS") or peak_memory_bytes()
+
+
+def _status(name: str) -> int:
+    """Bytes of an entry of /proc/self/status; 0 where there is none."""
+    try:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
         return int(line.split()[1]) * 1024
     except (OSError, ValueError):
-        pass
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return 0

@@ -1,32 +1,35 @@
-"""Finished shards kept on disk, so that a run that was cut off, at any moment, goes on from there to the same bits.
+"""Finished shards kept, so that a run that was cut off, at any moment, goes on from there to the same bits.
 
-A checkpoint is a directory: ``plan.json``, what was resolved; ``prepared.zarr``, the scaling and the feature map as
-fitted; and one group for the sum of every finished shard, named by its content: the job, the data, the scaling, the
-map, the fold and the rows.  Each appears whole or not at all, and is added once, by its place in the tree of sums.
+A checkpoint is a directory, or what is below a URL: ``plan.json``, what was resolved; the scaling and the feature map
+as fitted; and the sum of every finished shard, named by its content: the job, the data, the scaling, the map, the fold
+and the rows.  Who makes the same thing as somebody else at the same time writes a group of his own; it counts if he
+is the first to write the small ``.kept`` file that names it, and no more than one can be.
 """
 
 import json
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from ntkdist import groups, store
+from ntkdist import groups, places, store
 from ntkdist.errors import DataError, StoreError
 from ntkdist.features import AnyMap
+from ntkdist.job import gram_of, sums_digest
 from ntkdist.model import Equations
-from ntkdist.plan import Plan, sums_digest
+from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
-from ntkdist.reduce import Part, Shard
+from ntkdist.shards import Part, Shard
 from ntkdist.spec import decode, digest
-from ntkdist.sums import NormalEquations, Tally
+from ntkdist.sums import NormalEquations, Tally, TileSums
+from ntkdist.sums.tiles import Place
 
 PART = "ntkdist.part"
-RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype")
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip")
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,24 @@ class Kept:
 
     place: str
     of: str  # digest of everything but the rows
+    kind: type[NormalEquations] | type[TileSums] = NormalEquations
+
+    def tiles(self, tile: int, panel: Sequence[Place]) -> "Kept":
+        """Where the sums of some tiles are kept."""
+        return Kept(self.place, digest(self.of, tile, panel), TileSums)
 
     def load(self, shard: Shard) -> Part | None:
         """The sum, if it was finished; one that is damaged counts as missing."""
-        url = self._url(shard)
-        if not groups.exists(url):
+        name = self._name(shard)
+        if not (url := _kept(self.place, name)):
             return None
         try:
             _, attrs = groups.read_attributes(url, (PART,))
-            arrays = {name: groups.read_whole(url, name) for name in ("gram", "cross", "inner")}
+            arrays = {name: groups.read_whole(url, name) for name in attrs["arrays"]}
         except DataError:
-            groups.remove(url)
+            _forget(self.place, name)
             return None
-        total = NormalEquations(arrays["gram"], arrays["cross"], arrays["inner"], symmetric=False)
-        return Part(total, replace(Tally(**attrs["tally"]), resumed=1))
+        return Part(self.kind.of_arrays(arrays), replace(Tally(**attrs["tally"]), resumed=1))
 
     def save(self, shard: Shard, part: Part) -> None:
         """Keep a sum; if another task has kept the same one meanwhile, that is as good.
@@ -59,28 +66,62 @@ class Kept:
             If it cannot be written, as on a full disk.
         """
         counted = asdict(replace(part.tally, read_seconds=0.0, work_seconds=0.0, workers={}))
-        total: NormalEquations = part.total
+        arrays: dict[str, NDArray[np.float64]] = part.total.arrays()
+        attrs = {"tally": counted, "arrays": list(arrays)}
+
+        def write(url: str) -> None:
+            with groups.new_group(url, PART, attrs) as place:
+                for name, array in arrays.items():
+                    groups.write_whole(place, name, array)
+
         try:
-            with groups.new_group(self._url(shard), PART, {"tally": counted}, writer=uuid.uuid4().hex) as url:
-                for name, array in (("gram", np.tril(total._gram)), ("cross", total._cross), ("inner", total._inner)):
-                    groups.write_whole(url, name, array)
-        except (OSError, StoreError) as error:
-            if groups.exists(self._url(shard)):
-                return
+            _keep(self.place, self._name(shard), write)
+        except StoreError as error:
+            nbytes = sum(array.nbytes for array in arrays.values())
             raise StoreError(
-                f"{self.place}: a finished sum of {total.__sizeof__() / 1e6:.0f} MB cannot be kept ({error}); "
-                "make room, or give another [plan] checkpoint, and run again: what was kept is not lost"
+                f"{self.place}: a finished sum of {nbytes / 1e6:.0f} MB cannot be kept "
+                f"({error.__cause__ or error}); make room, or give another [plan] checkpoint, and run again: what was "
+                "kept is not lost"
             ) from error
 
-    def _url(self, shard: Shard) -> str:
-        return str(Path(self.place) / f"shard-{digest(self.of, shard.group, shard.spans)}.zarr")
+    def _name(self, shard: Shard) -> str:
+        return f"shard-{digest(self.of, shard.group, shard.spans)}"
+
+
+def _keep(place: str, name: str, write: Callable[[str], None]) -> None:
+    """Write a group and its marker; if somebody else has kept the same meanwhile, that is the one kept."""
+    mine = f"{name}-{uuid.uuid4().hex}.zarr"
+    write(places.join(place, mine))
+    if places.claim(places.join(place, f"{name}.kept"), mine) != mine:
+        places.remove(places.join(place, mine))
+
+
+def _kept(place: str, name: str) -> str:
+    """The group that was kept under a name, or ''."""
+    found = places.read_text(places.join(place, f"{name}.kept"))
+    return places.join(place, found) if found else ""
+
+
+def _forget(place: str, name: str) -> None:
+    """Remove what was kept under a name."""
+    url = _kept(place, name)
+    places.remove(places.join(place, f"{name}.kept"))
+    if url:
+        places.remove(url)
 
 
 @contextmanager
-def begun(place: str, p: Plan) -> Iterator[Plan]:
+def begun(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Iterator[Plan]:
     """Start or go on: the plan, with what decides its bits as the checkpoint has it; without a place, as it is.
 
     What fails before a shard is kept leaves no checkpoint.
+
+    Parameters
+    ----------
+    place : str
+    p : Plan
+    settle : callable
+        What else is to be resolved once, at the start.
 
     Raises
     ------
@@ -88,32 +129,38 @@ def begun(place: str, p: Plan) -> Iterator[Plan]:
         If the checkpoint is of another job, or of the same job on other data.
     """
     if not place:
-        yield p
+        yield settle(p)
         return
-    p = _resolved(Path(place) / "plan.json", p)
+    p = _resolved(place, p, settle)
     try:
         yield p
     except BaseException:
-        if not any(Path(place).glob("shard-*.zarr")):
-            groups.remove(place)
+        with suppress(StoreError):  # as where the store is what failed
+            if not any(name.startswith("shard-") and name.endswith(".kept") for name in places.names(place)):
+                places.remove(place)
         raise
 
 
-def _resolved(path: Path, p: Plan) -> Plan:
-    name = sums_digest(p.job)
+def _resolved(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Plan:
+    name, url = sums_digest(p.job), places.join(place, "plan.json")
+    if (text := places.read_text(url)) is None:
+        if not places.empty(place):
+            raise StoreError(f"{place} holds something that is not a checkpoint; choose another, or remove it")
+        text = places.claim(url, json.dumps({"digest": name, "plan": msgspec.to_builtins(settle(p))}))
     try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        groups.write_text(str(path), json.dumps({"digest": name, "plan": msgspec.to_builtins(p)}))
-        return p
-    if found["digest"] != name:
+        found = json.loads(text)
+        theirs, kept = found["digest"], found["plan"]
+    except (ValueError, LookupError, TypeError):
+        raise StoreError(f"{url} is damaged; remove the checkpoint and start anew") from None
+    if theirs != name:
         raise StoreError(
-            f"{path.parent} is the checkpoint of another job or of other data ({found['digest']}, this job is {name}); "
+            f"{place} is the checkpoint of another job or of other data ({theirs}, this job is {name}); "
             "choose another checkpoint, or remove it"
         )
-    before: Plan = decode(found["plan"], Plan, str(path))
-    return msgspec.structs.replace(p, **{field: getattr(before, field) for field in RESOLVED})
+    places.sweep(place)
+    before: Plan = decode(kept, Plan, url)
+    fields = RESOLVED if gram_of(before.solver) == gram_of(p.solver) else (*RESOLVED, "solver")
+    return msgspec.structs.replace(p, **{field: getattr(before, field) for field in fields})
 
 
 def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, AnyMap]]) -> tuple[Equations, Kept | None]:
@@ -121,17 +168,27 @@ def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, Any
     if not place:
         pre, features = prepare()
         return Equations([], features, pre, p.dtype, p.scored), None
-    url = str(Path(place) / "prepared.zarr")
-    if not groups.exists(url):
+    if (empty := _prepared_before(place)) is None:
         pre, features = prepare()
-        store.save(Equations([], features, pre, p.dtype, p.scored), url)
-    empty: Equations = store.load(url)
+        made = Equations([], features, pre, p.dtype, p.scored)
+        _keep(place, "prepared", lambda url: store.save(made, url))
+        empty = store.load(_kept(place, "prepared"))
     of = digest(
-        sums_digest(p.job), p.folds, p.block_rows, empty.features.digest(), empty.preprocessing.digest(), p.dtype
+        *(sums_digest(p.job), p.folds, p.block_rows, p.dtype, p.skip),
+        *(empty.features.digest(), empty.preprocessing.digest()),
     )
     return empty, Kept(place, of)
 
 
+def _prepared_before(place: str) -> Equations | None:
+    """What is kept, unless it is damaged: then it counts as missing, as a sum does."""
+    try:
+        return store.load(url) if (url := _kept(place, "prepared")) else None
+    except DataError:
+        _forget(place, "prepared")
+        return None
+
+
 def remove(place: str) -> None:
     """Remove a checkpoint whose run is complete."""
-    groups.remove(place)
+    places.remove(place)

@@ -1,16 +1,19 @@
 """The command line: a face over the verbs, with no mathematics in it.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a plan that does not fit.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a plan that does not fit, 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 import ntkdist as nd
-from ntkdist import demo, estimate, groups, plots, runs
+from ntkdist import demo, estimate, groups, machine, places, plots, prefixes, preflight, report, runs
+from ntkdist import detach as detached
 from ntkdist.cluster import connect, resources
 
 
@@ -24,10 +27,14 @@ class _Command(click.Group):
         super().add_command(cmd, name)
 
     def invoke(self, ctx: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds: a cluster that was started ends
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise  # wrong usage, --help and Ctrl-C have click's own answers
+            raise  # wrong usage and --help have click's own answers
+        except KeyboardInterrupt:
+            click.echo("ntkdist: stopped; outputs that were not finished are not there", err=True)
+            ctx.exit(130)
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
@@ -96,7 +103,7 @@ def plan(job: str, scheduler: str, as_json: bool) -> None:
     read = nd.Job.read(job)
     with connect(read.cluster, scheduler) as client:
         found = resources(client)
-    resolved = nd.plan(read, threads=found.threads)
+    resolved = machine.planned(read, found)
     cost = estimate.cost(resolved, found)
     if as_json:
         click.echo(runs.as_json(cost))
@@ -106,23 +113,78 @@ def plan(job: str, scheduler: str, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("job", default="")
+@scheduler_option
+def workers(job: str, scheduler: str) -> None:
+    """Show what a cluster's workers are: that of a job, an address, or the environment."""
+    with connect(nd.Job.read(job).cluster if job else None, scheduler, check=False) as client:
+        click.echo(preflight.table(client))
+        if client is not None:
+            preflight.check(client)
+
+
+@main.command()
 @click.argument("job")
 @scheduler_option
 @click.option("--out", default="", help="Run directory; by default the job's name with -run.")
 @click.option("--resume", is_flag=True, help="Insist on going on from a run that was cut off (a plain rerun does too).")
+@click.option("--detach", is_flag=True, help="Leave the fit to a cluster that runs already, and come back at once.")
 @json_option
-def fit(job: str, scheduler: str, out: str, resume: bool, as_json: bool) -> None:
+def fit(job: str, scheduler: str, out: str, resume: bool, detach: bool, as_json: bool) -> None:
     """Fit a job; writes model, equations and report to a run directory."""
     out = out or f"{Path(job).stem}-run"
-    result = nd.fit(nd.Job.read(job), out=out, resume=resume, scheduler=scheduler)
-    found = runs.summary(result.report)
+    if detach:
+        run = nd.submit(nd.Job.read(job), out, scheduler=scheduler)
+        click.echo(runs.as_json({"out": run}) if as_json else run)
+        return
+    try:
+        result = nd.fit(nd.Job.read(job), out=out, resume=resume, scheduler=scheduler)
+    except KeyboardInterrupt:
+        left = f"the same command goes on from what {out} holds" if places.exists(out) else "nothing was finished yet"
+        click.echo(f"ntkdist: stopped; {left}", err=True)
+        sys.exit(130)
+    _fitted(out, result.report, as_json)
+
+
+def _fitted(out: str, report: dict[str, Any], as_json: bool) -> None:
+    found = runs.summary(report)
     if as_json:
         click.echo(runs.as_json(found | {"out": out}))
         return
     click.echo("  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()))
-    for note in result.report["notes"]:
+    if curve := report.get("curve"):
+        click.echo(_curve(curve))
+    for note in report["notes"]:
         click.echo(f"Note: {note}.")
     click.echo(f"Written to {out}.")
+
+
+@main.command()
+@click.argument("run")
+@json_option
+def status(run: str, as_json: bool) -> None:
+    """Say how far a detached run is."""
+    at = detached.status(run)
+    click.echo(runs.as_json(msgspec.to_builtins(at)) if as_json else str(at))
+
+
+@main.command()
+@click.argument("run")
+@json_option
+def attach(run: str, as_json: bool) -> None:
+    """Show the progress of a detached run until it is over; Ctrl-C leaves the run alone."""
+    at = detached.attach(run)
+    if at.state != "done":
+        raise nd.NtkdistError(f"{run}: {at}")
+    _fitted(run, runs.read(run)[2], as_json)
+
+
+@main.command()
+@click.argument("run")
+def cancel(run: str) -> None:
+    """End a detached run; what it finished is kept, and the same fit goes on from it."""
+    detached.cancel(run)
+    click.echo(f"{run} will end with the next shard")
 
 
 @main.command()
@@ -130,8 +192,11 @@ def fit(job: str, scheduler: str, out: str, resume: bool, as_json: bool) -> None
 @click.option("--alphas", default="", metavar="A,B,...", help="Penalties to choose from.")
 @click.option("--alphas-per-row", default="", metavar="A,B,...", help="Penalties per unit of weight.")
 @click.option("--out", default="", help="Where to save the model.")
+@click.option("--keep-factor", is_flag=True, help="Save with it what standard deviations of predictions need.")
 @json_option
-def solve(equations: tuple[str, ...], alphas: str, alphas_per_row: str, out: str, as_json: bool) -> None:
+def solve(
+    equations: tuple[str, ...], alphas: str, alphas_per_row: str, out: str, keep_factor: bool, as_json: bool
+) -> None:
     """Choose a penalty and solve again from saved equations, without the data: of one run, or A + B - C of several."""
     grid = {"alphas": _numbers(alphas) or "auto", "alphas_per_row": _numbers(alphas_per_row)}
     signs = equations[1::2]
@@ -142,13 +207,17 @@ def solve(equations: tuple[str, ...], alphas: str, alphas_per_row: str, out: str
         loaded = loaded + _equations(each) if sign == "+" else loaded - _equations(each)
     if out:
         groups.refuse_existing(out)
-    model, cv = nd.solve(loaded, **grid)  # type: ignore[arg-type]
+    model, cv = nd.solve(loaded, keep_factor=keep_factor, **grid)  # type: ignore[arg-type]
+    curve = prefixes.curve_of(loaded, cv)
     if out:
         nd.save(model, out)
     found = {"alpha": model.alpha.tolist()}
     if cv is not None:
         found |= {"cv_rmse": cv.rmse, "cv_r2": cv.r2, "note": cv.note}
     text = ", ".join(f"{k} {v}" for k, v in found.items() if v)
+    if curve:
+        text = f"{text}\n{_curve(curve)}"
+        found |= {"curve": curve}
     click.echo(runs.as_json(found) if as_json else text)
 
 
@@ -223,9 +292,19 @@ def compare(
         click.echo(f"\nWritten to {out}.")
 
 
+@main.command("report")
+@click.argument("run")
+@click.option("--out", default="", metavar="FILE", help="Where to write; report.html in the run directory by default.")
+@click.option("--no-data", is_flag=True, help="Do not read the dataset again; leaves out what needs it.")
+@scheduler_option
+def report_(run: str, out: str, no_data: bool, scheduler: str) -> None:
+    """Write a run's report: one HTML file with its plots."""
+    click.echo(report.write(run, out, data=not no_data, scheduler=scheduler))
+
+
 def _equations(url: str) -> nd.Equations:
     if runs.without_equations(url):
-        raise nd.DataError(f"{url} has no equations: its solver formed no Gram; fit again, with other alphas or solver")
+        raise nd.DataError(f"{url} has no equations: its solver kept no Gram; fit again, with other alphas or solver")
     loaded = nd.load(groups.find(url, "equations.zarr"))
     if not isinstance(loaded, nd.Equations):
         raise nd.DataError(f"{url} holds a {type(loaded).__name__}; expected equations, or a run directory")
@@ -237,6 +316,11 @@ def _model(url: str) -> nd.RidgeModel:
     if not isinstance(loaded, nd.RidgeModel):
         raise nd.DataError(f"{url} holds {type(loaded).__name__}; expected a model, or a run directory")
     return loaded
+
+
+def _curve(curve: dict[str, Any]) -> str:
+    points = zip(curve["m"], curve["rmse"], strict=True)
+    return "rmse against features  " + "  ".join(f"{m:,}: {error:.4g}" for m, error in points)
 
 
 def _numbers(text: str) -> list[float] | None:

@@ -1,25 +1,20 @@
 """Where a run happens: a Dask cluster, found by a fixed precedence, or this process."""
 
 import logging
-from collections import Counter
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster, default_client
+from distributed import Client, default_client
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_ip
 
-from ntkdist.errors import ClusterError
-from ntkdist.plan import Address, Local
-
-CONNECT_SECONDS = 10
-WORKERS_SECONDS = 60
-# Arrays up to 64 MiB come from a heap that is kept: with Dask's own setting each one is mapped and zeroed anew, which
-# was measured to cost a third of the rate at m = 1,024 and to save no memory.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(1024 * 2**20)}
+from ntkdist import backend, preflight
+from ntkdist.clusters import Address, AnyCluster, Cuda, Local
+from ntkdist.launch import client_at, client_of
 
 
 class Resources(NamedTuple):
@@ -37,6 +32,10 @@ class Resources(NamedTuple):
         Least memory limit of any worker.
     driver_memory_bytes : int
         Memory of this machine, over this process and the workers beside it.
+    process_bytes : int
+        Most that any worker has resident before it starts.
+    driver_process_bytes : int
+        The same of this process.
     """
 
     workers: int
@@ -44,66 +43,91 @@ class Resources(NamedTuple):
     threads: int
     memory_bytes: int
     driver_memory_bytes: int
+    process_bytes: int
+    driver_process_bytes: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What the memory of a worker depends on beside the plan: workers, tasks at once, bytes of the process."""
+        return self.workers, self.tasks_at_once, self.process_bytes
 
 
 @contextmanager
 def connect(
-    table: Local | Address | None = None, scheduler: str = "", client: Client | None = None
+    table: AnyCluster | None = None, scheduler: str = "", client: Client | None = None, check: bool = True
 ) -> Iterator[Client | None]:
     """The client to use: the one given, the scheduler's address, the job's table, the client that is active in this
     process, Dask's ``scheduler-address`` (environment variable DASK_SCHEDULER_ADDRESS), or None for this process.
 
     What was started or connected here is closed at the end.
 
+    Parameters
+    ----------
+    table : spec of a cluster, optional
+    scheduler : str
+    client : distributed.Client, optional
+    check : bool
+        Refuse a cluster whose versions differ from those here.
+
     Raises
     ------
     ClusterError
-        If the scheduler does not answer or no worker comes.
+        If the scheduler does not answer, no worker comes, or versions differ.
     """
+    with _found(table, scheduler, client) as client:
+        if client is not None and check:
+            preflight.check(client)
+        yield client
+
+
+@contextmanager
+def _found(table: AnyCluster | None, scheduler: str, client: Client | None) -> Iterator[Client | None]:
+    configured = dask.config.get("scheduler-address", None)
     if client is not None:
         yield client
-    elif scheduler:
-        with _client(scheduler) as client:
+    elif scheduler or isinstance(table, Address):
+        with client_at(scheduler or table.address) as client:  # type: ignore[union-attr]
             yield client
-    elif isinstance(table, Local):
-        limit = MEMORY_LIMIT // (table.workers + 1)  # the driver, which solves, needs its share
-        options = {"memory_limit": limit, "dashboard_address": "127.0.0.1:0", "env": MALLOC}
-        with (
-            LocalCluster(n_workers=table.workers, threads_per_worker=1, **options) as cluster,
-            Client(cluster) as client,
-        ):
-            client.run(_leave_errors_to_the_driver)
-            yield client
-    elif isinstance(table, Address):
-        with _client(table.address) as client:
+    elif table is not None:
+        with client_of(table) as client:
+            if isinstance(table, (Local, Cuda)):
+                client.run(_leave_errors_to_the_driver)
             yield client
     elif active := _active_client():
         yield active
-    elif address := dask.config.get("scheduler-address", None):
-        with _client(address) as client:
+    elif configured:
+        with client_at(configured) as client:
             yield client
     else:
         yield None
 
 
-def resources(client: Client | None) -> Resources:
-    """What the workers of a client have, or this process."""
+def resources(client: Client | None, warm: Callable[[], object] = int) -> Resources:
+    """What the workers of a client have, or this process.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+    warm : callable
+        Called in each of them before its memory is measured, to load what it will need.
+    """
     if client is None:
         pool = local_scheduler() == "threads"
         at_once = (dask.config.get("num_workers", None) or CPU_COUNT) if pool else 1
-        return Resources(1, at_once, max(1, CPU_COUNT // at_once), MEMORY_LIMIT, MEMORY_LIMIT)
-    cores = client.run(_cores)
+        threads = max(1, CPU_COUNT // at_once)
+        return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, *[_resident(warm)] * 2)
+    machines = client.run(preflight.machine)
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    tasks: Counter[str] = Counter()  # at once on each host
-    for info in workers.values():
-        tasks[info["host"]] += info["nthreads"]
+    here = {name: one for name, one in machines.items() if name in workers}
     beside = sum(info["host"] in ("127.0.0.1", get_ip()) for info in workers.values())
     return Resources(
         len(workers),
         max(info["nthreads"] for info in workers.values()),
-        max(1, min(cores[name] // tasks[workers[name]["host"]] for name in cores if name in workers)),
+        min(preflight.threads(workers, here).values()),
         min(info["memory_limit"] or MEMORY_LIMIT for info in workers.values()),
         MEMORY_LIMIT // (1 + beside),
+        max(client.run(_resident, warm).values()),
+        backend.resident_bytes(),
     )
 
 
@@ -116,14 +140,18 @@ def local_scheduler() -> str:
 
 
 def _leave_errors_to_the_driver() -> None:
-    """Keep a worker, which shares the driver's standard error, from printing a failed task's error as well, and that
-    the others were cancelled for it."""
+    """Keep a worker, which shares the driver's terminal, from printing a failed task's error as well, that the others
+    were cancelled for it, and where a Ctrl-C met it: the driver hears that too, and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("distributed.worker").addFilter(lambda record: not str(record.msg).startswith("Compute Failed"))
     logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
 
 
-def _cores() -> int:
-    return CPU_COUNT
+def _resident(warm: Callable[[], object]) -> int:
+    """The memory that this process has once it is warm."""
+    warm()
+    backend.warm()
+    return backend.resident_bytes()
 
 
 def _active_client() -> Client | None:
@@ -131,22 +159,3 @@ def _active_client() -> Client | None:
         return default_client()
     except ValueError:
         return None
-
-
-@contextmanager
-def _client(address: str) -> Iterator[Client]:
-    try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ClusterError(
-            f"No Dask scheduler answered at {address} within {CONNECT_SECONDS} s ({type(error).__name__}); "
-            "check the address and that the scheduler runs"
-        ) from None
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=WORKERS_SECONDS)
-        except TimeoutError:
-            raise ClusterError(
-                f"The scheduler at {address} has had no workers for {WORKERS_SECONDS} s; start some"
-            ) from None
-        yield client

@@ -16,9 +16,10 @@ from ntkdist.data import Dataset, Rows
 from ntkdist.errors import DataError, SpecError
 from ntkdist.features import Linear, RandomFourier
 from ntkdist.fit import fit
+from ntkdist.job import Job
 from ntkdist.kernels import Gaussian
 from ntkdist.measure import TIMED, Bench, cv_errors, errors_only, measure, sampled
-from ntkdist.plan import Job, Plan, plan
+from ntkdist.plan import Plan, plan
 from ntkdist.preprocess import Preprocessing
 from ntkdist.progress import Watch
 from ntkdist.sums import Metrics

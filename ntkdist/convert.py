@@ -1,6 +1,7 @@
 """From a raw table to a dataset: a seeded shuffle on disk in bounded memory, then whole partitions in order.
 
-Rows go in their order to random buckets of about 64 MiB in a scratch directory beside the destination; each bucket
+Rows go in their order to random buckets of about 64 MiB in a scratch directory beside the destination (for one in a
+bucket: among the system's temporary files); each bucket
 is then permuted in memory, and the buckets, one after the other, are cut into partitions.  A row's place depends on
 the seed and its number only, so the same source and seed give the same dataset bit for bit.
 
@@ -21,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from ntkdist import data, draws, groups, sparse
+from ntkdist import data, draws, groups, places, sparse
 from ntkdist.data import Dataset, Layout
 from ntkdist.errors import DataError, SpecError, StoreError
-from ntkdist.groups import local_path, new_group, refuse_existing
+from ntkdist.groups import new_group, refuse_existing
 from ntkdist.sources import Source, SparseSource, Wanted, open_arrays, open_sparse
 from ntkdist.tables import open_table
 from ntkdist.versions import installed
@@ -55,7 +56,8 @@ def convert(
     Parameters
     ----------
     source : str
-        A file: ``.npz``, ``.npy``, ``.csv``, ``.csv.gz``, ``.parquet``, or IDX (by its first bytes; also gzipped).
+        A file, or an object, of which a copy is made: ``.npz``, ``.npy``, ``.csv``, ``.csv.gz``, ``.parquet``, or IDX
+        (by its first bytes; also gzipped).
     dest : str
         Where the dataset shall be.
     target : sequence of str
@@ -98,12 +100,12 @@ def convert(
         raise SpecError(f"shuffle_seed is {shuffle_seed}; expected a number of at least 0, or none to keep the order")
     if rows_per_partition is not None and rows_per_partition < 1:
         raise SpecError(f"rows_per_partition is {rows_per_partition}; expected at least 1")
-    final, path = refuse_existing(dest), local_path(source)
-    if not path.is_file():
+    refuse_existing(dest)
+    if places.is_local(source) and not places.local_path(source).is_file():
         raise DataError(f"{source}: no such file; check the path")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{final.name}.scratch-", dir=final.parent) as name:
+    with _scratch(dest) as name:
         scratch = Path(name)
+        path = places.fetch(source, scratch / "source")
         table = path.name.lower().endswith((".csv", ".csv.gz", ".parquet"))
         wanted = Wanted(tuple(target), x, classes, weight, tuple(drop), groups, holdout)
         if not table and (rows := open_sparse(path, wanted, scratch)):
@@ -116,6 +118,15 @@ def convert(
         with new_group(dest, data.FORMAT, _attributes(opened, shuffle_seed)) as url:
             _write(url, opened, rows_per_partition, _shuffled(buckets, _record(opened), shuffle_seed))
     return Dataset(dest).layout(labelled=False)
+
+
+def _scratch(dest: str) -> tempfile.TemporaryDirectory[str]:
+    """A directory beside the destination; for a bucket, where the system has temporary files."""
+    if not places.is_local(dest):
+        return tempfile.TemporaryDirectory(prefix="ntkdist-scratch-")
+    final = places.local_path(dest).absolute()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=f".{final.name}.scratch-", dir=final.parent)
 
 
 def _attributes(source: Source, seed: int | None) -> dict[str, Any]:
@@ -144,7 +155,7 @@ def _fill_buckets(source: Source, seed: int | None, scratch: Path) -> list[Path]
     needed, free = source.rows * record.itemsize, shutil.disk_usage(scratch).free
     if needed > free:
         raise StoreError(
-            f"Converting needs {needed / 1e9:.1f} GB of scratch space beside the destination but {free / 1e9:.1f} GB "
+            f"Converting needs {needed / 1e9:.1f} GB of scratch space in {scratch.parent} but {free / 1e9:.1f} GB "
             "are free; make room or choose a destination on another disk"
         )
     buckets = [scratch / str(b) for b in range(-(-needed // BUCKET_BYTES))]

@@ -98,6 +98,9 @@ class Dataset(Spec, frozen=True):
         Name of an array of non-negative sample weights; empty for none.
     nan : {"error", "drop"}
         What to do with rows that hold a NaN or an infinity: refuse, or leave them out and count them.
+    damaged : {"error", "skip"}
+        What a fit does with partitions that cannot be read as they were written: refuse, or first read all of them,
+        leave those out of everything, and name them.
     groups : str
         Name of an array of integers; rows of one value are never in different folds.  Empty for none.
     holdout : str
@@ -109,6 +112,7 @@ class Dataset(Spec, frozen=True):
     y: str = "y"
     weight: str = ""
     nan: Literal["error", "drop"] = "error"
+    damaged: Literal["error", "skip"] = "error"
     groups: str = ""
     holdout: str = ""
 
@@ -149,7 +153,7 @@ class Dataset(Spec, frozen=True):
             raise DataError(f"{self.store}: the dataset has no rows; convert a source that has some")
         if len(shape) < 2:
             raise DataError(f"{self.store}: array '{self.x}' has shape {shape}; expected (rows, columns) or images")
-        has_y = self.y in group
+        has_y = groups.has(self.store, group, self.y)
         arrays = {} if stored else {self.x: x}
         if labelled or has_y:
             arrays[self.y] = y = groups.member(self.store, group, self.y)
@@ -194,8 +198,8 @@ class Dataset(Spec, frozen=True):
         Raises
         ------
         DataError
-            If a chunk is missing or damaged, or a value is NaN or infinite and ``nan`` is "error".  The message
-            names the array and the rows.
+            If a chunk is missing or damaged (`Damaged`), or a value is NaN or infinite and ``nan`` is "error".  The
+            message names the array and the rows.
         """
         x = self._inputs(layout, start, stop)
         y = self.column(layout, self.y, start, stop) if labelled else None

@@ -26,7 +26,8 @@ def run(out: str, workers: int) -> None:
         If the kernel model does not win, which would be a defect.
     """
     start = time.perf_counter()
-    place = refuse_existing(out)
+    refuse_existing(out)
+    place = Path(out)
     place.mkdir(parents=True)
     for name, rows in write_tables(place).items():
         nd.convert(str(place / f"{name}.csv"), str(place / f"{name}.zarr"), target=["digit"], classes=True)

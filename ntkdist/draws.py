@@ -5,12 +5,15 @@ in any chunking, makes the same map from a seed.  Only raw words are taken from 
 promised not to change between its versions; its normal and integer streams are not.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def uniforms(count: int, seed: int, layer: int, role: int, block: int = 0) -> F8:
@@ -28,10 +31,22 @@ def normals(shape: tuple[int, ...], seed: int, layer: int, role: int, block: int
 def uniforms_of(index: I8, seed: int, layer: int, role: int) -> F8:
     """A number of (0, 1) for every index, a function of it and the stream alone: SplitMix64 of Steele, Lea, Flood."""
     (key,) = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(layer, role))).random_raw(1)
-    z = (index.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
+    z = _mixed((index.astype(np.uint64) + np.uint64(1)) * GOLDEN + key)
+    return ((z >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def hashes(values: NDArray[Any], columns: I8) -> NDArray[np.uint64]:
+    """A word for every number and its column, zero for zero, so that their sum names a row, dense or sparse."""
+    bits = values.astype(np.float64).view(np.uint64)
+    z = _mixed(_mixed(bits) + columns.astype(np.uint64) * GOLDEN)
+    z[values == 0] = 0
+    return z
+
+
+def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (((z ^ (z >> np.uint64(31))) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return z ^ (z >> np.uint64(31))
 
 
 def integers(high: int, count: int, seed: int, layer: int, role: int, block: int = 0) -> I8:

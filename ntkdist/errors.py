@@ -13,6 +13,14 @@ class DataError(NtkdistError):
     """Data is missing, damaged, or not what the model or the job expects."""
 
 
+class Damaged(DataError):
+    """A chunk is missing or is not what was written, however often it is read."""
+
+
+class InputError(DataError, ValueError):
+    """Arrays given to an estimator are not what it expects; a ValueError, as scikit-learn has it."""
+
+
 class PlanTooLarge(NtkdistError, MemoryError):
     """The plan was not run because its projected memory is above the limit."""
 

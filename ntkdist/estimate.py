@@ -1,15 +1,26 @@
 """What a plan will cost: counted from its shapes, timed on a few rows of this machine."""
 
+import functools
 import time
 from typing import Any
 
-from ntkdist import draws, runs
-from ntkdist.cluster import Resources
+from distributed import Client
+
+from ntkdist import draws, machine, runs
+from ntkdist.cluster import Resources, resources
 from ntkdist.features import AnyMap
+from ntkdist.job import Job
 from ntkdist.plan import GB, Plan
 from ntkdist.solvers import PCG
 
 SAMPLE_ROWS, SAMPLE_BYTES = 512, 2**30  # of what mapping is timed on, where it takes no more than these bytes
+
+
+def planned(job: Job, client: Client | None) -> tuple[Plan, Resources, dict[str, Any]]:
+    """A job's plan where it would run, what that has, and the `cost`."""
+    found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
+    p = machine.planned(job, found)
+    return p, found, cost(p, found)
 
 
 def cost(p: Plan, found: Resources) -> dict[str, Any]:
@@ -28,7 +39,7 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
     row_flops = 4 * p.m * p.columns if iterative else p.m**2
     feature_seconds = _seconds_a_row(p) or row_flops / rate
     flops = p.layout.rows * row_flops
-    passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads, 1 + p.reads)
+    passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads * p.panels,) * 2
     slots = min(found.workers * found.tasks_at_once, p.shards)
     return {
         "rows": p.layout.rows,
@@ -42,10 +53,10 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
         "workers": found.workers,
         "threads": p.threads,
         "syrk_flops_per_second": rate,
-        "seconds": (passes if iterative else 1) * (flops / rate + p.layout.rows * feature_seconds) / slots,
-        "worker_memory_bytes": p.memory(found.workers, found.tasks_at_once),
-        "projected_memory_bytes": p.projected_memory_bytes(found.workers, found.tasks_at_once),
-        "driver_memory_bytes": p.driver_memory_bytes(),
+        "seconds": (passes if iterative else 1) * (flops / rate + p.panels * p.layout.rows * feature_seconds) / slots,
+        "worker_memory_bytes": p.memory(*found.shape),
+        "projected_memory_bytes": p.projected_memory_bytes(*found.shape),
+        "driver_memory_bytes": p.driver_memory_bytes(found.driver_process_bytes),
         "worker_limit_bytes": found.memory_bytes,
     }
 
@@ -75,7 +86,9 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         operations = f"{cost['product_flops']:.2e} in a product with {p.columns} columns, {speed}"
         took = f"{cost['seconds'] / cost['passes']:.1f} s an iteration, at most {cost['passes']}, solver PCG"
         read = f"{cost['bytes_read'] / GB:.2f} GB in four passes, then what workers do not remember, every iteration"
-        here = ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in p.driver_memory().items())
+        here = ", ".join(
+            f"{name} {nbytes / GB:.2f}" for name, nbytes in p.driver_memory(found.driver_process_bytes).items()
+        )
     else:
         operations = f"{cost['gram_flops']:.2e} in the Gram, {speed}"
         took = f"about {cost['seconds']:.0f} s for the equations, then {type(p.solver).__name__}"

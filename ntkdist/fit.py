@@ -12,23 +12,31 @@ from typing import Any
 
 import numpy as np
 from distributed import Client
+from numpy.typing import NDArray
 
-from ntkdist import checkpoint, groups, progress, runs
+from ntkdist import backend, checkpoint, machine, places, progress, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.features import AnyMap
 from ntkdist.iterate import fit_by_products
+from ntkdist.job import Job, job_digest
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Job, Plan, job_digest, plan
-from ntkdist.prepare import prepare
+from ntkdist.plan import Plan
+from ntkdist.prefixes import curve_of
+from ntkdist.prepare import prepare, verified
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
 from ntkdist.progress import Watch
-from ntkdist.reduce import Shard, Source, on_each_worker, reduce
+from ntkdist.reduce import on_each_worker, reduce, watching
 from ntkdist.select import CVResult, cross_validate, penalties
+from ntkdist.shards import by_fold
 from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.sums import NormalEquations
+from ntkdist.tiling import fit_by_tiles
+from ntkdist.uncertainty import Factor
+
+F8 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -80,26 +88,35 @@ def fit(
     name = job_digest(job)
     if out and (done := runs.begin(out, name)):
         return FitResult(*done)
-    keep = job.plan.checkpoint or (out and f"{out}/checkpoint")
-    keep = keep and groups.absolute(keep)
-    if resume and not (keep and groups.exists(keep)):
+    keep = job.plan.checkpoint or (out and places.join(out, "checkpoint"))
+    keep = keep and places.absolute(keep)
+    if resume and not (keep and places.exists(keep)):
         raise StoreError(
             f"Nothing to resume: there is no checkpoint {keep or 'and no run directory'}; fit without resume"
         )
     start = time.perf_counter()
     with connect(job.cluster, scheduler, client) as client:
-        found = resources(client)
-        p = what if isinstance(what, Plan) else plan(what, threads=found.threads)
+        found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
+        p = machine.panelled(what, found) if isinstance(what, Plan) else machine.planned(what, found)
         runs.check_memory(p, found)
-        with runs.started(out, name), checkpoint.begun(keep, p) as p:
+        settle = functools.partial(verified, client=client, watch=watch)
+        with runs.started(out, name), checkpoint.begun(keep, p, settle) as p:
+            p = machine.panelled(p, found)  # what a checkpoint resolved may have been meant for larger workers
+            runs.check_memory(p, found)
             if isinstance(p.solver, PCG):
                 model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
                 equations = None
+            elif p.tile:
+                _check_folds(p)
+                model, cv, passed = fit_by_tiles(p, client, watch, keep)
+                equations = None
             else:
                 equations, passed = _pass_over_data(p, client, watch, keep)
-        if equations is not None:
+        passed.tally.saw(on_each_worker(client, backend.peak))
+        if not passed.products:
             rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
             passed = passed._replace(syrk_rates=on_each_worker(client, rate))
+    curve = None
     if equations is not None:
         began = time.perf_counter()
         model, cv = solve(
@@ -110,8 +127,10 @@ def fit(
             per_target=job.alpha_per_target,
         )
         passed.seconds.update(solve=time.perf_counter() - began)
+        curve = curve_of(equations, cv, job.alpha_per_target)
+        passed.seconds.update(curve=time.perf_counter() - began - passed.seconds["solve"])
     passed.seconds.update(total=time.perf_counter() - start)
-    report = runs.report(p, found, passed, model, cv)
+    report = runs.report(p, found, passed, model, cv) | {"curve": curve}
     if out:
         runs.finish(out, model, equations, report)
         checkpoint.remove(keep)
@@ -121,6 +140,7 @@ def fit(
 def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEquations]:
     """The sums of every fold of a plan, over scaled inputs and targets."""
     with connect(p.job.cluster, "", client) as client:
+        p = verified(p, client=client, watch=progress.silent)
         return _pass_over_data(p, client, progress.silent, "")[0].folds
 
 
@@ -131,6 +151,7 @@ def solve(
     alphas: Sequence[float] | str = "auto",
     alphas_per_row: Sequence[float] | None = None,
     per_target: bool = False,
+    keep_factor: bool = False,
 ) -> tuple[RidgeModel, CVResult | None]:
     """A model from saved equations: no pass over the data.
 
@@ -139,9 +160,12 @@ def solve(
     equations : Equations
     solver, alphas, alphas_per_row, per_target
         As in `cross_validate`.  With a single fold there must be a single penalty, and there is no CVResult.
+    keep_factor : bool
+        Keep what the standard deviation of predictions needs, `RidgeModel.std`: m² numbers, saved with the model.
     """
     pre, several = equations.preprocessing, len(equations.folds) > 1
-    grid, per_row = penalties(equations.folds[0], alphas, alphas_per_row)  # of several folds, only their number counts
+    one = max(equations.folds, key=lambda fold: fold.weight)  # of several, only the number of penalties counts
+    grid, per_row = penalties(one, alphas, alphas_per_row)
     solver = solver or choose(equations.folds[0].m, len(grid))
     if several:
         cv = cross_validate(
@@ -159,12 +183,21 @@ def solve(
     else:
         raise SpecError(f"a single fold leaves nothing to choose among {len(grid)} alphas by; give one alpha")
     total = equations.total  # now, not before: two sums of all folds would not always fit
-    each = sorted(set(alpha.tolist()))
-    solutions = dict(zip(each, solver.solve(total, each), strict=True))
-    coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
-    intercept = np.array([solutions[a].intercept[j] for j, a in enumerate(alpha.tolist())])
+    coef, intercept = solve_at(solver, total, alpha)
     model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
+    if keep_factor:
+        if cv is None:
+            raise SpecError("a single fold has no error out of fold, which standard deviations need; use more folds")
+        model = replace(model, factor=Factor.of(total, alpha, cv.chosen))
     return model, cv
+
+
+def solve_at(solver: AnySolver, equations: NormalEquations, alpha: F8) -> tuple[F8, F8]:
+    """Weights (m, t) and intercepts (t,) of targets with a penalty each, (t,)."""
+    each = sorted(set(alpha.tolist()))
+    solutions = dict(zip(each, solver.solve(equations, each), strict=True))
+    coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
+    return coef, np.array([solutions[a].intercept[j] for j, a in enumerate(alpha.tolist())])
 
 
 @dataclass(frozen=True)
@@ -182,27 +215,26 @@ class EquationsOf:
         assert rows.y is not None
         z = self.features(self.preprocessing.inputs(rows.x, self.dtype))
         total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
-        check_finite(total, rows, self.dtype)
+        check_finite(total.z_sum, rows, self.dtype)
         return total
 
 
 def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: str) -> tuple[Equations, runs.Passed]:
     """Scaling, what the map learns if it does, then the equations of every fold."""
-    source = Source(p.dataset, p.layout, p.block_rows, p.threads)
+    source, shards = by_fold(p)
     _check_folds(p)
     start = time.perf_counter()
-    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source, client, watch))
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source._replace(folds=0), client, watch))
     between = time.perf_counter()
-    shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    source = source._replace(folds=p.folds if p.dataset.dealt else 0)
     summand = EquationsOf(empty.features, empty.preprocessing, p.dtype)
-    with (watch or progress.default_watch())("equations", p.reads * p.layout.rows) as done:
-        parts = reduce(source, summand, shards, p.fan_in, client, done, kept)
+    timeline: list[tuple[float, int]] = []
+    with watching(client, watch)("equations", p.reads * p.layout.rows) as done:
+        parts = reduce(source, summand, shards, p.fan_in, client, progress.timed(done, timeline), kept)
     equations = replace(empty, folds=[part.total for part in parts])
     tally = functools.reduce(operator.add, (part.tally for part in parts))
     seconds = {"prepare": between - start, "equations": time.perf_counter() - between}
     weights = [fold.weight for fold in equations.folds]
-    return equations, runs.Passed(empty.preprocessing, weights, tally, seconds, {})
+    return equations, runs.Passed(empty.preprocessing, weights, tally, seconds, {}, timeline)
 
 
 def _check_folds(p: Plan) -> None:
@@ -216,7 +248,7 @@ def _check_folds(p: Plan) -> None:
     if not (name := p.dataset.dealt):
         return
     seen: set[int] = set()
-    for i in range(p.layout.partitions):
+    for i in sorted(set(range(p.layout.partitions)) - set(p.skip or ())):
         seen |= set(p.folds_of(i).tolist())
         if len(seen) == p.folds:
             return

@@ -1,4 +1,4 @@
-"""Groups of arrays in Zarr v3, written so that they can be verified: the only file that knows Zarr.
+"""Groups of arrays in Zarr v3, written so that they can be verified: the only file that knows Zarr's arrays.
 
 Arrays are sharded by rows; a shard is a partition, the unit of writing and of work.  Every inner chunk is stored, also
 one of zeros, and ends in a CRC32C checksum; the group's attribute ``complete`` is written last.  So a chunk that is
@@ -8,47 +8,32 @@ missing, short or damaged cannot be mistaken for data.
 import functools
 import math
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlparse
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 import zarr.errors
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.sync import sync  # the one call without a public twin: it runs a store's coroutine from any thread
 
-from ntkdist.errors import DataError, StoreError
+from ntkdist import places
+from ntkdist.errors import Damaged, DataError, StoreError
 from ntkdist.spec import nearest
 
+T = TypeVar("T")
+PAUSES = (0.1, 0.4)  # seconds until something that could not be read is read again
 MIN_PARTITIONS = 20
 MAX_PARTITION_BYTES = 128 * 2**20
 MAX_CHUNK_BYTES = 8 * 2**20
+WRITER = "written_by"  # attribute of a group that is not complete
 DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError)  # what Zarr raises on unexpected metadata
 READ_ERRORS = (*DAMAGED, OSError, RuntimeError, zarr.errors.BaseZarrError)
-
-
-def local_path(url: str) -> Path:
-    """The path that a plain path or ``file://`` URL means.
-
-    Raises
-    ------
-    StoreError
-        For any other scheme.
-    """
-    parsed = urlparse(url)
-    if parsed.scheme in ("", "file"):
-        return Path(unquote(parsed.path)) if parsed.scheme else Path(url)
-    raise StoreError(f"cannot open {url}: only paths and file:// URLs are supported")
-
-
-def absolute(url: str) -> str:
-    """The same place for a process with another working directory."""
-    return str(local_path(url).absolute())
 
 
 def open_group(url: str, *kinds: str) -> zarr.Group:
@@ -62,6 +47,7 @@ def open_group(url: str, *kinds: str) -> zarr.Group:
     try:
         group = _open(url)
     except READ_ERRORS as error:
+        places.exists(url)  # where there is no such bucket, this says so
         raise DataError(f"{url}: no Zarr v3 group found there ({type(error).__name__}); check the path") from None
     found = group.attrs.get("kind")
     if found not in kinds:
@@ -71,60 +57,80 @@ def open_group(url: str, *kinds: str) -> zarr.Group:
     return group
 
 
-def refuse_existing(url: str) -> Path:
-    """The path of a destination that does not exist yet.
+def refuse_existing(url: str) -> None:
+    """See that a destination does not exist yet.
 
     Raises
     ------
     StoreError
         If it does.
     """
-    path = local_path(url)
-    if path.exists():
+    if finished(url):
         raise StoreError(f"{url} exists already; choose another destination or remove it")
-    return path
 
 
-def exists(url: str) -> bool:
-    """Whether there is something."""
-    return local_path(url).exists()
+def finished(url: str) -> bool:
+    """Whether there is something, and it is not what a writer was cut off from."""
+    return places.exists(url) and not _unfinished(url)
 
 
-def write_text(url: str, text: str) -> None:
-    """Write a small file, whole or not at all, over what was there."""
-    path = local_path(url)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+def _unfinished(url: str) -> bool:
+    """Whether there is what a writer into a bucket left when it was cut off, or has not finished yet."""
+    return not places.is_local(url) and bool(_writer(url))  # on a file system it has another name
+
+
+def _writer(url: str) -> str:
+    """Who writes a group that is not finished, or ''."""
+    try:
+        return str(_open(url).attrs.get(WRITER, ""))
+    except READ_ERRORS:
+        return ""
 
 
 @contextmanager
-def new_group(url: str, kind: str, attrs: Mapping[str, Any], writer: str = "") -> Iterator[str]:
+def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
     """A group that appears whole or not at all.
 
     Yields the URL to write arrays into, by any process, with `create_array` and `write_rows`.  When the block ends
-    the group is marked complete and moved to ``url``; when it fails everything is removed.  A ``writer`` of its own
-    name may write the same group at the same time as others; the first to end wins, for the others moving fails.
+    the group is marked complete; on a file system it is written under another name and moved to ``url`` then, as a
+    bucket has no renaming.  When the block fails everything is removed.
 
     Raises
     ------
     StoreError
-        If ``url`` exists.
+        If ``url`` exists or cannot be written, or another process began to write it meanwhile.
     """
-    final = refuse_existing(url).absolute()
-    partial = final.with_name(f".{final.name}.partial{writer}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
+    refuse_existing(url)
+    place, writer = _while_written(url), uuid.uuid4().hex
+    places.remove(place)
     try:
-        group = zarr.open_group(partial, mode="w-", zarr_format=3, attributes={"kind": kind, "version": 1, **attrs})
-        yield str(partial)
-        group = zarr.open_group(partial, mode="r+")
-        members = sorted(group.members(max_depth=None))
-        group.attrs["arrays"] = {name: describe(array) for name, array in members if isinstance(array, zarr.Array)}
-        group.attrs["complete"] = True
-        os.replace(partial, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        begun = {"kind": kind, "version": 1, **attrs, WRITER: writer}
+        with places.writing(url):
+            store = places.open_store(place)
+            zarr.open_group(store, mode="w-", zarr_format=3, attributes=begun)
+        yield place
+        with places.writing(url):
+            group = zarr.open_group(store, mode="r+", zarr_format=3)
+            if group.attrs.get(WRITER) != writer:
+                raise StoreError(f"{url} was begun by another process meanwhile; choose another destination")
+            members = sorted(group.members(max_depth=None))
+            del begun[WRITER]
+            begun["arrays"] = {name: describe(array) for name, array in members if isinstance(array, zarr.Array)}
+            group.attrs.put({**begun, "complete": True})
+            if place != url:
+                os.replace(place, places.local_path(url))
+    except BaseException:
+        with suppress(StoreError):  # as where the store is what failed
+            if places.is_local(url) or _writer(place) == writer:
+                places.remove(place)
+        raise
+
+
+def _while_written(url: str) -> str:
+    if not places.is_local(url):
+        return url
+    final = places.local_path(url).absolute()
+    return str(final.with_name(f".{final.name}.{places.PARTIAL}"))
 
 
 def create_array(
@@ -136,15 +142,16 @@ def create_array(
     """
     k = chunks_per_partition(rows_per_partition, shape[1:], dtype)
     inner = (shape[1] // row_chunks,) if row_chunks > 1 else shape[1:]
-    zarr.open_group(local_path(url), mode="r+").create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        shards=(rows_per_partition, *shape[1:]),
-        chunks=(rows_per_partition // k, *inner),
-        compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        fill_value=0,
-    )
+    with places.writing(url):
+        zarr.open_group(places.open_store(url), mode="r+", zarr_format=3).create_array(
+            name,
+            shape=shape,
+            dtype=dtype,
+            shards=(rows_per_partition, *shape[1:]),
+            chunks=(rows_per_partition // k, *inner),
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            fill_value=0,
+        )
 
 
 def write_rows(url: str, name: str, start: int, values: NDArray[Any]) -> None:
@@ -154,9 +161,11 @@ def write_rows(url: str, name: str, start: int, values: NDArray[Any]) -> None:
     ------
     ValueError
         If the rows do not begin and end at the borders of shards.
+    StoreError
+        If they cannot be written, as on a full disk.
     """
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        array = zarr.open_array(local_path(url) / name, mode="r+")
+    with places.writing(url), zarr.config.set({"array.write_empty_chunks": True}):
+        array = zarr.open_array(places.open_store(url), path=name, mode="r+", zarr_format=3)
         size, stop = (array.shards or array.chunks)[0], start + len(values)
         if start % size or (stop % size and stop != array.shape[0]):
             raise ValueError(f"rows {start}–{stop - 1} are not whole shards of {size} rows")
@@ -194,15 +203,10 @@ def chunks_per_partition(rows_per_partition: int, shape: tuple[int, ...], dtype:
     return min(k for i in range(1, math.isqrt(n) + 1) if n % i == 0 for k in (i, n // i) if k >= needed)
 
 
-def remove(url: str) -> None:
-    """Remove a group, if there is one."""
-    shutil.rmtree(local_path(url), ignore_errors=True)
-
-
 def find(url: str, name: str) -> str:
     """The group ``name`` inside a run directory, or ``url`` itself if it is not one."""
-    inner = local_path(url) / name
-    return str(inner) if inner.exists() else url
+    inner = places.join(url, name)
+    return inner if places.exists(inner) else url
 
 
 def read_attributes(url: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
@@ -217,7 +221,7 @@ def read_whole(url: str, name: str) -> NDArray[Any]:
 
 
 def read_rows(url: str, name: str, start: int, stop: int, fingerprint: str = "") -> NDArray[Any]:
-    """Rows of an array, each shard first seen to be there, its chunks checked against their checksums.
+    """Rows of an array; every shard that is read must be there, its chunks are checked against their checksums.
 
     Parameters
     ----------
@@ -226,44 +230,61 @@ def read_rows(url: str, name: str, start: int, stop: int, fingerprint: str = "")
 
     Raises
     ------
-    DataError
+    Damaged
         If a chunk is missing or damaged; the message names the array and the rows.
+    StoreError
+        If the system fails to read it, again and again.
     """
     array = _opened(url, name, fingerprint) if fingerprint else member(url, _open(url), name)
-    size = (array.shards or array.chunks)[0]
-    for i in range(start // size, -(-stop // size)):
-        key = array.metadata.encode_chunk_key((i,) + (0,) * (array.ndim - 1))
-        rows = f"rows {i * size}–{min((i + 1) * size, array.shape[0]) - 1}"
-        try:
-            found = sync(array.store.getsize(f"{array.path}/{key}"))
-        except FileNotFoundError:
-            raise DataError(f"{url}: chunk {name}/{key} is missing ({rows}); restore it or convert again") from None
-        if found == 0:
-            raise DataError(f"{url}: chunk {name}/{key} is empty ({rows}); restore it or convert again")
     try:
-        values: NDArray[Any] = np.asarray(array[start:stop])
+        return _patiently(lambda: np.asarray(array[start:stop]))
+    except places.MissingChunk as error:
+        size = (array.shards or array.chunks)[0]
+        first = int((re.findall(r"\d+", error.key.removeprefix(array.path)) or [0])[0]) * size
+        rows = f"rows {first}–{min(first + size, array.shape[0]) - 1}"
+        raise Damaged(f"{url}: {error} ({rows}); restore it or convert again") from None
     except READ_ERRORS as error:
-        raise DataError(
-            f"{url}: array '{name}', rows {start}–{stop - 1}, cannot be read "
-            f"({' '.join(str(error).split())}); restore the file or convert again"
-        ) from error
-    return values
+        said = f"{url}: array '{name}', rows {start}–{stop - 1}, cannot be read ({' '.join(str(error).split())})"
+        if isinstance(error, OSError):
+            raise StoreError(f"{said}; see what is wrong with the disk or the network, and run again") from error
+        raise Damaged(f"{said}; restore the file or convert again") from error
+
+
+def _patiently(read: Callable[[], T]) -> T:
+    """What reading gives in the end: an error, or bytes that are not those written, may be the way's and not theirs."""
+    for pause in PAUSES:
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except READ_ERRORS:
+            time.sleep(pause * random.uniform(0.5, 1))
+    return read()
 
 
 def member(url: str, group: zarr.Group, name: str) -> zarr.Array[Any]:
     """An array of an open group, by name."""
+    with _opening(url):
+        array = _patiently(lambda: group.get(name))
+        others = [] if isinstance(array, zarr.Array) else _patiently(lambda: sorted(group.array_keys()))
+    if not isinstance(array, zarr.Array):
+        raise DataError(f"{url}: no array '{name}'{nearest(name, others)}")
+    return array
+
+
+def has(url: str, group: zarr.Group, name: str) -> bool:
+    """Whether there is an array or a group of a name."""
+    with _opening(url):
+        return _patiently(lambda: name in group)
+
+
+@contextmanager
+def _opening(url: str) -> Iterator[None]:
     try:
-        arrays = dict(group.arrays())
-        if "/" in name and name.split("/")[0] in group:
-            arrays |= {k: a for k, a in group.members(max_depth=None) if isinstance(a, zarr.Array)}
+        yield
     except READ_ERRORS as error:
         said = " ".join(str(error).split())
         raise DataError(f"{url}: its arrays cannot be opened ({said}); restore the files or write it again") from error
-    if name not in arrays:
-        raise DataError(f"{url}: no array '{name}'{nearest(name, sorted(arrays))}")
-    array = arrays[name]
-    assert isinstance(array, zarr.Array)
-    return array
 
 
 def describe(array: zarr.Array[Any]) -> str:
@@ -278,4 +299,4 @@ def _opened(url: str, name: str, fingerprint: str) -> zarr.Array[Any]:
 
 
 def _open(url: str) -> zarr.Group:
-    return zarr.open_group(local_path(url), mode="r", zarr_format=3)
+    return _patiently(lambda: zarr.open_group(places.open_store(url), mode="r", zarr_format=3))

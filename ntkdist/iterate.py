@@ -13,18 +13,19 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import checkpoint, prepare, products, progress
+from ntkdist import checkpoint, prepare, products
 from ntkdist.cluster import Resources
 from ntkdist.errors import NotConverged
 from ntkdist.features import AnyMap
 from ntkdist.model import RidgeModel
-from ntkdist.plan import Plan
+from ntkdist.plan import FILLED, Plan
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import DataGram, LossesOf, Mapped, Passes
 from ntkdist.progress import Progress, Watch
-from ntkdist.reduce import Shard, Source, on_each_worker
+from ntkdist.reduce import on_each_worker, watching
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
+from ntkdist.shards import Shard, Source
 from ntkdist.solvers import PCG
 from ntkdist.solvers.cg import FLOOR, LowRank, conjugate_gradients, not_converged
 from ntkdist.spec import digest
@@ -32,7 +33,6 @@ from ntkdist.sums import CrossSums, NormalEquations
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
-FILLED = 0.7  # of a worker's memory limit, with its cache full: Dask pauses workers above
 
 
 def fit_by_products(
@@ -45,9 +45,9 @@ def fit_by_products(
     NotConverged
         If the chosen penalty has not converged for all rows, and that is an error.
     """
-    source = Source(p.dataset, p.layout, p.block_rows, p.threads)
+    source = Source(p.dataset, p.layout, p.block_rows, p.threads, skip=p.skip or ())
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    watch, start = watch or progress.default_watch(), time.perf_counter()
+    watch, start = watching(client, watch), time.perf_counter()
     empty, _ = checkpoint.prepared(keep, p, lambda: prepare.prepare(p.job, source, client, watch))
     pre, features = empty.preprocessing, empty.features
     limit = cache_bytes(p, solver, found, client is None)
@@ -92,8 +92,8 @@ def fit_by_products(
 
 def cache_bytes(p: Plan, solver: PCG, found: Resources, here: bool) -> int:
     """Bytes of mapped rows that a worker may keep: a share of its limit, within what projections leave over."""
-    free = FILLED * found.memory_bytes - p.projected_memory_bytes(found.workers, found.tasks_at_once)
-    free -= p.driver_memory_bytes() if here else 0
+    free = FILLED * found.memory_bytes - p.projected_memory_bytes(*found.shape)
+    free -= p.driver_memory_bytes(0) if here else 0
     return max(0, int(min(solver.cache * found.memory_bytes, free)))
 
 

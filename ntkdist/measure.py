@@ -22,14 +22,16 @@ from ntkdist.comparison import Row
 from ntkdist.data import Dataset
 from ntkdist.features import AnyMap
 from ntkdist.fit import fit
+from ntkdist.job import Job
 from ntkdist.kernel_error import SpectralError, frobenius_error, gram_of
 from ntkdist.model import RidgeModel
-from ntkdist.plan import Job, Plan, plan
+from ntkdist.plan import Plan, plan
 from ntkdist.prepare import SampleOf, learnt
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.reduce import Source, reduce_all
+from ntkdist.reduce import reduce_all
 from ntkdist.select import CVResult
+from ntkdist.shards import Source
 from ntkdist.sums import NormalEquations
 
 SAMPLE_SEED = 2**31 - 1  # of the rows that kernels are compared on: not those that a map of a small seed learnt from

@@ -5,6 +5,7 @@ Legend: z features, m their number, t targets (or classes).
 
 import functools
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
-from ntkdist.errors import DataError
+from ntkdist.errors import DataError, SpecError
 from ntkdist.features import AnyMap
 from ntkdist.preprocess import Preprocessing
 from ntkdist.sums import NormalEquations
+from ntkdist.uncertainty import Factor
 
 F8 = NDArray[np.float64]
 BLOCK_BYTES = 64 * 2**20
@@ -36,6 +38,8 @@ class RidgeModel:
         The penalty that each target was solved with.
     dtype : str
         Of the features.
+    factor : Factor, optional
+        What `std` needs, if it was kept: m² numbers.
     """
 
     preprocessing: Preprocessing
@@ -44,6 +48,7 @@ class RidgeModel:
     intercept: F8
     alpha: F8
     dtype: str = "float32"
+    factor: Factor | None = None
 
     @classmethod
     def of_scaled(
@@ -75,21 +80,59 @@ class RidgeModel:
 
     def scores(self, x: NDArray[Any] | csr_array) -> F8:
         """Predictions with both axes, (n, t), block by block in bounded memory."""
+        out = np.empty((x.shape[0], len(self.intercept)))
+        for block, z in self._mapped(x):
+            out[block] = z @ self.coef.astype(z.dtype)
+        out += self.intercept
+        if not np.isfinite(out).all():
+            bad = int(np.flatnonzero(~np.isfinite(out).all(axis=1))[0])
+            raise DataError(f"Row {bad} gives a prediction that is not finite; look for NaN or huge values in it")
+        return out
+
+    def std(self, x: NDArray[Any] | csr_array, noise: bool = False) -> F8:
+        """Standard deviations of predictions, of the shape that calling gives: how far the function may be off.
+
+        Of the Bayesian linear model in feature space: s²·[1/Σw + (φ − z̄)ᵀ(G_c + alpha)⁻¹(φ − z̄)], s² the mean squared
+        error out of fold.
+
+        Parameters
+        ----------
+        x : as of calling
+        noise : bool
+            Add s²: how far a target may be off.
+
+        Raises
+        ------
+        SpecError
+            If the model has no factor.
+        """
+        spread = self.spread(x)
+        assert self.factor is not None
+        out = np.sqrt(np.multiply.outer(spread + noise, self.factor.noise))
+        return out if self.classes or self.preprocessing.vector_target else out[:, 0]
+
+    def spread(self, x: NDArray[Any] | csr_array) -> F8:
+        """The variance of predictions in units of s², (n,); times its weight, the leverage of a row learnt from."""
+        if self.factor is None:
+            raise SpecError(
+                "the model has no factor; fit or solve with keep_factor, by `ntkdist.solve` or an estimator"
+            )
+        x = csr_array(x) if issparse(x) else np.asarray(x)
+        out = np.empty(x.shape[0])
+        for block, z in self._mapped(x):
+            out[block] = self.factor.spread(z)
+        return out
+
+    def _mapped(self, x: NDArray[Any] | csr_array) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Features of rows, block by block in bounded memory."""
         shape, n = self.preprocessing.input_shape, x.shape[0]
         if isinstance(x, csr_array):
             row_bytes = self.features.sparse_row_bytes(shape, self.dtype, -(-x.nnz // max(n, 1)))
         else:
             row_bytes = self.features.row_bytes(shape, self.dtype)
         rows = max(1, BLOCK_BYTES // row_bytes)
-        out = np.empty((n, len(self.intercept)))
         for i in range(0, n, rows):
-            z = self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
-            out[i : i + rows] = z @ self.coef.astype(z.dtype)
-        out += self.intercept
-        if not np.isfinite(out).all():
-            bad = int(np.flatnonzero(~np.isfinite(out).all(axis=1))[0])
-            raise DataError(f"Row {bad} gives a prediction that is not finite; look for NaN or huge values in it")
-        return out
+            yield slice(i, i + rows), self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
 
     def predict(self, x: NDArray[Any]) -> NDArray[Any]:
         """Class names of raw rows, (n,), as integers if all names are; for regression the same as calling.

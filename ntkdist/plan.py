@@ -4,12 +4,10 @@ Legend: m features, t targets; a task is one fold and some of its partitions, a 
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
-from msgspec import Meta
 from numpy.typing import NDArray
 
 from ntkdist import backend
@@ -17,158 +15,20 @@ from ntkdist.data import Dataset, Layout
 from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.features.base import PIECE_BYTES
-from ntkdist.preprocess import Preprocess
+from ntkdist.job import Job, Positive
 from ntkdist.select import AUTO_GRID
-from ntkdist.solvers import PCG, AnySolver, choose
-from ntkdist.spec import Spec, decode, digest, read_toml
+from ntkdist.solvers import PCG, AnySolver, TiledCholesky, choose
+from ntkdist.solvers.tiled import TILE
+from ntkdist.spec import Spec
+from ntkdist.sums.tiles import Place, places, runs
+from ntkdist.tree import evenly, most_alive
 
-T = TypeVar("T")
-Positive = Annotated[int, Meta(ge=1)]
 GB = 1e9
 GROWTH = 6  # penalties that a grid may grow by at once
+FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choose: Dask pauses workers above
 SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
-BASE_BYTES = 250 * 2**20  # of a worker process with NumPy, SciPy, Zarr and Dask loaded, before it does anything
-
-
-class PlanTable(Spec, frozen=True, tag=False):
-    """The ``[plan]`` of a job; what is absent is resolved from the data, m and the folds.
-
-    Parameters
-    ----------
-    folds : int
-        Of the cross-validation, 5 if absent; 1 for none, which needs a single alpha.  With a holdout it must be absent.
-    contiguous : bool
-        Each fold is a run of consecutive partitions, as for rows in the order of time; else they are dealt in turn.
-    shards : int
-        Upper bound on the number of tasks; at least one a fold, at most one a partition (of each fold, where rows are
-        dealt to folds one by one).
-    fan_in : int
-        Sums that are added at once.
-    block_rows : int
-        Rows that are mapped and multiplied at once; at least m/2 where a Gram is formed.
-    threads : int
-        Threads of a task; they change its speed, not its bits.
-    dtype : {"float32", "float64"}
-        Of the features; running sums are float64 either way.
-    checkpoint : str
-        Directory that keeps the sum of every finished shard, for a run that is cut off to go on from; inside the run
-        directory if absent.
-    """
-
-    folds: Positive | None = None
-    contiguous: bool = False
-    shards: Positive | None = None
-    fan_in: Annotated[int, Meta(ge=2)] = 4
-    block_rows: Positive | None = None
-    threads: Positive | None = None
-    dtype: Literal["float32", "float64"] = "float32"
-    checkpoint: str = ""
-
-
-class Local(Spec, frozen=True, tag="local"):
-    """A cluster of worker processes on this machine, which ends with the run.
-
-    Parameters
-    ----------
-    workers : int
-    """
-
-    workers: Positive = 1
-
-
-class Address(Spec, frozen=True, tag="address"):
-    """A cluster that runs already.
-
-    Parameters
-    ----------
-    address : str
-        Of its scheduler, such as ``tcp://host:8786``.
-    """
-
-    address: str
-
-
-class Job(Spec, frozen=True, tag=False):
-    """What a user asks for: the TOML file, decoded.
-
-    Parameters
-    ----------
-    dataset : Dataset
-    features : FeatureMap
-    alphas : sequence of float, or "auto"
-        Penalties to choose from; see `cross_validate`.
-    alphas_per_row : sequence of float, optional
-    alpha_per_target : bool
-        Choose a penalty for every target instead of one for all.
-    class_weight : {"balanced"}, optional
-        Rows of a class k weigh n/(K·n_k) more, of n rows in K classes; n_k counts by weight where rows have weights.
-    plan : PlanTable
-    preprocess : Preprocess
-    solver : Solver, optional
-        Chosen by m and the number of alphas if absent.
-    cluster : Local or Address, optional
-    """
-
-    dataset: Dataset
-    features: AnyFeatureMap
-    alphas: tuple[float, ...] | Literal["auto"] = "auto"
-    alphas_per_row: tuple[float, ...] | None = None
-    alpha_per_target: bool = False
-    class_weight: Literal["balanced"] | None = None
-    plan: PlanTable = PlanTable()
-    preprocess: Preprocess = Preprocess()
-    solver: AnySolver | None = None
-    cluster: Local | Address | None = None
-
-    @classmethod
-    def read(cls, path: str, store: str = "") -> "Job":
-        """A job from a TOML file; a relative dataset path is relative to the current directory.
-
-        Parameters
-        ----------
-        path : str
-        store : str
-            Dataset to use instead of the job's own, which need not have one.
-
-        Raises
-        ------
-        SpecError
-            If there is no such file, or a key or value in it cannot be.
-        """
-        data = read_toml(path)
-        if isinstance(cluster := data.get("cluster"), dict):
-            cluster.setdefault("type", "local")
-        if store and isinstance(dataset := data.setdefault("dataset", {}), dict):
-            dataset["store"] = store
-        return decode(data, cls, path)
-
-    def validate(self) -> None:
-        if self.alphas != "auto" and self.alphas_per_row is not None:
-            raise SpecError("both alphas and alphas_per_row are given; give one")
-        if (grid := self.grid()) is not None and not (grid and min(grid) >= 0):
-            raise SpecError(f"alphas are {list(grid)}; expected one or more numbers, none negative")
-        if self.plan.folds == 1 and len(self.grid() or ()) != 1:
-            raise SpecError("folds = 1 leaves nothing to choose alpha by; give a single alpha, or more folds")
-        if self.dataset.holdout and self.plan.folds is not None:
-            raise SpecError(
-                f"both folds ({self.plan.folds}) and holdout ('{self.dataset.holdout}') are given; leave out folds: "
-                "the rows held out are scored once"
-            )
-        if self.dataset.dealt and self.plan.contiguous:
-            raise SpecError(
-                f"contiguous deals partitions to folds, but '{self.dataset.dealt}' deals rows; give one of them"
-            )
-        if self.dataset.dealt and isinstance(self.solver, PCG):
-            raise SpecError(
-                f"solver PCG takes folds of whole partitions, but '{self.dataset.dealt}' deals rows; leave out "
-                f"{'groups' if self.dataset.groups else 'holdout'}, or use a direct solver"
-            )
-
-    def grid(self) -> tuple[float, ...] | None:
-        """The penalties given, of either kind; None for "auto"."""
-        if self.alphas_per_row is not None:
-            return self.alphas_per_row
-        return None if isinstance(self.alphas, str) else self.alphas
+FREED_BYTES = 8 * 2**20  # of what ran before, that a heap has not given back
+PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
 
 
 class Task(NamedTuple):
@@ -181,7 +41,9 @@ class Task(NamedTuple):
 class Plan(Spec, frozen=True, tag=False):
     """Everything resolved: equal plans give equal bits, on any number of workers.
 
-    Made by `plan`; the fields are those of `Job` and `PlanTable`, and what is known of the dataset.
+    Made by `plan`; the fields are those of `Job` and `PlanTable`, what is known of the dataset, and the partitions to
+    ``skip`` because they are damaged; None before anybody looked.  ``tile`` is 0 where the Gram is not cut into tiles;
+    else rows are read and mapped ``panels`` times, which decides no bits.
     """
 
     job: Job
@@ -193,6 +55,9 @@ class Plan(Spec, frozen=True, tag=False):
     threads: Positive
     dtype: Literal["float32", "float64"]
     solver: AnySolver
+    tile: int = 0
+    panels: Positive = 1
+    skip: tuple[int, ...] | None = None
 
     @property
     def dataset(self) -> Dataset:
@@ -221,6 +86,10 @@ class Plan(Spec, frozen=True, tag=False):
         """The folds whose error a penalty is chosen by; None for all."""
         return (1,) if self.dataset.holdout else None
 
+    def tile_panels(self) -> list[Sequence[Place]]:
+        """The tiles that are summed in one pass over the data, for every pass."""
+        return evenly(places(self.m, self.tile), self.panels)
+
     @property
     def reads(self) -> int:
         """How often the pass over the equations reads a partition."""
@@ -245,16 +114,16 @@ class Plan(Spec, frozen=True, tag=False):
             return self.dataset.folds(self.layout, start, stop, self.folds)
         return np.full(stop - start, next(k for k in range(self.folds) if partition in self.parts(k)))
 
+    def tasks_of(self, fold: int) -> int:
+        """How many tasks a fold is cut into."""
+        return min(len(self.parts(fold)), self.shards // self.folds + (fold < self.shards % self.folds))
+
     def tasks(self) -> list[Task]:
         """All tasks, fold by fold."""
-        tasks = []
-        for fold in range(self.folds):
-            parts = self.parts(fold)
-            count = self.shards // self.folds + (fold < self.shards % self.folds)
-            tasks += [Task(fold, tuple(some)) for some in evenly(parts, count)]
-        return tasks
+        folds = range(self.folds)
+        return [Task(k, tuple(some)) for k in folds for some in evenly(self.parts(k), self.tasks_of(k))]
 
-    def memory(self, workers: int = 1, tasks_at_once: int = 1) -> dict[str, int]:
+    def memory(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> dict[str, int]:
         """Peak bytes of a worker, by part.
 
         Parameters
@@ -263,34 +132,87 @@ class Plan(Spec, frozen=True, tag=False):
             Processes that share the sums which wait to be added.
         tasks_at_once : int
             Dask threads of a worker.
+        process : int
+            Bytes that it has before it starts, as measured by `resources`.
         """
-        size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
+        size, shape = np.dtype(self.dtype).itemsize, self.layout.input_shape
         direct = not isinstance(self.solver, PCG)
         k = 0 if direct else self.columns
-        # The sums of a shard: normal equations, or products of the Gram with k columns.
+        # The sums of a shard: normal equations or some of their tiles, or products of the Gram with k columns.
         one = 8 * (self.m**2 + self.m * (self.t + 1)) if direct else 8 * (self.m + 1) * max(k, self.t + 1)
-        partition = min(self.layout.rows_per_partition, self.layout.rows) * self.layout.row_bytes
-        weighted = bool(self.dataset.weight or self.job.class_weight)
-        # A block's features, beside them those of the last or their product with root weights, and what they multiply.
-        row = (1 + bool(not direct or weighted)) * self.m * size + 32 * (d + self.t) + 2 * k * size
+        if self.tile:
+            one = self._tile_bytes(-(-len(places(self.m, self.tile)) // self.panels))
+        drawn = self.features.draw_bytes(shape, self.dtype)
+        kept = drawn * size // (8 + size)  # at most: what is drawn is of float64, and kept beside it in what is used
+        batch = max(self._block_bytes(k), self._before_bytes(), drawn - kept)
+        tasks = [self.tasks_of(fold) for fold in range(self.folds)]
+        copied = min(self.fan_in, max(tasks)) * (workers > 1)  # from others, to be added
+        alive = most_alive(tasks, self.fan_in, tasks_at_once)
+        waiting, adding = ((-(-count // workers) + copied) * one for count in alive)
+        # Either shards run, or the last one's have ended and an addition makes a sum.
+        running = {"waiting sums": waiting, "batch": tasks_at_once * batch}
+        between = {"waiting sums": adding, "batch": (tasks_at_once - 1) * batch + min(batch, FREED_BYTES)}
+        summing = {
+            "process": process,
+            "map": kept,
+            "accumulator": tasks_at_once * one,
+            **max(running, between, key=lambda parts: sum(parts.values())),
+        } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
+        if not self.tile:
+            return summing
+        share = self._tile_bytes(-(-len(places(self.m, self.tile)) // workers))
+        tiles = {"tiles": self.folds * share}
+        solving = {
+            "process": summing["process"],
+            "training set and factor": 2 * share,
+            "columns": 2 * (workers > 1) * self._tile_bytes(runs(self.m, self.tile)),  # those of others, two at a time
+            "batch": tasks_at_once * self._tile_bytes(2),
+        }
+        return tiles | max(summing, solving, key=lambda parts: sum(parts.values()))
+
+    def _block_bytes(self, k: int) -> int:
+        """Of a block of rows as it is summed, and of the partition that it is from; products have ``k`` columns."""
+        size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
+        # A row as it is read, scaled and cast; then its features, beside them those of the last block or their product
+        # with root weights, and what they multiply.
+        several = 1 + bool(k or self.dataset.weight or self.job.class_weight)
+        features = several * self.m * size + 32 * self.t + 2 * k * size
+        row = self.layout.row_bytes + size * d + max((8 + 16 * self.layout.sparse) * d, features)
         if self.layout.sparse:
             mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
         else:
             mapped = self.features.row_bytes(shape, self.dtype)
-        tile = 16 * backend.TILE**2 if direct else 16 * backend.TILE * k
-        piece = max(PIECE_BYTES, self.features.piece_rows * mapped) + tile
-        per_fold, levels = -(-self.shards // self.folds), 1
-        while self.fan_in**levels < per_fold:
-            levels += 1
-        waiting = min(self.shards, self.folds + (self.fan_in - 1) * levels + 2 * tasks_at_once)
+        # A thread maps a piece of the block, then multiplies it tile by tile.
+        tile = 16 * backend.TILE * k if k else size * backend.TILE**2
+        piece = max(tile, min(self.block_rows * mapped, max(PIECE_BYTES, self.features.piece_rows * mapped)))
         copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
-        sample = 4 * self.sample_rows * (8 * d + 24)  # of which a pass before adds two
-        return {
-            "process": BASE_BYTES + self.features.draw_bytes(shape, self.dtype),
-            "accumulator": tasks_at_once * one,
-            "waiting sums": (-(-waiting // workers) + self.fan_in * (workers > 1)) * one,
-            "batch": tasks_at_once * (max(sample, self.block_rows * row + self.threads * piece) + copies * partition),
-        } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
+        longest = max(-(-len(self.parts(fold)) // self.tasks_of(fold)) for fold in range(self.folds))
+        return (
+            min(self.block_rows, longest * self._partition_rows) * row
+            + self.threads * piece
+            + copies * self._partition_rows * self.layout.row_bytes
+        )
+
+    def _before_bytes(self) -> int:
+        """Of a partition and its float64 copy, of which moments are, and of the samples of which a pass adds two."""
+        d = self.layout.row_values
+        return self._partition_rows * (2 * self.layout.row_bytes + 8 * d) + 4 * self.sample_rows * (8 * d + 24)
+
+    @property
+    def _partition_rows(self) -> int:
+        return min(self.layout.rows_per_partition, self.layout.rows)
+
+    def _tile_bytes(self, count: int) -> int:
+        return 8 * count * min(self.tile, self.m) ** 2
+
+    def panelled(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
+        """The same, with more panels as far as a worker's ``limit`` bytes ask for it: the sums of one have to fit."""
+        p, most = self, len(places(self.m, self.tile)) if self.tile else 1
+        while p.panels < most:
+            if p.projected_memory_bytes(workers, tasks_at_once, process) <= FILLED * limit:
+                break
+            p = msgspec.structs.replace(p, panels=p.panels + 1)
+        return p
 
     @property
     def sample_rows(self) -> int:
@@ -298,28 +220,31 @@ class Plan(Spec, frozen=True, tag=False):
         rows = self.features.sample_rows
         return rows if not isinstance(self.solver, PCG) else max(rows, min(self.solver.sample_rows, self.layout.rows))
 
-    def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1) -> int:
+    def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> int:
         """Peak bytes of a worker process; see `memory`."""
-        return sum(self.memory(workers, tasks_at_once).values())
+        return sum(self.memory(workers, tasks_at_once, process).values())
 
-    def driver_memory(self) -> dict[str, int]:
-        """Peak bytes of the process that selects and solves, by part."""
+    def driver_memory(self, process: int = PROCESS_BYTES) -> dict[str, int]:
+        """Peak bytes of the process that selects and solves, which has ``process`` before, by part."""
+        if self.tile:
+            sums = 8 * (2 * self.folds + 4) * self.m * (self.t + 1)
+            return {"process": process + self.features.draw_bytes(self.layout.input_shape, self.dtype), "sums": sums}
         if isinstance(self.solver, PCG):
             s, grid = min(self.solver.sample_rows, self.layout.rows), len(self.job.grid() or AUTO_GRID) + GROWTH
             return {
-                "process": BASE_BYTES + self.features.draw_bytes(self.layout.input_shape, self.dtype),
+                "process": process + self.features.draw_bytes(self.layout.input_shape, self.dtype),
                 "sums": 8 * (2 * self.folds + 2) * self.m * (self.t + 1),
                 "columns": 8 * 8 * self.m * self.columns + 8 * self.m * self.t * grid,
                 "preconditioner": 16 * s * self.m + 32 * s**2,
             }
         copies = 6 if type(self.solver).__name__ == "Eigh" else 4
-        return {"process": BASE_BYTES, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
+        return {"process": process, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
 
-    def driver_memory_bytes(self) -> int:
+    def driver_memory_bytes(self, process: int = PROCESS_BYTES) -> int:
         """The sum of `driver_memory`."""
-        return sum(self.driver_memory().values())
+        return sum(self.driver_memory(process).values())
 
-    def check(self, limit: int, workers: int = 1, tasks_at_once: int = 1) -> None:
+    def check(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> None:
         """Refuse the plan if a worker would need more than ``limit`` bytes.
 
         Raises
@@ -327,25 +252,25 @@ class Plan(Spec, frozen=True, tag=False):
         PlanTooLarge
             With the parts of the sum.
         """
-        parts = self.memory(workers, tasks_at_once)
+        parts = self.memory(workers, tasks_at_once, process)
         total = sum(parts.values())
         if total > limit:
             said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
             raise PlanTooLarge(
                 f"Plan needs {total / GB:.1f} GB per worker ({said}) but the limit is {limit / GB:.1f} GB; "
-                "lower n_components, folds, fan_in or block_rows, or use larger workers"
+                f"lower n_components, folds, fan_in or block_rows, or use {'more or ' * bool(self.tile)}larger workers"
             )
 
-    def check_driver(self, limit: int) -> None:
+    def check_driver(self, limit: int, process: int = PROCESS_BYTES) -> None:
         """Refuse the plan if selecting and solving would need more than ``limit`` bytes; see `check`."""
-        parts = self.driver_memory()
+        parts = self.driver_memory(process)
         if (need := sum(parts.values())) > limit:
-            if isinstance(self.solver, PCG):
+            if self.tile or isinstance(self.solver, PCG):
                 what = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
                 remedy = "n_components, folds, the number of alphas or sample_rows of solver PCG"
             else:
                 what = f"{self.folds} folds of {8 * self.m**2 / GB:.1f} GB, and the solver"
-                remedy = "n_components or folds, or use solver PCG"
+                remedy = "n_components or folds, or use solver TiledCholesky on a cluster, or PCG"
             raise PlanTooLarge(
                 f"Solving needs {need / GB:.1f} GB in this process ({what}) but it has {limit / GB:.1f} GB; "
                 f"lower {remedy}"
@@ -389,9 +314,11 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
             "convert with --classes"
         )
     grid = job.grid()
-    solver = job.solver or choose(m, len(grid or AUTO_GRID))
-    direct = not isinstance(solver, PCG)
-    if direct and table.block_rows is not None and table.block_rows < m / 2:
+    solver = job.solver or (TiledCholesky() if table.tile else choose(m, len(grid or AUTO_GRID)))
+    direct, tile = not isinstance(solver, PCG), 0
+    if isinstance(solver, TiledCholesky):
+        tile = min(m, table.tile or solver.tile or TILE)
+    elif direct and table.block_rows is not None and table.block_rows < m / 2:
         raise SpecError(
             f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding "
             "costs more than multiplying"
@@ -406,34 +333,9 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         folds=folds,
         shards=max(folds, min(shards, most)),
         fan_in=table.fan_in,
-        block_rows=min(table.block_rows or (max(m, 1024) if direct else 1024), layout.rows),
+        block_rows=min(table.block_rows or (TILE if tile else max(m, 1024) if direct else 1024), layout.rows),
         threads=table.threads or threads,
         dtype=table.dtype,
         solver=solver,
+        tile=tile,
     )
-
-
-def job_digest(job: Job) -> str:
-    """A short name for a job on its data: not where it runs or is kept, and not where the data lies but what it is."""
-    same = msgspec.structs.replace(
-        job,
-        cluster=None,
-        dataset=msgspec.structs.replace(job.dataset, store=""),
-        plan=msgspec.structs.replace(job.plan, checkpoint="", threads=None),
-    )
-    return digest(same, job.dataset.layout())
-
-
-def sums_digest(job: Job) -> str:
-    """A short name for what a job's sums are of: the same for every penalty, and every solver of normal equations."""
-    solver = PCG() if isinstance(job.solver, PCG) else None
-    return job_digest(
-        msgspec.structs.replace(job, alphas=(1.0,), alphas_per_row=None, alpha_per_target=False, solver=solver)
-    )
-
-
-def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
-    """Items cut into at most ``count`` runs whose lengths differ by one at most."""
-    count = min(len(items), count)
-    cuts = [len(items) * i // count for i in range(count + 1)]
-    return [items[a:b] for a, b in pairwise(cuts)]

@@ -13,6 +13,7 @@ import numpy as np
 from ntkdist.comparison import Comparison, Row, mean_std
 from ntkdist.errors import NtkdistError
 from ntkdist.groups import refuse_existing
+from ntkdist.places import local_path
 from ntkdist.runs import as_json
 
 # Okabe and Ito's colours, which people of any colour vision tell apart; markers and dashes say the same again.
@@ -44,7 +45,8 @@ def write(found: Comparison, out: str) -> None:
         If ``out`` exists.
     """
     check()
-    place = refuse_existing(out)
+    refuse_existing(out)
+    place = local_path(out)
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -1,22 +1,26 @@
 """What a job learns from the data before its equations: the scaling, and what some maps look at, such as landmarks."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from distributed import Client
 from scipy.sparse import csr_array
 
 from ntkdist import draws, store
-from ntkdist.data import Rows
-from ntkdist.errors import DataError
+from ntkdist.data import Dataset, Layout, Rows
+from ntkdist.errors import Damaged, DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.features.base import RowWeights
 from ntkdist.groups import find
-from ntkdist.plan import Job
+from ntkdist.job import Job
+from ntkdist.plan import Plan
 from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.reduce import Source, reduce_all
+from ntkdist.reduce import reduce_all
+from ntkdist.shards import Shard, Source
 from ntkdist.sums import RowSample
 
 SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map
@@ -84,6 +88,50 @@ def sample(summand: "SampleOf", source: Source, client: Client | None, watch: Wa
 def _before(preprocess: Preprocess) -> Any:
     """The earlier run that is reused."""
     return store.load(find(preprocess.reuse, "model.zarr"))
+
+
+def verified(p: Plan, *, client: Client | None, watch: Watch | None) -> Plan:
+    """The plan with the damaged partitions to skip, if that is what the dataset says; then everything is read once.
+
+    Found once and before all else, so that every pass, and a run that goes on from this one, skips the same.
+
+    Raises
+    ------
+    DataError
+        If all are damaged.
+    """
+    if p.dataset.damaged == "error" or p.skip is not None:
+        return p
+    source = Source(p.dataset, p.layout, 0, p.threads)
+    size = p.layout.rows_per_partition
+    skip = reduce_all(source, DamagedOf(p.dataset, p.layout), size, client, "verify", watch).total
+    if len(skip) == p.layout.partitions:
+        raise DataError(f"{p.dataset.store}: all partitions are damaged; restore the files or convert again")
+    return msgspec.structs.replace(p, skip=skip)
+
+
+@dataclass(frozen=True)
+class DamagedOf:
+    """The partitions, one a span, that cannot be read as they were written: a sum of tuples."""
+
+    dataset: Dataset
+    layout: Layout
+
+    def zero(self) -> tuple[int, ...]:
+        return ()
+
+    def blocks(self, shard: Shard, read: Iterator[Rows]) -> Iterator[Any]:
+        """In place of what would be read up to the first that is damaged: the spans of all that are."""
+        for start, stop in shard.spans:
+            try:
+                self.dataset.read(self.layout, start, stop)
+                if self.dataset.dealt:
+                    self.dataset.column(self.layout, self.dataset.dealt, start, stop)
+            except Damaged:
+                yield start, stop
+
+    def update(self, total: tuple[int, ...], span: Any) -> tuple[int, ...]:
+        return (*total, span[0] // self.layout.rows_per_partition)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from ntkdist.errors import DataError
 from ntkdist.features import AnyMap
 from ntkdist.preprocess import Preprocessing
 from ntkdist.progress import Progress
-from ntkdist.reduce import Shard, Source, reduce
-from ntkdist.sums import CrossSums, NormalEquations, Tally
+from ntkdist.reduce import reduce
+from ntkdist.shards import Shard, Source
+from ntkdist.sums import CrossSums, Tally
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -159,7 +160,7 @@ class CrossOf(OfFeatures):
     def update(self, total: CrossSums, rows: Rows) -> CrossSums:
         assert rows.y is not None
         total.update(rows.x, rows.y, rows.weight)
-        check_finite(total, rows, self.mapped.dtype)
+        check_finite(total.z_sum, rows, self.mapped.dtype)
         return total
 
 
@@ -224,9 +225,9 @@ def _centred_products(z: NDArray[Any], v: NDArray[Any], shift: F8) -> NDArray[An
     return out
 
 
-def check_finite(total: NormalEquations | CrossSums, rows: Rows, dtype: str) -> None:
-    """Stop at the first rows whose features overflow."""
-    if not np.isfinite(total.z_sum).all():
+def check_finite(z_sum: NDArray[Any], rows: Rows, dtype: str) -> None:
+    """Stop at the first rows whose features overflow, by a sum of features."""
+    if not np.isfinite(z_sum).all():
         raise DataError(
             f"Features of rows from {rows.start} on are not finite in {dtype}; look for huge values there, "
             "or use dtype float64"

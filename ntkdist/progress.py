@@ -1,5 +1,6 @@
 """Progress for people: rows done, rows a second and the time left, in a terminal or a notebook; nothing elsewhere."""
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,18 +17,18 @@ def silent(phase: str, rows: int) -> Iterator[Progress]:
 
 
 @contextmanager
-def bar(phase: str, rows: int) -> Iterator[Progress]:
-    """Show a bar by rich, on standard error."""
+def bar(phase: str, rows: int, workers: int = 1) -> Iterator[Progress]:
+    """Show a bar by rich, on standard error, in 80 columns."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows  {task.fields[rate]}"),
-        TimeElapsedColumn(),
+        TextColumn("{task.description:<9}"),
+        BarColumn(bar_width=7),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows {task.fields[rate]}"),
+        TextColumn(_of(workers)),
+        TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("left"),
-        TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(phase, total=rows, rate="")
@@ -42,7 +43,7 @@ def bar(phase: str, rows: int) -> Iterator[Progress]:
 
 
 @contextmanager
-def cell(phase: str, rows: int) -> Iterator[Progress]:
+def cell(phase: str, rows: int, workers: int = 1) -> Iterator[Progress]:
     """Show the notebook's own bar in the cell's output; it needs no widgets."""
     from IPython.display import HTML, display
 
@@ -51,7 +52,7 @@ def cell(phase: str, rows: int) -> Iterator[Progress]:
     def shown() -> HTML:
         seconds = max(time.perf_counter() - start, 1e-9)
         left = f", {seconds * (rows - total) / total:,.0f} s left" if total else ""
-        said = f"{phase}: {total:,} of {rows:,} rows, {total / seconds:,.0f} rows/s{left}"
+        said = f"{phase}: {total:,} of {rows:,} rows, {total / seconds:,.0f} rows/s, {_of(workers)}{left}"
         return HTML(f'<progress value="{total}" max="{rows}"></progress> {said}')
 
     handle = display(shown(), display_id=True)
@@ -64,11 +65,26 @@ def cell(phase: str, rows: int) -> Iterator[Progress]:
     yield advance
 
 
-def default_watch() -> Watch:
-    """A bar where somebody looks."""
+def timed(progress: Progress, timeline: list[tuple[float, int]]) -> Progress:
+    """The same, with the second and the rows of every word written down."""
+    start = time.perf_counter()
+
+    def advance(done: int) -> None:
+        timeline.append((round(time.perf_counter() - start, 4), done))
+        progress(done)
+
+    return advance
+
+
+def _of(workers: int) -> str:
+    return f"{workers} worker{'s' * (workers > 1)}"
+
+
+def default_watch(workers: int = 1) -> Watch:
+    """A bar where somebody looks, which says how many workers there are."""
     if "IPython" in sys.modules:
         from IPython import get_ipython
 
         if hasattr(get_ipython(), "kernel"):  # a notebook's, not merely something imported
-            return cell
-    return bar if sys.stderr.isatty() else silent
+            return functools.partial(cell, workers=workers)
+    return functools.partial(bar, workers=workers) if sys.stderr.isatty() else silent

@@ -1,109 +1,65 @@
 """The only mapper of the program: partitions in, one sum out, the same on any Dask scheduler.
 
-A *shard* is a task that streams its spans of rows through one accumulator.  Shards are added in a tree whose shape is
-fixed by their order, never by who finishes first, so that the same plan gives the same bits everywhere.
+Sums of shards are added in a tree whose shape is fixed by their order, never by who finishes first, so that the same
+plan gives the same bits everywhere.
 """
 
 import functools
-import os
+import logging
 import pickle
-import socket
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import dask
 import msgspec
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import CancelledError, Client, Future, KilledWorker, as_completed, wait
+from distributed.protocol import register_generic
 
 from ntkdist import backend
+from ntkdist.arrays import Arrays
 from ntkdist.cluster import local_scheduler
-from ntkdist.data import Dataset, Layout, Rows
+from ntkdist.data import Dataset
 from ntkdist.errors import ClusterError
-from ntkdist.groups import absolute
-from ntkdist.plan import evenly
+from ntkdist.places import absolute
 from ntkdist.progress import Progress, Watch, default_watch
-from ntkdist.sparse import concatenate
-from ntkdist.sums import Tally
+from ntkdist.shards import AnySummand, Keep, Part, Remembering, Shard, Source, add_parts, run_shard
+from ntkdist.sums import CrossSums, NormalEquations
+from ntkdist.tree import evenly, tree
 
 T = TypeVar("T")
 EMBED_BYTES = 2**20  # of a summand; a larger one is a task's result, that tasks take from one another
 MAP_TASKS, MAP_FAN_IN = 256, 8  # of a pass that makes one small sum
-
-
-class Summand(Protocol):
-    """What a pass computes: a picklable value that says where a sum starts and how rows enter it."""
-
-    def zero(self) -> Any:
-        """The empty sum."""
-
-    def update(self, total: Any, rows: Rows) -> Any:
-        """The sum with some rows added; may change ``total`` in place."""
-
-
-@runtime_checkable
-class Remembering(Protocol):
-    """A summand of many passes that may have a shard's rows in the memory of the process that saw them before."""
-
-    def blocks(self, shard: "Shard", read: Iterator[Rows]) -> Iterator[Rows]:
-        """The blocks of a shard: from memory, or as read."""
-
-
-class Keep(Protocol):
-    """Where the sums of finished shards are kept, if anywhere."""
-
-    def load(self, shard: "Shard") -> "Part | None":
-        """A shard's sum, if it was finished before."""
-
-    def save(self, shard: "Shard", part: "Part") -> None:
-        """Keep a shard's sum."""
-
-
-class Part(NamedTuple):
-    """A sum, and what was done for it."""
-
-    total: Any
-    tally: Tally
-
-
-class Shard(NamedTuple):
-    """One task: spans of rows (start, stop), read in this order."""
-
-    group: int
-    spans: tuple[tuple[int, int], ...]
-
-    @property
-    def rows(self) -> int:
-        return sum(stop - start for start, stop in self.spans)
-
-
-class Source(NamedTuple):
-    """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0.
-
-    With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
-    """
-
-    dataset: Dataset
-    layout: Layout
-    block_rows: int
-    threads: int
-    labelled: bool = True
-    folds: int = 0
+for _sum in (Part, NormalEquations, CrossSums):  # sent as their arrays: pickled for the scheduler they would be copied
+    register_generic(_sum)
 
 
 def reduce(
     source: Source,
-    summand: Summand,
+    summand: AnySummand,
     shards: Sequence[Shard],
     fan_in: int,
     client: Client | None,
     progress: Progress,
     keep: Keep | None = None,
 ) -> list[Part]:
-    """The sum of every group of shards.
+    """The sum of every group of shards; arguments and errors are those of `sums_in_place`."""
+    return fetch(client, sums_in_place(source, summand, shards, fan_in, client, progress, keep))
+
+
+def sums_in_place(
+    source: Source,
+    summand: AnySummand,
+    shards: Sequence[Shard],
+    fan_in: int,
+    client: Client | None,
+    progress: Progress,
+    keep: Keep | None = None,
+) -> list[Any]:
+    """The sum of every group of shards, left where it was added up: a future of a `Part`; without a client, the part.
 
     Parameters
     ----------
@@ -125,111 +81,43 @@ def reduce(
     DataError
         From reading.
     ClusterError
-        If workers kept dying.
+        If workers kept dying, a task kept failing, or the scheduler is gone.
     """
-    dataset = msgspec.structs.replace(source.dataset, store=absolute(source.dataset.store))
-    source = source._replace(dataset=dataset)
+    if isinstance(source.dataset, Dataset):
+        dataset = msgspec.structs.replace(source.dataset, store=absolute(source.dataset.store))
+        source = source._replace(dataset=dataset)
+    elif source.dataset.lazy:
+        return _reduce_lazy(source, summand, shards, fan_in, client, progress)
     if client is None:
         with backend.own_threads():
             return _reduce_here(source, summand, shards, fan_in, progress, keep)
     return _reduce_there(source, summand, shards, fan_in, client, progress, keep)
 
 
+def fetch(client: Client | None, promised: Sequence[Any]) -> list[Any]:
+    """The values of some futures; without a client, what is given."""
+    if client is None:
+        return list(promised)
+    with _said_in_a_sentence(client):
+        return list(client.gather(promised))
+
+
+def settle(client: Client | None, promised: Sequence[Any]) -> None:
+    """Wait until some futures are there, or have failed."""
+    if client is not None:
+        with _said_in_a_sentence(client):
+            wait(promised)
+
+
 def reduce_all(
-    source: Source, summand: Summand, rows_per_span: int, client: Client | None, phase: str, watch: Watch | None
+    source: Source, summand: AnySummand, rows_per_span: int, client: Client | None, phase: str, watch: Watch | None
 ) -> Part:
     """One sum over all rows of a dataset, read in spans of a size, with progress shown."""
     rows = source.layout.rows
     spans = [(a, min(a + rows_per_span, rows)) for a in range(0, rows, rows_per_span)]
     shards = [Shard(0, tuple(some)) for some in evenly(spans, MAP_TASKS)]
-    with (watch or default_watch())(phase, rows) as done:
+    with watching(client, watch)(phase, rows) as done:
         return reduce(source, summand, shards, MAP_FAN_IN, client, done)[0]
-
-
-def run_shard(source: Source, summand: Summand, shard: Shard, keep: Keep | None = None) -> Part:
-    """What one task does: read, map, add; a pure function of its arguments."""
-    if keep is not None and (part := keep.load(shard)) is not None:
-        return part
-    backend.use_threads(source.threads)
-    tally, total = Tally(), summand.zero()
-    start = time.perf_counter()
-    read = blocks(source, shard.spans, tally, shard.group)
-    for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
-        total = summand.update(total, rows)
-    tally.work_seconds = time.perf_counter() - start - tally.read_seconds
-    tally.workers[f"{socket.gethostname()}:{os.getpid()}"] = backend.peak_memory_bytes()
-    part = Part(total, tally)
-    if keep is not None:
-        keep.save(shard, part)
-    return part
-
-
-def add_parts(parts: Sequence[Part]) -> Part:
-    """Add sums from left to right; the first addition makes memory of its own, which the others may reuse."""
-    total, tally = parts[0].total + parts[1].total, parts[0].tally + parts[1].tally
-    for part in parts[2:]:
-        total += part.total
-        tally += part.tally
-    return Part(total, tally)
-
-
-def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold: int = 0) -> Iterator[Rows]:
-    """The rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are."""
-    held: list[Rows] = []
-    for start, stop in spans:
-        began = time.perf_counter()
-        keep = source.dataset.folds(source.layout, start, stop, source.folds) == fold if source.folds else None
-        if keep is not None and not keep.any():
-            continue
-        rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled, keep=keep)
-        tally.read_seconds += time.perf_counter() - began
-        tally.rows += rows.n
-        tally.dropped += rows.dropped
-        tally.nbytes += rows.nbytes
-        if not source.block_rows:
-            yield rows
-            continue
-        at = 0
-        while at < rows.n:
-            size = source.block_rows - sum(h.n for h in held)
-            held.append(rows.take(slice(at, at + size)))
-            at += held[-1].n
-            if sum(h.n for h in held) == source.block_rows:
-                yield _join(held)
-                held = []
-    if held:
-        yield _join(held)
-
-
-def _join(held: list[Rows]) -> Rows:
-    if len(held) == 1:
-        return held[0]
-    pick = [None if a is None else concatenate([h[i] for h in held]) for i, a in enumerate(held[0][:4])]
-    assert pick[0] is not None
-    assert pick[3] is not None
-    return held[0]._replace(x=pick[0], y=pick[1], weight=pick[2], places=pick[3])
-
-
-def tree(leaves: Iterable[T], fan_in: int, add: Callable[[list[T]], T]) -> T:
-    """Add leaves in a tree whose shape depends on their number alone, keeping fewer than fan_in of any level.
-
-    The leaves may be sums, or promises of them.
-    """
-    levels: list[list[T]] = []
-    for leaf in leaves:
-        height, carry = 0, leaf
-        while True:
-            if height == len(levels):
-                levels.append([])
-            levels[height].append(carry)
-            if len(levels[height]) < fan_in:
-                break
-            carry, levels[height] = add(levels[height]), []
-            height += 1
-    rest = [part for level in reversed(levels) for part in level]  # the tallest hold the first leaves
-    while len(rest) > 1:
-        rest = [add(rest[:fan_in]), *rest[fan_in:]]
-    return rest[0]
 
 
 def _groups(shards: Sequence[Shard]) -> list[list[int]]:
@@ -240,7 +128,12 @@ def _groups(shards: Sequence[Shard]) -> list[list[int]]:
 
 
 def _reduce_here(
-    source: Source, summand: Summand, shards: Sequence[Shard], fan_in: int, progress: Progress, keep: Keep | None
+    source: Source,
+    summand: AnySummand,
+    shards: Sequence[Shard],
+    fan_in: int,
+    progress: Progress,
+    keep: Keep | None,
 ) -> list[Part]:
     # Arguments that are bound here are not searched for tasks, which would take longer than a small shard does.
     run = delayed(functools.partial(run_shard, source, summand, keep=keep), traverse=False)
@@ -257,15 +150,51 @@ def _reduce_here(
         return list(dask.compute(*totals, scheduler=local_scheduler(), optimize_graph=False))
 
 
+def _reduce_lazy(
+    source: Source,
+    summand: AnySummand,
+    shards: Sequence[Shard],
+    fan_in: int,
+    client: Client | None,
+    progress: Progress,
+) -> list[Part]:
+    """The same of rows that are Dask's to compute: a task gets them as an argument, from its first span to its last."""
+    arrays = source.dataset
+    assert isinstance(arrays, Arrays)
+    bare, what, add = (
+        source._replace(dataset=arrays.without_rows()),
+        delayed(summand, traverse=False),
+        delayed(add_parts),
+    )
+    leaves = []
+    for shard in shards:
+        start, stop = shard.spans[0][0], shard.spans[-1][1]
+        run = delayed(functools.partial(_run_held, bare, Shard(shard.group, ((start, stop),))), traverse=False)
+        leaves.append(run(what, *arrays.between(start, stop)))
+    totals = [tree((leaves[i] for i in group), fan_in, add) for group in _groups(shards)]
+    if client is None:
+        with backend.own_threads():
+            parts = list(dask.compute(*totals, scheduler=local_scheduler()))
+    else:
+        parts = list(client.compute(totals, sync=True))
+    progress(sum(shard.rows for shard in shards))
+    return parts
+
+
+def _run_held(source: Source, shard: Shard, summand: AnySummand, *held: Any) -> Part:
+    assert isinstance(source.dataset, Arrays)
+    return run_shard(source._replace(dataset=source.dataset.holding(shard.spans[0][0], *held)), summand, shard)
+
+
 def _reduce_there(
     source: Source,
-    summand: Summand,
+    summand: AnySummand,
     shards: Sequence[Shard],
     fan_in: int,
     client: Client,
     progress: Progress,
     keep: Keep | None,
-) -> list[Part]:
+) -> list[Any]:
     run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
     held: Any = summand
     if len(pickle.dumps(summand)) > EMBED_BYTES:
@@ -296,15 +225,30 @@ def _reduce_there(
     def add(parts: list[Future[Any]]) -> Future[Any]:
         return client.submit(add_parts, parts, key=f"ntkdist-add-{uuid.uuid4().hex}", priority=10)
 
-    try:
+    with _said_in_a_sentence(client):
         totals = [tree(leaves(group), fan_in, add) for group in _groups(shards)]
         while running.count():
             finish_one()
-        return list(client.gather(totals))
+    return totals
+
+
+@contextmanager
+def _said_in_a_sentence(client: Client) -> Iterator[None]:
+    """That workers kept dying, or the scheduler is gone."""
+    try:
+        yield
     except KilledWorker as error:
         raise ClusterError(
             f"Task {error.task} was tried on several workers and each died ({error.last_worker} last); "
             "look at their logs, give them more memory, or lower block_rows"
+        ) from error
+    except Exception as error:
+        if not isinstance(error, CancelledError) and client.status == "running":
+            raise
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would tell the same at length
+        raise ClusterError(
+            f"The connection to the Dask scheduler was lost ({type(error).__name__}); see that it runs and run again: "
+            "what a checkpoint holds is not done anew"
         ) from error
 
 
@@ -313,6 +257,11 @@ def _itself(summand: T) -> T:
     return summand
 
 
+def watching(client: Client | None, watch: Watch | None) -> Watch:
+    """What shows progress: what is given, else what suits the place, with the number of workers."""
+    return watch or default_watch(len(client.nthreads()) if client else 1)
+
+
 def on_each_worker(client: Client | None, call: Callable[[], T]) -> list[T]:
-    """Call a function in every process that takes part, all at once."""
-    return [call()] if client is None else list(client.run(call).values())
+    """Call a function in every process that takes part, all at once; one that dies meanwhile is left out."""
+    return [call()] if client is None else list(client.run(call, on_error="ignore").values())

@@ -2,26 +2,27 @@
 
 import datetime
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import msgspec
 
-from ntkdist import backend, groups, store
+from ntkdist import backend, places, store
 from ntkdist.cluster import Resources
 from ntkdist.errors import StoreError
+from ntkdist.job import job_digest
 from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Plan, job_digest
+from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
 from ntkdist.select import CVResult
 from ntkdist.sums import Tally
 from ntkdist.versions import versions
 
+Done = tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None]
 
-def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None] | None:
+
+def begin(out: str, name: str) -> Done | None:
     """What a complete run of the same job left, or None where one can be written.  Writes nothing.
 
     Raises
@@ -29,61 +30,76 @@ def begin(out: str, name: str) -> tuple[RidgeModel, CVResult | None, dict[str, A
     StoreError
         If the directory holds another run, or something else, or cannot be written to.
     """
-    place = Path(out)
-    nearest = next(p for p in (place, *place.absolute().parents) if p.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise StoreError(f"{out} cannot be a run directory: {nearest} is not a directory that can be written to")
-    if not place.exists() or not any(place.iterdir()):
+    places.check_directory(out)
+    if places.empty(out):
         return None
     try:
-        found = json.loads((place / "job.json").read_text())["digest"]
+        found = json.loads(places.read_text(places.join(out, "job.json")) or "")["digest"]
     except (OSError, ValueError, LookupError, TypeError):
         raise StoreError(f"{out} holds something that is not a run; choose another --out or remove it") from None
     if found != name:
         raise StoreError(f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it")
-    if not (place / "report.json").exists():
-        return None
-    model, equations = store.load(str(place / "model.zarr")), None
-    if not without_equations(out):
-        equations = store.load(str(place / "equations.zarr"))
-    report = json.loads((place / "report.json").read_text())
+    return read(out) if places.exists(places.join(out, "report.json")) else None
+
+
+def read(run: str) -> Done:
+    """What a complete run left.
+
+    Raises
+    ------
+    StoreError
+        If the directory holds none.
+    """
+    try:
+        report = json.loads(places.read_text(places.join(run, "report.json")) or "")
+    except (OSError, ValueError):
+        raise StoreError(f"{run} holds no complete run: there is no report.json; fit a job with --out {run}") from None
+    model, equations = store.load(places.join(run, "model.zarr")), None
+    if not without_equations(run):
+        equations = store.load(places.join(run, "equations.zarr"))
     return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
 
 @contextmanager
 def started(out: str, name: str) -> Iterator[None]:
-    """The directory, with whose it is written down before anything runs; what fails with nothing kept leaves none."""
+    """The directory, with whose it is written down before anything runs; what fails with nothing kept leaves none.
+
+    Raises
+    ------
+    StoreError
+        If another job began there meanwhile.
+    """
     if not out:
         yield
         return
-    place = Path(out)
-    made = not place.exists()
-    place.mkdir(parents=True, exist_ok=True)
-    groups.write_text(f"{out}/job.json", as_json({"digest": name}))
+    made, mine = not places.exists(out), places.join(out, "job.json")
+    places.sweep(out)
     try:
+        found = json.loads(places.claim(mine, as_json({"digest": name})))["digest"]
+        if found != name:
+            raise StoreError(f"{out} holds another run ({found}, this is {name}); choose another --out or remove it")
         yield
     except BaseException:
-        if [p.name for p in place.iterdir()] == ["job.json"]:
-            (place / "job.json").unlink()
-            if made:
-                place.rmdir()
+        with suppress(StoreError):  # as where the store is what failed
+            if set(places.names(out)) <= {"job.json"}:
+                places.remove(out if made else mine)
         raise
 
 
 def finish(out: str, model: RidgeModel, equations: Equations | None, report: dict[str, Any]) -> None:
     """Write a run's results over what a run that was cut off left; the report, written last, marks it complete."""
-    place = Path(out)
     for name, value in (("model.zarr", model), ("equations.zarr", equations)):
-        groups.remove(str(place / name))
+        places.remove(places.join(out, name))
         if value is not None:
-            store.save(value, str(place / name))
-    groups.write_text(f"{out}/report.json", as_json(report, indent=1))
+            store.save(value, places.join(out, name))
+    places.write_text(places.join(out, "report.json"), as_json(report, indent=1))
 
 
 def without_equations(out: str) -> bool:
-    """Whether a directory is a complete run whose solver formed no Gram."""
+    """Whether a directory is a complete run whose solver formed no Gram, or left it in tiles on the workers."""
     try:
-        return "products" in json.loads((Path(out) / "report.json").read_text())["run"]
+        report = json.loads(places.read_text(places.join(out, "report.json")) or "")
+        return "products" in report["run"] or bool(report["plan"].get("tile"))
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
@@ -109,6 +125,7 @@ class Passed(NamedTuple):
     tally: Tally
     seconds: dict[str, float]
     products: dict[str, Any]
+    timeline: Sequence[tuple[float, int]] = ()  # seconds into the pass, and rows, of every shard that ended
     syrk_rates: Sequence[float] = ()
 
     @property
@@ -121,14 +138,21 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
     """All that a reader of a run may ask, as plain objects."""
     tally, seconds = passed.tally, passed.seconds
     notes = [cv.note] if cv is not None and cv.note else []
-    if passed.products:
-        notes.append(f"solver {type(p.solver).__name__} forms no Gram: there are no equations to save or solve again")
+    if passed.products or p.tile:
+        does = "keeps" if p.tile else "forms"
+        notes.append(f"solver {type(p.solver).__name__} {does} no Gram: there are no equations to save or solve again")
     if constant := passed.preprocessing.constant:
         notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
     if tally.resumed:
-        notes.append(f"{tally.resumed} of {len(p.tasks())} shards were finished before and taken from the checkpoint")
+        notes.append(
+            f"{tally.resumed} of {len(p.tasks()) * p.panels} shards were finished before and taken from the checkpoint"
+        )
     if p.dataset.holdout:
         notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
+    skip, spans = p.skip or (), [p.layout.span(i) for i in p.skip or ()]
+    skipped = sum(stop - start for start, stop in spans)
+    if skip:
+        notes.append(f"{skipped:,} rows of the damaged partitions {', '.join(map(str, skip))} were skipped, as asked")
     if tally.dropped:
         notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
     return {
@@ -140,6 +164,8 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
             "store": p.dataset.store,
             "rows": tally.rows,
             "dropped_rows": tally.dropped,
+            "skipped_rows": skipped,
+            "skipped_partitions": list(skip),
             "constant_columns": list(constant),
             "classes": list(passed.preprocessing.classes),
             "class_weight": list(passed.preprocessing.class_weight),
@@ -152,10 +178,11 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
         "run": {
             "seconds": seconds,
             "bytes_read": tally.nbytes,
+            "timeline": passed.timeline,
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
             "peak_memory_bytes": tally.workers,
-            "projected_memory_bytes": p.memory(found.workers, found.tasks_at_once) | passed.remembered,
+            "projected_memory_bytes": p.memory(*found.shape) | passed.remembered,
             **_rates(p, passed),
         },
         "versions": versions(),
@@ -198,5 +225,5 @@ def check_memory(p: Plan, found: Resources) -> None:
     ------
     PlanTooLarge
     """
-    p.check(found.memory_bytes, found.workers, found.tasks_at_once)
-    p.check_driver(found.driver_memory_bytes)
+    p.check(found.memory_bytes, *found.shape)
+    p.check_driver(found.driver_memory_bytes, found.driver_process_bytes)

@@ -185,26 +185,21 @@ def cross_validate(
     NotPositiveDefinite
         If no penalty of the grid could be solved.
     """
-    check_folds(folds)
     which = tuple(range(len(folds)) if scored is None else scored)
     if not which or not set(which) <= set(range(len(folds))):
         raise SpecError(f"scored folds are {list(which)}; expected one or more of 0 to {len(folds) - 1}")
+    check_folds(folds, which)
     total = functools.reduce(operator.add, folds)
     grid, per_row = penalties(total, alphas, alphas_per_row)
     scores = _Scores(folds, which, total, solver, per_row, threads or _threads(solver, total.m))
-    if alphas_per_row is None and isinstance(alphas, str) and total.m >= THIN and not solver.whole_path:
-        scores.add_thinly(grid, per_target)
-    else:
-        scores.add(grid)
-    note = scores.extend(per_target) if extend and len(grid) > 1 else ""
-    result = scores.result(per_target, note)
-    one = [f"one fold of {len(folds)} was scored, so the error has no standard error"] if len(which) == 1 else []
-    return replace(result, note="; ".join(filter(None, [result.note, *one])))
+    auto = alphas_per_row is None and isinstance(alphas, str)
+    return scores.search(grid, auto and not solver.whole_path, extend, per_target)
 
 
-def check_folds(folds: Sequence[NormalEquations | CrossSums]) -> None:
+def check_folds(folds: Sequence[NormalEquations | CrossSums], scored: Sequence[int] | None = None) -> None:
     """Refuse what cannot be cross-validated."""
-    if len(folds) < 2 or any(fold.weight <= 0 for fold in folds):
+    needed = range(len(folds)) if scored is None else scored
+    if sum(fold.weight > 0 for fold in folds) < 2 or any(folds[k].weight <= 0 for k in needed):
         found = [round(fold.weight, 6) for fold in folds]
         raise DataError(f"Cross-validation needs two or more folds with rows, got folds of weight {found}; lower folds")
 
@@ -253,13 +248,28 @@ class Grid(abc.ABC):
         total: NormalEquations | CrossSums,
         per_row: bool,
     ) -> None:
-        self.scored, self.weights = scored, [folds[k].weight for k in scored]
+        self.count, self.scored, self.weights = len(folds), scored, [folds[k].weight for k in scored]
         self.total, self.per_row = total, per_row
         self.mse: dict[float, F8] = {}
 
     @abc.abstractmethod
     def add(self, grid: Sequence[float]) -> None:
         """Score more penalties: put their errors (k, t) into ``mse``."""
+
+    def search(self, grid: Sequence[float], thin: bool, extend: bool, per_target: bool) -> CVResult:
+        """Score a grid, thinly at first if there are many features, and beyond its edge while that gains."""
+        if thin and self.total.m >= THIN:
+            self.add(grid[::2])
+            # The choice of the whole grid if it has one dip.
+            beside = {2 * int(b) + step for b in self.result(per_target).best for step in (-1, 1)}
+            self.add([grid[i] for i in sorted(beside) if 0 <= i < len(grid)])
+        else:
+            self.add(grid)
+        result = self.result(per_target, self.extend(per_target) if extend and len(grid) > 1 else "")
+        if len(self.scored) > 1:
+            return result
+        said = f"one fold of {self.count} was scored, so the error has no standard error"
+        return replace(result, note="; ".join(filter(None, [result.note, said])))
 
     def may_grow(self) -> bool:
         """Whether penalties beyond those so far are worth a try."""
@@ -346,12 +356,6 @@ class _Scores(Grid):
                 f"No alpha up to {max(grid):g} could be solved in every fold; use larger alphas or float64"
             )
         self.mse.update(zip(grid, new, strict=True))
-
-    def add_thinly(self, grid: Sequence[float], per_target: bool) -> None:
-        """Every second of the grid, then what lies beside the best: the choice of the whole grid if it has one dip."""
-        self.add(grid[::2])
-        beside = {2 * int(b) + step for b in self.result(per_target).best for step in (-1, 1)}
-        self.add([grid[i] for i in sorted(beside) if 0 <= i < len(grid)])
 
 
 def _solve_some(solver: Solver, equations: NormalEquations, alphas: list[float]) -> "list[tuple[int, F8, F8]]":

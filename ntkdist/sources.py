@@ -23,7 +23,7 @@ from scipy.sparse import csr_array, load_npz
 
 from ntkdist.beside import CODES, DTYPES
 from ntkdist.errors import DataError, NtkdistError, SpecError
-from ntkdist.groups import local_path
+from ntkdist.places import fetch
 from ntkdist.spec import nearest
 
 Block = dict[str, NDArray[Any]]  # arrays of equal length, named as in the dataset: x, y, weight, groups, holdout
@@ -129,7 +129,7 @@ def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> Source:
         raise SpecError(f"{path.name} has no columns to drop ({', '.join(wanted.drop)}); --drop is for csv and parquet")
     if len(wanted.target) > 1:
         raise SpecError(f"{path.name}: got {len(wanted.target)} targets; an array takes one, of several columns or not")
-    arrays, files = _members(path, wanted) if path.suffix.lower() == ".npz" else _files(path, wanted)
+    arrays, files = _members(path, wanted) if path.suffix.lower() == ".npz" else _files(path, wanted, scratch)
     x = arrays["x"]
     if not 1 <= len(x.shape) <= 4 or 0 in x.shape[1:]:
         raise DataError(f"{x.name} has shape {x.shape}; expected (rows, columns) or (rows, height, width, channels)")
@@ -187,7 +187,7 @@ def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> SparseSource | Non
             f"{path.name} has shape {x.shape} and type {x.dtype}; expected rows and columns of real numbers"
         )
     x = x.astype(np.float32 if x.dtype == np.float32 else np.float64)
-    files, beside_files = {"source": path}, _named_files(wanted)
+    files, beside_files = {"source": path}, _named_files(wanted, scratch)
     files |= beside_files
     arrays = {_ARRAYS.get(role, role): _array_file(file, role) for role, file in beside_files.items()}
     fields = _beside(arrays)
@@ -239,17 +239,17 @@ def _members(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Pa
     return {k: _npy(f"array '{n}' of {path.name}", partial(member, n)) for k, n in names.items()}, {"source": path}
 
 
-def _files(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Path]]:
+def _files(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, Array], dict[str, Path]]:
     if wanted.x != "x":
         raise SpecError(f"{path.name} has no array '{wanted.x}'; --x is for npz files")
-    files = {"source": path} | _named_files(wanted)
+    files = {"source": path} | _named_files(wanted, scratch)
     return {_ARRAYS.get(role, role): _array_file(file, role) for role, file in files.items()}, files
 
 
-def _named_files(wanted: Wanted) -> dict[str, Path]:
-    """Files of their own, by role."""
+def _named_files(wanted: Wanted, scratch: Path) -> dict[str, Path]:
+    """Files of their own, by role; what is in a bucket is copied to ``scratch``."""
     target = {"target": wanted.target[0]} if wanted.target else {}
-    return {role: local_path(name) for role, name in (target | wanted.beside()).items()}
+    return {role: fetch(name, scratch / role) for role, name in (target | wanted.beside()).items()}
 
 
 def _beside(arrays: Mapping[str, Array]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:

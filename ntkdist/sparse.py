@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 
 from ntkdist import groups
-from ntkdist.errors import DataError
+from ntkdist.errors import Damaged
 
 
 class Shape(NamedTuple):
@@ -56,7 +56,7 @@ def read(url: str, name: str, shape: Shape, start: int, stop: int, fingerprint: 
 
     Raises
     ------
-    DataError
+    Damaged
         If a chunk is missing or damaged, or the arrays do not make up rows.
     """
     found = list(_partitions(url, name, shape, start, stop, fingerprint))
@@ -73,7 +73,7 @@ def _partitions(url: str, name: str, shape: Shape, start: int, stop: int, finger
         nnz = int(indptr[count])
         indptr, indices, data = indptr[: count + 1], indices[:nnz], data[:nnz]
         if indptr[0] != 0 or (np.diff(indptr) < 0).any() or len(data) != nnz or _outside(indices, shape.columns):
-            raise DataError(
+            raise Damaged(
                 f"{url}: partition {p} of array '{name}' (rows {first}–{first + count - 1}) is no sparse array; "
                 "convert again"
             )

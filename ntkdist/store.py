@@ -10,13 +10,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist import draws, groups
+from ntkdist import backend, draws, groups
 from ntkdist.errors import StoreError
 from ntkdist.features import AnyFeatureMap, AnyMap, FittedMap
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.preprocess import Preprocessing
 from ntkdist.spec import decode
 from ntkdist.sums import NormalEquations
+from ntkdist.uncertainty import Factor
 from ntkdist.versions import versions
 
 MODEL, EQUATIONS, VERSION = "ntkdist.model", "ntkdist.equations", 1
@@ -28,10 +29,15 @@ TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of the norm of a probe's featu
 def save(value: RidgeModel | Equations, url: str) -> None:
     """Write a model or equations to a new Zarr group, whole or not at all.
 
+    Parameters
+    ----------
+    value : RidgeModel or Equations
+    url : str
+
     Raises
     ------
     StoreError
-        If ``url`` exists.
+        If ``url`` exists or cannot be written.
     """
     pre = value.preprocessing
     attrs = {
@@ -55,11 +61,14 @@ def save(value: RidgeModel | Equations, url: str) -> None:
     if isinstance(value, RidgeModel):
         kind = MODEL
         arrays |= {"coef": value.coef, "intercept": value.intercept, "alpha": value.alpha}
+        if (factor := value.factor) is not None:
+            attrs |= {"factor": {"weight": factor.weight}}
+            arrays |= {"triangle": backend.pack(factor.lower), "z_mean": factor.z_mean, "noise": factor.noise}
     else:
         kind = EQUATIONS
         attrs |= {"folds": len(value.folds), "scored": value.scored}
         for k, fold in enumerate(value.folds):
-            arrays |= {f"gram{k}": np.tril(fold.gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
+            arrays |= {f"triangle{k}": backend.pack(fold._gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
     with groups.new_group(url, kind, attrs) as place:
         for name, array in arrays.items():
             groups.write_whole(place, name, np.ascontiguousarray(array))
@@ -101,9 +110,13 @@ def load(url: str) -> Any:
     preprocessing = Preprocessing(**plain, **scales)
     _check_fingerprint(url, features, preprocessing.input_shape, attrs, array("fingerprint"))
     if kind == MODEL:
-        return RidgeModel(preprocessing, features, array("coef"), array("intercept"), array("alpha"), attrs["dtype"])
+        factor = None
+        if kept := attrs.get("factor"):
+            factor = Factor(backend.unpack(array("triangle")), array("z_mean"), kept["weight"], array("noise"))
+        weights = {name: array(name) for name in ("coef", "intercept", "alpha")}
+        return RidgeModel(preprocessing, features, **weights, dtype=attrs["dtype"], factor=factor)
     folds = [
-        NormalEquations(array(f"gram{k}"), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
+        NormalEquations(backend.unpack(array(f"triangle{k}")), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
         for k in range(attrs["folds"])
     ]
     scored = attrs.get("scored")

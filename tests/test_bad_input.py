@@ -10,7 +10,7 @@ from command_line import FEATURES, Command, assert_refused, columns, in_process,
 from numpy.typing import NDArray
 
 import ntkdist as nd
-from ntkdist import cluster
+from ntkdist import launch
 
 Table = dict[str, NDArray[Any]]
 
@@ -120,7 +120,7 @@ def test_a_plan_that_does_not_fit(command: Command, table: Table) -> None:
 
 
 def test_a_scheduler_that_does_not_answer(command: Command, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(launch, "CONNECT_SECONDS", 1)
     address = "tcp://127.0.0.1:9"
     for args in (["fit", write_job(), "--scheduler", address], ["plan", "job.toml", "--scheduler", "nonsense://"]):
         assert_refused(args, "No Dask scheduler answered at", args[-1], "within 1 s", "check the address")

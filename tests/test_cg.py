@@ -19,11 +19,11 @@ from test_plan import plan_of
 import ntkdist as nd
 from ntkdist import products
 from ntkdist.data import Rows
-from ntkdist.plan import sums_digest
+from ntkdist.job import sums_digest
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import Mapped
-from ntkdist.reduce import Shard
 from ntkdist.select import cross_validate
+from ntkdist.shards import Shard
 from ntkdist.solvers.cg import LowRank, conjugate_gradients
 from ntkdist.sums import CrossSums, NormalEquations
 
@@ -412,5 +412,5 @@ def test_the_command_line_and_a_run_directory_without_equations(
     solved = command("solve", "run")
     assert solved.exit_code == 1
     assert solved.stderr == (
-        "ntkdist: run has no equations: its solver formed no Gram; fit again, with other alphas or solver\n"
+        "ntkdist: run has no equations: its solver kept no Gram; fit again, with other alphas or solver\n"
     )

@@ -94,7 +94,7 @@ def test_a_damaged_sum_is_made_again(make_dataset: Any, tmp_path: Path, what: st
     asked = job(make_dataset, checkpoint=str(tmp_path / "kept"))
     straight = nd.fit(asked)
     one = sorted((tmp_path / "kept").glob("shard-*.zarr"))[3]
-    chunk = next(p for p in (one / "gram").rglob("*") if p.is_file() and p.name != "zarr.json")
+    chunk = next(p for p in (one / "triangle").rglob("*") if p.is_file() and p.name != "zarr.json")
     content = bytearray(chunk.read_bytes())
     if what == "truncated":
         chunk.write_bytes(content[: len(content) // 2])
@@ -124,6 +124,48 @@ def test_another_job_or_other_data_is_refused(make_dataset: Any, tmp_path: Path)
         with pytest.raises(nd.StoreError, match="is the checkpoint of another job or of other data"):
             nd.fit(other)
     nd.fit(msgspec.structs.replace(asked, cluster=nd.Local(1)))  # where it runs is not what it is
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "run"])
+def test_a_directory_with_something_else_in_it_is_refused_and_left(
+    make_dataset: Any, tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    mine = str(tmp_path / "mine")
+    asked = job(make_dataset, checkpoint=mine) if what == "checkpoint" else job(make_dataset)
+    with pytest.raises(nd.StoreError, match=rf"mine holds something that is not a {what}"):
+        nd.fit(asked, out=mine if what == "run" else "")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_kill_in_the_middle_of_a_write_leaves_is_no_obstacle_and_goes(make_dataset: Any, tmp_path: Path) -> None:
+    asked, out = job(make_dataset), tmp_path / "run"
+    straight = nd.fit(asked)
+    out.mkdir()
+    (out / ".job.json.partial1").write_text('{"dig')
+    with pytest.raises(Cut):
+        nd.fit(asked, out=str(out), watch=CutAfter(2))
+    kept = out / "checkpoint"
+    for name in (".shard-1.zarr.partial2", ".prepared.zarr.partial3"):
+        shutil.copytree(next(kept.glob("shard-*.zarr")), kept / name)
+    with pytest.raises(Cut):
+        nd.fit(asked, out=str(out), watch=CutAfter(3))
+    assert not [p.name for place in (out, kept) for p in place.iterdir() if "partial" in p.name]
+    same(nd.fit(asked, out=str(out)), straight)
+
+
+def test_a_damaged_scaling_is_made_again_and_a_damaged_plan_is_refused(make_dataset: Any, tmp_path: Path) -> None:
+    asked = job(make_dataset, checkpoint=str(tmp_path / "kept"))
+    straight = nd.fit(asked)
+    chunk = next((tmp_path / "kept").glob("prepared*.zarr/x_mean/c/*"))
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    again = nd.fit(asked)
+    same(again, straight)
+    assert "10 of 10 shards were finished before" in " ".join(again.report["notes"])
+    (tmp_path / "kept" / "plan.json").write_text("")
+    with pytest.raises(nd.StoreError, match=r"plan\.json is damaged; remove the checkpoint and start anew"):
+        nd.fit(asked)
 
 
 def test_nothing_to_resume(make_dataset: Any, tmp_path: Path) -> None:

@@ -66,9 +66,10 @@ def scheduler() -> Iterator[str]:
 def finish(process: subprocess.Popen[str]) -> str:
     """What a command printed, which did not fail or complain."""
     out, err = process.communicate(timeout=120)
-    # A worker's last heartbeat may meet a scheduler that is closing, and Dask then says so.
+    # Dask says when a worker's last heartbeat meets a scheduler that is closing, and on a busy machine that it waits.
     assert process.returncode == 0, err
-    assert err == "" or "Failed to communicate with scheduler during heartbeat" in err.splitlines()[0], err
+    said = ("Failed to communicate with scheduler during heartbeat", "Worker process still alive after")
+    assert err == "" or any(words in err.splitlines()[0] for words in said), err
     return out
 
 

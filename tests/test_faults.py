@@ -77,7 +77,8 @@ class Fatal:
 
 
 def test_a_task_that_kills_every_worker_is_named(make_dataset: Any) -> None:
-    from ntkdist.reduce import Source, reduce_all
+    from ntkdist.reduce import reduce_all
+    from ntkdist.shards import Source
 
     dataset = nd.Dataset(make_dataset(np.ones((20, 2)), np.ones(20)))
     with (

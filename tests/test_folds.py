@@ -24,7 +24,7 @@ from test_plan import plan_of
 import ntkdist as nd
 from ntkdist import estimate
 from ntkdist.cluster import resources
-from ntkdist.reduce import Source, blocks
+from ntkdist.shards import Source, blocks
 from ntkdist.sums import Tally
 from ntkdist.yardsticks import ExactRidge
 

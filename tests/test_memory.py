@@ -1,4 +1,4 @@
-"""The memory of a worker: within its projection, and the same for ten times the rows."""
+"""The memory of a worker: what was projected, and the same for ten times the rows."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def test_memory_does_not_grow_with_rows(make_dataset: Any) -> None:
     peaks = []
     for rows in (60_000, 600_000):
         peak, projected = peak_and_projection(make_dataset(x[:rows], x[:rows, 0], name=str(rows)), 512)
-        assert peak <= projected
+        assert 0.87 * projected <= peak <= 1.05 * projected
         peaks.append(peak)
     assert peaks[1] <= 1.1 * peaks[0]
 
@@ -33,7 +33,7 @@ def test_memory_does_not_grow_with_rows(make_dataset: Any) -> None:
 @pytest.mark.parametrize(
     ("m", "table"), [(1024, {}), (2048, {"dtype": "float64"}), (1024, {"block_rows": 20_000, "folds": 2, "shards": 2})]
 )
-def test_the_peak_stays_below_the_projection(make_dataset: Any, m: int, table: Any) -> None:
+def test_the_peak_is_projected(make_dataset: Any, m: int, table: Any) -> None:
     x = np.random.default_rng(0).standard_normal((20_000, 16), dtype=np.float32)
     peak, projected = peak_and_projection(make_dataset(x, x[:, 0]), m, **table)
-    assert 0.3 * projected <= peak <= projected
+    assert 0.87 * projected <= peak <= 1.05 * projected

@@ -56,9 +56,9 @@ def test_memory_is_refused_with_its_parts() -> None:
     p = plan_of(m=8192)
     p.check(p.projected_memory_bytes())
     with pytest.raises(
-        nd.PlanTooLarge, match=r"needs 6\.\d GB per worker \(process .* waiting sums .*\) but the limit is 4"
+        nd.PlanTooLarge, match=r"needs 4\.\d GB per worker \(process .* waiting sums .*\) but the limit is 2"
     ):
-        p.check(4 * 10**9)
+        p.check(2 * 10**9)
     with pytest.raises(nd.PlanTooLarge, match=r"Solving needs .* in this process \(5 folds of 0\.5 GB"):
         p.check_driver(10**9)
 

@@ -1,12 +1,18 @@
 """Progress where somebody looks: a real terminal, a real notebook kernel, and nothing elsewhere."""
 
+import contextlib
 import os
 import pty
+import select
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import EXECUTABLE, FEATURES, write_job
 
 FIT = """
 import ntkdist as nd
@@ -51,4 +57,47 @@ def test_a_notebook_shows_its_own_bar(make_dataset: Any) -> None:
     assert len(shown) == 2
     assert "moments: 60 of 60 rows" in shown[0]
     assert '<progress value="60" max="60">' in shown[1]
-    assert "rows/s, 0 s left" in shown[1]
+    assert "rows/s, 1 worker, 0 s left" in shown[1]
+
+
+def test_ctrl_c_ends_workers_and_says_how_to_go_on(make_dataset: Any, tmp_path: Path) -> None:
+    """In a terminal, with two worker processes: one sentence, exit code 130, no process left, what was done is kept."""
+    rng = np.random.default_rng(0)
+    make_dataset(rng.standard_normal((20000, 20)), rng.standard_normal(20000), rows_per_partition=200)
+    features = FEATURES.replace("64", "1024")  # so that there is time to stop it
+    tables = "[plan]\nshards = 100\n[cluster]\nworkers = 2\n"
+    job = write_job(str(tmp_path / "job.toml"), "data.zarr", "alphas = [1.0, 2.0]", features, tables)
+    driver, terminal = pty.openpty()
+    setting = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+    command = [EXECUTABLE, "fit", job, "--out", "run"]
+    child = subprocess.Popen(
+        command, stdin=terminal, stdout=terminal, stderr=terminal, env=setting, cwd=tmp_path, start_new_session=True
+    )
+    os.close(terminal)
+    shown = b""
+    while not any((tmp_path / "run" / "checkpoint").glob("shard-*.zarr")):
+        if select.select([driver], [], [], 0.05)[0]:
+            shown += os.read(driver, 4096)
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+    with contextlib.suppress(OSError):  # the other end is closed
+        while said := os.read(driver, 4096):
+            shown += said
+    assert child.wait() == 130
+    text = shown.decode()
+    assert "2 workers" in text
+    assert "\x1b[3" not in text  # no colours
+    last = [line for line in text.splitlines() if line.strip()][-1]
+    assert last == "ntkdist: stopped; the same command goes on from what run holds"
+    assert "Traceback" not in text, text[-3000:]
+    while runs(child.pid):  # until the last of its processes is gone
+        time.sleep(0.1)
+    assert any((tmp_path / "run" / "checkpoint").glob("shard-*.zarr"))
+
+
+def runs(group: int) -> bool:
+    """Whether any process of a group does."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

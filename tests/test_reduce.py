@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ntkdist as nd
-from ntkdist.plan import evenly
-from ntkdist.reduce import Shard, Source, blocks, reduce, tree
+from ntkdist.reduce import reduce
+from ntkdist.shards import Shard, Source, blocks
 from ntkdist.sums import Tally
+from ntkdist.tree import evenly, tree
 
 
 class Term:

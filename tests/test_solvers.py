@@ -9,10 +9,10 @@ from sklearn.linear_model import Ridge
 from ntkdist import select
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
 from ntkdist.select import CVResult, cross_validate
-from ntkdist.solvers import Cholesky, Eigh, Solver, choose
+from ntkdist.solvers import Cholesky, Eigh, Solver, TiledCholesky, choose
 from ntkdist.sums import NormalEquations
 
-SOLVERS = [Cholesky(), Eigh()]
+SOLVERS = [Cholesky(), Eigh(), TiledCholesky(7)]
 ALPHAS = [0.1, 1.0, 10.0, 100.0]
 N, M, T, K = 400, 30, 2, 5
 RNG = np.random.default_rng(3)
@@ -149,7 +149,7 @@ def test_a_thin_grid_makes_the_same_choice_with_fewer_solutions(monkeypatch: pyt
 
 def test_threads_do_not_change_a_bit() -> None:
     found = [cross_validate(FOLDS, solver, ALPHAS, threads=n) for solver in SOLVERS for n in (1, 3, 16)]
-    for a, b in zip(found, (found[0],) * 3 + (found[3],) * 3, strict=True):
+    for a, b in zip(found, [first for first in found[::3] for _ in range(3)], strict=True):
         np.testing.assert_array_equal(a.mse, b.mse)
 
 
@@ -187,3 +187,4 @@ def test_choice_of_solver_follows_measured_cost() -> None:
     assert choose(512, 100) == Eigh()
     assert choose(8192, 13) == Cholesky()
     assert choose(8192, 100) == Eigh()
+    assert choose(30_001, 13) == choose(30_001, 100) == TiledCholesky()

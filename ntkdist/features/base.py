@@ -74,6 +74,9 @@ class FeatureMap(Spec, frozen=True):
         """Bytes of what is drawn and kept in the process, at its peak."""
         return 0
 
+    def warm(self, dtype: Any) -> None:
+        """Load and compile what mapping needs in a process: nothing, or what would be counted as the first rows'."""
+
     @property
     def sample_rows(self) -> int:
         """Rows of the data, drawn at random, that `fit` looks at; 0 if the map needs none."""
@@ -97,6 +100,27 @@ class FeatureMap(Spec, frozen=True):
             If the map learns nothing from data.
         """
         raise SpecError(f"{type(self).__name__} is drawn from its seed and learns nothing; call it without fit")
+
+    def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """A smaller map in this one: k of its columns, and what to multiply each by.
+
+        Exact columns stay as they are; of those that are means over independent draws, the first are taken and scaled
+        up, so that the kernel they approximate is the same.
+
+        Raises
+        ------
+        SpecError
+            If the map has none, or none of k columns.
+        """
+        raise SpecError(
+            f"{type(self).__name__} has no columns of independent draws, so that some of them are not a smaller map; "
+            "fit again with fewer n_components"
+        )
+
+    def _too_few(self, k: int, least: int) -> SpecError:
+        return SpecError(
+            f"a prefix of {k} columns is none of {type(self).__name__}; expected {least} to {self.n_components}"
+        )
 
     def draw_fitted(self, input_shape: tuple[int, ...], arrays: Arrays) -> Params:
         """`draw` of a map that learnt these arrays."""

@@ -82,6 +82,18 @@ class RandomFourier(FeatureMap, frozen=True):
             out *= length.astype(dtype)
         return out
 
+    def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], F8]:
+        """Cosine and sine of the first k/2 frequencies: the same as ``RandomFourier(k)``; see `FeatureMap.prefix`."""
+        half, count = self.n_components // 2, -(-self.n_components // 2)
+        if k == self.n_components:
+            return np.arange(k), np.ones(k)
+        if not 0 < k // 2 <= half or k % 2:
+            raise SpecError(
+                f"a prefix of {k} columns is none of RandomFourier; expected an even number up to {2 * half}"
+            )
+        first = np.arange(k // 2)
+        return np.concatenate([first, half + first]), np.full(k, math.sqrt(count / (k // 2)))
+
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = math.prod(input_shape), np.dtype(dtype).itemsize
         return (24 + size) * d + (12 + 2 * size) * (self.n_components + 1) + 32

@@ -188,6 +188,12 @@ class Nystrom(FeatureMap, frozen=True):
             np.multiply(rest, scale, out=out[:, h : len(z)], casting="same_kind")
         return out
 
+    def warm(self, dtype: Any) -> None:
+        types = {np.dtype(dtype), np.dtype(np.float64)}  # the landmarks' own block is in the latter
+        for each in types if _polynomials(self.kernel) is not None else ():
+            one = np.ones((1, 1), each)
+            fused.zonal(one, one, one, one[0], one[0])
+
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = math.prod(input_shape) + 1, np.dtype(dtype).itemsize
         blocks = 2 if _polynomials(self.kernel) is not None else 8

@@ -10,6 +10,7 @@ a sum of kernels is a concatenation, a product is a sketch of the tensor product
 import math
 from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
@@ -96,6 +97,24 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
         return NTK(self.depth, self.bias)(flat(np.asarray(x)), None if y is None else flat(np.asarray(y)))
+
+    def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The columns of ``NTKRandomFeatures(k)``, of depth 1, among those of this one; see `FeatureMap.prefix`.
+
+        Deeper layers mix all columns of those before, and the paper's variant sketches all of a product.
+        """
+        if self.depth > 1 or self.variant == "paper":
+            return super().prefix(k, input_shape)
+        d = int(np.prod(input_shape)) + (self.bias != 0)
+        p, [(m1, ms)] = self._columns(d)
+        fewer = msgspec.structs.replace(self, n_components=k) if self._smallest() <= k <= self.n_components else None
+        q, [(n1, ns)] = fewer._columns(d) if fewer else (0, [(0, 0)])
+        if not (0 < q <= p and (q < d or p == d) and 0 < n1 <= m1 and 0 < ns <= ms):
+            raise self._too_few(k, 2 * (1 + d) if p == d else self._smallest())
+        starts, widths, wholes = (0, p, p + 1, p + 1 + m1), (q, 1, n1, ns), (p, 1, m1, ms)
+        columns = [np.arange(a, a + n) for a, n in zip(starts, widths, strict=True)]
+        scale = [np.full(n, math.sqrt(w / n)) for n, w in zip(widths, wholes, strict=True)]
+        return np.concatenate(columns), np.concatenate(scale)
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = int(np.prod(input_shape)) + 1, np.dtype(dtype).itemsize

@@ -140,6 +140,28 @@ class ZonalFeatures(FeatureMap, frozen=True):
             last = monomials.next_degree(u, last, j, out[:, start:stop])
         out *= params["scale"]
 
+    def warm(self, dtype: Any) -> None:
+        one = np.ones((1, 1), dtype)
+        fused.even_odd(one, 0, one[0], one[0], 0.0, 1.0, one[0])
+
+    def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], F8]:
+        """The first k columns and, if it is a projection, a share of the linear part; see `FeatureMap.prefix`.
+
+        The same as ``ZonalFeatures(k)`` where that has the same degrees exactly.
+        """
+        d = self._width(input_shape)
+        if d <= 2:
+            return super().prefix(k, input_shape)
+        p, _, r = self._columns(d)
+        exact = self.n_components - r
+        kept = exact if p == d else 1 + k // 4  # columns of the exact part or of its projection, and the constant
+        if not (0 < kept <= exact and 0 < k - kept <= r):
+            raise self._too_few(k, exact + 1 if p == d else 4)
+        scale = np.full(k, math.sqrt(r / (k - kept)))
+        scale[:kept] = 1.0 if p == d else math.sqrt(p / (kept - 1))
+        scale[0] = 1.0
+        return np.concatenate([np.arange(kept), np.arange(exact, exact + k - kept)]), scale
+
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = self._width(input_shape), np.dtype(dtype).itemsize
         return size * (4 * d + self.n_components) + (16 * self.n_components if d == 2 else 0) + 32

@@ -50,6 +50,15 @@ class TargetSums:
         return len(self._inner) - 1
 
 
+def with_roots(z: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None) -> tuple[NDArray[Any], F8]:
+    """√w z in z's precision and √w [y 1] in float64: their products are the sums."""
+    y1 = np.column_stack([np.asarray(y, np.float64), np.ones(len(y))])
+    if weight is None:
+        return z, y1
+    root = np.sqrt(np.asarray(weight, np.float64))[:, None]
+    return z * root.astype(z.dtype), y1 * root
+
+
 class NormalEquations(TargetSums):
     """Σ w [z y 1]ᵀ[z y 1] over rows, in float64: a value with ``+``, ``-`` and a size.
 
@@ -81,6 +90,15 @@ class NormalEquations(TargetSums):
         """The empty sum for m features and t targets."""
         return cls(np.zeros((m, m)), np.zeros((m, t + 1)), np.zeros((t + 1, t + 1)))
 
+    @classmethod
+    def of_arrays(cls, arrays: dict[str, F8]) -> "NormalEquations":
+        """The sum whose `arrays` these are."""
+        return cls(backend.unpack(arrays["triangle"]), arrays["cross"], arrays["inner"], symmetric=False)
+
+    def arrays(self) -> dict[str, F8]:
+        """What is kept of it: every number once."""
+        return {"triangle": backend.pack(self._gram), "cross": self._cross, "inner": self._inner}
+
     @property
     def gram(self) -> F8:
         if not self._symmetric:
@@ -104,10 +122,7 @@ class NormalEquations(TargetSums):
         NormalEquations
             ``self``
         """
-        y1 = np.column_stack([np.asarray(y, np.float64), np.ones(len(y))])
-        if weight is not None:
-            root = np.sqrt(np.asarray(weight, np.float64))[:, None]
-            z, y1 = z * root.astype(z.dtype), y1 * root
+        z, y1 = with_roots(z, y, weight)
         backend.add_products(self._gram, self._cross, z, y1.astype(z.dtype))
         self._symmetric = False
         self._inner += y1.T @ y1
@@ -128,10 +143,15 @@ class NormalEquations(TargetSums):
         both = self._symmetric and other._symmetric
         return NormalEquations(self._gram - other._gram, self._cross - other._cross, self._inner - other._inner, both)
 
-    def subset(self, columns: slice | NDArray[Any]) -> "NormalEquations":
-        """The equations of some of the features, as if only those had been computed."""
+    def subset(self, columns: slice | NDArray[Any], scale: F8 | None = None) -> "NormalEquations":
+        """The equations of some of the features, as if only those had been computed, multiplied by ``scale``."""
         pick = np.arange(self.m)[columns]
-        return NormalEquations(self.gram[np.ix_(pick, pick)], self._cross[pick], self._inner)
+        gram, cross = self.gram[np.ix_(pick, pick)], self._cross[pick]
+        if scale is not None:
+            gram *= scale[:, None]
+            gram *= scale
+            cross *= scale[:, None]
+        return NormalEquations(gram, cross, self._inner)
 
     def centred(self) -> tuple[F8, F8]:
         """Gram and right-hand side about the weighted means: what the ridge with a free intercept needs.

@@ -1,5 +1,6 @@
 """What a pass did, counted beside what it summed."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -18,6 +19,11 @@ class Tally:
     read_seconds: float = 0.0
     work_seconds: float = 0.0
     workers: dict[str, int] = field(default_factory=dict)
+
+    def saw(self, peaks: Iterable[tuple[str, int]]) -> None:
+        """Count more peaks of processes."""
+        for name, nbytes in peaks:
+            self.workers[name] = max(self.workers.get(name, 0), nbytes)
 
     def __add__(self, other: "Tally") -> "Tally":
         names = self.workers.keys() | other.workers.keys()

@@ -1,0 +1,92 @@
+"""Plans beside what they planned: memory of a worker and seconds, projected and measured, over plans of many kinds.
+
+    python jobs/bench_plans.py [--only NAME]... [--scale 1.0]
+
+Every plan runs on new worker processes, so that peaks are its own; rows are normals (images: uniform bytes) written to
+a temporary dataset.  Rates are measured just before each run, as `ntkdist plan` does.  Prints a line a plan, then the
+largest relative difference of memory and the median one of seconds.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import ntkdist as nd
+from ntkdist import estimate
+from ntkdist.cluster import connect
+
+# Name: rows, shape of a row, features, options of the job, of [plan], workers.
+PLANS: dict[str, tuple[int, tuple[int, ...], Any, dict[str, Any], dict[str, Any], int]] = {
+    "small": (100_000, (8,), nd.NTKRandomFeatures(512), {}, {}, 1),
+    "flights": (60_000, (8,), nd.NTKRandomFeatures(1024), {}, {}, 1),
+    "zonal": (20_000, (16,), nd.ZonalFeatures(2048), {}, {}, 1),
+    "float64": (12_000, (90,), nd.ZonalFeatures(1024), {}, {"dtype": "float64", "folds": 3}, 1),
+    "deep": (12_000, (30,), nd.NTKRandomFeatures(1024, depth=3), {}, {"threads": 2}, 1),
+    "wide": (8_000, (784,), nd.ZonalFeatures(3072), {}, {"folds": 2}, 1),
+    "fourier": (12_000, (9,), nd.RandomFourier(2048, nd.Gaussian(2.0)), {}, {"folds": 3, "fan_in": 2}, 1),
+    "landmarks": (20_000, (9,), nd.Nystrom(768), {}, {"folds": 4, "shards": 20}, 1),
+    "sketch": (10_000, (50,), nd.NTKSketch(768), {}, {"block_rows": 4096}, 1),
+    "images": (1_500, (32, 32, 3), nd.CNTKRandomFeatures(512), {}, {"folds": 2}, 1),
+    "workers": (20_000, (16,), nd.ZonalFeatures(1536), {}, {"shards": 20}, 2),
+    "conjugate": (10_000, (16,), nd.ZonalFeatures(2048), {"solver": nd.PCG(512, max_iterations=20)}, {}, 1),
+}
+
+
+@click.command()
+@click.option("--only", multiple=True, type=click.Choice(list(PLANS)))
+@click.option("--scale", default=1.0, help="Of the rows of every plan.")
+def main(only: tuple[str, ...], scale: float) -> None:
+    found = []
+    for name in only or PLANS:
+        found.append(one(name, scale))
+        print(json.dumps(found[-1]), flush=True)
+    memory = [f["projected"] / f["peak"] - 1 for f in found]
+    seconds = [abs(f["predicted_s"] / f["seconds"] - 1) for f in found]
+    said = {"memory_from": min(memory), "memory_to": max(memory), "median_seconds_off": float(np.median(seconds))}
+    print(json.dumps({name: round(value, 3) for name, value in said.items()}))
+
+
+def one(name: str, scale: float) -> dict[str, Any]:
+    """A plan, and what became of it."""
+    rows, shape, features, options, table, workers = PLANS[name]
+    rng, rows = np.random.default_rng(0), int(rows * scale)
+    with tempfile.TemporaryDirectory() as place:
+        images = len(shape) == 3
+        x = rng.integers(0, 256, (rows, *shape), np.uint8) if images else rng.standard_normal((rows, *shape), "f4")
+        np.savez(Path(place) / "x.npz", x=x, y=x.reshape(rows, -1)[:, 0].astype("f4"))
+        nd.convert(f"{place}/x.npz", f"{place}/x.zarr", target=["y"])
+        job = nd.Job(
+            nd.Dataset(f"{place}/x.zarr"),
+            features,
+            alphas_per_row=(1e-3, 1e-2),
+            plan=nd.PlanTable(**table),
+            cluster=nd.Local(workers),
+            **options,
+        )
+        with connect(job.cluster) as client:
+            resolved, _, cost = estimate.planned(job, client)
+            run = nd.fit(job, client=client).report["run"]
+    peak, predicted = max(run["peak_memory_bytes"].values()), cost["projected_memory_bytes"]
+    seconds = sum(run["seconds"][k] for k in run["seconds"] if k != "total")
+    return {
+        "plan": name,
+        "m": resolved.m,
+        "rows": rows,
+        "projected": predicted,
+        "peak": peak,
+        "memory": round(predicted / peak, 3),
+        "predicted_s": round(cost["seconds"], 2),
+        "seconds": round(seconds, 2),
+        "time": round(cost["seconds"] / seconds, 2),
+        "parts_mb": {k: round(v / 1e6, 1) for k, v in cost["worker_memory_bytes"].items()},
+        "shards": cost["shards"],
+        "each_s": {k: round(v, 2) for k, v in run["seconds"].items()},
+    }
+
+
+if __name__ == "__main__":
+    main()

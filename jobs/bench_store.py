@@ -1,0 +1,63 @@
+"""Seconds of a fit from an object store beside the same fit from disk, as a ratio of medians.
+
+    python jobs/bench_store.py s3://bucket/place [--rows 100000] [--columns 64] [--m 1024] [--workers 0] [--repeats 5]
+
+Random rows in float32, the same in both places; two folds, one alpha.  The fits take turns, and only their passes over
+the data count (scaling and equations), with the share of them that reading took; a first fit of each warms up.
+"""
+
+import statistics
+import tempfile
+import uuid
+from pathlib import Path
+
+import click
+import numpy as np
+
+import ntkdist as nd
+from ntkdist import places
+from ntkdist.cluster import connect
+
+
+@click.command()
+@click.argument("url")
+@click.option("--rows", default=100_000)
+@click.option("--columns", default=64)
+@click.option("--m", default=1024)
+@click.option("--workers", default=0, help="Worker processes; 0 for none.")
+@click.option("--repeats", default=5)
+def main(url: str, rows: int, columns: int, m: int, workers: int, repeats: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, columns), np.float32)
+    far = places.join(url, f"bench-{uuid.uuid4().hex}.zarr")
+    with tempfile.TemporaryDirectory() as name, connect(nd.Local(workers) if workers else None) as client:
+        np.savez(Path(name) / "data.npz", x=x, y=np.abs(x).sum(axis=1))
+        stores = {"disk": f"{name}/data.zarr", "store": far}
+        try:
+            for store in stores.values():
+                nd.convert(f"{name}/data.npz", store)
+            plan = nd.PlanTable(folds=2)
+            jobs = {
+                k: nd.Job(nd.Dataset(s), nd.NTKRandomFeatures(m), alphas=(1.0,), plan=plan) for k, s in stores.items()
+            }
+            seconds: dict[str, list[float]] = {k: [] for k in jobs}
+            read: dict[str, list[float]] = {k: [] for k in jobs}
+            for repeat in range(repeats + 1):
+                for kind, job in jobs.items():
+                    run = nd.fit(job, client=client).report["run"]
+                    if repeat:
+                        seconds[kind].append(run["seconds"]["prepare"] + run["seconds"]["equations"])
+                        read[kind].append(run["read_share"])
+        finally:
+            places.remove(far)
+    for kind in jobs:
+        print(
+            f"{kind:<6}{statistics.median(seconds[kind]):8.2f} s  ({min(seconds[kind]):.2f}–{max(seconds[kind]):.2f}), "
+            f"reading {statistics.median(read[kind]):.0%} of the equations"
+        )
+    ratio = statistics.median(seconds["store"]) / statistics.median(seconds["disk"])
+    print(f"{rows:,} rows of {columns}, m = {m:,}, {workers} workers: store / disk = {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""How estimators learn: arrays by the same passes as datasets, datasets by `ntkdist.fit`; both leave the same."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist import progress
+from ntkdist.arrays import Arrays
+from ntkdist.cluster import connect, resources
+from ntkdist.data import Dataset
+from ntkdist.errors import DataError
+from ntkdist.features import AnyFeatureMap, AnyMap
+from ntkdist.fit import EquationsOf, fit, solve
+from ntkdist.influence import leave_one_out
+from ntkdist.job import Job, PlanTable
+from ntkdist.model import Equations, RidgeModel
+from ntkdist.out_of_fold import fold_models, out_of_fold
+from ntkdist.plan import plan
+from ntkdist.prepare import learnt, scaling
+from ntkdist.preprocess import Preprocess, Preprocessing
+from ntkdist.reduce import MAP_FAN_IN, reduce
+from ntkdist.select import CVResult
+from ntkdist.shards import Shard, Source, by_fold
+from ntkdist.solvers import Cholesky
+from ntkdist.sums import Rowwise
+from ntkdist.tree import evenly
+from ntkdist.uncertainty import Factor
+
+F8 = NDArray[np.float64]
+SHARD_BYTES = 64 * 2**20  # of rows that are Dask's, at least, that one task sums
+
+
+class Task(NamedTuple):
+    """What is asked for: a map, a scaling, and among how many folds and by which penalties to choose."""
+
+    features: AnyFeatureMap
+    inputs: Any
+    alphas: Any = "auto"
+    folds: int = 1
+    per_target: bool = False
+    balanced: bool = False
+
+
+class Learnt(NamedTuple):
+    """What was found."""
+
+    model: RidgeModel
+    cv: CVResult | None
+    equations: Equations
+
+    def out_of_fold(self, rows: Arrays | Dataset, folds: int) -> Rowwise:
+        """Predictions for every row that was learnt from by the model of the other folds: one more pass."""
+        assert self.cv is not None
+        models = fold_models(Cholesky(), self.equations, self.cv)
+        with _client(rows) as client:
+            if isinstance(rows, Arrays):
+                source, shards = _source(rows, self.equations.features.n_components, folds, client)
+            else:
+                features: Any = self.equations.features.spec
+                job = Job(rows, features, plan=_table(folds, self.equations.dtype))
+                source, shards = by_fold(plan(job, threads=resources(client).threads))
+            return out_of_fold(source, shards, models, client, _watch(rows))
+
+    def unsure(self, rows: Arrays | Dataset, folds: int) -> tuple[RidgeModel, F8, F8]:
+        """The model with its factor, residuals (n, t) by models without the row, and weights (n,): one more pass."""
+        model, total = self.model, self.equations.total
+        if self.cv is not None:
+            seen = self.out_of_fold(rows, folds).values
+            residuals = seen["y"].reshape(len(seen["y"]), -1) - seen["prediction"]
+            return replace(model, factor=Factor.of(total, model.alpha, self.cv.chosen)), residuals, seen["weight"]
+        factor = Factor.of(total, model.alpha, np.zeros(total.t))
+        with _client(rows) as client:
+            seen = leave_one_out(replace(model, factor=factor), rows, client=client, watch=_watch(rows)).values
+        residuals, weight = seen["y"] - seen["left_out"], seen["weight"]
+        factor = replace(factor, noise=weight @ residuals**2 / weight.sum())
+        return replace(model, factor=factor), residuals, weight
+
+
+def learn(rows: Arrays | Dataset, task: Task) -> Learnt:
+    """Fit to rows."""
+    if isinstance(rows, Dataset):
+        return _learn_dataset(rows, task)
+    return choose(sums(rows, task), task)
+
+
+def sums(rows: Arrays, task: Task, before: Equations | None = None) -> Equations:
+    """The equations of every fold of some rows; with the scaling and the map of others if they shall be added."""
+    m, preprocess = task.features.n_components, Preprocess(inputs=task.inputs)
+    with _client(rows) as client:
+        source, shards = _source(rows, m, task.folds, client)
+        if before is None:
+            plain = source._replace(folds=0)
+            pre = scaling(preprocess, plain, client, progress.silent, task.balanced)
+            ready = learnt(task.features, preprocess, plain, pre, client, progress.silent)
+        else:
+            pre, ready = before.preprocessing, before.features
+        summand = EquationsOf(ready, pre, rows.dtype if before is None else before.dtype)
+        parts = reduce(source, summand, shards, MAP_FAN_IN, client, lambda done: None)
+    return Equations([part.total for part in parts], ready, pre, summand.dtype)
+
+
+def prepared(rows: Arrays | Dataset, features: AnyFeatureMap, inputs: Any) -> tuple[Preprocessing, AnyMap]:
+    """The scaling of rows, and a map that is ready to use."""
+    preprocess = Preprocess(inputs=inputs)
+    with _client(rows) as client:
+        if isinstance(rows, Arrays):
+            source = _source(rows, features.n_components, 1, client)[0]
+        else:
+            layout = rows.layout(labelled=False)
+            source = Source(rows, layout, max(1024, features.n_components), resources(client).threads)
+        pre = scaling(preprocess, source, client, _watch(rows))
+        return pre, learnt(features, preprocess, source, pre, client, _watch(rows))
+
+
+def choose(equations: Equations, task: Task) -> Learnt:
+    """Choose a penalty, if there is something to choose by, and solve; folds that got no rows are not scored."""
+    present = tuple(k for k, fold in enumerate(equations.folds) if fold.weight > 0)
+    if task.folds > 1 and len(present) < 2:
+        raise DataError(
+            f"All rows are in one of {task.folds} folds, for they are few or equal: of one sample there is nothing to "
+            "choose alpha by; give more rows, or use NTKRidge with an alpha"
+        )
+    alphas: Sequence[float] | str = task.alphas
+    model, cv = solve(
+        replace(equations, scored=present),
+        alphas=alphas if isinstance(alphas, str) else [float(a) for a in alphas],
+        per_target=task.per_target,
+    )
+    return Learnt(model, cv, equations)
+
+
+def _learn_dataset(dataset: Dataset, task: Task) -> Learnt:
+    dtype = "float32" if dataset.layout().x_dtype == "float32" else "float64"
+    job = Job(
+        dataset,
+        task.features,
+        alphas=task.alphas,
+        alpha_per_target=task.per_target,
+        class_weight="balanced" if task.balanced else None,
+        plan=_table(task.folds, dtype),
+        preprocess=Preprocess(inputs=task.inputs),
+    )
+    found = fit(job)
+    assert found.equations is not None
+    return Learnt(found.model, found.cv, found.equations)
+
+
+def _table(folds: int, dtype: Any) -> PlanTable:
+    return PlanTable(folds=folds, dtype=dtype)
+
+
+def _source(rows: Arrays, m: int, folds: int, client: Any) -> tuple[Source, list[Shard]]:
+    """Where rows come from, and tasks, the folds as groups: one a fold, several where rows are Dask's."""
+    layout = rows.layout()
+    block_rows = max(1024, m)
+    threads = 1 if layout.rows <= block_rows else resources(client).threads  # which take longer to start than a block
+    source = Source(rows, layout, block_rows, threads, folds=folds if folds > 1 else 0)
+    spans = [layout.span(i) for i in range(layout.partitions)]
+    count = math.ceil(layout.rows * layout.row_bytes / max(SHARD_BYTES, 8 * m**2)) if rows.lazy else 1
+    return source, [Shard(k, tuple(some)) for k in range(folds) for some in evenly(spans, count)]
+
+
+def _client(rows: Arrays | Dataset) -> Any:
+    """The cluster that there is, for rows that its workers can reach."""
+    return connect() if isinstance(rows, Dataset) or rows.lazy else nullcontext()
+
+
+def _watch(rows: Arrays | Dataset) -> Any:
+    return None if isinstance(rows, Dataset) else progress.silent

@@ -1,0 +1,111 @@
+"""Which plots a report has, and what is said of each."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import erf
+
+from ntkdist.kernel_error import SpectralError, frobenius_error
+from ntkdist.model import Equations
+from ntkdist.report import figures
+from ntkdist.select import CVResult
+from ntkdist.sums import HeldOut
+from ntkdist.sums.held_out import ERROR_BINS, ERROR_SPAN
+
+F8 = NDArray[np.float64]
+
+
+class Picture(NamedTuple):
+    """A plot and what is said of it."""
+
+    name: str
+    title: str
+    text: str
+    svg: str
+
+
+def picture(name: str, title: str, text: str, draw: Callable[..., None], *arguments: Any) -> Picture:
+    return Picture(name, title, text, figures.svg(name, lambda axes: draw(axes, *arguments)))
+
+
+def of_choice(cv: CVResult, classes: tuple[str, ...]) -> Picture:
+    """The path of penalties."""
+    folds, mean = np.sqrt(cv.mse.mean(axis=2)), np.sqrt(cv.path.mean(axis=1))
+    unit = "alpha, per unit of weight" if cv.per_row else "alpha"
+    label = "cross-validated rmse" + (" of one-hot scores" if classes else "")
+    text = f"{len(cv.alphas)} penalties; thin lines are the {folds.shape[1]} folds."
+    return picture(
+        "alpha", "The penalty", text, figures.alpha_path, cv.alphas, folds, mean, int(cv.best[0]), unit, label
+    )
+
+
+def of_held_out(found: HeldOut, equations: Equations, edges: F8) -> list[Picture]:
+    """What predictions of rows look like that the model has not seen."""
+    pre, summary = equations.preprocessing, found.metrics.summary()
+    if pre.classes:
+        text = f"{summary['accuracy']:.2%} of {summary['rows']:,} rows are right out of fold."
+        first = picture("truth", "True and predicted classes", text, figures.confusion, found.counts, pre.classes)
+        seen = found.spread[found.spread[:, 0] > 0]
+        weight = seen[:, 0]
+        text = "Clipped and renormalised scores as probabilities: below the dashed line they are too sure."
+        arguments = (seen[:, 1] / weight, seen[:, 2] / weight, weight)
+        return [first, picture("calibration", "How sure, how right", text, figures.reliability, *arguments)]
+    label = pre.target_names[0] if pre.target_names else "target"
+    text = (
+        f"{summary['rows']:,} rows, out of fold: rmse {summary['rmse']:.5g}, mean absolute error {summary['mae']:.5g}."
+    )
+    if pre.t > 1:
+        text = f"The first of {pre.t} targets. {text}"
+    text += " Rows beyond the frame are counted in its outermost cells."
+    within = np.linspace(0, ERROR_SPAN, ERROR_BINS + 1)[1:]
+    share = np.cumsum(found.spread)[:-1] / found.spread.sum()
+    at_two = share[np.searchsorted(within, 2.0 - 1e-9)]
+    said = f"{at_two:.1%} of rows are within two root mean squared errors; of a Gaussian 95.4 % would be."
+    return [
+        picture("truth", "True and predicted", text, figures.truth, found.counts, edges, label),
+        picture("calibration", "Errors", said, figures.coverage, within, share, erf(within / np.sqrt(2))),
+    ]
+
+
+def of_kernel(exact: F8, approximate: F8, alpha_per_row: float) -> Picture:
+    """Entries of both Grams of a sample, at most some thousand of them, and how far apart they are as wholes."""
+    n, below = len(exact), np.tril_indices(len(exact))
+    step = max(1, len(below[0]) // 4000)
+    epsilon = SpectralError(exact, alpha_per_row * n)(approximate)
+    text = (
+        f"{n} rows: relative Frobenius error {frobenius_error(approximate, exact):.3g}; at the chosen penalty, "
+        f"spectrally within 1 ± {epsilon:.2g}."
+    )
+    arguments = (exact[below][::step], approximate[below][::step])
+    return picture("kernel", "The exact kernel and the features", text, figures.kernel, *arguments)
+
+
+def of_run(run: dict[str, Any]) -> list[Picture]:
+    """Memory, and speed over time where it was recorded."""
+    projected, measured = run["projected_memory_bytes"], run["peak_memory_bytes"]
+    peak = max(measured.values(), default=0)
+    text = f"Projected {sum(projected.values()) / 1e9:.2f} GB a worker, measured at most {peak / 1e9:.2f} GB."
+    found = [picture("memory", "Memory", text, figures.memory, projected, measured)]
+    marks = np.array(run.get("timeline") or np.empty((0, 2)))
+    if len(marks) > 1:
+        seconds, rate = over_time(marks)
+        text = f"{marks[:, 1].sum():,.0f} rows in {marks[-1, 0]:.1f} s, counted as shards end."
+        found.append(picture("speed", "Speed of the pass", text, figures.speed, seconds, rate))
+    return found
+
+
+def of_curve(curve: dict[str, Any], label: str) -> Picture:
+    """Error against the number of features, from one Gram."""
+    text = "Prefixes of the same features, each with its own best penalty: whether more would help."
+    return picture("curve", "More features", text, figures.curve, curve["m"], curve["rmse"], curve.get("band"), label)
+
+
+def over_time(marks: F8, bins: int = 40) -> tuple[F8, F8]:
+    """Ends of equal spans of time, and rows a second in each, from (second, rows) of shards; a shard counts from the
+    end of the one before."""
+    ends = np.linspace(0, marks[-1, 0], min(bins, len(marks)) + 1)
+    done = np.interp(ends, np.concatenate([[0], marks[:, 0]]), np.concatenate([[0], np.cumsum(marks[:, 1])]))
+    rate = np.diff(done) / np.diff(ends)
+    return ends, np.concatenate([rate[:1], rate])

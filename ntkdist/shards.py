@@ -1,0 +1,190 @@
+"""What a task is: spans of rows, streamed from a dataset through one accumulator, and how such sums are added.
+
+A *shard* is a task that streams its spans of rows through one accumulator.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from ntkdist import backend
+from ntkdist.arrays import Arrays
+from ntkdist.data import Dataset, Layout, Rows
+from ntkdist.errors import ClusterError, NtkdistError
+from ntkdist.plan import Plan
+from ntkdist.sparse import concatenate
+from ntkdist.sums import Tally
+
+PAUSES = (0.5, 2.0)  # seconds until a task that failed is tried again
+
+
+class Summand(Protocol):
+    """What a pass computes: a picklable value that says where a sum starts and how rows enter it."""
+
+    def zero(self) -> Any:
+        """The empty sum."""
+
+    def update(self, total: Any, rows: Rows) -> Any:
+        """The sum with some rows added; may change ``total`` in place."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A summand of many passes that may have a shard's rows in the memory of the process that saw them before."""
+
+    def blocks(self, shard: "Shard", read: Iterator[Rows]) -> Iterator[Rows]:
+        """The blocks of a shard: from memory, or as read."""
+
+
+@runtime_checkable
+class Grouped(Protocol):
+    """A summand that is another one for every group."""
+
+    def of(self, group: int) -> Summand:
+        """The summand of a group."""
+
+
+AnySummand = Summand | Grouped
+
+
+class Keep(Protocol):
+    """Where the sums of finished shards are kept, if anywhere."""
+
+    def load(self, shard: "Shard") -> "Part | None":
+        """A shard's sum, if it was finished before."""
+
+    def save(self, shard: "Shard", part: "Part") -> None:
+        """Keep a shard's sum."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sum, and what was done for it."""
+
+    total: Any
+    tally: Tally
+
+
+class Shard(NamedTuple):
+    """One task: spans of rows (start, stop), read in this order."""
+
+    group: int
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+
+class Source(NamedTuple):
+    """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0.
+
+    With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
+    Rows of the partitions in ``skip`` are left out.
+    """
+
+    dataset: Dataset | Arrays
+    layout: Layout
+    block_rows: int
+    threads: int
+    labelled: bool = True
+    folds: int = 0
+    skip: tuple[int, ...] = ()
+
+
+def by_fold(p: Plan) -> tuple[Source, list[Shard]]:
+    """Where the rows of a plan come from, and its tasks, the folds as groups."""
+    shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
+    folds = p.folds if p.dataset.dealt else 0
+    return Source(p.dataset, p.layout, p.block_rows, p.threads, folds=folds, skip=p.skip or ()), shards
+
+
+def run_shard(source: Source, summand: AnySummand, shard: Shard, keep: Keep | None = None) -> Part:
+    """What one task does: read, map, add; a pure function of its arguments, so that it can be tried again."""
+    if keep is not None and (part := keep.load(shard)) is not None:
+        return part
+    if isinstance(summand, Grouped):
+        summand = summand.of(shard.group)
+    backend.use_threads(source.threads)
+    part = _tried(source, summand, shard)
+    if keep is not None:
+        keep.save(shard, part)
+    return part
+
+
+def _tried(source: Source, summand: Summand, shard: Shard) -> Part:
+    """A shard's sum, tried again after what may be a mishap; errors of ours say what another try would not change."""
+    for pause in (*PAUSES, None):
+        try:
+            return _sum(source, summand, shard)
+        except NtkdistError:
+            raise
+        except Exception as error:
+            if pause is None:
+                rows = f"{shard.spans[0][0]}–{shard.spans[-1][1] - 1}"
+                raise ClusterError(
+                    f"The task of rows {rows} failed {len(PAUSES) + 1} times, last "
+                    f"with {type(error).__name__}: {error} ({backend.process_name()}); see to the cause, and run again"
+                ) from error
+        time.sleep(pause)  # not in the handler, where the error would still hold the sum
+    raise AssertionError
+
+
+def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
+    tally, total = Tally(), summand.zero()
+    start = time.perf_counter()
+    read = blocks(source, shard.spans, tally, shard.group)
+    for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
+        total = summand.update(total, rows)
+    tally.work_seconds = time.perf_counter() - start - tally.read_seconds
+    tally.saw([backend.peak()])
+    return Part(total, tally)
+
+
+def add_parts(parts: Sequence[Part]) -> Part:
+    """Add sums from left to right; the first addition makes memory of its own, which the others may reuse."""
+    total, tally = parts[0].total + parts[1].total, parts[0].tally + parts[1].tally
+    for part in parts[2:]:
+        total += part.total
+        tally += part.tally
+    return Part(total, tally)
+
+
+def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold: int = 0) -> Iterator[Rows]:
+    """The rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are."""
+    held: list[Rows] = []
+    for start, stop in spans:
+        if start // source.layout.rows_per_partition in source.skip:
+            continue
+        began = time.perf_counter()
+        keep = source.dataset.folds(source.layout, start, stop, source.folds) == fold if source.folds else None
+        if keep is not None and not keep.any():
+            continue
+        rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled, keep=keep)
+        tally.read_seconds += time.perf_counter() - began
+        tally.rows += rows.n
+        tally.dropped += rows.dropped
+        tally.nbytes += rows.nbytes
+        if not source.block_rows:
+            yield rows
+            continue
+        at = 0
+        while at < rows.n:
+            size = source.block_rows - sum(h.n for h in held)
+            held.append(rows.take(slice(at, at + size)))
+            at += held[-1].n
+            if sum(h.n for h in held) == source.block_rows:
+                yield _join(held)
+                held = []
+    if held:
+        yield _join(held)
+
+
+def _join(held: list[Rows]) -> Rows:
+    if len(held) == 1:
+        return held[0]
+    pick = [None if a is None else concatenate([h[i] for h in held]) for i, a in enumerate(held[0][:4])]
+    assert pick[0] is not None
+    assert pick[3] is not None
+    return held[0]._replace(x=pick[0], y=pick[1], weight=pick[2], places=pick[3])

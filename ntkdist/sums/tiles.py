@@ -1,0 +1,105 @@
+"""The Gram in tiles: what normal equations hold, cut so that no process has all of it.
+
+Legend: z (n, m) features; y (n, t) targets; w (n,) weights; A = Σ w [z y 1]ᵀ[z y 1].  Features are cut into runs of
+``tile`` columns, the last may be shorter; the targets and the 1 are one more run, so that the last row of tiles holds
+right-hand sides and sums of features.  A *place* (i, j), j ≤ i, is that of a tile in the lower triangle.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist import backend
+from ntkdist.sums.normal import with_roots
+
+F8 = NDArray[np.float64]
+Place = tuple[int, int]
+
+
+def runs(m: int, tile: int) -> int:
+    """Runs of columns that m features are cut into."""
+    return -(-m // tile)
+
+
+def run(m: int, tile: int, i: int) -> slice:
+    """The columns of one of them."""
+    return slice(i * tile, min((i + 1) * tile, m))
+
+
+def places(m: int, tile: int) -> list[Place]:
+    """All tiles of A, row by row."""
+    return [(i, j) for i in range(runs(m, tile) + 1) for j in range(i + 1)]
+
+
+class TileSums:
+    """Some tiles of A, summed over rows in float64: a value with ``+`` and a size.
+
+    Float32 blocks are multiplied in float32 and added in float64, as in `NormalEquations`; of a tile on the diagonal
+    only the lower triangle is valid.
+
+    Attributes
+    ----------
+    tiles : dict of place to array
+    """
+
+    def __init__(self, tiles: dict[Place, F8]) -> None:
+        self.tiles = tiles
+
+    @classmethod
+    def zeros(cls, m: int, t: int, tile: int, of: Iterable[Place]) -> "TileSums":
+        """The empty sum of the tiles at some places."""
+
+        def size(i: int) -> int:
+            return t + 1 if i == runs(m, tile) else min(tile, m - i * tile)
+
+        return cls({(i, j): np.zeros((size(i), size(j))) for i, j in of})
+
+    @classmethod
+    def of_arrays(cls, arrays: dict[str, F8]) -> "TileSums":
+        """The sum whose `arrays` these are."""
+        places = {name: name.split("-") for name in arrays}
+        return cls({(int(i), int(j)): arrays[name] for name, (i, j) in places.items()})
+
+    def arrays(self) -> dict[str, F8]:
+        """What is kept of it."""
+        return {f"{i}-{j}": a for (i, j), a in self.tiles.items()}
+
+    def update(self, z: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None, tile: int) -> "TileSums":
+        """Add a block of rows, in place; the other arguments are those of `NormalEquations.update`."""
+        z, y1 = with_roots(z, y, weight)
+        m, right, last = z.shape[1], y1.astype(z.dtype), runs(z.shape[1], tile)
+
+        def pieces() -> Iterator[tuple[Place, slice, slice]]:
+            for i, j in self.tiles:
+                rows = [slice(0, y1.shape[1])] if i == last else list(_pieces(run(m, tile, i)))
+                for b in _pieces(run(m, tile, j)) if j < last else ():
+                    yield from (((i, j), a, b) for a in rows if i != j or a.start >= b.start)
+
+        def add(piece: tuple[Place, slice, slice]) -> None:
+            (i, j), a, b = piece
+            left, top = (right, 0) if i == last else (z, i * tile)
+            into = self.tiles[i, j][a.start - top : a.stop - top, b.start - j * tile : b.stop - j * tile]
+            into += left[:, a].T @ z[:, b]
+
+        backend.each(add, pieces())
+        if (last, last) in self.tiles:
+            self.tiles[last, last] += y1.T @ y1
+        return self
+
+    def __add__(self, other: "TileSums") -> "TileSums":
+        return TileSums({place: a + other.tiles[place] for place, a in self.tiles.items()})
+
+    def __iadd__(self, other: "TileSums") -> "TileSums":
+        for place, a in self.tiles.items():
+            a += other.tiles[place]
+        return self
+
+    def __sizeof__(self) -> int:
+        return sum(a.nbytes for a in self.tiles.values())
+
+
+def _pieces(columns: slice) -> Iterator[slice]:
+    for a in range(columns.start, columns.stop, backend.TILE):
+        yield slice(a, min(a + backend.TILE, columns.stop))

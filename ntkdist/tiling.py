@@ -1,0 +1,277 @@
+"""Fitting with a Gram in tiles: the tiles of every fold summed on the workers, then factorisations where they lie.
+
+No process ever has the Gram.  The rows are read and mapped once for each panel of tiles; a tile's bits do not depend on
+the panel that it is in, nor on the workers.
+
+Legend: as in `ntkdist.sums.tiles`; S a training set, all folds but one or all of them; x (m, t) coefficients.
+"""
+
+import functools
+import operator
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from ntkdist import backend, checkpoint, progress
+from ntkdist.data import Rows
+from ntkdist.errors import NotPositiveDefinite
+from ntkdist.model import RidgeModel
+from ntkdist.plan import Plan
+from ntkdist.prepare import prepare
+from ntkdist.products import Mapped, check_finite
+from ntkdist.progress import Progress, Watch
+from ntkdist.reduce import fetch, settle, sums_in_place
+from ntkdist.runs import Passed
+from ntkdist.select import CVResult, Grid, check_folds, penalties
+from ntkdist.shards import Part, Shard, Source, by_fold
+from ntkdist.solvers.tiled import divide, factor, solve_tiles
+from ntkdist.sums import CrossSums, Tally, TileSums
+from ntkdist.sums.normal import TargetSums
+from ntkdist.sums.tiles import Place, run, runs
+
+F8 = NDArray[np.float64]
+
+
+def fit_by_tiles(
+    p: Plan, client: Client | None, watch: Watch | None, keep: str
+) -> tuple[RidgeModel, CVResult | None, Passed]:
+    """Model, scores and counts of a plan.
+
+    Raises
+    ------
+    NotPositiveDefinite
+        If no penalty could be solved.
+    """
+    source, shards = by_fold(p)
+    start, watch = time.perf_counter(), watch or progress.default_watch()
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source._replace(folds=0), client, watch))
+    ready = time.perf_counter()
+    home = Home(client, p.threads)
+    mapped = Mapped(empty.features, empty.preprocessing, p.dtype, "", 0)
+    timeline: list[tuple[float, int]] = []
+    with watch("equations", p.panels * p.reads * p.layout.rows) as done:
+        folds, tally = sum_tiles(p, mapped, source, shards, home, progress.timed(done, timeline), kept)
+    sums = [_cross_sums(p, fold, home) for fold in folds]
+    summed = time.perf_counter()
+    with watch("factorisations", 0):
+        path = TiledPath(p, folds, sums, home)
+        cv, alpha = path.choose(p.job.alphas, p.job.alphas_per_row, p.job.alpha_per_target)
+        coef, intercept = path.of_all_rows(alpha)
+    solved = time.perf_counter()
+    pre = empty.preprocessing
+    model = RidgeModel.of_scaled(pre, empty.features, coef, intercept, alpha, p.dtype)
+    seconds = {"prepare": ready - start, "equations": summed - ready, "solve": solved - summed}
+    weights = [fold.weight for fold in sums]
+    return model, cv and cv.scaled(pre.y_scale), Passed(pre, weights, tally, seconds, {}, timeline)
+
+
+@dataclass(frozen=True)
+class TilesOf:
+    """Some tiles of the features' Gram: a summand."""
+
+    mapped: Mapped
+    tile: int
+    panel: tuple[Place, ...]
+
+    def zero(self) -> TileSums:
+        return TileSums.zeros(self.mapped.features.n_components, self.mapped.preprocessing.t, self.tile, self.panel)
+
+    def update(self, total: TileSums, rows: Rows) -> TileSums:
+        rows = self.mapped.of(rows)
+        assert rows.y is not None
+        check_finite(np.ones(rows.n, rows.x.dtype) @ rows.x, rows, self.mapped.dtype)
+        return total.update(rows.x, rows.y, rows.weight, self.tile)
+
+
+class Home:
+    """Calls functions of tiles, each on the worker where the tiles of its place are at home, or in this process.
+
+    Tiles are dealt to the workers in turn; those of one place in different matrices are at home on the same one.  A
+    worker that is gone has its tiles made anew elsewhere.
+    """
+
+    def __init__(self, client: Client | None, threads: int) -> None:
+        self.client, self.threads = client, threads
+        self.workers = sorted(client.scheduler_info(n_workers=-1)["workers"]) if client is not None else []
+
+    def __call__(self, place: Place, function: Any, *args: Any) -> Any:
+        """The function's value, or a future of it."""
+        if self.client is None:
+            return on_threads(self.threads, function, *args)
+        i, j = place
+        where = {"workers": self.workers[(i * (i + 1) // 2 + j) % len(self.workers)], "allow_other_workers": True}
+        first = int(function in (factor, divide))  # a column is factored as soon as it can be: all others wait for it
+        return self.client.submit(on_threads, self.threads, function, *args, pure=False, priority=first, **where)
+
+    def beside(self, function: Any, *args: Any) -> Any:
+        """The same where the arguments are, before all else."""
+        if self.client is None:
+            return function(*args)
+        return self.client.submit(function, *args, pure=False, priority=10)
+
+
+def sum_tiles(
+    p: Plan,
+    mapped: Mapped,
+    source: Source,
+    shards: Sequence[Shard],
+    home: Home,
+    done: Progress,
+    kept: checkpoint.Kept | None,
+) -> tuple[list[dict[Place, Any]], Tally]:
+    """The tiles of every fold, at home, panel by panel."""
+    folds: list[dict[Place, Any]] = [{} for _ in range(p.folds)]
+    tally = Tally()
+    for panel in p.tile_panels():
+        summand = TilesOf(mapped, p.tile, tuple(panel))
+        keep = kept and kept.tiles(p.tile, panel)
+        parts = sums_in_place(source, summand, shards, p.fan_in, home.client, done, keep)
+        for fold, part in zip(folds, parts, strict=True):
+            fold.update({place: home(place, itself, home.beside(taken, part, place)) for place in panel})
+        panel_tally = functools.reduce(operator.add, fetch(home.client, [home.beside(_tally, part) for part in parts]))
+        tally = replace(tally + panel_tally, rows=panel_tally.rows, dropped=panel_tally.dropped)
+        del parts, part  # before the next panel takes their room
+        settle(home.client, [fold[place] for fold in folds for place in panel])
+    return folds, tally
+
+
+def _cross_sums(p: Plan, fold: dict[Place, Any], home: Home) -> CrossSums:
+    """What a fold's tiles know beside the Gram, and its trace, in this process."""
+    n = runs(p.m, p.tile)
+    traces = fetch(home.client, [home((i, i), np.trace, fold[i, i]) for i in range(n)])
+    cross = fetch(home.client, [fold[n, j] for j in range(n + 1)])
+    return CrossSums(np.hstack(cross[:n]).T, cross[n], float(sum(traces)))
+
+
+class TiledPath(Grid):
+    """Penalties scored by factorisations of the tiles of every training set, one after another.
+
+    Parameters
+    ----------
+    p : Plan
+    folds : sequence of dict of place to tile
+    sums : sequence of CrossSums
+        Of the same folds.
+    home : Home
+    """
+
+    def __init__(self, p: Plan, folds: Sequence[dict[Place, Any]], sums: Sequence[CrossSums], home: Home) -> None:
+        total = functools.reduce(operator.add, sums)
+        super().__init__(sums, p.scored or tuple(range(len(folds))), total, False)
+        self.m, self.tile, self.n = p.m, p.tile, runs(p.m, p.tile)
+        self.folds, self.sums, self.home = folds, sums, home
+
+    def choose(
+        self, alphas: Sequence[float] | str, alphas_per_row: Sequence[float] | None, per_target: bool
+    ) -> tuple[CVResult | None, F8]:
+        """Scores, unless there is one fold, and the penalty of every target; arguments as in `cross_validate`."""
+        grid, self.per_row = penalties(self.total, alphas, alphas_per_row)
+        if len(self.folds) == 1:
+            return None, np.full(self.total.t, grid[0] * self.scale(self.total))
+        check_folds(self.sums)
+        cv = self.search(grid, alphas_per_row is None and isinstance(alphas, str), True, per_target)
+        return cv, cv.alpha
+
+    def scale(self, each: TargetSums) -> float:
+        """What a penalty of the grid is multiplied by for a training set."""
+        return each.weight if self.per_row else 1.0
+
+    def add(self, grid: Sequence[float]) -> None:
+        new = np.full((len(grid), len(self.scored), self.total.t), np.inf)
+        failed: NotPositiveDefinite | None = None
+        for n, k in enumerate(self.scored):
+            others = [i for i in range(len(self.folds)) if i != k]
+            train = functools.reduce(operator.add, [self.sums[i] for i in others])
+            tiles = self.centred([self.folds[i] for i in others], train)
+            for a, alpha in enumerate(grid):
+                try:
+                    new[a, n] = self._loss(k, tiles, train, alpha * self.scale(train)) / self.sums[k].weight
+                except NotPositiveDefinite as error:
+                    failed = error
+        if failed and not self.mse and not np.isfinite(new).all(axis=(1, 2)).any():
+            raise failed
+        self.mse.update(zip(grid, np.maximum(new, 0.0), strict=True))
+
+    def of_all_rows(self, alpha: F8) -> tuple[F8, F8]:
+        """Coefficients (m, t) and intercept (t,) of all rows, each target with its penalty."""
+        coef = np.empty((self.m, len(alpha)))
+        tiles = self.centred(self.folds, self.total)
+        for each in set(alpha.tolist()):
+            solved, _ = self._solve(tiles, each)
+            coef[:, alpha == each] = solved[:, alpha == each]
+        return coef, self._intercept(self.total, coef)
+
+    def centred(self, folds: Sequence[dict[Place, Any]], train: TargetSums) -> dict[Place, Any]:
+        """The tiles of a training set about its means."""
+        total = np.concatenate([train.z_sum, train.y_sum, [train.weight]])
+
+        def means(i: int) -> F8:
+            return total[self.m :] if i == self.n else total[run(self.m, self.tile, i)]
+
+        return {
+            (i, j): self.home((i, j), added_and_centred, [fold[i, j] for fold in folds], means(i), means(j) / total[-1])
+            for i, j in folds[0]
+            if j < self.n
+        }
+
+    def _solve(self, tiles: dict[Place, Any], alpha: float) -> tuple[F8, list[Any]]:
+        """Coefficients in this process, and by runs of columns where they were made."""
+        parts = solve_tiles(tiles, self.m, self.tile, alpha, self.home)
+        return np.hstack(fetch(self.home.client, parts)).T[:, :-1], parts  # the last are of the 1, and are zero
+
+    def _intercept(self, train: TargetSums, coef: F8) -> F8:
+        return (train.y_sum - train.z_sum @ coef) / train.weight
+
+    def _loss(self, k: int, tiles: dict[Place, Any], train: CrossSums, alpha: float) -> F8:
+        """Σ w (y − ŷ)² of each target over fold k, from its tiles, where the model is of the training set's."""
+        coef, x = self._solve(tiles, alpha)
+        fold, intercept = self.sums[k], self._intercept(train, coef)
+        gram = [(place, tile) for place, tile in self.folds[k].items() if place[0] < self.n]
+        squares = fetch(self.home.client, [self.home((i, j), quadratic, g, x[i], x[j]) for (i, j), g in gram])
+        square = sum(s * (1 if i == j else 2) for ((i, j), _), s in zip(gram, squares, strict=True))[:-1]
+        square += 2 * intercept * (fold.z_sum @ coef) + fold.weight * intercept**2
+        square -= 2 * (np.einsum("it,it->t", fold.rhs, coef) + fold.y_sum * intercept)
+        loss: F8 = np.diagonal(fold.yy) + square
+        return loss
+
+
+def on_threads(threads: int, function: Any, *args: Any) -> Any:
+    """A function's value, with this process's tasks set to a number of threads."""
+    backend.use_threads(threads)
+    return function(*args)
+
+
+def itself(tile: F8) -> F8:
+    """A tile, as a task's result that is wanted elsewhere."""
+    return tile
+
+
+def taken(part: Part, place: Place) -> F8:
+    """A tile of a sum, with both triangles if it is on the diagonal."""
+    tile: F8 = part.total.tiles[place]
+    if place[0] == place[1]:
+        tile = tile.copy()
+        backend.mirror(tile)
+    return tile
+
+
+def _tally(part: Part) -> Tally:
+    return part.tally
+
+
+def added_and_centred(tiles: Sequence[F8], sums: F8, means: F8) -> F8:
+    """The sum of some folds' tiles about the means of its columns."""
+    total = np.outer(sums, -means)
+    for tile in tiles:
+        total += tile
+    return total
+
+
+def quadratic(tile: F8, left: F8, right: F8) -> F8:
+    """xᵢᵀ G_ij xⱼ of every target, from xᵢᵀ (t, rows) and xⱼᵀ (t, columns)."""
+    return np.einsum("tj,tj->t", left @ tile, right)

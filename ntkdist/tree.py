@@ -1,0 +1,68 @@
+"""How work is cut, and the tree that its results are added in: of fixed shape, whoever finishes first."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
+    """Items cut into at most ``count`` runs whose lengths differ by one at most."""
+    count = min(len(items), count)
+    cuts = [len(items) * i // count for i in range(count + 1)]
+    return [items[a:b] for a, b in pairwise(cuts)]
+
+
+def tree(leaves: Iterable[T], fan_in: int, add: Callable[[list[T]], T]) -> T:
+    """Add leaves in a tree whose shape depends on their number alone, keeping fewer than fan_in of any level.
+
+    The leaves may be sums, or promises of them.
+    """
+    levels: list[list[T]] = []
+    for leaf in leaves:
+        height, carry = 0, leaf
+        while True:
+            if height == len(levels):
+                levels.append([])
+            levels[height].append(carry)
+            if len(levels[height]) < fan_in:
+                break
+            carry, levels[height] = add(levels[height]), []
+            height += 1
+    rest = [part for level in reversed(levels) for part in level]  # the tallest hold the first leaves
+    while len(rest) > 1:
+        rest = [add(rest[:fan_in]), *rest[fan_in:]]
+    return rest[0]
+
+
+def most_alive(counts: Sequence[int], fan_in: int, ahead: int) -> tuple[int, int]:
+    """How many results exist while a task makes another one, and while some are added, at most.
+
+    Parameters
+    ----------
+    counts : sequence of int
+        Leaves of each tree; one is made after the other, and each leaves its total.
+    fan_in : int
+    ahead : int
+        Tasks at once.  Additions wait for the ones that run: so many more leaves exist, if there are.
+    """
+    making = adding = held = before = 0  # before: the additions that the last leaf completed
+    left = sum(counts)
+
+    def leaves(count: int) -> Iterator[int]:
+        nonlocal making, held, before, left
+        for _ in range(count):
+            making, held, left = max(making, before), held + 1, left - 1
+            before = held
+            yield 1
+
+    def add(parts: list[int]) -> int:
+        nonlocal adding, held
+        adding = max(adding, held + min(ahead, left))
+        held -= len(parts) - 1
+        return 1
+
+    for count in counts:
+        tree(leaves(count), fan_in, add)
+    return making, adding

@@ -1,0 +1,100 @@
+"""How sure a ridge is: the Bayesian linear model in feature space, from the factor that solves it.
+
+Legend: z features, z̄ their weighted mean, W = Σw; A = G_c + alpha the centred Gram with its penalty, A = LLᵀ;
+h(z) = 1/W + (z − z̄)ᵀA⁻¹(z − z̄), so that w·h(z) is the leverage of a row of weight w that was learnt from.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dpotrf
+
+from ntkdist.errors import NotPositiveDefinite, SpecError
+from ntkdist.sums import NormalEquations
+
+F8 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What the variance of a prediction needs, of m features and t targets.
+
+    Attributes
+    ----------
+    lower : (m, m) float64 array
+        L
+    z_mean : (m,) float64 array
+        z̄
+    weight : float
+        W
+    noise : (t,) float64 array
+        Mean squared error of each target out of fold, or left out one by one.
+    """
+
+    lower: F8
+    z_mean: F8
+    weight: float
+    noise: F8
+
+    @classmethod
+    def of(cls, equations: NormalEquations, alpha: F8, noise: F8) -> "Factor":
+        """The factor of the sum over all rows: m³/3 operations.
+
+        Raises
+        ------
+        SpecError
+            If targets have penalties of their own.
+        NotPositiveDefinite
+            If the Gram plus alpha cannot be factored.
+        """
+        if np.ptp(alpha) != 0:
+            raise SpecError("targets have penalties of their own, and one factor is of one; choose one alpha for all")
+        gram, _ = equations.centred()
+        a = gram.T  # LAPACK's order; the matrix is symmetric
+        a[np.diag_indices_from(a)] += alpha[0]
+        lower, info = dpotrf(a, lower=1, overwrite_a=1, clean=1)
+        if info != 0:
+            raise NotPositiveDefinite(
+                f"Gram is not positive definite at alpha={alpha[0]:g} (pivot {info} of {len(a)}), so that it has no "
+                "factor to keep; use a larger alpha or float64"
+            )
+        return cls(lower, equations.z_sum / equations.weight, equations.weight, noise)
+
+    def spread(self, z: NDArray[Any]) -> F8:
+        """h of features (n, m), (n,)."""
+        centred = np.subtract(z, self.z_mean, dtype=np.float64)
+        half = solve_triangular(self.lower, centred.T, lower=True, overwrite_b=True, check_finite=False)
+        return np.asarray(1 / self.weight + np.einsum("ij,ij->j", half, half))
+
+
+def conformal_radius(residuals: F8, coverage: float, weight: F8 | None = None) -> F8:
+    """Half the width of intervals that hold a new row's target as often as asked, whatever its law, (t,).
+
+    The ⌈(n + 1)·coverage⌉-th smallest absolute residual of n rows, each predicted by a model that has not seen it: as
+    of split conformal prediction (Vovk, Gammerman, Shafer 2005), here of the folds' models around the model of all rows
+    (cross-conformal), exact as n grows.  Infinite if there are too few rows.
+
+    Parameters
+    ----------
+    residuals : (n,) or (n, t) array
+        Out of fold.
+    coverage : float
+        Between 0 and 1.
+    weight : (n,) array, optional
+        A row of weight k counts as k rows.
+    """
+    if not 0 < coverage < 1:
+        raise SpecError(f"coverage is {coverage}; expected a number between 0 and 1")
+    r = np.abs(residuals.reshape(len(residuals), -1))
+    w = np.ones(len(r)) if weight is None else weight
+    radius = np.full(r.shape[1], np.inf)
+    for j in range(r.shape[1]):
+        order = np.argsort(r[:, j])
+        reached = np.cumsum(w[order])
+        rank = np.searchsorted(reached, (1 + reached[-1]) * coverage * (1 - 1e-12))
+        if rank < len(order):
+            radius[j] = r[order[rank], j]
+    return radius

@@ -1,0 +1,166 @@
+"""Real object stores on this machine's loopback, started, killed and started again by tests.
+
+SeaweedFS (S3) comes with ``pip install -e ".[stores]"``; Azurite (Azure Blob) with ``npm install --no-save azurite``
+in the repository's root.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Protocol
+
+START_SECONDS = 120
+
+
+class Server(Protocol):
+    """A store that tests run against."""
+
+    url: str  # of a bucket that exists
+    other: str  # of one that does not
+    env: dict[str, str]  # what opens both
+    secret: str
+    wrong: dict[str, str]  # what opens neither
+
+    def start(self) -> None:
+        """Start, or start again with all that was written, and wait until it answers."""
+
+    def kill(self) -> None:
+        """End at once, in the middle of whatever it does."""
+
+
+class _Process:
+    """A server in a process group of its own."""
+
+    command: list[str]
+    health: str
+
+    def __init__(self, place: Path) -> None:
+        self.log = place / "log"
+        self.running: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.running = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.running.poll() is None:
+            try:
+                urllib.request.urlopen(self.health, timeout=5)
+            except urllib.error.HTTPError:
+                return  # it answers
+            except OSError:
+                time.sleep(0.2)
+            else:
+                return
+        raise AssertionError(f"{self.command[0]} did not start:\n{self.log.read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        if self.running is not None and self.running.poll() is None:
+            os.killpg(self.running.pid, signal.SIGKILL)
+            self.running.wait()
+
+
+class Seaweed(_Process):
+    """S3 by SeaweedFS."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        self.secret = "a-secret-of-s3-tests"
+        keys = {"accessKey": "ntkdist", "secretKey": self.secret}
+        maker = {"accessKey": "maker", "secretKey": "another-secret"}
+        may = ["Read", "Write", "List", "Tagging"]
+        identities = [
+            {"name": "user", "credentials": [keys], "actions": may},
+            {"name": "maker", "credentials": [maker], "actions": ["Admin", *may]},
+        ]
+        config = place / "s3.json"
+        config.write_text(json.dumps({"identities": identities}))
+        master, volume, filer, s3 = free_ports(4)
+        ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
+        here = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={place}", f"-s3.config={config}"]
+        room = ["-master.volumeSizeLimitMB=64", "-volume.max=20", "-filer", "-s3"]
+        off = ["-s3.port.iceberg=0", "-s3.port.lance=0"]  # which have one port each a machine
+        weed = str(Path(sys.executable).with_name("weed"))
+        self.command = [weed, "-logtostderr=true", "server", *here, *ports, *room, *off]
+        self.health = f"http://127.0.0.1:{s3}/healthz"
+        self.url, self.other = "s3://tests", "s3://no-such-bucket"
+        self.env = {
+            "AWS_ACCESS_KEY_ID": "ntkdist",
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        self.wrong = {"AWS_SECRET_ACCESS_KEY": "not-the-key"}
+        self.maker = {"AWS_ACCESS_KEY_ID": "maker", "AWS_SECRET_ACCESS_KEY": "another-secret"}
+
+    def make_bucket(self) -> None:
+        """SeaweedFS makes the bucket that an administrator writes to."""
+        code = "from ntkdist import places; places.write_text('s3://tests/made', '')"
+        subprocess.run([sys.executable, "-c", code], env=os.environ | self.env | self.maker, check=True)
+
+
+class Azurite(_Process):
+    """Azure Blob by Microsoft's emulator."""
+
+    executable = Path(__file__).parents[1] / "node_modules" / ".bin" / "azurite-blob"
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        self.secret = "YS1zZWNyZXQtb2YtYXp1cmUtdGVzdHM="
+        (port,) = free_ports(1)
+        here = ["--blobHost", "127.0.0.1", "--blobPort", str(port), "--location", str(place / "blobs")]
+        self.command = [str(self.executable), *here, "--skipApiVersionCheck", "--disableTelemetry"]
+        self.accounts = {"AZURITE_ACCOUNTS": f"ntkdist:{self.secret}"}
+        self.endpoint = self.health = f"http://127.0.0.1:{port}/ntkdist"
+        self.url, self.other = "az://tests", "az://no-such-container"
+        self.env = {
+            "AZURE_STORAGE_ACCOUNT_NAME": "ntkdist",
+            "AZURE_STORAGE_ACCOUNT_KEY": self.secret,
+            "AZURE_STORAGE_ENDPOINT": self.endpoint,
+        }
+        self.wrong = {"AZURE_STORAGE_ACCOUNT_KEY": "bm90LXRoZS1rZXk="}
+
+    def start(self) -> None:
+        os.environ |= self.accounts
+        super().start()
+
+    def make_bucket(self) -> None:
+        from azure.storage.blob import BlobServiceClient
+
+        credential = {"account_name": "ntkdist", "account_key": self.secret}
+        with BlobServiceClient(self.endpoint, credential=credential) as service:
+            service.create_container("tests")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses, and with each the one that is 10,000 above."""
+    found: list[int] = []
+    start = 20_000 + os.getpid() % 20_000
+    for port in range(start, start + 5_000):
+        if len(found) == count:
+            break
+        if _free(port) and _free(port + 10_000):
+            found.append(port)
+    return found
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) != 0
+
+
+def installed(kind: type) -> bool:
+    """Whether a server can be started here."""
+    return (
+        Azurite.executable.exists()
+        if kind is Azurite
+        else shutil.which("weed", path=Path(sys.executable).parent) is not None
+    )

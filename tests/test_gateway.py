@@ -1,0 +1,138 @@
+"""A Dask Gateway for real, with its local backend and the configuration of deploy/."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Command, assert_one_line, columns, start, write_csv, write_job
+
+import ntkdist as nd
+
+dask_gateway = pytest.importorskip("dask_gateway")
+pytest.importorskip("dask_gateway_server")
+pytestmark = [pytest.mark.gateway, pytest.mark.timeout(600)]
+CONFIG = Path(__file__).parents[1] / "deploy" / "gateway" / "dask_gateway_config.py"
+BIN = Path(sys.executable).parent
+
+
+def free_ports() -> int:
+    """The first of three free ports in a row."""
+    while True:
+        with socket.socket() as first:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+        try:
+            for each in range(port, port + 3):
+                with socket.socket() as one:
+                    one.bind(("127.0.0.1", each))
+        except OSError:
+            continue
+        return port
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a user of a gateway: its address, as a hub would set it."""
+    place, port = tmp_path_factory.mktemp("gateway"), free_ports()
+    env = os.environ | {"NTKDIST_GATEWAY_PORT": str(port), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    with open(place / "log", "w") as log:
+        command = [BIN / "dask-gateway-server", "-f", CONFIG]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=place)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/api/health", timeout=5)
+                break
+            except (urllib.error.URLError, OSError):
+                assert process.poll() is None, (place / "log").read_text()
+                assert time.monotonic() < deadline, (place / "log").read_text()
+                time.sleep(0.2)
+        yield {"DASK_GATEWAY__ADDRESS": address, "DASK_GATEWAY__PROXY_ADDRESS": f"gateway://127.0.0.1:{port + 1}"}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def job(command: Command) -> str:
+    """A job for the gateway on ``train.zarr`` in the current directory; in ``here`` what it gives in this process."""
+    write_csv("train.csv", columns(), "a", "b", "c", "y")
+    command("convert", str(Path("train.csv").absolute()), "train.zarr", "--target", "y")
+    assert command("fit", write_job(tables='[plan]\ndtype = "float64"'), "--out", "here").exit_code == 0
+    return write_job(tables='[cluster]\ntype = "gateway"\nworkers = 2\n[plan]\ndtype = "float64"')
+
+
+def clusters(gateway: dict[str, str]) -> list[str]:
+    """Names of the clusters that run at the gateway."""
+    address, proxy = gateway["DASK_GATEWAY__ADDRESS"], gateway["DASK_GATEWAY__PROXY_ADDRESS"]
+    with dask_gateway.Gateway(address, proxy) as client:
+        return [report.name for report in client.list_clusters()]
+
+
+def wait_for_no_clusters(gateway: dict[str, str]) -> None:
+    deadline = time.monotonic() + 60
+    while left := clusters(gateway):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def test_a_fit_through_a_gateway(gateway: dict[str, str], job: str) -> None:
+    process = start("fit", job, "--out", "run", "--json", **gateway)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert json.loads(out)["rows"] == 240
+    coef, expected = (nd.load(f"{place}/model.zarr").coef for place in ("run", "here"))
+    np.testing.assert_allclose(coef, expected, rtol=1e-6, atol=1e-12)
+    report = json.loads(Path("run/report.json").read_text())["run"]
+    assert report["workers"] == 2
+    assert f"{socket.gethostname()}:{process.pid}" not in report["peak_memory_bytes"]
+    wait_for_no_clusters(gateway)
+
+
+def test_a_cluster_that_runs_already_goes_on(gateway: dict[str, str], job: str) -> None:
+    address, proxy = gateway["DASK_GATEWAY__ADDRESS"], gateway["DASK_GATEWAY__PROXY_ADDRESS"]
+    with dask_gateway.GatewayCluster(address=address, proxy_address=proxy) as cluster:
+        cluster.scale(1)
+        named = write_job("named.toml", tables=f'[cluster]\ntype = "gateway"\nname = "{cluster.name}"')
+        process = start("workers", named, **gateway)
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err
+        assert len(out.splitlines()) == 2
+        assert clusters(gateway) == [cluster.name]
+    wait_for_no_clusters(gateway)
+
+
+def test_the_cluster_ends_with_a_run_that_is_stopped(gateway: dict[str, str], job: str) -> None:
+    waits = write_job("waits.toml", tables='[cluster]\ntype = "gateway"\nworkers = 1000')
+    process = start("fit", waits, "--out", "run", **gateway)
+    deadline = time.monotonic() + 300
+    while not clusters(gateway):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=200)
+    assert process.returncode == 130
+    wait_for_no_clusters(gateway)
+
+
+def test_no_gateway_there(job: str) -> None:
+    process = start("fit", job, "--out", "run", DASK_GATEWAY__ADDRESS="http://127.0.0.1:1")
+    assert_one_line(process.communicate(timeout=120)[1], ["The Gateway cluster did not start (", "127.0.0.1:1"])
+    assert process.returncode == 1
