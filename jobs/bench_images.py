@@ -45,8 +45,9 @@ def main(
     test_rows: int,
     seeds: int,
 ) -> None:
-    named = [(Path(path).stem, path, base) for path in jobs]
-    named += [(change, jobs[0], f"{base}\n{change}") for change in changes]
+    same = tomllib.loads(base)
+    named = [(Path(path).stem, path, same) for path in jobs]
+    named += [(change, jobs[0], same | tomllib.loads(change)) for change in changes]
     with tempfile.TemporaryDirectory() as place:
         stores = [store(train, rows, f"{place}/train"), store(test, test_rows, f"{place}/test")]
         print("| features | m | accuracy, % | processor seconds | seconds |\n|---|---|---|---|---|")
@@ -70,10 +71,10 @@ def store(source: str, rows: int, place: str) -> str:
     return f"{place}.zarr"
 
 
-def job(path: str, change: str, seed: int, train: str) -> nd.Job:
+def job(path: str, change: dict[str, Any], seed: int, train: str) -> nd.Job:
     data: dict[str, Any] = read_toml(path)
     data["dataset"] = {"store": train}
-    data["features"] |= tomllib.loads(change) | {"seed": seed}
+    data["features"] |= change | {"seed": seed}
     return decode(data, nd.Job, path)
 
 
