@@ -15,7 +15,7 @@ from ntkdist.job import job_digest
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
-from ntkdist.select import CVResult
+from ntkdist.scores import CVResult
 from ntkdist.sums import Tally
 from ntkdist.versions import versions
 

@@ -38,6 +38,7 @@ ORDER = (
     "convert",
     "sums",
     "solvers",
+    "scores",
     "select",
     "preprocess",
     "uncertainty",
