@@ -51,6 +51,7 @@ ORDER = (
     "preflight",
     "launch",
     "cluster",
+    "phases",
     "shards",
     "reduce",
     "checkpoint",
@@ -85,7 +86,7 @@ DOORS = {
     "obstore": {"clouds"},
     "dask": {"reduce", "preflight", "launch", "cluster"},
     "distributed": {
-        *("reduce", "preflight", "launch", "cluster"),
+        *("reduce", "preflight", "launch", "cluster", "phases"),
         *("prepare", "products", "iterate", "tiling", "fit", "apply", "held_out", "measure", "compare"),
         *("detach", "out_of_fold", "influence", "report", "estimate"),
     },
