@@ -16,7 +16,7 @@ from typing import Any
 import click
 import numpy as np
 from models import MODELS, run
-from tables import machine, markdown, save
+from tables import markdown, result, save
 
 FOLDS = 4
 
@@ -46,8 +46,8 @@ def main(table: str, protocol: str, splits: int, m: int, folds: int, models: tup
             rows.append({"model": model, **found})
             print(rows[-1], flush=True)
             if out:
-                save(out, title, rows, notes)
-    print(markdown({"title": title, "rows": rows, "notes": notes, "machine": machine(), "command": "this"}))
+                save(out, result(title, rows, notes))
+    print(markdown(result(title, rows, notes)))
 
 
 SAID = {

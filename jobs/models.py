@@ -155,26 +155,6 @@ def plain_dask(part: Part) -> Fitted:
     return Fitted(lambda x: features((x - mean) / scale) @ coef + y_mean, f"alpha per row {alpha:.1e}")
 
 
-def xrfm(part: Part) -> Fitted:
-    try:
-        import torch
-        from xrfm import xRFM
-    except ImportError as error:
-        raise SystemExit(f"xRFM is not installed ({error})") from None
-    torch.manual_seed(0)
-    scaler = StandardScaler().fit(part.x)
-    mean, scale = part.y.mean(), part.y.std()
-    held = np.random.default_rng(0).permutation(len(part.x)) < len(part.x) // 5
-
-    def tensor(a: Any) -> Any:
-        return torch.tensor(np.asarray(a, np.float32))
-
-    x, y = tensor(scaler.transform(part.x)), tensor((part.y - mean) / scale)[:, None]
-    model = xRFM(device=torch.device("cpu"))
-    model.fit(x[~held], y[~held], x[held], y[held])
-    return Fitted(lambda x: np.ravel(model.predict(tensor(scaler.transform(x)))) * scale + mean, "defaults")
-
-
 MODELS: dict[str, Callable[[Part], Fitted]] = {
     "Nystrom, NTK": ours(nd.Nystrom, NTKS),
     "ZonalFeatures, NTK": ours(nd.ZonalFeatures, NTKS),
@@ -191,7 +171,6 @@ MODELS: dict[str, Callable[[Part], Fitted]] = {
     "scikit-learn Nystroem + Ridge": nystroem,
     "scikit-learn KernelRidge, Gaussian": exact_gaussian,
     "Dask z.T @ z, same zonal map": plain_dask,
-    "xRFM": xrfm,
 }
 
 

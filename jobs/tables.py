@@ -21,19 +21,23 @@ import numpy as np
 Rows = Sequence[dict[str, Any]]
 
 
-def save(path: str, title: str, rows: Rows, notes: Sequence[str] = ()) -> None:
-    """Write results, whole or not at all, with the command and the machine that they come from."""
-    result = {
+def result(title: str, rows: Rows, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Rows with the command and the machine that they come from."""
+    return {
         "title": title,
-        "command": " ".join(["python", *[Path(sys.argv[0]).name, *map(_quoted, sys.argv[1:])]]),
+        "command": " ".join(["python", f"jobs/{Path(sys.argv[0]).name}", *map(_word, sys.argv[1:])]),
         "machine": machine(),
         "notes": list(notes),
         "rows": list(rows),
     }
+
+
+def save(path: str, found: dict[str, Any]) -> None:
+    """Write a result, whole or not at all."""
     place = Path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     os.replace(partial, place)
 
 
@@ -52,20 +56,20 @@ def machine() -> dict[str, Any]:
     }
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(found: dict[str, Any]) -> str:
     """A title, a table and its notes."""
-    rows = result["rows"]
+    rows = found["rows"]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     body = [[cell(row.get(name)) for name in columns] for row in rows]
     right = [all(not isinstance(row.get(name), str) for row in rows) for name in columns]
     lines = [columns, ["---:" if r else "---" for r in right], *body]
-    where = result["machine"]
+    where = found["machine"]
     notes = [
-        *result["notes"],
-        f"`{result['command']}` on {where['cores']} cores of {where['processor']}, {where['memory_gb']} GB",
+        *found["notes"],
+        f"`{found['command']}` on {where['cores']} cores of {where['processor']}, {where['memory_gb']} GB",
     ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n".join([f"**{result['title']}**\n", table, "", *(f"* {note}." for note in notes)]) + "\n"
+    return "\n".join([f"**{found['title']}**\n", table, "", *(f"* {note}." for note in notes)]) + "\n"
 
 
 def cell(value: Any) -> str:
@@ -86,7 +90,9 @@ def cell(value: Any) -> str:
     return f"{value:.4g}"
 
 
-def _quoted(word: str) -> str:
+def _word(word: str) -> str:
+    """Of a command line; a table by its name alone, wherever it lies."""
+    word = Path(word).name if ".npz" in word else word
     return f"'{word}'" if " " in word else word
 
 
