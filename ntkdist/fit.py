@@ -15,7 +15,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from ntkdist import backend, checkpoint, machine, phases, places, progress, runs
-from ntkdist.cluster import connect, resources
+from ntkdist.cluster import Resources, connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.features import AnyMap
@@ -37,6 +37,7 @@ from ntkdist.tiling import fit_by_tiles
 from ntkdist.uncertainty import Factor
 
 F8 = NDArray[np.float64]
+Solved = tuple[RidgeModel, CVResult | None, dict[str, Any] | None]  # with the curve of fewer features
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,7 @@ def fit(
     name = job_digest(job)
     if out and (done := runs.begin(out, name)):
         return FitResult(*done)
-    keep = job.plan.checkpoint or (out and places.join(out, "checkpoint"))
-    keep = keep and places.absolute(keep)
-    if resume and not (keep and places.exists(keep)):
-        raise StoreError(
-            f"Nothing to resume: there is no checkpoint {keep or 'and no run directory'}; fit without resume"
-        )
-    page = ""
-    if performance_report:
-        if not out:
-            raise SpecError("performance_report is given but no run directory to write it to; give out")
-        page = places.join(out, "performance.html")
+    keep, page = _kept_at(job, out, resume), _seen_at(out, performance_report)
     start = time.perf_counter()
     with phases.run(name) as run:
         with connect(job.cluster, scheduler, client) as client:
@@ -113,22 +104,12 @@ def fit(
             with runs.started(out, name), seen, checkpoint.begun(keep, p, settle) as p:
                 p = machine.panelled(p, found)  # what a checkpoint resolved may have been meant for larger workers
                 machine.check(p, found)
-                if isinstance(p.solver, PCG):
-                    model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
-                    equations = None
-                elif p.tile:
-                    _check_folds(p)
-                    model, cv, passed = fit_by_tiles(p, client, watch, keep)
-                    equations = None
-                else:
-                    equations, passed = _pass_over_data(p, client, watch, keep)
+                solved, equations, passed = _passes(p, found, client, watch, keep)
             passed.tally.saw(on_each_worker(client, backend.peak))
             if not passed.products:
                 rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
                 passed = passed._replace(syrk_rates=on_each_worker(client, rate))
-        curve = None
-        if equations is not None:
-            model, cv, curve = _solved(p, equations, passed.seconds)
+        model, cv, curve = solved or _solved(p, equations, passed.seconds)
     passed.seconds.update(total=time.perf_counter() - start)
     report = runs.report(p, found, passed, model, cv, run) | {"curve": curve}
     if out:
@@ -137,10 +118,41 @@ def fit(
     return FitResult(model, cv, report, equations)
 
 
-def _solved(
-    p: Plan, equations: Equations, seconds: dict[str, float]
-) -> tuple[RidgeModel, CVResult | None, dict[str, Any] | None]:
-    """Model, scores and the curve of fewer features, in this process."""
+def _kept_at(job: Job, out: str, resume: bool) -> str:
+    """Where the checkpoint of a fit is; nowhere if it has no place of its own."""
+    keep = job.plan.checkpoint or (out and places.join(out, "checkpoint"))
+    keep = keep and places.absolute(keep)
+    if resume and not (keep and places.exists(keep)):
+        raise StoreError(
+            f"Nothing to resume: there is no checkpoint {keep or 'and no run directory'}; fit without resume"
+        )
+    return keep
+
+
+def _seen_at(out: str, asked: bool) -> str:
+    """Where Dask's report of a fit goes, if it was asked for."""
+    if asked and not out:
+        raise SpecError("performance_report is given but no run directory to write it to; give out")
+    return places.join(out, "performance.html") if asked else ""
+
+
+def _passes(
+    p: Plan, found: Resources, client: Client | None, watch: Watch | None, keep: str
+) -> tuple[Solved | None, Equations | None, runs.Passed]:
+    """All that looks at the data: the equations, or where the solver forms none, what it found."""
+    if isinstance(p.solver, PCG):
+        model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
+        return (model, cv, None), None, passed
+    if p.tile:
+        _check_folds(p)
+        model, cv, passed = fit_by_tiles(p, client, watch, keep)
+        return (model, cv, None), None, passed
+    return None, *_pass_over_data(p, client, watch, keep)
+
+
+def _solved(p: Plan, equations: Equations | None, seconds: dict[str, float]) -> Solved:
+    """The same from equations, in this process."""
+    assert equations is not None
     job, began = p.job, time.perf_counter()
     with phases.phase("solve", None):
         model, cv = solve(
