@@ -28,6 +28,7 @@ class Server(Protocol):
     env: dict[str, str]  # what opens both
     secret: str
     wrong: dict[str, str]  # what opens neither
+    metadata: tuple[str, str]  # the variable that says where a machine asks its cloud for credentials, and the path
 
     def start(self) -> None:
         """Start, or start again with all that was written, and wait until it answers."""
@@ -99,6 +100,7 @@ class Seaweed(_Process):
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         self.wrong = {"AWS_SECRET_ACCESS_KEY": "not-the-key"}
+        self.metadata = "AWS_METADATA_ENDPOINT", ""
         self.maker = {"AWS_ACCESS_KEY_ID": "maker", "AWS_SECRET_ACCESS_KEY": "another-secret"}
 
     def make_bucket(self) -> None:
@@ -127,6 +129,7 @@ class Azurite(_Process):
             "AZURE_STORAGE_ENDPOINT": self.endpoint,
         }
         self.wrong = {"AZURE_STORAGE_ACCOUNT_KEY": "bm90LXRoZS1rZXk="}
+        self.metadata = "AZURE_MSI_ENDPOINT", "/metadata/identity/oauth2/token"
 
     def start(self) -> None:
         os.environ |= self.accounts
