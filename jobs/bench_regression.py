@@ -1,58 +1,80 @@
-"""Test errors of several maps and of boosted trees on a standard split.
+"""Test errors, seconds and memory of our maps and of others' models on the same splits of a table.
 
-    python jobs/split.py protein.npz 0
-    python jobs/bench_regression.py protein jobs/maps/zonal.toml jobs/maps/nystrom.toml [--folds 2]
+    python jobs/bench_regression.py protein.npz --splits 1 --m 8192 --out jobs/results/protein-8192.json
+    python jobs/bench_regression.py protein.npz --protocol blocks        # four folds in source order: the papers'
+    python jobs/bench_regression.py protein.npz --protocol random        # four folds at random
+    python jobs/bench_regression.py uci_regression_small.npz:yacht --m 512
 
-Converts TABLE-train.npz and TABLE-test.npz once, fits every job to the first with its own cross-validation, and prints
-a table in Markdown: root mean squared error on the second, the same as a share of the target's standard deviation, and
-the seconds of the whole fit.  The trees are scikit-learn's, 2,000 rounds of rate 0.05, stopped early.
+``--protocol own`` takes the splits that come with a table: ``test_index`` (splits, rows of the test part), or
+``test_fold`` (the split in which a row is tested).  Rows with a NaN are dropped.  Every model runs in a process of its
+own, one after another (see models.py): the peak is of all that this process held.
 """
 
-import time
-from pathlib import Path
+import tempfile
+from typing import Any
 
 import click
-import msgspec
 import numpy as np
-from sklearn.ensemble import HistGradientBoostingRegressor
+from models import MODELS, run
+from tables import markdown, result, save
 
-import ntkdist as nd
+FOLDS = 4
 
 
 @click.command()
 @click.argument("table")
-@click.argument("jobs", nargs=-1, required=True)
-@click.option("--folds", default=5)
-@click.option("--m", default=0, help="Columns, if not those of the jobs.")
-def main(table: str, jobs: tuple[str, ...], folds: int, m: int) -> None:
-    train, test = (np.load(f"{table}-{part}.npz") for part in ("train", "test"))
-    for part in ("train", "test"):
-        if not Path(f"{table}-{part}.zarr").exists():
-            nd.convert(f"{table}-{part}.npz", f"{table}-{part}.zarr")
-    print(f"{table}: {len(train['x']):,} + {len(test['x']):,} rows")
-    print("| model | m | test RMSE | of the standard deviation | seconds | alpha per row |\n|---|---|---|---|---|---|")
+@click.option("--protocol", type=click.Choice(["own", "blocks", "random"]), default="own")
+@click.option("--splits", default=0, help="Only the first so many.")
+@click.option("--m", default=1024)
+@click.option("--folds", default=3, help="Of the cross-validation within a training set.")
+@click.option("--model", "models", multiple=True, help="All, if none is named.")
+@click.option("--out", default="")
+def main(table: str, protocol: str, splits: int, m: int, folds: int, models: tuple[str, ...], out: str) -> None:
+    title, x, y, tests = load(table, protocol)
+    tests = tests[: splits or None]
+    rows, notes = [], [f"{len(x):,} rows, {x.shape[1]} columns, {len(tests)} splits, m = {m:,}"]
+    notes.append(SAID[protocol])
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        np.savez(file, x=x, y=y, test=tests)
+        file.flush()
+        for model in models or MODELS:
+            found = run(model, file.name, m, folds)
+            if isinstance(found, str):
+                notes.append(f"{model}: {found}")
+                print(notes[-1], flush=True)
+                continue
+            rows.append({"model": model, **found})
+            print(rows[-1], flush=True)
+            if out:
+                save(out, result(title, rows, notes))
+    print(markdown(result(title, rows, notes)))
 
-    def row(name: str, columns: object, rmse: float, seconds: float, alpha: str) -> None:
-        print(
-            f"| {name} | {columns} | {rmse:.4f} | {rmse / test['y'].std():.3f} | {seconds:.0f} | {alpha} |", flush=True
-        )
 
-    for path in jobs:
-        job = nd.Job.read(path, f"{table}-train.zarr")
-        features = msgspec.structs.replace(job.features, n_components=m) if m else job.features
-        plan = msgspec.structs.replace(job.plan, folds=folds)
-        job = msgspec.structs.replace(job, features=features, plan=plan, cluster=None)
-        start = time.perf_counter()
-        result = nd.fit(job)
-        seconds = time.perf_counter() - start
-        rmse = nd.evaluate(result.model, f"{table}-test.zarr")["rmse"]
-        alpha = f"{result.model.alpha[0] / len(train['x']):.1e}"
-        row(Path(path).stem, f"{features.n_components:,}", rmse, seconds, alpha)
-    start = time.perf_counter()
-    trees = HistGradientBoostingRegressor(max_iter=2000, learning_rate=0.05, early_stopping=True, random_state=0)
-    trees.fit(train["x"], train["y"])
-    error = float(np.sqrt(np.mean((trees.predict(test["x"]) - test["y"]) ** 2)))
-    row("boosted trees", "", error, time.perf_counter() - start, "")
+SAID = {
+    "own": "the splits that come with the table",
+    "blocks": f"{FOLDS} folds in source order, as the papers have them; penalties per row of the training set",
+    "random": f"{FOLDS} folds at random, seed 0",
+}
+
+
+def load(table: str, protocol: str) -> tuple[str, Any, Any, Any]:
+    """A name, x, y, and which rows each split is tested on."""
+    path, _, name = table.partition(":")
+    with np.load(path) as arrays:
+        prefix = f"{name}/" if name else ""
+        held = {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(prefix)}
+    x, y = held["x"].astype(np.float64), held["y"].astype(np.float64)
+    place = np.arange(len(x))
+    if protocol != "own":
+        fold = place * FOLDS // len(x)
+        fold = np.random.default_rng(0).permutation(fold) if protocol == "random" else fold
+        tests = np.stack([fold == k for k in range(FOLDS)])
+    elif "test_fold" in held:
+        tests = np.stack([held["test_fold"] == k for k in range(int(held["test_fold"].max()) + 1)])
+    else:
+        tests = np.stack([np.isin(place, rows) for rows in held["test_index"]])
+    whole = np.isfinite(x).all(1)
+    return name or path.rsplit("/", 1)[-1].removesuffix(".npz"), x[whole], y[whole], tests[:, whole]
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Kept:
         StoreError
             If it cannot be written, as on a full disk.
         """
-        counted = asdict(replace(part.tally, read_seconds=0.0, work_seconds=0.0, workers={}))
+        counted = asdict(replace(part.tally, read_seconds=0.0, work_seconds=0.0, workers={}, worked={}))
         arrays: dict[str, NDArray[np.float64]] = part.total.arrays()
         attrs = {"tally": counted, "arrays": list(arrays)}
 

@@ -129,16 +129,22 @@ def workers(job: str, scheduler: str) -> None:
 @click.option("--out", default="", help="Run directory; by default the job's name with -run.")
 @click.option("--resume", is_flag=True, help="Insist on going on from a run that was cut off (a plain rerun does too).")
 @click.option("--detach", is_flag=True, help="Leave the fit to a cluster that runs already, and come back at once.")
+@click.option("--performance-report", is_flag=True, help="Write Dask's view of the cluster to performance.html.")
 @json_option
-def fit(job: str, scheduler: str, out: str, resume: bool, detach: bool, as_json: bool) -> None:
+def fit(
+    job: str, scheduler: str, out: str, resume: bool, detach: bool, performance_report: bool, as_json: bool
+) -> None:
     """Fit a job; writes model, equations and report to a run directory."""
     out = out or f"{Path(job).stem}-run"
     if detach:
+        if performance_report:
+            raise click.UsageError("--performance-report is for a fit that is waited for; leave out --detach")
         run = nd.submit(nd.Job.read(job), out, scheduler=scheduler)
         click.echo(runs.as_json({"out": run}) if as_json else run)
         return
     try:
-        result = nd.fit(nd.Job.read(job), out=out, resume=resume, scheduler=scheduler)
+        read = nd.Job.read(job)
+        result = nd.fit(read, out=out, resume=resume, scheduler=scheduler, performance_report=performance_report)
     except KeyboardInterrupt:
         left = f"the same command goes on from what {out} holds" if places.exists(out) else "nothing was finished yet"
         click.echo(f"ntkdist: stopped; {left}", err=True)

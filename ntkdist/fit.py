@@ -14,7 +14,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import backend, checkpoint, machine, places, progress, runs
+from ntkdist import backend, checkpoint, machine, phases, places, progress, runs
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
@@ -28,7 +28,7 @@ from ntkdist.prepare import prepare, verified
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
 from ntkdist.progress import Watch
-from ntkdist.reduce import on_each_worker, reduce, watching
+from ntkdist.reduce import on_each_worker, phase, reduce
 from ntkdist.select import CVResult, cross_validate, penalties
 from ntkdist.shards import by_fold
 from ntkdist.solvers import PCG, AnySolver, choose
@@ -57,6 +57,7 @@ def fit(
     client: Client | None = None,
     scheduler: str = "",
     watch: Watch | None = None,
+    performance_report: bool = False,
 ) -> FitResult:
     """Fit a ridge on features to a dataset, choosing the penalty by cross-validation.
 
@@ -76,6 +77,8 @@ def fit(
         Address of a scheduler.  For what happens without either see `connect`.
     watch : callable, optional
         Shows progress; by default a bar where somebody looks.
+    performance_report : bool
+        Save what Dask saw of the cluster as ``performance.html`` in the run directory; needs bokeh.
 
     Raises
     ------
@@ -94,31 +97,52 @@ def fit(
         raise StoreError(
             f"Nothing to resume: there is no checkpoint {keep or 'and no run directory'}; fit without resume"
         )
+    page = ""
+    if performance_report:
+        if not out:
+            raise SpecError("performance_report is given but no run directory to write it to; give out")
+        page = places.join(out, "performance.html")
     start = time.perf_counter()
-    with connect(job.cluster, scheduler, client) as client:
-        found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
-        p = machine.panelled(what, found) if isinstance(what, Plan) else machine.planned(what, found)
-        runs.check_memory(p, found)
-        settle = functools.partial(verified, client=client, watch=watch)
-        with runs.started(out, name), checkpoint.begun(keep, p, settle) as p:
-            p = machine.panelled(p, found)  # what a checkpoint resolved may have been meant for larger workers
+    with phases.run(name) as run:
+        with connect(job.cluster, scheduler, client) as client:
+            found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
+            p = machine.panelled(what, found) if isinstance(what, Plan) else machine.planned(what, found)
             runs.check_memory(p, found)
-            if isinstance(p.solver, PCG):
-                model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
-                equations = None
-            elif p.tile:
-                _check_folds(p)
-                model, cv, passed = fit_by_tiles(p, client, watch, keep)
-                equations = None
-            else:
-                equations, passed = _pass_over_data(p, client, watch, keep)
-        passed.tally.saw(on_each_worker(client, backend.peak))
-        if not passed.products:
-            rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
-            passed = passed._replace(syrk_rates=on_each_worker(client, rate))
-    curve = None
-    if equations is not None:
-        began = time.perf_counter()
+            settle = functools.partial(verified, client=client, watch=watch)
+            seen = phases.performance_report(page, client)
+            with runs.started(out, name), seen, checkpoint.begun(keep, p, settle) as p:
+                p = machine.panelled(p, found)  # what a checkpoint resolved may have been meant for larger workers
+                runs.check_memory(p, found)
+                if isinstance(p.solver, PCG):
+                    model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
+                    equations = None
+                elif p.tile:
+                    _check_folds(p)
+                    model, cv, passed = fit_by_tiles(p, client, watch, keep)
+                    equations = None
+                else:
+                    equations, passed = _pass_over_data(p, client, watch, keep)
+            passed.tally.saw(on_each_worker(client, backend.peak))
+            if not passed.products:
+                rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads)
+                passed = passed._replace(syrk_rates=on_each_worker(client, rate))
+        curve = None
+        if equations is not None:
+            model, cv, curve = _solved(p, equations, passed.seconds)
+    passed.seconds.update(total=time.perf_counter() - start)
+    report = runs.report(p, found, passed, model, cv, run) | {"curve": curve}
+    if out:
+        runs.finish(out, model, equations, report)
+        checkpoint.remove(keep)
+    return FitResult(model, cv, report, equations)
+
+
+def _solved(
+    p: Plan, equations: Equations, seconds: dict[str, float]
+) -> tuple[RidgeModel, CVResult | None, dict[str, Any] | None]:
+    """Model, scores and the curve of fewer features, in this process."""
+    job, began = p.job, time.perf_counter()
+    with phases.phase("solve", None):
         model, cv = solve(
             equations,
             solver=p.solver,
@@ -126,15 +150,11 @@ def fit(
             alphas_per_row=job.alphas_per_row,
             per_target=job.alpha_per_target,
         )
-        passed.seconds.update(solve=time.perf_counter() - began)
+    solved = time.perf_counter()
+    with phases.phase("curve", None):
         curve = curve_of(equations, cv, job.alpha_per_target)
-        passed.seconds.update(curve=time.perf_counter() - began - passed.seconds["solve"])
-    passed.seconds.update(total=time.perf_counter() - start)
-    report = runs.report(p, found, passed, model, cv) | {"curve": curve}
-    if out:
-        runs.finish(out, model, equations, report)
-        checkpoint.remove(keep)
-    return FitResult(model, cv, report, equations)
+    seconds.update(solve=solved - began, curve=time.perf_counter() - solved)
+    return model, cv, curve
 
 
 def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEquations]:
@@ -228,7 +248,7 @@ def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: s
     between = time.perf_counter()
     summand = EquationsOf(empty.features, empty.preprocessing, p.dtype)
     timeline: list[tuple[float, int]] = []
-    with watching(client, watch)("equations", p.reads * p.layout.rows) as done:
+    with phase("equations", p.reads * p.layout.rows, client, watch) as done:
         parts = reduce(source, summand, shards, p.fan_in, client, progress.timed(done, timeline), kept)
     equations = replace(empty, folds=[part.total for part in parts])
     tally = functools.reduce(operator.add, (part.tally for part in parts))

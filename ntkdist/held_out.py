@@ -16,7 +16,7 @@ from ntkdist.out_of_fold import fold_models
 from ntkdist.plan import Plan
 from ntkdist.progress import Watch
 from ntkdist.reduce import Source, reduce_all
-from ntkdist.select import CVResult
+from ntkdist.scores import CVResult
 from ntkdist.sums import HeldOut
 from ntkdist.sums.held_out import BINS, SPAN
 

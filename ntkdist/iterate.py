@@ -22,7 +22,7 @@ from ntkdist.plan import FILLED, Plan
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import DataGram, LossesOf, Mapped, Passes
 from ntkdist.progress import Progress, Watch
-from ntkdist.reduce import on_each_worker, watching
+from ntkdist.reduce import on_each_worker, phase
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
 from ntkdist.shards import Shard, Source
@@ -47,7 +47,7 @@ def fit_by_products(
     """
     source = Source(p.dataset, p.layout, p.block_rows, p.threads, skip=p.skip or ())
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    watch, start = watching(client, watch), time.perf_counter()
+    start = time.perf_counter()
     empty, _ = checkpoint.prepared(keep, p, lambda: prepare.prepare(p.job, source, client, watch))
     pre, features = empty.preprocessing, empty.features
     limit = cache_bytes(p, solver, found, client is None)
@@ -55,7 +55,7 @@ def fit_by_products(
     passes = Passes(source, shards, p.fan_in, client, Mapped(features, pre, p.dtype, run, limit))
     try:
         ready = time.perf_counter()
-        with watch("sums", p.layout.rows) as done:
+        with phase("sums", p.layout.rows, client, watch) as done:
             sums = passes.cross(done)
         if len(sums) > 1:
             check_folds(sums)
@@ -63,7 +63,7 @@ def fit_by_products(
         between = time.perf_counter()
         near = preconditioner(p, solver, passes, total, watch)
         began = time.perf_counter()
-        with watch("iterations", p.layout.rows * (solver.max_iterations + 1)) as done:
+        with phase("iterations", p.layout.rows * (solver.max_iterations + 1), client, watch) as done:
             path = Path(passes, sums, total, solver, near, p.job.alphas_per_row, p.job.alphas, done)
             cv, alphas = path.choose(p.job.alpha_per_target)
         ended = time.perf_counter()
@@ -97,7 +97,7 @@ def cache_bytes(p: Plan, solver: PCG, found: Resources, here: bool) -> int:
     return max(0, int(min(solver.cache * found.memory_bytes, free)))
 
 
-def preconditioner(p: Plan, solver: PCG, passes: Passes, total: CrossSums, watch: Watch) -> LowRank:
+def preconditioner(p: Plan, solver: PCG, passes: Passes, total: CrossSums, watch: Watch | None) -> LowRank:
     """From rows drawn in proportion to their weights, about the mean of all."""
     mapped = passes.mapped
     summand = prepare.SampleOf(

@@ -30,7 +30,7 @@ from ntkdist.prepare import SampleOf, learnt
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.progress import Watch
 from ntkdist.reduce import reduce_all
-from ntkdist.select import CVResult
+from ntkdist.scores import CVResult
 from ntkdist.shards import Source
 from ntkdist.sums import NormalEquations
 

@@ -19,7 +19,7 @@ from ntkdist.fit import solve_at
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.progress import Watch, default_watch
 from ntkdist.reduce import MAP_FAN_IN, reduce
-from ntkdist.select import CVResult
+from ntkdist.scores import CVResult
 from ntkdist.shards import Shard, Source
 from ntkdist.solvers import AnySolver
 from ntkdist.sums import Rowwise

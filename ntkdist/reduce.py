@@ -19,7 +19,7 @@ from dask.delayed import delayed
 from distributed import CancelledError, Client, Future, KilledWorker, as_completed, wait
 from distributed.protocol import register_generic
 
-from ntkdist import backend
+from ntkdist import backend, phases
 from ntkdist.arrays import Arrays
 from ntkdist.cluster import local_scheduler
 from ntkdist.data import Dataset
@@ -110,13 +110,13 @@ def settle(client: Client | None, promised: Sequence[Any]) -> None:
 
 
 def reduce_all(
-    source: Source, summand: AnySummand, rows_per_span: int, client: Client | None, phase: str, watch: Watch | None
+    source: Source, summand: AnySummand, rows_per_span: int, client: Client | None, name: str, watch: Watch | None
 ) -> Part:
     """One sum over all rows of a dataset, read in spans of a size, with progress shown."""
     rows = source.layout.rows
     spans = [(a, min(a + rows_per_span, rows)) for a in range(0, rows, rows_per_span)]
     shards = [Shard(0, tuple(some)) for some in evenly(spans, MAP_TASKS)]
-    with watching(client, watch)(phase, rows) as done:
+    with phase(name, rows, client, watch) as done:
         return reduce(source, summand, shards, MAP_FAN_IN, client, done)[0]
 
 
@@ -257,9 +257,12 @@ def _itself(summand: T) -> T:
     return summand
 
 
-def watching(client: Client | None, watch: Watch | None) -> Watch:
-    """What shows progress: what is given, else what suits the place, with the number of workers."""
-    return watch or default_watch(len(client.nthreads()) if client else 1)
+@contextmanager
+def phase(name: str, rows: int, client: Client | None, watch: Watch | None) -> Iterator[Progress]:
+    """A phase for all who look: in the log, on the scheduler, and as progress by ``watch`` or what suits the place."""
+    shown = watch or default_watch(len(client.nthreads()) if client else 1)
+    with phases.phase(name, client), shown(name, rows) as done:
+        yield done
 
 
 def on_each_worker(client: Client | None, call: Callable[[], T]) -> list[T]:

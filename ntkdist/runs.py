@@ -15,7 +15,7 @@ from ntkdist.job import job_digest
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
-from ntkdist.select import CVResult
+from ntkdist.scores import CVResult
 from ntkdist.sums import Tally
 from ntkdist.versions import versions
 
@@ -134,7 +134,9 @@ class Passed(NamedTuple):
         return {"remembered rows": self.products["remembered_bytes"]} if self.products else {}
 
 
-def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVResult | None) -> dict[str, Any]:
+def report(
+    p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVResult | None, run: str
+) -> dict[str, Any]:
     """All that a reader of a run may ask, as plain objects."""
     tally, seconds = passed.tally, passed.seconds
     notes = [cv.note] if cv is not None and cv.note else []
@@ -176,12 +178,14 @@ def report(p: Plan, found: Resources, passed: Passed, model: RidgeModel, cv: CVR
         "alpha": model.alpha.tolist(),
         "alpha_per_row": (model.alpha / sum(passed.fold_weights)).tolist(),
         "run": {
+            "id": run,
             "seconds": seconds,
             "bytes_read": tally.nbytes,
             "timeline": passed.timeline,
             "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
             "workers": found.workers,
             "peak_memory_bytes": tally.workers,
+            "worker_rows_per_second": tally.rates(),
             "projected_memory_bytes": p.memory(*found.shape) | passed.remembered,
             **_rates(p, passed),
         },

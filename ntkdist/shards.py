@@ -138,7 +138,9 @@ def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
     for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
-    tally.saw([backend.peak()])
+    name, peak = backend.peak()
+    tally.saw([(name, peak)])
+    tally.worked[name] = (tally.rows, tally.read_seconds + tally.work_seconds)
     return Part(total, tally)
 
 

@@ -25,7 +25,7 @@ from ntkdist.plan import Plan
 from ntkdist.prepare import prepare
 from ntkdist.products import Mapped, check_finite
 from ntkdist.progress import Progress, Watch
-from ntkdist.reduce import fetch, settle, sums_in_place
+from ntkdist.reduce import fetch, phase, settle, sums_in_place
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
 from ntkdist.shards import Part, Shard, Source, by_fold
@@ -48,17 +48,17 @@ def fit_by_tiles(
         If no penalty could be solved.
     """
     source, shards = by_fold(p)
-    start, watch = time.perf_counter(), watch or progress.default_watch()
+    start = time.perf_counter()
     empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source._replace(folds=0), client, watch))
     ready = time.perf_counter()
     home = Home(client, p.threads)
     mapped = Mapped(empty.features, empty.preprocessing, p.dtype, "", 0)
     timeline: list[tuple[float, int]] = []
-    with watch("equations", p.panels * p.reads * p.layout.rows) as done:
+    with phase("equations", p.panels * p.reads * p.layout.rows, client, watch) as done:
         folds, tally = sum_tiles(p, mapped, source, shards, home, progress.timed(done, timeline), kept)
     sums = [_cross_sums(p, fold, home) for fold in folds]
     summed = time.perf_counter()
-    with watch("factorisations", 0):
+    with phase("factorisations", 0, client, watch):
         path = TiledPath(p, folds, sums, home)
         cv, alpha = path.choose(p.job.alphas, p.job.alphas_per_row, p.job.alpha_per_target)
         coef, intercept = path.of_all_rows(alpha)

@@ -235,6 +235,24 @@ def test_compression_keeps_what_matters() -> None:
         assert np.linalg.norm(z @ z.T - exact) < close * np.linalg.norm(exact)
 
 
+def test_the_last_linear_parts_are_compressed_too() -> None:
+    """Their columns are the principal axes of the cells' mean windows: uncorrelated over the sample, in order."""
+    sample = images(60, seed=7)
+    for options, columns, kept in (
+        ({"tangent": False}, slice(1, 7), {"F0", "linear1"}),
+        ({"tangent": True}, slice(0, 6), {"F0", "tangent1"}),
+        ({"tangent": True, "ends": True, "compress": 30}, slice(256, 286), {"linear1", "tangent1"}),
+    ):
+        spec = CNTKRandomFeatures(512, 2, width=24, **({"compress": 6} | options))
+        features = spec.fit(sample)
+        assert set(features.arrays) == kept
+        linear = features(sample)[:, columns]
+        moments = linear.T @ linear
+        energies = np.diag(moments)
+        np.testing.assert_allclose(moments, np.diag(energies), atol=1e-10 * energies[0])
+        assert (np.diff(energies) < 0).all()
+
+
 def test_refusals() -> None:
     with pytest.raises(SpecError, match=r"CNTK\.depth is 1, at which the kernel is zero"):
         CNTKRandomFeatures(64, 1)

@@ -1,4 +1,4 @@
-"""Feature maps: what the interface promises of every map, and how `NTKRandomFeatures` approximates its kernel."""
+"""`NTKRandomFeatures` and `Linear`: against their recursions and formulas, and the memory that they take."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -6,27 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from reference import default_gram, paper_features
 
-from ntkdist import (
-    NNGP,
-    NTK,
-    DataError,
-    Gaussian,
-    Laplace,
-    Linear,
-    NTKRandomFeatures,
-    NTKSketch,
-    Nystrom,
-    RandomFourier,
-    SpecError,
-    ZonalFeatures,
-    draws,
-)
-from ntkdist.features import FeatureMap, FittedMap
+from ntkdist import NTK, DataError, Linear, NTKRandomFeatures, SpecError, draws
 from ntkdist.features.base import _cast
 from ntkdist.features.random_features import RELU, mean_abs
 
@@ -34,49 +17,7 @@ F8 = NDArray[np.float64]
 PAPER: dict[str, Any] = {"variant": "paper"}
 LEVERAGE: dict[str, Any] = {"variant": "paper", "leverage_scores": True}
 D = 6
-MAPS: dict[str, FeatureMap | FittedMap] = {
-    "linear": Linear(D),
-    "default": NTKRandomFeatures(64),
-    "default-deep": NTKRandomFeatures(101, depth=3),
-    "default-projected": NTKRandomFeatures(13 + 3, depth=1, seed=4),
-    "paper": NTKRandomFeatures(50, **PAPER),
-    "paper-deep": NTKRandomFeatures(64, depth=2, **PAPER),
-    "paper-leverage": NTKRandomFeatures(64, **LEVERAGE),
-    "default-bias": NTKRandomFeatures(64, depth=2, bias=0.5),
-    "paper-bias": NTKRandomFeatures(64, bias=0.5, **PAPER),
-    "zonal": ZonalFeatures(64),
-    "zonal-deep": ZonalFeatures(101, NTK(5), seed=2),
-    "zonal-nngp": ZonalFeatures(50, NNGP(2)),
-    "zonal-laplace": ZonalFeatures(64, Laplace(0.5, homogeneous=True)),
-    "zonal-projected": ZonalFeatures(13, seed=4),
-    "zonal-bias": ZonalFeatures(64, NTK(2, bias=0.5)),
-    "sketch": NTKSketch(64),
-    "sketch-deep": NTKSketch(301, depth=3, seed=2),
-    "sketch-projected": NTKSketch(11, depth=2, seed=4),
-    "sketch-bias": NTKSketch(64, depth=2, degree=5, bias=0.5),
-    "fourier": RandomFourier(64, Gaussian(2.0)),
-    "fourier-laplace": RandomFourier(101, Laplace(2.0)),
-    "fourier-homogeneous": RandomFourier(63, Laplace(0.5, homogeneous=True)),
-}
-RANDOM = [name for name in MAPS if name != "linear"]
-SAMPLE = np.random.default_rng(9).standard_normal((200, D))
-MAPS |= {
-    "nystrom": Nystrom(64).fit(SAMPLE),
-    "nystrom-leverage": Nystrom(70, NNGP(3), "leverage").fit(SAMPLE),
-    "nystrom-bias": Nystrom(300, NTK(3, bias=1.0), "rpcholesky").fit(SAMPLE),
-    "nystrom-gaussian": Nystrom(64, Gaussian(2.0)).fit(SAMPLE),
-    "nystrom-laplace": Nystrom(64, Laplace(0.5, homogeneous=True)).fit(SAMPLE),
-}
-INHOMOGENEOUS = {
-    *("default-bias", "paper-bias", "zonal-bias", "sketch-bias", "nystrom-bias"),
-    *("fourier", "fourier-laplace", "nystrom-gaussian"),
-}
 ROUNDING = {np.float64: 1e-12, np.float32: 1e-5}
-every_map = pytest.mark.parametrize("features", MAPS.values(), ids=MAPS)
-random_maps = pytest.mark.parametrize("features", [MAPS[k] for k in RANDOM], ids=RANDOM)
-homogeneous_maps = pytest.mark.parametrize(
-    "features", [MAPS[k] for k in MAPS if k not in INHOMOGENEOUS], ids=[k for k in MAPS if k not in INHOMOGENEOUS]
-)
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -84,97 +25,10 @@ def rows(n: int, d: int = D, seed: int = 0) -> F8:
     return np.random.default_rng(seed).standard_normal((n, d))
 
 
-def fresh(features: FeatureMap | FittedMap, x: NDArray[Any]) -> NDArray[Any]:
-    """φ(x) drawn anew: what another process would compute."""
-    drawn = {k: _cast(v, x.dtype) for k, v in features.draw(x.shape[1:]).items()}
-    return features.apply(drawn, x)
-
-
 def same_rows(a: NDArray[Any], b: NDArray[Any]) -> None:
     """Equal row by row, to the promised share of the row's norm."""
     norms = np.linalg.norm(b, axis=1)
     assert (np.linalg.norm(a.astype(np.float64) - b, axis=1) <= ROUNDING[b.dtype.type] * norms).all()
-
-
-@every_map
-@both_dtypes
-@pytest.mark.parametrize("n", [0, 1, 7, 300])
-def test_shape_and_dtype(features: FeatureMap, dtype: type, n: int) -> None:
-    z = features(rows(n).astype(dtype))
-    assert z.shape == (n, features.n_components)
-    assert z.dtype == dtype
-    assert np.isfinite(z).all()
-
-
-@every_map
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float16, ">f8"])
-def test_other_numbers_are_computed_in_float64(features: FeatureMap, dtype: Any) -> None:
-    x = np.random.default_rng(0).integers(0, 200, (5, D)).astype(dtype)
-    z = features(x)
-    assert z.dtype == np.float64
-    np.testing.assert_array_equal(z, features(x.astype(np.float64)))
-
-
-@every_map
-def test_float32_is_float64_rounded(features: FeatureMap) -> None:
-    x = rows(50).astype(np.float32)
-    assert np.abs(features(x) - features(x.astype(np.float64))).max() < 1e-5 * np.abs(features(x)).max() * D
-
-
-@random_maps
-def test_a_map_is_its_seed(features: NTKRandomFeatures) -> None:
-    """Drawn again: the same bits; another seed: another map."""
-    x = rows(20)
-    np.testing.assert_array_equal(fresh(features, x), features(x))
-    other = type(features)(**{f: getattr(features, f) for f in features.__struct_fields__} | {"seed": 99})
-    assert np.linalg.norm(other(x) - features(x)) > 0.1 * np.linalg.norm(features(x))
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.data(), st.sampled_from(list(MAPS)), st.sampled_from([np.float32, np.float64]))
-def test_a_row_depends_on_its_own_input_only(data: st.DataObject, name: str, dtype: type) -> None:
-    """Any subset in any order, in any pieces, gives the same rows."""
-    features, x = MAPS[name], rows(60).astype(dtype)
-    whole = features(x)
-    order = data.draw(st.lists(st.integers(0, 59), min_size=1, max_size=60))
-    cuts = sorted(data.draw(st.sets(st.integers(1, len(order)), max_size=6)))
-    pieces = [features(part) for part in np.split(x[order], cuts) if len(part)]
-    same_rows(np.concatenate(pieces), whole[order])
-
-
-@every_map
-@both_dtypes
-def test_many_rows_in_pieces(features: FeatureMap, dtype: type) -> None:
-    """A call works through many rows in pieces, which must not show; nor must memory order."""
-    x = rows(20_000 if features.n_components < 64 else 9_000).astype(dtype)
-    whole = features(x)
-    same_rows(np.concatenate([features(part) for part in np.array_split(x, 7)]), whole)
-    same_rows(features(np.asfortranarray(x)), whole)
-    same_rows(features(np.repeat(x, 2, axis=0)[::2]), whole)
-
-
-@homogeneous_maps
-@both_dtypes
-def test_zero_rows_have_zero_features(features: FeatureMap, dtype: type) -> None:
-    x = rows(6).astype(dtype)
-    x[[0, 4]] = 0
-    z = features(x)
-    assert (z[[0, 4]] == 0).all()
-    assert (np.abs(z[[1, 2, 3, 5]]).sum(1) > 0).all()
-
-
-@homogeneous_maps
-@pytest.mark.parametrize("scale", [2, 0.25, 3])
-def test_homogeneous(features: FeatureMap, scale: float) -> None:
-    x = rows(20)
-    same_rows(features(scale * x), scale * features(x))
-
-
-@every_map
-def test_images_are_flattened(features: FeatureMap) -> None:
-    x = rows(9)
-    np.testing.assert_array_equal(features(x.reshape(9, 1, 3, 2)), features(x))
-    np.testing.assert_array_equal(features.kernel(x.reshape(9, 1, 3, 2)), features.kernel(x))
 
 
 def test_a_vector_is_refused() -> None:

@@ -199,3 +199,13 @@ def test_kernels_of_a_wide_network(depth: int) -> None:
 def test_depth_below_one_is_refused() -> None:
     with pytest.raises(SpecError, match=r"NTK\.depth is 0"):
         NTK(0)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 7])
+def test_ntk_is_that_of_scikit_ntk(depth: int) -> None:
+    """Theirs is 1 on the diagonal of unit rows; a bias is something else there, and is left out."""
+    skntk = pytest.importorskip("skntk")
+    x, z = np.random.default_rng(0).standard_normal((30, 9)), np.random.default_rng(1).standard_normal((20, 9))
+    theirs = skntk.NeuralTangentKernel(depth=depth, bias=0.0)
+    np.testing.assert_allclose(NTK(depth)(x, z), (depth + 1) * theirs(x, z), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(NTK(depth)(x), (depth + 1) * theirs(x), rtol=1e-6)  # theirs takes the arccos of 1

@@ -201,3 +201,8 @@ def test_classification_metrics_are_those_of_scikit_learn() -> None:
 def test_tallies_add_and_keep_the_peak_of_each_worker() -> None:
     both = Tally(rows=2, workers={"a": 5, "b": 1}) + Tally(rows=3, dropped=1, workers={"a": 4})
     assert (both.rows, both.dropped, both.workers) == (5, 1, {"a": 5, "b": 1})
+
+
+def test_tallies_know_how_fast_each_worker_was() -> None:
+    both = Tally(worked={"a": (30, 2.0), "b": (9, 3.0)}) + Tally(worked={"a": (10, 2.0)})
+    assert both.rates() == {"a": 10.0, "b": 3.0}

@@ -24,7 +24,7 @@ from ntkdist.plan import plan
 from ntkdist.prepare import learnt, scaling
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.reduce import MAP_FAN_IN, reduce
-from ntkdist.select import CVResult
+from ntkdist.scores import CVResult
 from ntkdist.shards import Shard, Source, by_fold
 from ntkdist.solvers import Cholesky
 from ntkdist.sums import Rowwise

@@ -66,6 +66,7 @@ class Mapped(BaseEstimator):
             return x.map_blocks(
                 block,
                 dtype=dtype,
+                token="ntkdist",
                 chunks=(x.chunks[0], *((n,) for n in wide)),
                 drop_axis=list(range(1 + len(wide), x.ndim)),
                 meta=np.empty((0,) * (1 + len(wide)), dtype),

@@ -8,6 +8,7 @@ The recursion is that of the kernel, Π ← κ₀·(window sum of Π) + Γ, with
 the window itself, a sum is a concatenation, and multiplying by κ₀ is flipping signs at random.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,8 +20,10 @@ from ntkdist.features.base import Arrays, FeatureMap, FittedMap, Params
 from ntkdist.features.conv_layers import (
     COLUMNS,
     WHITENING_SIDE,
+    Average,
     Layer,
     averaging,
+    beside,
     flat_pixels,
     pooling,
     principal,
@@ -31,6 +34,7 @@ from ntkdist.features.conv_layers import (
 from ntkdist.kernels.conv import CNTK
 
 F8 = NDArray[np.float64]
+LINEAR = ("linear", "tangent")  # what is drawn, or learnt, for the linear parts of F and of S
 SAMPLE_ROWS = 256  # images that whitening and compression are learnt from: some 10⁵ windows
 
 
@@ -66,7 +70,8 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         Whiten the image first (ZCA), by one filter of 7 x 7 pixels learnt from the covariance of such windows, to
         whose eigenvalues this share of their mean is added; 0: do not.
     compress : int
-        Principal directions of F, and as many of S, kept between layers, learnt from a sample; 0: keep all.
+        Principal directions of F, and as many of S, kept between layers, learnt from a sample; 0: keep all.  The last
+        layer's linear parts keep as many of the cells' mean windows, whose pixels are nearly those of one pixel.
     seed : int
     """
 
@@ -129,7 +134,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
             else:
                 made_s = 0 if not self.tangent else cell // 2 if self.ends else cell
                 made = cell - made_s
-            found.append(Layer(d, dv, made, made_s))
+            found.append(Layer(d, dv, made, made_s, self.compress if h == self.depth - 1 else 0))
             f, s = (min(n, self.compress or n) for n in (made, made_s))
         return found
 
@@ -178,12 +183,28 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
             sample = whitened(sample, arrays["whiten"])
         if self.compress:
             maps = [{"F": image[None]} for image in sample]
-            for h, layer in enumerate(self._layers(sample.shape[3])[:-1]):
+            *layers, last = self._layers(sample.shape[3])
+            for h, layer in enumerate(layers):
                 maps = [self._layer(params, h, layer, each) for each in maps]
                 for name in [name for name in maps[0] if maps[0][name].shape[3] > self.compress]:
                     arrays[f"{name}{h}"] = principal([each[name] for each in maps], self.compress)
                     maps = [each | {name: each[name] @ arrays[f"{name}{h}"]} for each in maps]
+            arrays |= self._linear(last, maps)
         return FittedMap(self, arrays)
+
+    def _linear(self, last: Layer, maps: list[Params]) -> Arrays:
+        """Principal directions of the cells' mean windows, for the linear parts of the last layer."""
+        means: dict[str, list[NDArray[Any]]] = {part: [] for part in LINEAR}
+        for each in maps:
+            u, v, average = self._seen(self.depth - 1, each)
+            means["linear"].append(average(u))
+            means["tangent"].append(beside(v, average) if v else means["linear"][-1])
+        narrowed = {"linear": (last.made, last.p, last.d), "tangent": (last.made_s, last.ps, last.dv)}
+        return {
+            f"{name}{self.depth - 1}": principal(means[name], p) * math.sqrt(0.5)
+            for name, (made, p, d) in narrowed.items()
+            if made and p < d
+        }
 
     # Applying.
 
@@ -210,19 +231,23 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
 
     def _layer(self, params: Params, h: int, layer: Layer, maps: Params) -> Params:
         """F and S of the next layer, pooled, or averaged over the cells if it is the last."""
-        u, *rest = (windows(m, self.filter_size, self.padding) for m in maps.values())
-        shape = u.shape[:3]
-        factor = self.pool[h] if self.pool else 1
-        average = averaging(shape, factor, self.grid) if h == self.depth - 1 else pooling(shape, factor)
-        u, v, w = flat_pixels(u), [flat_pixels(s) for s in rest], params[f"layer{h}"]
-        if h or self.ends:
-            v.append(u)
+        u, v, average = self._seen(h, maps)
+        w = params[f"layer{h}"] | {part: params[f"{part}{h}"] for part in LINEAR if f"{part}{h}" in params}
         made = {}
         if layer.made:
             made["F"] = layer.covariance(w, u, average)
         if layer.made_s:
             made["S"] = layer.tangent(w, u, v, average)
         return made
+
+    def _seen(self, h: int, maps: Params) -> tuple[NDArray[Any], list[NDArray[Any]], Average]:
+        """The windows u and v of a layer, and what averages over them."""
+        u, *rest = (windows(m, self.filter_size, self.padding) for m in maps.values())
+        shape = u.shape[:3]
+        factor = self.pool[h] if self.pool else 1
+        average = averaging(shape, factor, self.grid) if h == self.depth - 1 else pooling(shape, factor)
+        u, v = flat_pixels(u), [flat_pixels(s) for s in rest]
+        return u, [*v, u] if h or self.ends else v, average
 
 
 def _mirrored(x: NDArray[Any]) -> NDArray[Any]:

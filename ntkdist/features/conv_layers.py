@@ -28,17 +28,20 @@ class Layer(NamedTuple):
     """Sizes of a layer: windows u and v of dimensions d and dv become ``made`` and ``made_s`` features.
 
     dv and made_s are 0 where there is no tangent kernel yet, made where the last layer's covariance does not count.
+    The linear parts have ``most`` columns at most, which are learnt; if that is 0, any number, and they are drawn.
     """
 
     d: int
     dv: int
     made: int
     made_s: int
+    most: int = 0
 
     @property
     def p(self) -> int:
         """Columns of u's linear part: all of u where that takes at most half of the columns."""
-        return self.d if 2 * (1 + self.d) <= self.made else self.made // 4
+        p = self.d if 2 * (1 + self.d) <= self.made else self.made // 4
+        return min(p, self.most or p)
 
     @property
     def m(self) -> int:
@@ -48,7 +51,8 @@ class Layer(NamedTuple):
     @property
     def ps(self) -> int:
         """Columns of v's linear part."""
-        return self.dv if 2 * self.dv <= self.made_s else self.made_s // 4
+        ps = self.dv if 2 * self.dv <= self.made_s else self.made_s // 4
+        return min(ps, self.most or ps)
 
     @property
     def ms(self) -> int:
@@ -60,12 +64,12 @@ class Layer(NamedTuple):
         found = {}
         if self.made:
             found["abs"] = (ABS, self.d, self.m)
-            if self.p < self.d:
+            if self.p < self.d and not self.most:
                 found["linear"] = (LINEAR, self.d, self.p)
         if self.made_s:
             found["step"] = (STEP, self.d, self.ms)
             found["right"] = (RIGHT, self.dv, self.ms)
-            if self.ps < self.dv:
+            if self.ps < self.dv and not self.most:
                 found["tangent"] = (TANGENT, self.dv, self.ps)
         return found
 
@@ -95,13 +99,18 @@ class Layer(NamedTuple):
 
     def tangent(self, w: Params, u: NDArray[Any], v: list[NDArray[Any]], average: Average) -> NDArray[Any]:
         """[v/√2; sgn(u·w)⊙√d (v·w')/√(2m)], averaged: κ₀ times the tangent kernel of the windows."""
-        linear = np.concatenate([average(block) for block in v], axis=3)
+        linear = beside(v, average)
         parts = [linear @ w["tangent"] if "tangent" in w else linear * u.dtype.type(math.sqrt(0.5))]
         for block in _blocks(self.ms):
             s = _times(v, w["right"][:, block])
             _flip(s, u @ w["step"][:, block])
             parts.append(average(s))
         return np.concatenate(parts, axis=3)
+
+
+def beside(v: list[NDArray[Any]], average: Average) -> NDArray[Any]:
+    """Averages of blocks side by side."""
+    return np.concatenate([average(block) for block in v], axis=3)
 
 
 def windows(x: NDArray[Any], q: int, padding: str) -> NDArray[Any]:

@@ -23,7 +23,7 @@ from ntkdist.progress import Watch
 from ntkdist.reduce import Source
 from ntkdist.report import pictures
 from ntkdist.report.pictures import Picture
-from ntkdist.select import CVResult
+from ntkdist.scores import CVResult
 from ntkdist.spec import decode
 from ntkdist.sums import HeldOut
 

@@ -10,7 +10,7 @@ from scipy.special import erf
 from ntkdist.kernel_error import SpectralError, frobenius_error
 from ntkdist.model import Equations
 from ntkdist.report import figures
-from ntkdist.select import CVResult
+from ntkdist.scores import CVResult
 from ntkdist.sums import HeldOut
 from ntkdist.sums.held_out import ERROR_BINS, ERROR_SPAN
 

@@ -3,13 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+IDLE = (0, 0.0)
+
 
 @dataclass
 class Tally:
     """Rows, bytes, seconds and memory of some tasks: a value with ``+``.
 
     ``rows`` does not count those that were ``dropped``; ``resumed`` counts the tasks whose sum was kept from before;
-    ``workers`` holds the peak resident bytes of each process that took part.
+    ``workers`` holds the peak resident bytes of each process that took part, ``worked`` its rows and the seconds of its
+    tasks.
     """
 
     rows: int = 0
@@ -19,6 +22,7 @@ class Tally:
     read_seconds: float = 0.0
     work_seconds: float = 0.0
     workers: dict[str, int] = field(default_factory=dict)
+    worked: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def saw(self, peaks: Iterable[tuple[str, int]]) -> None:
         """Count more peaks of processes."""
@@ -26,7 +30,7 @@ class Tally:
             self.workers[name] = max(self.workers.get(name, 0), nbytes)
 
     def __add__(self, other: "Tally") -> "Tally":
-        names = self.workers.keys() | other.workers.keys()
+        names, both = self.workers.keys() | other.workers.keys(), self.worked.keys() | other.worked.keys()
         return Tally(
             self.rows + other.rows,
             self.dropped + other.dropped,
@@ -35,4 +39,13 @@ class Tally:
             self.read_seconds + other.read_seconds,
             self.work_seconds + other.work_seconds,
             {n: max(self.workers.get(n, 0), other.workers.get(n, 0)) for n in sorted(names)},
+            {n: _both(self.worked.get(n, IDLE), other.worked.get(n, IDLE)) for n in sorted(both)},
         )
+
+    def rates(self) -> dict[str, float]:
+        """Rows a second of each process while a task of it ran; of one task, where several run at once."""
+        return {name: rows / max(seconds, 1e-9) for name, (rows, seconds) in self.worked.items()}
+
+
+def _both(one: tuple[int, float], other: tuple[int, float]) -> tuple[int, float]:
+    return one[0] + other[0], one[1] + other[1]

@@ -1,0 +1,210 @@
+"""One model on splits of a table, in a process of its own: errors, seconds and the peak of its memory.
+
+    python jobs/models.py MODEL TABLE.npz [--m 1024] [--folds 3]
+
+TABLE.npz holds ``x`` (n, d), ``y`` (n,) and ``test`` (splits, n), true for the rows that a split is tested on.  Every
+model gets the training rows and chooses all it has to choose from them alone; seconds count that too, and of ntkdist
+also the conversion to Zarr.  Prints one line of JSON.  `run` is that from another process.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import dask
+import dask.array as da
+import msgspec
+import numpy as np
+from scipy.linalg import solve
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.kernel_approximation import Nystroem, RBFSampler
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import ntkdist as nd
+
+LENGTHSCALES = (0.5, 0.7, 1.0, 1.4, 2.0, 3.0)  # of standardised columns
+NTKS = tuple(nd.NTK(depth, bias) for depth in (1, 2, 3) for bias in (1.0, 3.0))
+GAUSSIANS = tuple(nd.Gaussian(length) for length in LENGTHSCALES)
+PER_ROW = tuple(10.0**e for e in range(-7, 0))  # penalties of the others' ridges over their training rows
+TUNING_M, TUNING_ROWS = 512, 5000
+EXACT_ROWS = 10_000  # more, and an exact kernel is left out
+
+
+class Part(NamedTuple):
+    """The training rows of a split, and what may be spent on them."""
+
+    x: Any
+    y: Any
+    m: int
+    folds: int
+
+
+class Fitted(NamedTuple):
+    predict: Callable[[Any], Any]
+    chosen: str
+
+
+def ours(make: Callable[..., Any], kernels: Sequence[Any]) -> Callable[[Part], Fitted]:
+    """A map with the kernel that cross-validates best at 512 columns, then with all columns."""
+
+    def fit(part: Part) -> Fitted:
+        with tempfile.TemporaryDirectory() as place:
+            np.savez(f"{place}/train.npz", x=part.x, y=part.y)
+            nd.convert(f"{place}/train.npz", f"{place}/train.zarr", target=["y"])
+            job = nd.Job(nd.Dataset(f"{place}/train.zarr"), nd.Linear(1), plan=nd.PlanTable(folds=part.folds))
+
+            def fitted(kernel: Any, m: int) -> nd.FitResult:
+                return nd.fit(msgspec.structs.replace(job, features=make(m, kernel)))
+
+            scores = [fitted(kernel, min(part.m, TUNING_M)).cv for kernel in kernels] if len(kernels) > 1 else []
+            best = kernels[int(np.argmin([cv.rmse for cv in scores if cv is not None])) if scores else 0]
+            model = fitted(best, part.m).model
+        return Fitted(model, f"{best}, alpha per row {model.alpha[0] / len(part.x):.1e}")
+
+    return fit
+
+
+def boosted_trees(part: Part) -> Fitted:
+    trees = HistGradientBoostingRegressor(max_iter=2000, learning_rate=0.05, early_stopping=True, random_state=0)
+    return Fitted(trees.fit(part.x, part.y).predict, f"{trees.n_iter_} rounds")
+
+
+def linear(part: Part) -> Fitted:
+    return searched(part, lambda m: make_pipeline(StandardScaler(), Ridge()), {"ridge__alpha": PER_ROW})
+
+
+def sampler(part: Part) -> Fitted:
+    return searched(
+        part,
+        lambda m: make_pipeline(StandardScaler(), RBFSampler(n_components=m, random_state=0), Ridge()),
+        {"ridge__alpha": PER_ROW, "rbfsampler__gamma": gammas()},
+    )
+
+
+def nystroem(part: Part) -> Fitted:
+    return searched(
+        part,
+        lambda m: make_pipeline(StandardScaler(), Nystroem(n_components=min(m, len(part.x)), random_state=0), Ridge()),
+        {"ridge__alpha": PER_ROW, "nystroem__gamma": gammas()},
+    )
+
+
+def exact_gaussian(part: Part) -> Fitted:
+    if len(part.x) > EXACT_ROWS:
+        raise SystemExit(f"{len(part.x):,} rows are more than {EXACT_ROWS:,} for an exact kernel")
+    y_mean = part.y.mean()
+    found = searched(
+        part._replace(y=part.y - y_mean),
+        lambda m: make_pipeline(StandardScaler(), KernelRidge(kernel="rbf")),
+        {"kernelridge__alpha": PER_ROW, "kernelridge__gamma": gammas()},
+    )
+    return found._replace(predict=lambda x: found.predict(x) + y_mean)
+
+
+def searched(part: Part, make: Callable[[int], Any], grid: dict[str, Sequence[float]]) -> Fitted:
+    """A pipeline, tuned by scikit-learn on 5,000 rows and 512 columns; penalties keep their size per row."""
+    rows = np.random.default_rng(0).permutation(len(part.x))[:TUNING_ROWS]
+    name = next(key for key in grid if key.endswith("alpha"))
+    inner = len(rows) * (1 - 1 / part.folds)  # of a training set of the search
+    search = GridSearchCV(
+        make(min(part.m, TUNING_M)),
+        {**grid, name: [a * inner for a in grid[name]]},
+        cv=part.folds,
+        scoring="neg_mean_squared_error",
+    ).fit(part.x[rows], part.y[rows])
+    best = {**search.best_params_, name: search.best_params_[name] * len(part.x) / inner}
+    model = make(part.m).set_params(**best).fit(part.x, part.y)
+    return Fitted(model.predict, ", ".join(f"{key.split('__')[1]} {value:.2g}" for key, value in best.items()))
+
+
+def gammas() -> list[float]:
+    return [0.5 / length**2 for length in LENGTHSCALES]
+
+
+def plain_dask(part: Part) -> Fitted:
+    """What one writes first: features as a Dask array, ``z.T @ z``, one split for the penalty."""
+    features = nd.ZonalFeatures(part.m, nd.NTK(2, bias=1.0))
+    mean, scale, y_mean = part.x.mean(0), part.x.std(0), part.y.mean()
+    held = np.random.default_rng(0).permutation(len(part.x)) < len(part.x) // 5
+    sums, tests = [], []
+    for rows in (~held, held):
+        x = da.from_array((part.x[rows] - mean) / scale, chunks=(2000, -1))
+        z = x.map_blocks(features, chunks=(x.chunks[0], (part.m,)), dtype=x.dtype, meta=np.empty((0, 0)))
+        sums.append((z.T @ z, z.T @ da.from_array(part.y[rows] - y_mean, chunks=2000)))
+        tests.append(z)
+    train, rest = dask.compute(*sums)
+
+    def solved(sums: Any, rows: int, alpha: float) -> Any:
+        return solve(sums[0] + alpha * rows * np.eye(part.m), sums[1], assume_a="pos")
+
+    grid = [a * train[0].trace() / (~held).sum() for a in PER_ROW]
+    coefs = np.stack([solved(train, (~held).sum(), a) for a in grid], axis=1)
+    errors = ((tests[1] @ coefs).compute() - (part.y[held] - y_mean)[:, None]) ** 2
+    alpha = grid[int(errors.mean(0).argmin())]
+    coef = solved([a + b for a, b in zip(train, rest, strict=True)], len(part.x), alpha)
+    return Fitted(lambda x: features((x - mean) / scale) @ coef + y_mean, f"alpha per row {alpha:.1e}")
+
+
+MODELS: dict[str, Callable[[Part], Fitted]] = {
+    "Nystrom, NTK": ours(nd.Nystrom, NTKS),
+    "ZonalFeatures, NTK": ours(nd.ZonalFeatures, NTKS),
+    "NTKRandomFeatures": ours(lambda m, k: nd.NTKRandomFeatures(m, k.depth, bias=k.bias), NTKS),
+    "NTKRandomFeatures, published form": ours(
+        lambda m, k: nd.NTKRandomFeatures(m, k.depth, variant="paper", bias=k.bias), NTKS
+    ),
+    "NTKSketch": ours(lambda m, k: nd.NTKSketch(m, k.depth, 8, bias=k.bias), NTKS),
+    "Nystrom, Gaussian": ours(nd.Nystrom, GAUSSIANS),
+    "RandomFourier, Gaussian": ours(nd.RandomFourier, GAUSSIANS),
+    "boosted trees": boosted_trees,
+    "linear": linear,
+    "scikit-learn RBFSampler + Ridge": sampler,
+    "scikit-learn Nystroem + Ridge": nystroem,
+    "scikit-learn KernelRidge, Gaussian": exact_gaussian,
+    "Dask z.T @ z, same zonal map": plain_dask,
+}
+
+
+def run(model: str, table: str, m: int, folds: int) -> dict[str, Any] | str:
+    """What `main` prints, from a process of its own; or why there is nothing."""
+    command = [sys.executable, __file__, model, table, "--m", str(m), "--folds", str(folds)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@click.command()
+@click.argument("model", type=click.Choice(list(MODELS)))
+@click.argument("table")
+@click.option("--m", default=1024)
+@click.option("--folds", default=3)
+def main(model: str, table: str, m: int, folds: int) -> None:
+    with np.load(table) as arrays:
+        x, y, tests = arrays["x"], arrays["y"], arrays["test"]
+    found: dict[str, Any] = {"test RMSE": [], "of the deviation": [], "seconds": [], "processor s": [], "chosen": []}
+    for test in tests:
+        start = time.perf_counter(), time.process_time()
+        fitted = MODELS[model](Part(x[~test], y[~test], m, folds))
+        found["seconds"].append(time.perf_counter() - start[0])
+        found["processor s"].append(time.process_time() - start[1])
+        rmse = float(np.sqrt(np.mean((np.ravel(fitted.predict(x[test])) - y[test]) ** 2)))
+        found["test RMSE"].append(rmse)
+        found["of the deviation"].append(rmse / float(y[test].std()))
+        found["chosen"].append(fitted.chosen)
+    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(json.dumps(found | {"peak MB": int(peak.split()[1]) * 1024 / 1e6}))
+
+
+if __name__ == "__main__":
+    main()

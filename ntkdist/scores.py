@@ -1,0 +1,129 @@
+"""What cross-validation found: the error of every penalty on every fold, and the choice."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F8 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CVResult:
+    """Scores of a grid of penalties, and the choice.
+
+    Attributes
+    ----------
+    alphas : (a,) array
+        The grid, ascending, in the unit given: absolute, or per unit of weight of a training set if ``per_row``.
+    per_row : bool
+    mse : (a, k, t) array
+        Mean squared error of every penalty on every fold for every target; infinite where it could not be solved.
+    weights : (k,) array
+        Σ w of each fold.
+    spread : (t,) array
+        Weighted variance of the targets, so that ``r2`` is 1 − mse/spread.
+    best : (t,) integer array
+        Chosen row of the grid for every target; all equal unless chosen per target.
+    alpha : (t,) array
+        The chosen penalties for the whole data, absolute.
+    note : str
+        What a reader should know of the choice, or "".
+    scored : tuple of int
+        The folds that k counts, by their numbers.
+    """
+
+    alphas: F8
+    per_row: bool
+    mse: F8
+    weights: F8
+    spread: F8
+    best: NDArray[np.int64]
+    alpha: F8
+    note: str = ""
+    scored: tuple[int, ...] = ()
+
+    @property
+    def path(self) -> F8:
+        """Error of every penalty over all folds, (a, t)."""
+        with np.errstate(invalid="ignore"):
+            return np.einsum("k,akt->at", self.weights, self.mse) / self.weights.sum()
+
+    @property
+    def chosen(self) -> F8:
+        """Cross-validated mean squared error of each target at its chosen penalty, (t,)."""
+        return self.path[self.best, np.arange(len(self.best))]
+
+    @property
+    def rmse(self) -> float:
+        """Root of the mean squared error, averaged over targets."""
+        return float(np.sqrt(self.chosen).mean())
+
+    @property
+    def r2(self) -> float:
+        """Share of a target's variance that is explained out of fold, averaged over targets; nan if one has none."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = 1 - self.chosen / self.spread
+        return float(np.where(self.spread > 0, share, np.nan).mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean squared error, from its spread over folds; nan if one was scored, which has none."""
+        if len(self.weights) == 1:
+            return float("nan")
+        folds = self.mse[self.best, :, np.arange(len(self.best))].mean(axis=0)
+        return float(np.std(folds, ddof=1) / np.sqrt(len(folds)))
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether a chosen penalty is the smallest or largest of the grid."""
+        return len(self.alphas) > 1 and bool(np.isin(self.best, (0, len(self.alphas) - 1)).any())
+
+    def scaled(self, scale: F8) -> "CVResult":
+        """The same in units of targets that were divided by ``scale`` (t,)."""
+        return replace(self, mse=self.mse * scale**2, spread=self.spread * scale**2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain objects, for a report."""
+        unit = "alphas_per_row" if self.per_row else "alphas"
+        return {
+            unit: self.alphas.tolist(),
+            "mse": _or_none(self.path),
+            "fold_mse": _or_none(self.mse),
+            "scored_folds": list(self.scored),
+            "best": self.best.tolist(),
+            "rmse": self.rmse,
+            "r2": self.r2,
+            "mse_standard_error": self.standard_error,
+            "at_edge": self.at_edge,
+            "note": self.note,
+            "weights": self.weights.tolist(),
+            "spread": self.spread.tolist(),
+            "alpha": self.alpha.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "CVResult":
+        """The result whose `to_dict` this is, also after JSON."""
+        per_row = "alphas_per_row" in plain
+        mse = np.array(plain["fold_mse"], np.float64)  # None becomes nan
+        mse[np.isnan(mse)] = np.inf
+        return cls(
+            np.array(plain["alphas_per_row" if per_row else "alphas"], np.float64),
+            per_row,
+            mse,
+            np.array(plain["weights"], np.float64),
+            np.array(plain["spread"], np.float64),
+            np.array(plain["best"], np.int64),
+            np.array(plain["alpha"], np.float64),
+            plain["note"],
+            tuple(plain["scored_folds"]),
+        )
+
+
+def _or_none(values: F8) -> Any:
+    """Nested lists with None for what is not finite, which JSON has no word for."""
+    plain = values.astype(object)
+    plain[~np.isfinite(values)] = None
+    return plain.tolist()
