@@ -84,6 +84,7 @@ def one(name: str, scale: float) -> dict[str, Any]:
         "time": round(cost["seconds"] / seconds, 2),
         "parts_mb": {k: round(v / 1e6, 1) for k, v in cost["worker_memory_bytes"].items()},
         "shards": cost["shards"],
+        "predicted_each_s": {k: round(v, 2) for k, v in cost["seconds_of"].items()},
         "each_s": {k: round(v, 2) for k, v in run["seconds"].items()},
     }
 

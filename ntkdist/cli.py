@@ -14,7 +14,7 @@ import msgspec
 import ntkdist as nd
 from ntkdist import demo, estimate, groups, machine, places, plots, prefixes, preflight, report, runs
 from ntkdist import detach as detached
-from ntkdist.cluster import connect, resources
+from ntkdist.cluster import connect
 
 
 class _Command(click.Group):
@@ -97,19 +97,18 @@ def convert(source: str, dest: str, shuffle_seed: str, **options: Any) -> None:
 @main.command()
 @click.argument("job")
 @scheduler_option
+@click.option("--price", type=click.FloatRange(0), default=0.0, metavar="P", help="Of a worker's node for an hour.")
 @json_option
-def plan(job: str, scheduler: str, as_json: bool) -> None:
+def plan(job: str, scheduler: str, price: float, as_json: bool) -> None:
     """Say what a job will cost, without running it."""
     read = nd.Job.read(job)
     with connect(read.cluster, scheduler) as client:
-        found = resources(client)
-    resolved = machine.planned(read, found)
-    cost = estimate.cost(resolved, found)
+        resolved, found, cost = estimate.planned(read, client, price)
     if as_json:
         click.echo(runs.as_json(cost))
     else:
         click.echo(estimate.table(resolved, found, cost))
-    runs.check_memory(resolved, found)
+    machine.check(resolved, found)
 
 
 @main.command()

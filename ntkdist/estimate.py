@@ -1,46 +1,44 @@
 """What a plan will cost: counted from its shapes, timed on a few rows of this machine."""
 
 import functools
-import time
 from typing import Any
 
 from distributed import Client
 
-from ntkdist import draws, machine, runs
+from ntkdist import machine
 from ntkdist.cluster import Resources, resources
-from ntkdist.features import AnyMap
 from ntkdist.job import Job
 from ntkdist.plan import GB, Plan
+from ntkdist.rates import Rates, measured
+from ntkdist.select import AUTO_GRID
 from ntkdist.solvers import PCG
+from ntkdist.sums.tiles import places
 
-SAMPLE_ROWS, SAMPLE_BYTES = 512, 2**30  # of what mapping is timed on, where it takes no more than these bytes
 
-
-def planned(job: Job, client: Client | None) -> tuple[Plan, Resources, dict[str, Any]]:
+def planned(job: Job, client: Client | None, price: float = 0.0) -> tuple[Plan, Resources, dict[str, Any]]:
     """A job's plan where it would run, what that has, and the `cost`."""
     found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
     p = machine.planned(job, found)
-    return p, found, cost(p, found)
+    return p, found, cost(p, found, price)
 
 
-def cost(p: Plan, found: Resources) -> dict[str, Any]:
-    """Tasks, bytes, operations, memory and a guess of the time.
+def cost(p: Plan, found: Resources, price: float = 0.0) -> dict[str, Any]:
+    """Tasks, bytes, operations, memory, and what time and money they will about take.
 
     Parameters
     ----------
     p : Plan
     found : Resources
-        What it would run on; the rates are measured in this process, and its workers are taken to be alike.  A map
-        that needs a sample is timed with one of random numbers.  Mapping a row is taken to cost as much as adding it
-        to the Gram where drawing the map here would take a gigabyte, and where it is sparse.
+        What it would run on; the rates are measured in this process, and its workers are taken to be alike.
+    price : float
+        Of an hour of a worker's node.
     """
-    rate = runs.syrk_rate(p.m, p.block_rows, p.dtype, p.threads)
+    rates = measured(p)
     iterative = isinstance(p.solver, PCG)
-    row_flops = 4 * p.m * p.columns if iterative else p.m**2
-    feature_seconds = _seconds_a_row(p) or row_flops / rate
-    flops = p.layout.rows * row_flops
+    flops = p.layout.rows * (4 * p.m * p.columns if iterative else p.m**2)
     passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads * p.panels,) * 2
-    slots = min(found.workers * found.tasks_at_once, p.shards)
+    each = _seconds(p, found, rates, flops)
+    seconds = sum(each.values())
     return {
         "rows": p.layout.rows,
         "partitions": p.layout.partitions,
@@ -49,11 +47,14 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
         "targets": p.t,
         "passes": passes,
         "bytes_read": reads * p.layout.rows * p.layout.row_bytes,
+        "network_bytes": _network_bytes(p, found.workers) * (passes if iterative else 1),
         "product_flops" if iterative else "gram_flops": flops,
         "workers": found.workers,
         "threads": p.threads,
-        "syrk_flops_per_second": rate,
-        "seconds": (passes if iterative else 1) * (flops / rate + p.panels * p.layout.rows * feature_seconds) / slots,
+        "syrk_flops_per_second": rates.syrk,
+        "seconds": seconds,
+        "seconds_of": each,
+        **({"price": price * found.workers * seconds / 3600} if price else {}),
         "worker_memory_bytes": p.memory(*found.shape),
         "projected_memory_bytes": p.projected_memory_bytes(*found.shape),
         "driver_memory_bytes": p.driver_memory_bytes(found.driver_process_bytes),
@@ -61,20 +62,34 @@ def cost(p: Plan, found: Resources) -> dict[str, Any]:
     }
 
 
-def _seconds_a_row(p: Plan) -> float | None:
-    """Of mapping, timed; None where rows are sparse or drawing the map takes too much for a dry run."""
-    shape, rows = p.layout.input_shape, min(SAMPLE_ROWS, p.layout.rows)
-    needed = p.features.draw_bytes(shape, p.dtype) + rows * p.features.row_bytes(shape, p.dtype)
-    if p.layout.sparse or needed > SAMPLE_BYTES:
-        return None
-    x = draws.normals((rows, *shape), 0, 0, 0).astype(p.dtype)
-    features: AnyMap = p.features
-    if p.features.sample_rows:
-        features = p.features.fit(draws.normals((p.m, *shape), 0, 0, 1))
-    features(x[:8])  # the draw is made once a process
-    start = time.perf_counter()
-    features(x)
-    return (time.perf_counter() - start) / rows
+def _network_bytes(p: Plan, workers: int) -> int:
+    """Of sums, at most: one that is added stays where it is, the others come to it; the last go to this process."""
+    moved = (p.shards - p.folds) * (workers > 1) + p.folds
+    tiles = len(places(p.m, p.tile)) if p.tile else 0
+    return moved * p.sum_bytes(tiles)
+
+
+def _seconds(p: Plan, found: Resources, rates: Rates, flops: int) -> dict[str, float]:
+    """Of every phase, on workers that are like this process."""
+    rows, slots = p.layout.rows, min(found.workers * found.tasks_at_once, p.shards)
+    sampled = bool(p.features.sample_rows)
+    prepare = rows * (rates.read + rates.moments) * (1 + sampled) / slots + rates.learnt
+    if isinstance(p.solver, PCG):
+        products = p.solver.max_iterations * (flops / rates.syrk + rows * rates.mapped)
+        return {"prepare": prepare, "iterations": products / slots + rates.drawn}
+    a_row = p.panels * (p.reads * rates.read + rates.mapped) + rates.added
+    equations = (rows * a_row + p.shards * rates.sum) / slots + rates.drawn
+    several = p.folds > 1
+    penalties = len(p.job.grid() or AUTO_GRID)
+    solves = (len(p.scored or range(p.folds)) if several else 0) * (1 if p.solver.whole_path else penalties) + 1
+    # Fewer features, a half and so on, are solved as well, to draw their curve.
+    curve = 0.0 if p.tile or not several else (solves - 1) * rates.solved / 7
+    return {
+        "prepare": prepare,
+        "equations": equations,
+        "solve": solves * rates.solved / (found.workers if p.tile else 1),
+        "curve": curve,
+    }
 
 
 def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
@@ -91,7 +106,8 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         )
     else:
         operations = f"{cost['gram_flops']:.2e} in the Gram, {speed}"
-        took = f"about {cost['seconds']:.0f} s for the equations, then {type(p.solver).__name__}"
+        phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in cost["seconds_of"].items())
+        took = f"about {cost['seconds']:.0f} s with {type(p.solver).__name__} ({phases})"
         read = f"{cost['bytes_read'] / GB:.2f} GB in {cost['passes']} passes"
     lines = {
         "data": f"{cost['rows']:,} rows in {cost['partitions']:,} partitions of {p.dataset.store}",
@@ -99,8 +115,10 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         "tasks": f"{cost['shards']} shards in {p.folds} folds{by}, blocks of {p.block_rows:,} rows",
         "workers": f"{found.workers} with {found.tasks_at_once} task(s) of {p.threads} thread(s)",
         "read": read,
+        "network": f"{cost['network_bytes'] / GB:.2f} GB of sums at most",
         "operations": operations,
         "time": took,
+        **({"price": f"{cost['price']:,.2f}"} if "price" in cost else {}),
         "worker": f"{cost['projected_memory_bytes'] / GB:.2f} GB of {cost['worker_limit_bytes'] / GB:.2f}",
         "": f"({parts})",
         "driver": f"{cost['driver_memory_bytes'] / GB:.2f} GB{here and f' ({here})'}",

@@ -107,12 +107,12 @@ def fit(
         with connect(job.cluster, scheduler, client) as client:
             found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
             p = machine.panelled(what, found) if isinstance(what, Plan) else machine.planned(what, found)
-            runs.check_memory(p, found)
+            machine.check(p, found)
             settle = functools.partial(verified, client=client, watch=watch)
             seen = phases.performance_report(page, client)
             with runs.started(out, name), seen, checkpoint.begun(keep, p, settle) as p:
                 p = machine.panelled(p, found)  # what a checkpoint resolved may have been meant for larger workers
-                runs.check_memory(p, found)
+                machine.check(p, found)
                 if isinstance(p.solver, PCG):
                     model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
                     equations = None

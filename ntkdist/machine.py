@@ -11,6 +11,8 @@ from ntkdist.job import Job
 from ntkdist.plan import Plan, plan
 from ntkdist.solvers import PCG, AnySolver, TiledCholesky
 
+STEP = 64  # of features that are proposed
+
 
 def planned(job: Job, found: Resources) -> Plan:
     """Resolve a job; reads metadata only.
@@ -27,8 +29,7 @@ def planned(job: Job, found: Resources) -> Plan:
     if job.solver or job.plan.tile or _fits(first, found):
         return first
     for solver in _others(first, found):
-        other = plan(msgspec.structs.replace(job, solver=solver), threads=found.threads)
-        if _fits(p := panelled(msgspec.structs.replace(other, job=job), found), found):
+        if _fits(p := _resolved(job, found, solver), found):
             return p
     return first
 
@@ -36,6 +37,50 @@ def planned(job: Job, found: Resources) -> Plan:
 def panelled(p: Plan, found: Resources) -> Plan:
     """A plan with as many panels as the workers' memory asks for; see `Plan.panelled`."""
     return p.panelled(found.memory_bytes, *found.shape)
+
+
+def check(p: Plan, found: Resources) -> None:
+    """Refuse a plan that does not fit where it would run, and say what would.
+
+    Raises
+    ------
+    PlanTooLarge
+    """
+    try:
+        runs.check_memory(p, found)
+    except PlanTooLarge as error:
+        raise PlanTooLarge(f"{error}; {_proposal(p, found)}") from None
+
+
+def _proposal(p: Plan, found: Resources) -> str:
+    """The nearest plans that fit: other solvers for the same features, and the most features for the same solver."""
+    fitting = []
+    bare = msgspec.structs.replace(p.job, plan=msgspec.structs.replace(p.job.plan, tile=None, block_rows=None))
+    for solver in _others(p, found):
+        if type(solver) is not type(p.solver) and _fits(other := _resolved(bare, found, solver), found):
+            fitting.append(f"solver {type(solver).__name__}{f' with tile {other.tile}' if other.tile else ''}")
+    if most := _most_components(p, bare, found):
+        fitting.append(f"n_components {most} with solver {type(p.solver).__name__}")
+    return f"what fits here is {' or '.join(fitting)}" if fitting else "no other solver or n_components fits here"
+
+
+def _most_components(p: Plan, bare: Job, found: Resources) -> int:
+    """The most features, in steps of 64, whose plan fits; 0 if none does."""
+
+    def fits(steps: int) -> bool:
+        features = msgspec.structs.replace(p.features, n_components=STEP * steps)
+        return _fits(_resolved(msgspec.structs.replace(bare, features=features), found, p.solver), found)
+
+    low, high = 0, p.m // STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return STEP * low
+
+
+def _resolved(job: Job, found: Resources, solver: AnySolver) -> Plan:
+    other = plan(msgspec.structs.replace(job, solver=solver), threads=found.threads)
+    return panelled(msgspec.structs.replace(other, job=job), found)
 
 
 def _others(p: Plan, found: Resources) -> Iterator[AnySolver]:

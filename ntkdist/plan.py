@@ -138,10 +138,7 @@ class Plan(Spec, frozen=True, tag=False):
         size, shape = np.dtype(self.dtype).itemsize, self.layout.input_shape
         direct = not isinstance(self.solver, PCG)
         k = 0 if direct else self.columns
-        # The sums of a shard: normal equations or some of their tiles, or products of the Gram with k columns.
-        one = 8 * (self.m**2 + self.m * (self.t + 1)) if direct else 8 * (self.m + 1) * max(k, self.t + 1)
-        if self.tile:
-            one = self._tile_bytes(-(-len(places(self.m, self.tile)) // self.panels))
+        one = self.sum_bytes(-(-len(places(self.m, self.tile)) // self.panels) if self.tile else 0)
         drawn = self.features.draw_bytes(shape, self.dtype)
         kept = drawn * size // (8 + size)  # at most: what is drawn is of float64, and kept beside it in what is used
         batch = max(self._block_bytes(k), self._before_bytes(), drawn - kept)
@@ -169,6 +166,14 @@ class Plan(Spec, frozen=True, tag=False):
             "batch": tasks_at_once * self._tile_bytes(2),
         }
         return tiles | max(summing, solving, key=lambda parts: sum(parts.values()))
+
+    def sum_bytes(self, tiles: int = 0) -> int:
+        """Of a shard's sums: normal equations, or some of their tiles, or products of the Gram with some columns."""
+        if tiles:
+            return self._tile_bytes(tiles)
+        if isinstance(self.solver, PCG):
+            return 8 * (self.m + 1) * max(self.columns, self.t + 1)
+        return 8 * (self.m**2 + self.m * (self.t + 1))
 
     def _block_bytes(self, k: int) -> int:
         """Of a block of rows as it is summed, and of the partition that it is from; products have ``k`` columns."""

@@ -72,6 +72,7 @@ ORDER = (
     "comparison",
     "measure",
     "compare",
+    "rates",
     "estimate",
     "estimators",
     "ntkdist",

@@ -1,13 +1,19 @@
 """Plans: every partition in one task, nothing from the number of workers, memory as promised."""
 
+import re
+
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ntkdist as nd
+from ntkdist import estimate, machine
+from ntkdist.cluster import Resources
 from ntkdist.data import Layout
+from ntkdist.sums import NormalEquations
+from ntkdist.tree import tree
 
 
 def plan_of(partitions: int = 30, m: int = 64, **table: object) -> nd.Plan:
@@ -20,6 +26,7 @@ def plan_of(partitions: int = 30, m: int = 64, **table: object) -> nd.Plan:
     return nd.Plan(job=job, layout=layout, solver=nd.Cholesky(), **(known | table))
 
 
+@settings(deadline=None)  # machines are shared
 @given(st.integers(1, 200), st.integers(1, 12), st.integers(1, 300))
 def test_tasks_cover_every_partition_once_in_its_fold(partitions: int, folds: int, shards: int) -> None:
     folds = min(folds, partitions)
@@ -69,3 +76,45 @@ def test_memory_grows_as_it_should() -> None:
     assert plan_of(dtype="float64").memory()["batch"] > small.memory()["batch"]
     assert plan_of(m=2048).projected_memory_bytes(4) < plan_of(m=2048).projected_memory_bytes(1)
     assert small.memory(tasks_at_once=2)["batch"] == 2 * small.memory()["batch"]
+
+
+def test_a_plan_that_does_not_fit_names_the_nearest_that_do(make_dataset) -> None:
+    job = nd.Job(nd.Dataset(make_dataset(np.ones((500, 3)), np.arange(500.0))), nd.NTKRandomFeatures(8192))
+    job = msgspec.structs.replace(job, alphas=(1.0, 2.0), solver=nd.Cholesky())
+    found = Resources(2, 1, 1, 3 * 10**9, 2 * 10**9, 10**8, 10**8)
+    with pytest.raises(nd.PlanTooLarge) as refused:
+        machine.check(machine.planned(job, found), found)
+    said = re.search(
+        r"fits here is solver TiledCholesky with tile (\d+) or solver PCG or n_components (\d+) with",
+        str(refused.value),
+    )
+    assert said is not None
+    tile, most = map(int, said.groups())
+    machine.check(machine.planned(msgspec.structs.replace(job, solver=nd.TiledCholesky(tile)), found), found)
+    machine.check(machine.planned(msgspec.structs.replace(job, solver=nd.PCG()), found), found)
+
+    def of(m: int) -> nd.Job:
+        return msgspec.structs.replace(job, features=nd.NTKRandomFeatures(m))
+
+    machine.check(machine.planned(of(most), found), found)
+    with pytest.raises(nd.PlanTooLarge):
+        machine.check(machine.planned(of(most + 64), found), found)
+    with pytest.raises(nd.PlanTooLarge, match="no other solver or n_components fits here"):
+        machine.check(machine.planned(job, found), found._replace(memory_bytes=10**8))
+
+
+def test_the_bytes_of_the_tree_are_those_that_additions_take(make_dataset) -> None:
+    """Each addition finds one of its sums where it is; the last sum of every fold goes to the driver."""
+    job = nd.Job(nd.Dataset(make_dataset(np.ones((500, 3)), np.arange(500.0), rows_per_partition=5)), nd.Linear(3))
+    p = nd.plan(msgspec.structs.replace(job, features=nd.NTKRandomFeatures(32), plan=nd.PlanTable(shards=73, fan_in=3)))
+    moved: list[int] = []
+    for fold in range(p.folds):
+        tree(range(p.tasks_of(fold)), p.fan_in, lambda parts: moved.append(len(parts) - 1) or 0)
+    found = Resources(2, 1, 1, 10**9, 10**9, 10**8, 10**8)
+    costs = [estimate.cost(p, found._replace(workers=w), price=2.0) for w in (1, 2)]
+    one = NormalEquations.zeros(32, 1)
+    nbytes = sum(array.nbytes for array in (one.gram, one.cross))
+    assert [c["network_bytes"] for c in costs] == [p.folds * nbytes, (sum(moved) + p.folds) * nbytes]
+    for workers, c in enumerate(costs, 1):
+        assert c["seconds"] == pytest.approx(sum(c["seconds_of"].values()))
+        assert c["price"] == pytest.approx(2.0 * workers * c["seconds"] / 3600)
