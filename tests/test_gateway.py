@@ -4,17 +4,15 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import Command, assert_one_line, columns, start, write_csv, write_job
+from servers import free_ports, running
 
 import ntkdist as nd
 
@@ -25,48 +23,14 @@ CONFIG = Path(__file__).parents[1] / "deploy" / "gateway" / "dask_gateway_config
 BIN = Path(sys.executable).parent
 
 
-def free_ports() -> int:
-    """The first of three free ports in a row."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-        try:
-            for each in range(port, port + 3):
-                with socket.socket() as one:
-                    one.bind(("127.0.0.1", each))
-        except OSError:
-            continue
-        return port
-
-
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a user of a gateway: its address, as a hub would set it."""
-    place, port = tmp_path_factory.mktemp("gateway"), free_ports()
-    env = os.environ | {"NTKDIST_GATEWAY_PORT": str(port), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    with open(place / "log", "w") as log:
-        command = [BIN / "dask-gateway-server", "-f", CONFIG]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=env, cwd=place)
+    place, port = tmp_path_factory.mktemp("gateway"), free_ports(3)
+    env = {"NTKDIST_GATEWAY_PORT": str(port), "PATH": f"{BIN}:{os.environ['PATH']}"}
     address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/api/health", timeout=5)
-                break
-            except (urllib.error.URLError, OSError):
-                assert process.poll() is None, (place / "log").read_text()
-                assert time.monotonic() < deadline, (place / "log").read_text()
-                time.sleep(0.2)
+    with running([BIN / "dask-gateway-server", "-f", CONFIG], f"{address}/api/health", place, env):
         yield {"DASK_GATEWAY__ADDRESS": address, "DASK_GATEWAY__PROXY_ADDRESS": f"gateway://127.0.0.1:{port + 1}"}
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture

@@ -42,6 +42,12 @@ c.JupyterHub.load_roles = [
     },
     {"name": "user", "scopes": ["self", "access:services!service=dask-gateway"]},
 ]
+# A server's token, which its notebooks show to the gateway, has less than its user: by default nothing about services.
+c.Spawner.server_token_scopes = [
+    "users:activity!user",
+    "access:servers!server",
+    "access:services!service=dask-gateway",
+]
 c.Spawner.environment = {
     "DASK_GATEWAY__AUTH__TYPE": "jupyterhub",
     "DASK_GATEWAY__ADDRESS": f"http://127.0.0.1:{port}/services/dask-gateway",
