@@ -26,6 +26,8 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
 # One request, with its body: a shard of 128 MiB at a megabyte a second.  What is retried at once is retried below us.
 CLIENT: Any = {"timeout": "120s", "connect_timeout": "10s", "allow_http": True}  # http only where an endpoint says so
 RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=20)}
+# Where a cloud's own machines ask for credentials if the environment has none
+METADATA = re.compile(r"https?://[^/\s]+/(latest/(api/token|meta-data)|computeMetadata/|metadata/identity/)")
 
 
 class Patient(WrapperStore[Store]):
@@ -43,6 +45,11 @@ class Patient(WrapperStore[Store]):
 
     def _with_store(self, store: Store) -> "Patient":
         return type(self)(store, self.root, self.below)
+
+    def __str__(self) -> str:  # obstore's own panics for Azure, where the account's name comes from the environment
+        return "/".join(part for part in (self.root, self.below) if part)
+
+    __repr__ = __str__
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         return await self._ask(key, lambda at: self._store.get(at, prototype, byte_range))
@@ -107,6 +114,11 @@ async def listed(store: Store, prefix: str) -> list[str]:
 
 def _refusal(error: Exception, root: str) -> str:
     """What a store answered that asking again would not change, or ''."""
+    if METADATA.search(str(error)):
+        return (
+            "no credentials were found in the environment of this process, and this machine has none from its cloud; "
+            "set them here and for every worker"
+        )
     found = re.search(r"status code: (\d{3})", str(error))
     status, kind = int(found[1]) if found else 0, type(error).__name__
     denied = ("PermissionDeniedError", "UnauthenticatedError", "NoCredentialsError", "ClientAuthenticationError")
@@ -132,6 +144,7 @@ def _said(error: Exception) -> str:
 def open_bucket(root: str) -> Store:
     """The store of a bucket, opened once a process, with what the environment says."""
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError:
         try:
@@ -141,4 +154,7 @@ def open_bucket(root: str) -> Store:
                 f'{root} needs a package that is not installed ({error}); pip install "ntkdist[s3]", which has all '
                 'object stores, or "ntkdist[fsspec]"'
             ) from None
-    return ObjectStore(from_url(root, client_options=CLIENT, retry_config=RETRIES))
+    try:
+        return ObjectStore(from_url(root, client_options=CLIENT, retry_config=RETRIES))
+    except BaseError as error:
+        raise StoreError(f"{root} cannot be opened ({_said(error)}); check what the environment says of it") from None

@@ -106,6 +106,7 @@ def _mapped(p: Plan) -> tuple[float, float, float] | None:
         return None
     x = draws.normals((rows, *shape), 0, 0, 0).astype(p.dtype)
     features: AnyMap = p.features
+    p.features.warm(p.dtype)  # as the workers are
     marks = [time.perf_counter()]
     if p.features.sample_rows:
         features = p.features.fit(draws.normals((p.m, *shape), 0, 0, 1))

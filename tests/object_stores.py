@@ -4,6 +4,7 @@ SeaweedFS (S3) comes with ``pip install -e ".[stores]"``; Azurite (Azure Blob) w
 in the repository's root.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ class Server(Protocol):
     env: dict[str, str]  # what opens both
     secret: str
     wrong: dict[str, str]  # what opens neither
+    metadata: tuple[str, str]  # the variable that says where a machine asks its cloud for credentials, and the path
 
     def start(self) -> None:
         """Start, or start again with all that was written, and wait until it answers."""
@@ -99,6 +101,7 @@ class Seaweed(_Process):
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         self.wrong = {"AWS_SECRET_ACCESS_KEY": "not-the-key"}
+        self.metadata = "AWS_METADATA_ENDPOINT", ""
         self.maker = {"AWS_ACCESS_KEY_ID": "maker", "AWS_SECRET_ACCESS_KEY": "another-secret"}
 
     def make_bucket(self) -> None:
@@ -127,6 +130,7 @@ class Azurite(_Process):
             "AZURE_STORAGE_ENDPOINT": self.endpoint,
         }
         self.wrong = {"AZURE_STORAGE_ACCOUNT_KEY": "bm90LXRoZS1rZXk="}
+        self.metadata = "AZURE_MSI_ENDPOINT", "/metadata/identity/oauth2/token"
 
     def start(self) -> None:
         os.environ |= self.accounts
@@ -141,20 +145,19 @@ class Azurite(_Process):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses, and with each the one that is 10,000 above."""
-    found: list[int] = []
-    start = 20_000 + os.getpid() % 20_000
-    for port in range(start, start + 5_000):
-        if len(found) == count:
-            break
-        if _free(port) and _free(port + 10_000):
-            found.append(port)
-    return found
+    """Ports that nobody uses, and with each the one that is 10,000 above; all below those of outgoing connections."""
+    start = 12_000 + os.getpid() % 5_000
+    found = (port for port in range(start, start + 5_000) if _free(port) and _free(port + 10_000))
+    return list(itertools.islice(found, count))
 
 
 def _free(port: int) -> bool:
     with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) != 0
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def installed(kind: type) -> bool:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 from command_line import FEATURES, assert_one_line, in_process
-from object_stores import Azurite, Seaweed, Server, installed
+from object_stores import Azurite, Seaweed, Server, free_ports, installed
 from test_checkpoint import Cut, CutAfter, same
 
 import ntkdist as nd
@@ -218,6 +219,27 @@ def test_wrong_credentials_and_an_absent_bucket(
     finally:
         monkeypatch.undo()
         clouds.open_bucket.cache_clear()
+
+
+def test_absent_credentials_are_said_soon(server: Server, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the machine's cloud, which is asked for them, does not answer; patience is for stores."""
+    (nobody,), (variable, path) = free_ports(1), server.metadata
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{nobody}{path}")
+    for name in server.env:
+        if "KEY" in name:
+            monkeypatch.delenv(name)
+    clouds.open_bucket.cache_clear()
+    start = time.monotonic()
+    try:
+        with pytest.raises(nd.StoreError, match="no credentials were found in the environment"):
+            places.read_text(f"{place}/any")
+        monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+        with pytest.raises(nd.StoreError, match=r"az://elsewhere cannot be opened .*Account must be specified"):
+            places.read_text("az://elsewhere/any")
+    finally:
+        monkeypatch.undo()
+        clouds.open_bucket.cache_clear()
+    assert time.monotonic() - start < clouds.PATIENCE_SECONDS / 2
 
 
 class KillServer:

@@ -113,7 +113,7 @@ def test_the_bytes_of_the_tree_are_those_that_additions_take(make_dataset) -> No
     found = Resources(2, 1, 1, 10**9, 10**9, 10**8, 10**8)
     costs = [estimate.cost(p, found._replace(workers=w), price=2.0) for w in (1, 2)]
     one = NormalEquations.zeros(32, 1)
-    nbytes = sum(array.nbytes for array in (one.gram, one.cross))
+    nbytes = one.gram.nbytes + one.rhs.nbytes + one.z_sum.nbytes
     assert [c["network_bytes"] for c in costs] == [p.folds * nbytes, (sum(moved) + p.folds) * nbytes]
     for workers, c in enumerate(costs, 1):
         assert c["seconds"] == pytest.approx(sum(c["seconds_of"].values()))

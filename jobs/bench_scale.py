@@ -1,0 +1,116 @@
+"""What grows with the rows and the tasks: seconds and memory of a fit, and the overhead of planning and of a task.
+
+    python jobs/bench_scale.py rows [--rows 100000,300000,1000000] [--components 512]
+    python jobs/bench_scale.py tasks [--tasks 10000] [--partitions 1000000]
+
+``rows`` fits NTKRandomFeatures to normals (8 columns, seed 0) at a fixed number of features, each on a new worker
+process, and prints seconds a million rows and the worker's peak.  ``tasks`` cuts a plan of partitions, that are not
+there, into shards, and sends them through the mapper of every fit to a cluster of two worker processes with a summand
+that reads nothing: all of its seconds are overhead.
+"""
+
+import json
+import pickle
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from distributed import Client, LocalCluster
+
+import ntkdist as nd
+from ntkdist.data import Layout
+from ntkdist.plan import Plan
+from ntkdist.reduce import reduce
+from ntkdist.shards import Shard, by_fold
+
+
+@click.group()
+def main() -> None:
+    """Scale, measured."""
+
+
+@main.command("rows")
+@click.option("--rows", default="100000,300000,1000000")
+@click.option("--components", default=512)
+def rows_(rows: str, components: int) -> None:
+    """Seconds and memory against the number of rows."""
+    for n in map(int, rows.split(",")):
+        with tempfile.TemporaryDirectory() as place:
+            x = np.random.default_rng(0).standard_normal((n, 8), "f4")
+            np.savez(Path(place) / "x.npz", x=x, y=x[:, 0])
+            nd.convert(f"{place}/x.npz", f"{place}/x.zarr", target=["y"], rows_per_partition=4096)
+            job = nd.Job(
+                nd.Dataset(f"{place}/x.zarr"),
+                nd.NTKRandomFeatures(components),
+                alphas_per_row=(1e-3,),
+                cluster=nd.Local(1),
+            )
+            run = nd.fit(job).report["run"]
+        passes = run["seconds"]["prepare"] + run["seconds"]["equations"]
+        (peak,) = run["peak_memory_bytes"].values()
+        said = {"rows": n, "seconds": passes, "seconds_per_million": 1e6 * passes / n, "peak_mb": peak / 1e6}
+        print(json.dumps({name: round(value, 2) for name, value in said.items()}), flush=True)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A summand of which a task reads no rows: the sum is a count of its spans."""
+
+    def zero(self) -> int:
+        return 0
+
+    def blocks(self, shard: Shard, read: Any) -> Any:
+        yield len(shard.spans)
+
+    def update(self, total: int, spans: Any) -> int:
+        return total + int(spans)
+
+
+@main.command()
+@click.option("--tasks", default=10_000)
+@click.option("--partitions", default=1_000_000)
+@click.option("--threads", default=50)
+def tasks(tasks: int, partitions: int, threads: int) -> None:
+    """Seconds of planning and sending that many tasks."""
+    layout = Layout(
+        rows=1000 * partitions, rows_per_partition=1000, input_shape=(8,), x_dtype="float32", fingerprint="none"
+    )
+    p = Plan(
+        job=nd.Job(nd.Dataset("nowhere.zarr"), nd.NTKRandomFeatures(512)),
+        layout=layout,
+        folds=5,
+        shards=tasks,
+        fan_in=4,
+        block_rows=1024,
+        threads=1,
+        dtype="float32",
+        solver=nd.Cholesky(),
+    )
+    start = time.perf_counter()
+    p.memory(1000)
+    projected = time.perf_counter()
+    source, shards = by_fold(p)
+    cut = time.perf_counter()
+    with LocalCluster(2, threads_per_worker=threads, dashboard_address="127.0.0.1:0") as there, Client(there) as client:
+        begun = time.perf_counter()
+        parts = reduce(source, Nothing(), shards, p.fan_in, client, lambda done: None)
+        ended = time.perf_counter()
+    assert sum(part.total for part in parts) == partitions
+    found = {
+        "tasks": tasks,
+        "partitions": partitions,
+        "projecting_s": projected - start,
+        "cutting_s": cut - projected,
+        "shard_bytes": len(pickle.dumps(shards[0])),
+        "running_s": ended - begun,
+        "ms_a_task": 1e3 * (ended - begun) / tasks,
+    }
+    print(json.dumps({name: round(value, 3) for name, value in found.items()}))
+
+
+if __name__ == "__main__":
+    main()
