@@ -113,7 +113,7 @@ def test_a_job_file_that_cannot_be_read(command: Command) -> None:
 
 def test_a_plan_that_does_not_fit(command: Command, table: Table) -> None:
     """Neither runs nor takes the memory that it would refuse."""
-    job = write_job(features=FEATURES.replace("64", "200000") + "\ndepth = 2")
+    job = write_job(features=FEATURES.replace("64", "200000") + "\ndepth = 2", tables='[solver]\ntype = "Cholesky"')
     parts = ["Plan needs", "GB per worker (process", "accumulator", "waiting sums", "batch", "limit is", "lower"]
     for verb in (["plan", job], ["plan", job, "--json"], ["fit", job, "--out", "run"]):
         assert_refused(verb, *parts, code=3)

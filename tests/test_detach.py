@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 
 import ntkdist as nd
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

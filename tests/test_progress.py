@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -86,7 +87,7 @@ def test_ctrl_c_ends_workers_and_says_how_to_go_on(make_dataset: Any, tmp_path: 
     text = shown.decode()
     assert "2 workers" in text
     assert "\x1b[3" not in text  # no colours
-    last = [line for line in text.splitlines() if line.strip()][-1]
+    last = re.sub(r"\x1b\[[?\d]*\w", "", [line for line in text.splitlines() if line.strip()][-1])
     assert last == "ntkdist: stopped; the same command goes on from what run holds"
     assert "Traceback" not in text, text[-3000:]
     while runs(child.pid):  # until the last of its processes is gone
