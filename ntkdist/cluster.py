@@ -143,7 +143,10 @@ def _leave_errors_to_the_driver() -> None:
     """Keep a worker, which shares the driver's terminal, from printing a failed task's error as well, that the others
     were cancelled for it, and where a Ctrl-C met it: the driver hears that too, and ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.getLogger("distributed.worker").addFilter(lambda record: not str(record.msg).startswith("Compute Failed"))
+    for name in ("distributed.worker", "distributed.core"):
+        logging.getLogger(name).addFilter(
+            lambda record: not (record.exc_info or str(record.msg).startswith("Compute Failed"))
+        )
     logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
 
 
