@@ -193,6 +193,7 @@ def test_a_sum_that_cannot_be_written_is_one_sentence(make_dataset: Any, tmp_pat
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_process_killed_at_any_moment(make_dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command with its workers, killed with SIGKILL some times, then left alone."""
     monkeypatch.chdir(tmp_path)

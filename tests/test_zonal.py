@@ -80,6 +80,7 @@ def test_low_degrees_are_exact(kernel: ZonalKernel, d: int, m: int) -> None:
     [(3, 16, NTK(2)), (9, 40, NTK(1)), (9, 40, NTK(5)), (40, 32, NTK(2)), (9, 40, Laplace(1.0, True))],
     ids=str,
 )
+@pytest.mark.slow
 def test_unbiased_for_the_truncated_kernel(d: int, m: int, kernel: ZonalKernel) -> None:
     """Every entry of the mean over 500 maps within 4.5 standard errors; (40, 32) projects the linear part."""
     x = rows(6, d)
