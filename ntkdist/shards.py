@@ -3,6 +3,7 @@
 A *shard* is a task that streams its spans of rows through one accumulator.
 """
 
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,10 @@ class Part:
 
     total: Any
     tally: Tally
+
+    def __sizeof__(self) -> int:
+        """What a worker counts, and spills by."""
+        return sys.getsizeof(self.total)
 
 
 class Shard(NamedTuple):

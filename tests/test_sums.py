@@ -206,3 +206,12 @@ def test_tallies_add_and_keep_the_peak_of_each_worker() -> None:
 def test_tallies_know_how_fast_each_worker_was() -> None:
     both = Tally(worked={"a": (30, 2.0), "b": (9, 3.0)}) + Tally(worked={"a": (10, 2.0)})
     assert both.rates() == {"a": 10.0, "b": 3.0}
+
+
+def test_dask_sees_the_bytes_of_a_tasks_sum() -> None:
+    """By which a worker spills and pauses."""
+    from dask.sizeof import sizeof
+
+    from ntkdist.shards import Part
+
+    assert sizeof(Part(NormalEquations.zeros(300, 1), Tally())) > 8 * 300**2
