@@ -15,8 +15,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
+
+import pytest
+
+from ntkdist import clouds
 
 START_SECONDS = 120
 
@@ -167,3 +173,19 @@ def installed(kind: type) -> bool:
         if kind is Azurite
         else shutil.which("weed", path=Path(sys.executable).parent) is not None
     )
+
+
+@contextmanager
+def serving(store: Server) -> Iterator[Server]:
+    """A store that runs, with an empty bucket and the environment that opens it."""
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            store.start()
+            for name, value in store.env.items():
+                patch.setenv(name, value)
+            clouds.open_bucket.cache_clear()
+            store.make_bucket()
+            yield store
+        finally:
+            store.kill()
+            clouds.open_bucket.cache_clear()

