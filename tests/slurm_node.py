@@ -3,12 +3,13 @@
 import contextlib
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import servers
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "sinfo")
 CONF = """
@@ -76,7 +77,7 @@ def running(place: Path) -> Iterator[dict[str, str]]:
             ["slurmd", "-D", "-f", str(conf), "-N", host],
         ]
         for command in start:
-            stack.enter_context(_daemon(command, place, env))
+            stack.enter_context(servers.process(command, place / f"{command[0]}.out", env))
         stack.callback(subprocess.run, ["scancel", "--user", "root"], env=os.environ | env, timeout=60, check=False)
         deadline = time.monotonic() + 60
         while "idle" not in (said := _said(["sinfo", "-h", "-o", "%T"], env)):
@@ -93,18 +94,3 @@ def jobs(env: dict[str, str]) -> list[str]:
 def _said(command: list[str], env: dict[str, str]) -> str:
     run = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=60, check=False)
     return run.stdout
-
-
-@contextlib.contextmanager
-def _daemon(command: list[str], place: Path, env: dict[str, str]) -> Iterator[None]:
-    with open(place / f"{command[0]}.out", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | env)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -3,64 +3,18 @@
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import servers
 from command_line import Command, assert_one_line, columns, start, write_csv, write_job
 
 import ntkdist as nd
 
 pytestmark = pytest.mark.cluster
-DASK = str(Path(sys.executable).with_name("dask"))
-QUIET = {"OPENBLAS_NUM_THREADS": "1", "DASK_DISTRIBUTED__DASHBOARD__LINK": ""}
-
-
-@contextmanager
-def running(*args: str) -> Iterator[None]:
-    """A process that is asked to end, and ended, with the block."""
-    with open(f"{args[1]}.log", "w") as log:
-        process = subprocess.Popen([DASK, *args[1:]], stdout=log, stderr=log, env=os.environ | QUIET)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def scheduler() -> Iterator[str]:
-    """The address of a scheduler with one worker, both started by Dask's own commands on this machine."""
-    with ExitStack() as stack:
-        stack.enter_context(
-            running(
-                *("dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
-                *("--dashboard-address", "127.0.0.1:0", "--scheduler-file", "scheduler.json"),
-            )
-        )
-        deadline = time.monotonic() + 60
-        while not Path("scheduler.json").exists():
-            assert time.monotonic() < deadline, Path("scheduler.log").read_text()
-            time.sleep(0.05)
-        address: str = json.loads(Path("scheduler.json").read_text())["address"]
-        stack.enter_context(
-            running(
-                *("dask", "worker", address, "--host", "127.0.0.1", "--nthreads", "1", "--no-dashboard"),
-                *("--dashboard-address", "127.0.0.1:0", "--local-directory", "spill"),
-            )
-        )
-        yield address
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -92,18 +46,18 @@ def assert_like_here(run: str, workers: int) -> None:
 
 
 def test_a_scheduler_that_runs_already(command: Command, job: str) -> None:
-    with scheduler() as address:
+    with servers.scheduler_and_worker() as address:
         finish(start("fit", job, "--scheduler", address, "--out", "named", "--json"))
         finish(start("fit", job, "--out", "environment", DASK_SCHEDULER_ADDRESS=address))
         write_job("table.toml", tables=f'[cluster]\ntype = "address"\naddress = "{address}"\n[plan]\ndtype = "float64"')
-        finish(start("fit", "table.toml", "--out", "table"))
+        assert command("fit", "table.toml", "--out", "table").exit_code == 0
         for run in ("named", "environment", "table"):
             assert_like_here(run, workers=1)
             (worker,) = json.loads(Path(f"{run}/report.json").read_text())["run"]["peak_memory_bytes"]
             assert worker != f"{socket.gethostname()}:{os.getpid()}"
 
-        found = json.loads(finish(start("evaluate", "named", "train.zarr", "--json", "--scheduler", address)))
-        finish(start("predict", "named", "train.zarr", "predicted.zarr", "--scheduler", address))
+        found = json.loads(command("evaluate", "named", "train.zarr", "--json", "--scheduler", address).stdout)
+        assert command("predict", "named", "train.zarr", "predicted.zarr", "--scheduler", address).exit_code == 0
         assert found["rows"] == 240
         assert found["rmse"] == pytest.approx(
             json.loads(command("evaluate", "here", "train.zarr", "--json").stdout)["rmse"], rel=1e-6

@@ -20,6 +20,7 @@ import pytest
 from ntkdist import groups, sources
 from ntkdist.data import Dataset, Layout
 from ntkdist.errors import DataError, NtkdistError, SpecError, StoreError
+from ntkdist.npy import IDX_TYPES
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -65,7 +66,7 @@ def fingerprint(dest: Path) -> str:
 
 
 def idx(path: Path, array: np.ndarray) -> Path:
-    code = next(k for k, v in sources.IDX_TYPES.items() if np.dtype(v) == array.dtype)
+    code = next(k for k, v in IDX_TYPES.items() if np.dtype(v) == array.dtype)
     path.write_bytes(struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape) + array.tobytes())
     return path
 

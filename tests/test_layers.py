@@ -33,6 +33,7 @@ ORDER = (
     "data",
     "arrays",
     "beside",
+    "npy",
     "sources",
     "tables",
     "convert",
