@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -120,6 +122,26 @@ def test_predictions_for_dask_are_lazy_and_in_blocks(xy: tuple[F8, F8]) -> None:
     classifier = nd.NTKRidgeClassifier(SMALL, folds=3).fit(lazy, labels)
     assert (classifier.predict(lazy).compute() == classifier.predict(x)).all()
     np.testing.assert_allclose(classifier.predict_proba(lazy).compute(), classifier.predict_proba(x), rtol=1e-7)
+
+
+def test_lazy_blocks_share_what_was_fitted_as_the_result_of_one_task(xy: tuple[F8, F8], two_workers: Client) -> None:
+    """In the graph, as it is sent, its arrays are once; and the two schedulers give the same."""
+    x, y = xy
+    lazy = da.random.default_rng(0).standard_normal((600, 5), chunks=(50, 5))
+    ridge = nd.NTKRidge(nd.ZonalFeatures(256), keep_factor=True).fit(x, y)
+    classifier = nd.NTKRidgeClassifier(nd.ZonalFeatures(256)).fit(x, y > np.median(y))
+    landmarks = nd.FeatureTransformer(nd.Nystrom(128)).fit(x)
+    results = [
+        *ridge.predict(lazy, return_std=True),
+        classifier.predict(lazy),
+        classifier.predict_proba(lazy),
+        landmarks.transform(lazy),
+    ]
+    for result in results:
+        (sent,) = dask.optimize(result)
+        small, large = np.partition([len(cloudpickle.dumps(task)) for task in sent.dask.values()], -1)[[-2, -1]]
+        assert small < 1000 < 4000 < large
+        np.testing.assert_array_equal(two_workers.compute(result).result(), result.compute(scheduler="synchronous"))
 
 
 def test_dask_rows_are_summed_where_they_are(xy: tuple[F8, F8], two_workers: Client) -> None:

@@ -14,6 +14,7 @@ from ntkdist.estimators.inputs import dataset, is_dataset, is_lazy, is_outside, 
 from ntkdist.features import AnyFeatureMap, FeatureMap, ZonalFeatures
 from ntkdist.kernels import NTK
 from ntkdist.preprocess import Preprocessing
+from ntkdist.reduce import shared
 from ntkdist.shards import Source, blocks
 from ntkdist.sums import Tally
 
@@ -64,7 +65,8 @@ class Mapped(BaseEstimator):
             x = x.rechunk(dict.fromkeys(range(1, x.ndim), -1))
             wide = (columns,) if columns else ()
             return x.map_blocks(
-                block,
+                _through,
+                shared(block),
                 dtype=dtype,
                 token="ntkdist",
                 chunks=(x.chunks[0], *((n,) for n in wide)),
@@ -75,6 +77,10 @@ class Mapped(BaseEstimator):
             starts = range(0, max(x.shape[0], 1), ROWS)
             return np.concatenate([block(np.asarray(x[i : i + ROWS])) for i in starts])
         return block(x)
+
+
+def _through(x: Any, block: Block) -> NDArray[Any]:
+    return block(x)
 
 
 def _dataset_blocks(x: Any, block: Block, pre: Preprocessing) -> Any:
