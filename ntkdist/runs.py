@@ -109,9 +109,9 @@ def as_json(value: Any, indent: int = 0) -> str:
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=float), indent=indent).decode()
 
 
-def syrk_rate(m: int, rows: int, dtype: str, threads: int) -> float:
+def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2) -> float:
     """This process's rate of bare ``syrk`` at the size of a run, bounded so as to take a second."""
-    return backend.syrk_rate(min(m, 4096), min(rows, 2048), dtype, threads)
+    return backend.syrk_rate(min(m, 4096), min(rows, 2048), dtype, threads, seconds)
 
 
 class Passed(NamedTuple):

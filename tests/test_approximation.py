@@ -43,13 +43,6 @@ def over_seeds(x: F8, m: int, seeds: int, **options: Any) -> tuple[F8, F8]:
     return errors.mean(0), errors.std(0) / np.sqrt(seeds)
 
 
-@pytest.mark.parametrize("options", [{}, PAPER, LEVERAGE], ids=["default", "paper", "leverage"])
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_error_falls_like_the_root_of_the_columns(depth: int, options: dict[str, Any]) -> None:
-    widths = [256, 512, 1024, 2048] + ([4096, 8192] if depth == 1 else [])
-    assert -0.6 <= slope(rows(60, 9), widths, 6, depth=depth, **options) <= -0.4
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, PAPER, LEVERAGE], ids=["default", "paper", "leverage"])
 @pytest.mark.parametrize("depth", [1, 2, 3])

@@ -277,6 +277,7 @@ def test_json_is_strict_where_a_number_does_not_exist(command: Command) -> None:
     json.loads(Path("run/report.json").read_text(), parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
 def test_every_command_as_a_process(command: Command, train: dict[str, NDArray[Any]]) -> None:
     """Results on standard output and nothing on standard error; failures the other way round."""
     job = write_job()

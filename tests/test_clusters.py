@@ -5,16 +5,15 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import servers
 from command_line import Command, assert_one_line, columns, start, write_csv, write_job
 from distributed.security import Security
 
@@ -22,25 +21,7 @@ import ntkdist as nd
 from ntkdist import launch, preflight
 from ntkdist.preflight import Machine
 
-DASK = str(Path(sys.executable).with_name("dask"))
 DEPLOY = Path(__file__).parents[1] / "deploy" / "dask"
-
-
-@contextmanager
-def running(name: str, *args: str, **env: str) -> Iterator[None]:
-    """One of Dask's commands, with its log beside, which is ended with the block."""
-    with open(f"{name}.log", "w") as log:
-        ends = ("--host", "127.0.0.1", "--no-dashboard", "--dashboard-address", "127.0.0.1:0")
-        process = subprocess.Popen([DASK, name, *args, *ends], stdout=log, stderr=log, env=os.environ | env)
-    try:
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def certificates() -> dict[str, str]:
@@ -155,9 +136,11 @@ def test_certificates_scheduler_file_and_the_settings_of_deploy(command: Command
     process = start("fit", job, "--out", "there", **env)  # it waits for the scheduler, which comes later
     with ExitStack() as stack:
         options = ("--protocol", "tls", "--port", "0", "--scheduler-file", "s.json")
-        stack.enter_context(running("scheduler", *options, **env))
+        stack.enter_context(servers.dask("scheduler", *options, **env))
         options = ("--scheduler-file", "s.json", "--nthreads", "1", "--preload", str(DEPLOY / "preload.py"))
-        stack.enter_context(running("worker", *options, "--local-directory", "spill", "--memory-limit", "0.5", **env))
+        stack.enter_context(
+            servers.dask("worker", *options, "--local-directory", "spill", "--memory-limit", "0.5", **env)
+        )
         _, err = process.communicate(timeout=240)
         assert process.returncode == 0, err
         address = json.loads(Path("s.json").read_text())["address"]
@@ -178,15 +161,7 @@ def test_a_worker_of_another_version(command: Command) -> None:
     dist.mkdir(parents=True)
     (dist / "METADATA").write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 1.2.3\n")
     places = [str(Path("other").absolute()), *filter(None, [os.environ.get("PYTHONPATH")])]
-    with ExitStack() as stack:
-        stack.enter_context(running("scheduler", "--port", "0", "--scheduler-file", "s.json"))
-        options = ("--scheduler-file", "s.json", "--nthreads", "1", "--local-directory", "spill")
-        stack.enter_context(running("worker", *options, PYTHONPATH=os.pathsep.join(places)))
-        deadline = time.monotonic() + 60
-        while not Path("s.json").exists():
-            assert time.monotonic() < deadline, Path("scheduler.log").read_text()
-            time.sleep(0.1)
-        address = json.loads(Path("s.json").read_text())["address"]
+    with servers.scheduler_and_worker(PYTHONPATH=os.pathsep.join(places)) as address:
         out, err = (process := start("workers", "--scheduler", address)).communicate(timeout=120)
     assert process.returncode == 1
     assert_one_line(err, [f"numpy is {np.__version__} here but 1.2.3 on tcp://127.0.0.1:", "'ntkdist workers' shows"])
@@ -196,7 +171,7 @@ def test_a_worker_of_another_version(command: Command) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_workers_end_with_a_run_that_is_stopped(command: Command, sent: int) -> None:
     write_csv("train.csv", columns(), "a", "b", "c", "y")
     command("convert", "train.csv", "train.zarr", "--target", "y")

@@ -46,7 +46,7 @@ class KillOnce:
         yield done
 
 
-@pytest.mark.parametrize("after_rows", [1, 9_000, 17_000])
+@pytest.mark.parametrize("after_rows", [9_000, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 17_000))])
 def test_a_worker_killed_in_the_middle_leaves_the_same_bits(make_dataset: Any, after_rows: int) -> None:
     plan = big_job(make_dataset)
     calm = nd.fit(plan)

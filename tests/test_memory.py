@@ -31,7 +31,12 @@ def test_memory_does_not_grow_with_rows(make_dataset: Any) -> None:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    ("m", "table"), [(1024, {}), (2048, {"dtype": "float64"}), (1024, {"block_rows": 20_000, "folds": 2, "shards": 2})]
+    ("m", "table"),
+    [
+        (1024, {}),
+        (1024, {"block_rows": 20_000, "folds": 2, "shards": 2}),
+        pytest.param(2048, {"dtype": "float64"}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_peak_is_projected(make_dataset: Any, m: int, table: Any) -> None:
     x = np.random.default_rng(0).standard_normal((20_000, 16), dtype=np.float32)
