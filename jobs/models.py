@@ -4,8 +4,8 @@
 
 TABLE.npz holds ``x`` (n, d), ``y`` (n,) and ``test`` (splits, n), true for the rows that a split is tested on.  Every
 model gets the training rows and chooses all it has to choose from them alone; seconds count that too, and of ntkdist
-also the conversion to Zarr.  xRFM runs where it is installed (extra ``peers``).  Prints one line of JSON.  `run` is that
-from another process.
+also the conversion to Zarr.  xRFM runs where it is installed (extra ``peers``).  Prints one line of JSON.  `run` is
+that from another process.
 """
 
 import json
