@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,7 +29,8 @@ from ntkdist.spec import decode, digest
 from ntkdist.sums import NormalEquations, Tally, TileSums
 from ntkdist.sums.tiles import Place
 
-PART = "ntkdist.part"
+PART, STATE = "ntkdist.part", "ntkdist.state"
+KEPT = ("shard-", "iterate-")
 RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip")
 
 
@@ -43,6 +45,10 @@ class Kept:
     def tiles(self, tile: int, panel: Sequence[Place]) -> "Kept":
         """Where the sums of some tiles are kept."""
         return Kept(self.place, digest(self.of, tile, panel), TileSums)
+
+    def state(self, *of: object) -> "KeptState":
+        """Where the state of iterations is kept that depend on more beside."""
+        return KeptState(self.place, digest(self.of, *of))
 
     def load(self, shard: Shard) -> Part | None:
         """The sum, if it was finished; one that is damaged counts as missing."""
@@ -88,6 +94,45 @@ class Kept:
         return f"shard-{digest(self.of, shard.group, shard.spans)}"
 
 
+@dataclass(frozen=True)
+class KeptState:
+    """Where the state of iterations is kept, and what of; one process saves it, each time in place of the last."""
+
+    place: str
+    of: str  # digest of all that the iterations depend on
+
+    def load(self) -> dict[str, NDArray[Any]] | None:
+        """The arrays that were saved last; if they are damaged, none were."""
+        name = f"iterate-{self.of}"
+        if not (url := _kept(self.place, name)):
+            return None
+        try:
+            _, attrs = groups.read_attributes(url, (STATE,))
+            whole = {k: groups.read_whole(url, k) for k in attrs["arrays"]}
+        except DataError:
+            _forget(self.place, name)
+            return None
+        return {k: np.zeros(shape, dtype) for k, (shape, dtype) in attrs["empty"].items()} | whole
+
+    def save(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Keep arrays in place of those before.
+
+        Raises
+        ------
+        StoreError
+            If they cannot be written, as on a full disk.
+        """
+        marker = places.join(self.place, f"iterate-{self.of}.kept")
+        before, mine = places.read_text(marker), f"iterate-{self.of}-{uuid.uuid4().hex}.zarr"
+        empty = {k: (array.shape, array.dtype.name) for k, array in arrays.items() if not array.size}
+        with groups.new_group(places.join(self.place, mine), STATE, {"empty": empty}) as url:
+            for name in arrays.keys() - empty:
+                groups.write_whole(url, name, arrays[name])
+        places.write_text(marker, mine)
+        if before:
+            places.remove(places.join(self.place, before))
+
+
 def _keep(place: str, name: str, write: Callable[[str], None]) -> None:
     """Write a group and its marker; if somebody else has kept the same meanwhile, that is the one kept."""
     mine = f"{name}-{uuid.uuid4().hex}.zarr"
@@ -114,7 +159,7 @@ def _forget(place: str, name: str) -> None:
 def begun(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Iterator[Plan]:
     """Start or go on: the plan, with what decides its bits as the checkpoint has it; without a place, as it is.
 
-    What fails before a shard is kept leaves no checkpoint.
+    What fails before a shard or an iterate is kept leaves no checkpoint.
 
     Parameters
     ----------
@@ -136,7 +181,7 @@ def begun(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Iterator[Plan]
         yield p
     except BaseException:
         with suppress(StoreError):  # as where the store is what failed
-            if not any(name.startswith("shard-") and name.endswith(".kept") for name in places.names(place)):
+            if not any(name.startswith(KEPT) and name.endswith(".kept") for name in places.names(place)):
                 places.remove(place)
         raise
 

@@ -47,10 +47,10 @@ def compare(
 ) -> Comparison:
     """Kernel error, error of prediction and cost of several jobs, and of yardsticks, on one dataset.
 
-    Each job is fitted as by `fit`, where its ``[cluster]`` says.  Its map is then redrawn ``seeds`` times (one that
-    learns from data is fitted again each time), and the Gram of the features compared with the map's exact kernel on
-    a sample of rows, the same for all.  The yardsticks are ridge on the columns, ridge on random Fourier features of a
-    Gaussian, ridge with the first job's kernel itself, and boosted trees; the last two hold all rows in this process.
+    Each job is fitted as by `fit`, where its ``[cluster]`` says.  Its map is then redrawn (one that learns from data is
+    fitted again), and the Gram of the features compared with the map's exact kernel on rows that are the same for all.
+    Yardsticks are ridge on the columns, on random Fourier features of a Gaussian, and with the first job's kernel
+    itself, and boosted trees; the last two hold all rows in this process.
 
     Parameters
     ----------
@@ -61,17 +61,15 @@ def compare(
         One a job; by default the types of their maps.
     test : Dataset or str, optional
         Labelled rows to evaluate all models on.
-    seeds : int
+    seeds, sample : int
+        Redraws of a map, and rows, at most, that kernels are compared on.
     components : sequence of int, optional
         Numbers of components to fit every job with, instead of its own.
-    sample : int
-        Rows, at most, that kernels are compared on.
     exact_rows : int
         Training rows up to which ridge with the exact kernel is among the yardsticks.
     baselines : bool
         Whether there are yardsticks.
-    client, scheduler, watch
-        As in `fit`.
+    client, scheduler, watch : as in `fit`
 
     Raises
     ------
@@ -84,24 +82,21 @@ def compare(
         raise SpecError(f"seeds is {seeds}, sample {sample}, components {list(components)}; expected 1 or more")
     jobs = _on(dataset, jobs)
     first, layout = jobs[0], jobs[0].dataset.layout()
+    sample = min(sample, layout.rows)
     bench = Bench(_tested(test, first.dataset), seeds, sample, client, scheduler, watch)
     names = _distinct(names or [type(job.features).__name__ for job in jobs])
     rows, pre = measure(bench, [(n, each) for n, job in zip(names, jobs, strict=True) for each in _at(job, components)])
-    notes = _protocol(min(sample, layout.rows), seeds, bool(layout.classes))
+    notes = _protocol(sample, seeds, bool(layout.classes))
     if baselines:
-        for yardstick in (
-            _feature_yardsticks(bench, first, components),
-            _held_yardsticks(bench, first, pre, exact_rows),
-        ):
-            for found, note in yardstick:
-                rows += found
-                notes += [note] if note else []
+        for found, note in _yardsticks(bench, first, components, pre, exact_rows):
+            rows += found
+            notes += [note] if note else []
     return Comparison(
         dataset=first.dataset.store,
         rows=layout.rows,
         test=bench.test.store if bench.test else "",
         classes=bool(layout.classes),
-        sample_rows=min(sample, layout.rows),
+        sample_rows=sample,
         seeds=seeds,
         models=tuple(rows),
         notes=tuple(notes),

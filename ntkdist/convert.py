@@ -56,8 +56,7 @@ def convert(
     Parameters
     ----------
     source : str
-        A file, or an object, of which a copy is made: ``.npz``, ``.npy``, ``.csv``, ``.csv.gz``, ``.parquet``, or IDX
-        (by its first bytes; also gzipped).
+        A file, or an object (which is copied): npz, npy, csv, csv.gz, parquet, or IDX, known by its first bytes.
     dest : str
         Where the dataset shall be.
     target : sequence of str
@@ -67,18 +66,15 @@ def convert(
         The input array of an npz.
     classes : bool
         Integers are class labels, not numbers to regress on; strings and booleans always are.
-    weight : str
-        Sample weights, named as the target is.
+    weight, groups, holdout : str
+        Named as the target is: sample weights; which rows belong together in cross-validation, by integers, or strings,
+        which are hashed; which rows to choose a penalty by, 1 or true for those.
     drop : sequence of str
         Columns of a table to leave out.
     rows_per_partition : int, optional
         By default at least 20 partitions of at most 128 MiB.
     shuffle_seed : int or None
         Seed of the shuffle; None keeps the order of the source.
-    groups : str
-        Which rows belong together in cross-validation, named as the target is: integers, or strings, which are hashed.
-    holdout : str
-        Which rows to choose a penalty by, named as the target is: 1 or true for those, 0 or false for the others.
 
     Returns
     -------
@@ -96,13 +92,8 @@ def convert(
         If the destination exists or has no space.
     """
     target, drop = (target,) if isinstance(target, str) else target, (drop,) if isinstance(drop, str) else drop
-    if shuffle_seed is not None and shuffle_seed < 0:
-        raise SpecError(f"shuffle_seed is {shuffle_seed}; expected a number of at least 0, or none to keep the order")
-    if rows_per_partition is not None and rows_per_partition < 1:
-        raise SpecError(f"rows_per_partition is {rows_per_partition}; expected at least 1")
+    _check(source, rows_per_partition, shuffle_seed)
     refuse_existing(dest)
-    if places.is_local(source) and not places.local_path(source).is_file():
-        raise DataError(f"{source}: no such file; check the path")
     with _scratch(dest) as name:
         scratch = Path(name)
         path = places.fetch(source, scratch / "source")
@@ -110,14 +101,22 @@ def convert(
         wanted = Wanted(tuple(target), x, classes, weight, tuple(drop), groups, holdout)
         if not table and (rows := open_sparse(path, wanted, scratch)):
             _write_sparse(dest, rows, rows_per_partition, shuffle_seed)
-            return Dataset(dest).layout(labelled=False)
-        opened = (open_table if table else open_arrays)(path, wanted, scratch)
-        if opened.rows == 0:
-            raise DataError(f"{source} has no rows; convert a source that has some")
-        buckets = _fill_buckets(opened, shuffle_seed, scratch)
-        with new_group(dest, data.FORMAT, _attributes(opened, shuffle_seed)) as url:
-            _write(url, opened, rows_per_partition, _shuffled(buckets, _record(opened), shuffle_seed))
+        else:
+            opened = (open_table if table else open_arrays)(path, wanted, scratch)
+            if opened.rows == 0:
+                raise DataError(f"{source} has no rows; convert a source that has some")
+            _write_dense(dest, opened, rows_per_partition, shuffle_seed, scratch)
     return Dataset(dest).layout(labelled=False)
+
+
+def _check(source: str, rows_per_partition: int | None, shuffle_seed: int | None) -> None:
+    """Refuse what can be told without reading."""
+    if shuffle_seed is not None and shuffle_seed < 0:
+        raise SpecError(f"shuffle_seed is {shuffle_seed}; expected a number of at least 0, or none to keep the order")
+    if rows_per_partition is not None and rows_per_partition < 1:
+        raise SpecError(f"rows_per_partition is {rows_per_partition}; expected at least 1")
+    if places.is_local(source) and not places.local_path(source).is_file():
+        raise DataError(f"{source}: no such file; check the path")
 
 
 def _scratch(dest: str) -> tempfile.TemporaryDirectory[str]:
@@ -196,6 +195,13 @@ def _shuffled(
         path.unlink(missing_ok=True)
         keys = np.arange(len(rows)) if seed is None else draws.uniforms(len(rows), seed, SHUFFLE, ORDER, b)
         yield rows, np.argsort(keys, kind="stable")
+
+
+def _write_dense(dest: str, source: Source, wanted: int | None, seed: int | None, scratch: Path) -> None:
+    """Shuffle rows by way of buckets, and write them partition by partition."""
+    buckets = _fill_buckets(source, seed, scratch)
+    with new_group(dest, data.FORMAT, _attributes(source, seed)) as url:
+        _write(url, source, wanted, _shuffled(buckets, _record(source), seed))
 
 
 def _write(

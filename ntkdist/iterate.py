@@ -6,7 +6,7 @@ Legend: m features, t targets, a penalties; S training sets: the data without fo
 import functools
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +27,7 @@ from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
 from ntkdist.shards import Shard, Source
 from ntkdist.solvers import PCG
-from ntkdist.solvers.cg import FLOOR, LowRank, conjugate_gradients, not_converged
+from ntkdist.solvers.cg import FLOOR, Keep, LowRank, conjugate_gradients, not_converged
 from ntkdist.spec import digest
 from ntkdist.sums import CrossSums, NormalEquations
 
@@ -48,7 +48,7 @@ def fit_by_products(
     source = Source(p.dataset, p.layout, p.block_rows, p.threads, skip=p.skip or ())
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
     start = time.perf_counter()
-    empty, _ = checkpoint.prepared(keep, p, lambda: prepare.prepare(p.job, source, client, watch))
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare.prepare(p.job, source, client, watch))
     pre, features = empty.preprocessing, empty.features
     limit = cache_bytes(p, solver, found, client is None)
     run = digest(p, features.digest(), pre.digest())
@@ -64,7 +64,9 @@ def fit_by_products(
         near = preconditioner(p, solver, passes, total, watch)
         began = time.perf_counter()
         with phase("iterations", p.layout.rows * (solver.max_iterations + 1), client, watch) as done:
+            of = (p.shards, p.fan_in, p.threads, solver.sample_rows, solver.seed, solver.tol)
             path = Path(passes, sums, total, solver, near, p.job.alphas_per_row, p.job.alphas, done)
+            path.keeping = functools.partial(kept.state, of) if kept is not None else None
             cv, alphas = path.choose(p.job.alpha_per_target)
         ended = time.perf_counter()
     finally:
@@ -145,6 +147,7 @@ class Path(Grid):
         self.residual: dict[float, float] = {}
         self.of_all: dict[float, F8] = {}  # residuals for all rows, (t,)
         self.iterations = 0
+        self.keeping: Callable[[list[float]], Keep] | None = None  # where the iterations of some penalties are kept
 
     def scale(self, each: CrossSums | NormalEquations) -> float:
         """What a penalty of the grid is multiplied by for a training set."""
@@ -174,7 +177,8 @@ class Path(Grid):
             return self.near.solve(r, shifts[columns], scales[columns])
 
         gram = DataGram(self.passes, self.sets, of, self.left_out[of], rhs, self.done)
-        solved = conjugate_gradients(gram, alphas, near, self.solver.tol, self.solver.max_iterations)
+        keep = self.keeping and self.keeping(alphas.tolist())
+        solved = conjugate_gradients(gram, alphas, near, self.solver.tol, self.solver.max_iterations, keep)
         self.iterations += int(solved.iterations.max(initial=0))
         residual = solved.residual.reshape(shape)
         coef = solved.x.reshape(-1, *shape)

@@ -21,6 +21,7 @@ from ntkdist.uncertainty import Factor
 
 F8 = NDArray[np.float64]
 BLOCK_BYTES = 64 * 2**20
+ROUNDING = 1e-5  # of what was there: as much may be missing where all is subtracted
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,16 @@ class Equations:
         return self._combine(other, operator.add)
 
     def __sub__(self, other: "Equations") -> "Equations":
-        return self._combine(other, operator.sub)
+        left = self._combine(other, operator.sub)
+        for k, (mine, fold) in enumerate(zip(self.folds, left.folds, strict=True)):
+            before, after = (np.append(np.diagonal(each._gram), each.weight) for each in (mine, fold))
+            if (after < -ROUNDING * before).any():
+                raise DataError(
+                    f"Fold {k} does not hold the rows that are subtracted from it (of weight "
+                    f"{other.folds[k].weight:g}, from {mine.weight:g}); subtract rows that were added, in the folds "
+                    "that they had: by groups, or partition by partition"
+                )
+        return left
 
     def _combine(self, other: "Equations", op: Any) -> "Equations":
         for what, mine, theirs in (

@@ -1,5 +1,7 @@
 """What a job learns from the data before its equations: the scaling, and what some maps look at, such as landmarks."""
 
+import functools
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,17 +13,18 @@ from scipy.sparse import csr_array
 
 from ntkdist import draws, store
 from ntkdist.data import Dataset, Layout, Rows
-from ntkdist.errors import Damaged, DataError
+from ntkdist.errors import Damaged, DataError, SpecError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.features.base import RowWeights
 from ntkdist.groups import find
 from ntkdist.job import Job
+from ntkdist.model import Equations
 from ntkdist.plan import Plan
 from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
 from ntkdist.progress import Watch
 from ntkdist.reduce import reduce_all
 from ntkdist.shards import Shard, Source
-from ntkdist.sums import RowSample
+from ntkdist.sums import Moments, RowSample
 
 SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map
 
@@ -37,21 +40,37 @@ def scaling(
 ) -> Preprocessing:
     """Fit or reuse the scaling of a dataset, with weights of classes if they shall be balanced; None: as is reused."""
     layout = source.layout
-    if preprocess.reuse:
-        pre: Preprocessing = _before(preprocess).preprocessing
-        pre.match(layout, source.dataset.store)
-        if pre.classes != layout.classes or pre.columns != layout.columns:
-            raise DataError(f"{source.dataset.store}: classes or columns differ from those of {preprocess.reuse}")
-        if balanced is not None and balanced != bool(pre.class_weight):
-            does, change = ("does not weigh", "leave out") if balanced else ("weighs", "set")
-            raise DataError(
-                f"{preprocess.reuse} {does} classes, unlike this job, so their sums would not add; {change} "
-                'class_weight = "balanced", or leave out [preprocess] reuse'
-            )
-        return pre
     mode = preprocess.resolve(layout)
+    if len(urls := preprocess.reuse.split(" + ")) > 1:
+        together = functools.reduce(operator.add, [_moments(url, source, balanced) for url in urls])
+        return Preprocessing.fit(mode, layout, together, bool(balanced))
+    if preprocess.reuse:
+        return _reused(preprocess.reuse, _before(preprocess.reuse).preprocessing, source, balanced)
     part = reduce_all(source, MomentsOf(mode, layout), layout.rows_per_partition, client, "moments", watch)
     return Preprocessing.fit(mode, layout, part.total, bool(balanced))
+
+
+def _reused(url: str, pre: Preprocessing, source: Source, balanced: bool | None) -> Preprocessing:
+    """The scaling of an earlier run, if it can be that of a dataset."""
+    layout = source.layout
+    pre.match(layout, source.dataset.store)
+    if pre.classes != layout.classes or pre.columns != layout.columns:
+        raise DataError(f"{source.dataset.store}: classes or columns differ from those of {url}")
+    if balanced is not None and balanced != bool(pre.class_weight):
+        does, change = ("does not weigh", "leave out") if balanced else ("weighs", "set")
+        raise DataError(
+            f"{url} {does} classes, unlike this job, so their sums would not add; {change} "
+            'class_weight = "balanced", or leave out [preprocess] reuse'
+        )
+    return pre
+
+
+def _moments(url: str, source: Source, balanced: bool | None) -> Moments:
+    """The moments of the data of an earlier run."""
+    before = store.load(find(url, "equations.zarr"))
+    if not isinstance(before, Equations):
+        raise DataError(f"{url} holds a {type(before).__name__}; to add its scaling to another's it needs equations")
+    return _reused(url, before.preprocessing, source, balanced).moments(source.layout, before.total)
 
 
 def learnt(
@@ -65,8 +84,10 @@ def learnt(
     """A map that is ready to use: itself, or fitted to a sample of the scaled rows, or as an earlier run left it."""
     if not features.sample_rows:
         return features
+    if " + " in preprocess.reuse:
+        raise SpecError(f"what {type(features).__name__} learnt in several runs does not add; reuse one run")
     if preprocess.reuse:
-        before: AnyMap = _before(preprocess).features
+        before: AnyMap = _before(preprocess.reuse).features
         if before.spec != features:
             raise DataError(
                 f"{preprocess.reuse} holds another feature map, so what it learnt cannot be reused; use the same "
@@ -85,9 +106,9 @@ def sample(summand: "SampleOf", source: Source, client: Client | None, watch: Wa
     return reduce_all(source, summand, source.layout.rows_per_partition, client, phase, watch).total.x
 
 
-def _before(preprocess: Preprocess) -> Any:
+def _before(url: str) -> Any:
     """The earlier run that is reused."""
-    return store.load(find(preprocess.reuse, "model.zarr"))
+    return store.load(find(url, "model.zarr"))
 
 
 def verified(p: Plan, *, client: Client | None, watch: Watch | None) -> Plan:

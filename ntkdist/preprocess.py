@@ -10,7 +10,7 @@ from scipy.sparse import csr_array, issparse
 from ntkdist.data import Layout, Rows
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import Spec, digest, nearest
-from ntkdist.sums import Moments
+from ntkdist.sums import Moments, NormalEquations
 
 F8 = NDArray[np.float64]
 Inputs = Literal["auto", "columns", "channels", "none"]
@@ -26,8 +26,9 @@ class Preprocess(Spec, frozen=True):
         Subtract the mean and divide by the standard deviation of every column, or of every channel of images; "auto"
         is columns for vectors, channels for images, and for sparse rows only the division.
     reuse : str
-        URL of a model or of saved equations whose scaling is taken over unchanged, which is what makes sums of
-        different data addable.
+        URL of a run, a model or saved equations whose scaling is taken over unchanged, which is what makes sums of
+        different data addable.  Of several runs with " + " between, the scaling that their data have together: sites
+        that may not share rows fit alone, and then once more with the same sum.
     """
 
     inputs: Inputs = "auto"
@@ -109,7 +110,7 @@ class Preprocessing:
         else:
             y_mean, y_scale = y.mean, np.where(y.constant(), 1.0, y.std)
         d = int(np.prod(layout.input_shape))
-        names = layout.columns or tuple(f"column {i}" for i in range(len(x.mean)))
+        names = _names(layout, len(x.mean))
         none = mode == "none"
         return cls(
             layout.input_shape,
@@ -123,6 +124,27 @@ class Preprocessing:
             layout.targets > 0,
             () if layout.sparse else tuple(names[i] for i in np.flatnonzero(x.constant())),
             _balancing(y.counts) if balanced else (),
+        )
+
+    def moments(self, layout: Layout, sums: NormalEquations) -> Moments:
+        """The sum of `MomentsOf` that this was fitted to, with means, from the sums of the scaled rows.
+
+        Raises
+        ------
+        DataError
+            If the rows are sparse, whose means are not kept.
+        """
+        if layout.sparse:
+            raise DataError("the scaling of sparse rows does not add, as their means are not kept; reuse one run")
+        weight, pixels = sums.weight, int(np.prod(layout.input_shape)) // len(self.x_mean)
+        constant = np.isin(_names(layout, len(self.x_mean)), self.constant)
+        x = np.full(len(self.x_mean), weight * pixels)
+        y_deviation = self.y_scale**2 * (np.diagonal(sums.yy) - sums.y_sum**2 / weight)
+        if self.classes:
+            return Moments(0, x, self.x_mean, np.where(constant, 0.0, x * self.x_scale**2), self.y_mean * weight)
+        return Moments(
+            *(0, np.append(x, np.full(self.t, weight)), np.append(self.x_mean, self.y_mean)),
+            *(np.append(np.where(constant, 0.0, x * self.x_scale**2), y_deviation), np.zeros(0)),
         )
 
     @property
@@ -191,6 +213,11 @@ class Preprocessing:
             places = {name: i for i, name in enumerate(self.classes)}
             codes = np.array([places.get(name, -1) for name in layout.classes])
         return Matching(source, columns, codes, layout.classes)
+
+
+def _names(layout: Layout, d: int) -> tuple[str, ...]:
+    """Names of columns, or of channels."""
+    return layout.columns or tuple(f"column {i}" for i in range(d))
 
 
 def _balancing(counts: F8) -> tuple[float, ...]:

@@ -52,8 +52,8 @@ def test_error_falls_like_the_root_of_the_columns_up_to_8192(d: int, depth: int,
     assert -0.6 <= slope(rows(100, d), widths, 6, depth=depth, **options) <= -0.4
 
 
-@pytest.mark.parametrize("d", [9, 90])
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("d", [9, pytest.param(90, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("depth", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_default_has_at_most_half_of_the_error_of_the_paper(depth: int, d: int) -> None:
     """With the same number of columns, 1024; at any depth and width."""
     x = rows(60, d)

@@ -237,7 +237,7 @@ def test_sparse_rows(tmp_path: Path) -> None:
     np.testing.assert_allclose(a.cv.mse, b.cv.mse, rtol=1e-4)
 
 
-def test_a_run_that_was_cut_off_starts_its_iterations_anew(make_dataset: Any, table: Any, tmp_path: Path) -> None:
+def test_a_run_that_was_cut_off_before_its_iterations(make_dataset: Any, table: Any, tmp_path: Path) -> None:
     job, out = job_on(make_dataset(*table), alphas=(1.0,)), str(tmp_path / "run")
 
     @contextmanager
@@ -260,6 +260,76 @@ def test_a_run_that_was_cut_off_starts_its_iterations_anew(make_dataset: Any, ta
     (tmp_path / "killed").rename(out)
     same_bits(nd.fit(job, out=out, resume=True), nd.fit(job))
     assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+class CutAfter:
+    """A watch that ends a run in its iterations, after some shards of its passes."""
+
+    def __init__(self, shards: int) -> None:
+        self.left = shards
+
+    @contextmanager
+    def __call__(self, phase: str, rows: int) -> Iterator[Any]:
+        def done(count: int) -> None:
+            self.left -= phase == "iterations"
+            if self.left <= 0:
+                raise InterruptedError
+
+        yield done
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+def test_a_run_that_was_cut_off_goes_on_from_the_iterate_kept_last(
+    make_dataset: Any, table: Any, tmp_path: Path, dtype: str
+) -> None:
+    """Cut off early in its first grid of penalties, and late in one that grew: the bits of an undisturbed run."""
+    plan = msgspec.structs.replace(EXACT, dtype=dtype, shards=4)
+    job = job_on(make_dataset(*table), alphas="auto", alphas_per_row=(0.1, 1.0), plan=plan)
+    straight = nd.fit(job)
+    before = straight.report["run"]["products"]
+    assert "grew" in straight.cv.note
+    kept = msgspec.structs.replace(plan, checkpoint=str(tmp_path / "kept"))
+    for passes in (8, before["passes"] - 10):
+        with pytest.raises(InterruptedError):
+            nd.fit(msgspec.structs.replace(job, plan=kept), watch=CutAfter(4 * passes + 2))
+        marks, states = (len(list((tmp_path / "kept").glob(f"iterate-*.{end}"))) for end in ("kept", "zarr"))
+        assert marks == states > 0
+    result = nd.fit(msgspec.structs.replace(job, plan=kept), resume=True)
+    same_bits(result, straight)
+    after = result.report["run"]["products"]
+    assert after["iterations"] == before["iterations"]
+    assert after["passes"] < before["passes"] / 2
+
+
+def test_an_iterate_serves_only_the_iterations_that_it_is_of(make_dataset: Any, table: Any, tmp_path: Path) -> None:
+    """A larger number of them goes on; another penalty, preconditioner or tolerance begins anew; so does damage."""
+    plan = msgspec.structs.replace(EXACT, shards=4, checkpoint=str(tmp_path / "kept"))
+    job = job_on(make_dataset(*table), alphas=(1.0,), plan=plan, solver=nd.PCG(sample_rows=64, max_iterations=8))
+
+    def repeated(**changes: Any) -> int:
+        """Iterations that were not done before; beside them stand a pass for sums and one for errors."""
+        counts = nd.fit(msgspec.structs.replace(job, **changes)).report["run"]["products"]
+        return counts["passes"] - 2 - counts["iterations"]
+
+    more = nd.PCG(sample_rows=64)
+    with pytest.raises(nd.NotConverged):
+        nd.fit(job)
+    (mark,) = (tmp_path / "kept").glob("iterate-*.kept")
+    few = mark.read_text()
+    for other in (
+        {"alphas": "auto", "alphas_per_row": (1.0,)},
+        {"solver": nd.PCG(sample_rows=65)},
+        {"solver": nd.PCG(sample_rows=64, tol=1e-4)},
+    ):
+        assert repeated(**({"solver": more} | other)) == 0
+    assert mark.read_text() == few
+    assert repeated(solver=more) == -5
+    assert repeated(solver=more) < -10
+    chunk = next(p for p in (tmp_path / "kept" / mark.read_text() / "x" / "c").rglob("*") if p.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+    assert repeated(solver=more) == 0
+    with pytest.raises(nd.StoreError, match="is the checkpoint of another job or of other data"):
+        nd.fit(msgspec.structs.replace(job, features=nd.NTKRandomFeatures(n_components=96, depth=1, bias=0.5)))
 
 
 def test_what_another_solver_resolved_is_not_gone_on_from(make_dataset: Any, table: Any) -> None:

@@ -211,6 +211,9 @@ def test_the_report_tells_how_a_run_went(command: Command, train: dict[str, NDAr
     assert run["rows_per_second"] == pytest.approx(240 / run["seconds"]["equations"])
     assert run["gram_to_syrk_ratio"] > 0
     (peak,) = run["peak_memory_bytes"].values()
+    (speed,) = run["worker_rows_per_second"].values()
+    assert run["peak_memory_bytes"].keys() == run["worker_rows_per_second"].keys()
+    assert speed > 240 / run["seconds"]["total"]
     assert peak > 50e6
     assert sum(run["projected_memory_bytes"].values()) > 100e6
 

@@ -211,6 +211,7 @@ def test_weights_are_repeated_rows_for_the_exact_kernel(make_dataset: Any, table
     assert one.out_of_fold().rmse == pytest.approx(other.out_of_fold().rmse, rel=1e-7)
 
 
+@pytest.mark.slow
 def test_digits_by_classifiers(make_dataset: Any) -> None:
     x, y = load_digits(return_X_y=True)
     test = np.arange(len(x)) % 4 == 0

@@ -1,5 +1,6 @@
 """The straight line, end to end: the same sums however they are cut and wherever they are made."""
 
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -165,6 +166,34 @@ def test_scaling_can_be_reused_so_that_sums_of_other_data_add(make_dataset: Any,
     own = nd.fit(job_on(make_dataset(x[:540], y[:540], name="own", rows_per_partition=45)))
     with pytest.raises(nd.DataError, match="Equations of different scaling do not add"):
         own.equations + second.equations
+    with pytest.raises(
+        nd.DataError, match=r"Fold 0 does not hold the rows .*of weight 225, from 135\); subtract"
+    ):
+        first.equations - whole.equations
+
+
+@pytest.mark.parametrize("kind", ["numbers", "classes"])
+def test_sites_add_their_moments_and_then_their_sums(make_dataset: Any, table: Any, tmp_path: Path, kind: str) -> None:
+    """Two sites that see each other's sums only get the scaling and the model of all rows."""
+    x, y = table
+    x = np.hstack([x, np.repeat([[3.0], [5.0]], [540, 360], axis=0)])
+    y = y if kind == "numbers" else np.array(["a", "b", "c"])[np.digitize(y[:, 0], [100.5, 101.5])]
+    w = np.random.default_rng(0).integers(0, 3, 900)
+    parts, runs = {"here": slice(0, 540), "there": slice(540, 900), "all": slice(0, 900)}, {}
+    for name, rows in parts.items():
+        store = make_dataset(x[rows], y[rows], name=name, weights=w[rows], rows_per_partition=45)
+        runs[name] = job_on("", dataset=nd.Dataset(store, weight="weight"), alphas=(1.0,))
+    whole, *_ = [nd.fit(runs[name], out=str(tmp_path / f"{name}-run")) for name in ("all", "here", "there")]
+    reuse = nd.Preprocess(reuse=f"{tmp_path}/here-run + {tmp_path}/there-run")
+    here, there = (nd.fit(msgspec.structs.replace(runs[name], preprocess=reuse)) for name in ("here", "there"))
+    for scale in ("x_mean", "x_scale", "y_mean", "y_scale"):
+        mine, all_ = (getattr(each.model.preprocessing, scale) for each in (here, whole))
+        np.testing.assert_allclose(mine, all_, rtol=1e-10, atol=1e-12)
+    assert here.model.preprocessing.constant == ()
+    model, _ = nd.solve(here.equations + there.equations, alphas=[1.0])
+    np.testing.assert_allclose(model(x), whole.model(x), rtol=1e-6, atol=1e-8)
+    with pytest.raises(nd.SpecError, match="what Nystrom learnt in several runs does not add; reuse one run"):
+        nd.fit(msgspec.structs.replace(runs["here"], features=nd.Nystrom(16), preprocess=reuse))
 
 
 def test_a_solution_in_float32_is_close_to_that_in_float64(make_dataset: Any, table: Any) -> None:

@@ -8,7 +8,7 @@ M ≈ A the preconditioner, y = M⁻¹r, ρ = rᵀy; s rows of the sample S (s, 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Meta
@@ -23,6 +23,7 @@ F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 Precondition = Callable[[F8, I8], F8]  # M⁻¹r for residuals (m, k) of the k columns named
 Positive = Annotated[int, Meta(ge=1)]
+KEPT_EVERY = 5  # iterations: a pass over the data costs far more than to keep a state
 FLOOR = 1e-12  # of the trace: the least shift of a preconditioner, so that alpha = 0 has one
 
 
@@ -41,6 +42,29 @@ class GramOperator(Protocol):
         """G v, (m, k), for the k columns named, each with its own G."""
 
 
+class State(NamedTuple):
+    """What the iterations go on from: of all columns x, and how far each came; of those that stay r, p and ρ."""
+
+    x: F8
+    r: F8
+    p: NDArray[np.floating]
+    rho: F8
+    columns: I8
+    iterations: I8
+    first: F8
+    last: F8
+
+
+class Keep(Protocol):
+    """Where a state survives the process."""
+
+    def load(self) -> dict[str, NDArray[Any]] | None:
+        """The arrays that were saved last, if any were."""
+
+    def save(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Keep arrays in place of those before."""
+
+
 class Solved(NamedTuple):
     """Solutions (m, c), and how far each column came: iterations (c,) and relative residual (c,)."""
 
@@ -53,9 +77,9 @@ class PCG(Solver, frozen=True):
     """Preconditioned conjugate gradients on the data itself: no Gram is formed, no m×m array exists.
 
     Every iteration is one pass over the data, for all targets, penalties and training sets at once.  The preconditioner
-    is the Gram of a sample of rows.  A run that was killed starts its iterations anew, with the scaling and the map
-    that were kept; one that fails leaves nothing.  Folds are of whole partitions: rows that groups or a holdout deal
-    one by one are refused.
+    is the Gram of a sample of rows.  A run that was cut off goes on from the last of its iterations that was kept, one
+    in five, to the same bits; also one that did not converge, given its checkpoint and a larger ``max_iterations``.
+    Folds are of whole partitions: rows that groups or a holdout deal one by one are refused.
 
     Parameters
     ----------
@@ -124,6 +148,7 @@ def conjugate_gradients(
     precondition: Precondition,
     tol: float,
     max_iterations: int,
+    keep: Keep | None = None,
 ) -> Solved:
     """Solve (G + alpha) x = b for every column from x = 0 (Hestenes, Stiefel 1952, preconditioned).
 
@@ -136,23 +161,20 @@ def conjugate_gradients(
     tol : float
         Relative residual √ρ at which a column leaves; see `PCG`.
     max_iterations : int
+    keep : Keep, optional
+        Where to go on from, and to keep every fifth state and the last.
 
     Returns
     -------
     Solved
         A column that did not converge has a residual above ``tol``.
     """
-    b = operator.rhs
-    x, iterations = np.zeros_like(b), np.zeros(b.shape[1], np.int64)
-    columns = np.arange(b.shape[1])
-    y = precondition(b, columns)
-    rho = _dots(b, y)
-    first, last = rho.copy(), rho.copy()
-    columns = np.flatnonzero(rho > 0)
-    r, rho, p = b[:, columns], rho[columns], y[:, columns].astype(operator.dtype)
-    for _ in range(max_iterations):
+    kept = keep.load() if keep is not None else None
+    x, r, p, rho, columns, iterations, first, last = State(**kept) if kept else _begun(operator, precondition)
+    for i in range(int(iterations.max(initial=0)), max_iterations):
         if not len(columns):
             break
+        r, p = np.asfortranarray(r), np.asfortranarray(p)  # products may round otherwise where they lie otherwise
         q = operator.matmul(p, columns) + alphas[columns] * p
         curvature = _dots(p, q)
         sound = curvature > 0  # else rounding is all that is left of the column
@@ -166,7 +188,21 @@ def conjugate_gradients(
         stay = sound & (rho > tol**2 * first[columns])
         columns, r, beta, rho = columns[stay], r[:, stay], (rho / before)[stay], rho[stay]
         p = (y[:, stay] + beta * p[:, stay]).astype(operator.dtype)
+        if keep is not None and (i % KEPT_EVERY == KEPT_EVERY - 1 or not len(columns)):
+            keep.save(State(x, r, p, rho, columns, iterations, first, last)._asdict())
     return Solved(x, iterations, np.sqrt(last / np.where(first > 0, first, 1.0)))
+
+
+def _begun(operator: GramOperator, precondition: Precondition) -> State:
+    b = operator.rhs
+    x, iterations, columns = np.zeros(b.shape), np.zeros(b.shape[1], np.int64), np.arange(b.shape[1])
+    y = precondition(b, columns)
+    rho = _dots(b, y)
+    columns = np.flatnonzero(rho > 0)
+    return State(
+        *(x, b[:, columns], y[:, columns].astype(operator.dtype), rho[columns]),
+        *(columns, iterations, rho, rho.copy()),
+    )
 
 
 class LowRank:
