@@ -6,6 +6,7 @@ so that no credentials are ever sent or saved.
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -173,7 +174,7 @@ def write_text(url: str, text: str) -> None:
         _write_file(url, text, os.replace)
     else:
         store, key = _at(url)
-        sync(store.set(key, _buffer(text)))
+        sync(store.set(key, _buffer(text.encode())))
 
 
 def claim(url: str, text: str) -> str:
@@ -190,11 +191,36 @@ def claim(url: str, text: str) -> str:
         _write_file(url, text, _link)
     else:
         store, key = _at(url)
-        sync(store.set_if_not_exists(key, _buffer(text)))
+        sync(store.set_if_not_exists(key, _buffer(text.encode())))
     found = read_text(url)
     if found is None:
         raise StoreError(f"{url} was removed while it was written; run again")
     return found
+
+
+@contextmanager
+def new_directory(url: str) -> Iterator[Path]:
+    """A directory for files that are at a place when the block ends, all at once; in a bucket, one after the other.
+
+    When the block fails, nothing is there.
+    """
+    if not is_local(url):
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+            for path in sorted(Path(scratch).iterdir()):
+                store, key = _at(join(url, path.name))
+                sync(store.set(key, _buffer(path.read_bytes())))
+        return
+    final = local_path(url)
+    partial = final.with_name(f".{final.name}.{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with writing(url):
+            partial.mkdir(parents=True)
+            yield partial
+            os.replace(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _link(partial: Path, path: Path) -> None:
@@ -265,5 +291,5 @@ def fetch(url: str, directory: Path) -> Path:
     return path
 
 
-def _buffer(text: str) -> Buffer:
-    return default_buffer_prototype().buffer.from_bytes(text.encode())
+def _buffer(content: bytes) -> Buffer:
+    return default_buffer_prototype().buffer.from_bytes(content)

@@ -1,7 +1,5 @@
 """Curves of a comparison, and the directory that holds them beside its tables: the only file that knows Matplotlib."""
 
-import os
-import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import groupby
@@ -13,7 +11,7 @@ import numpy as np
 from ntkdist.comparison import Comparison, Row, mean_std
 from ntkdist.errors import NtkdistError
 from ntkdist.groups import refuse_existing
-from ntkdist.places import local_path
+from ntkdist.places import new_directory
 from ntkdist.runs import as_json
 
 # Okabe and Ito's colours, which people of any colour vision tell apart; markers and dashes say the same again.
@@ -37,7 +35,7 @@ def check() -> None:
 
 
 def write(found: Comparison, out: str) -> None:
-    """Write ``compare.json``, ``compare.md`` and two plots, each as SVG and PNG, to a new directory: all or nothing.
+    """Write ``compare.json``, ``compare.md`` and two plots, each as SVG and PNG, to a new directory.
 
     Raises
     ------
@@ -46,17 +44,10 @@ def write(found: Comparison, out: str) -> None:
     """
     check()
     refuse_existing(out)
-    place = local_path(out)
-    partial = place.with_name(f".{place.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        (partial / "compare.json").write_text(as_json(found.to_dict(), indent=1))
-        pictures = "\n".join(f"![{name.replace('_', ' ')}]({name}.svg)\n" for name in _draw(found, partial))
-        (partial / "compare.md").write_text(f"{found.to_markdown()}\n{pictures}")
-        os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with new_directory(out) as place:
+        (place / "compare.json").write_text(as_json(found.to_dict(), indent=1))
+        pictures = "\n".join(f"![{name.replace('_', ' ')}]({name}.svg)\n" for name in _draw(found, place))
+        (place / "compare.md").write_text(f"{found.to_markdown()}\n{pictures}")
 
 
 def _draw(found: Comparison, place: Path) -> list[str]:

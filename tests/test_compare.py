@@ -286,7 +286,7 @@ def test_a_drawing_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         raise OSError("no space left")
 
     monkeypatch.setattr(plots, "_draw", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(nd.StoreError, match=r"deep/out cannot be written \(no space left\)"):
         plots.write(FOUND, str(tmp_path / "deep" / "out"))
     assert list((tmp_path / "deep").iterdir()) == []
 

@@ -166,9 +166,7 @@ def test_scaling_can_be_reused_so_that_sums_of_other_data_add(make_dataset: Any,
     own = nd.fit(job_on(make_dataset(x[:540], y[:540], name="own", rows_per_partition=45)))
     with pytest.raises(nd.DataError, match="Equations of different scaling do not add"):
         own.equations + second.equations
-    with pytest.raises(
-        nd.DataError, match=r"Fold 0 does not hold the rows .*of weight 225, from 135\); subtract"
-    ):
+    with pytest.raises(nd.DataError, match=r"Fold 0 does not hold the rows .*of weight 225, from 135\); subtract"):
         first.equations - whole.equations
 
 

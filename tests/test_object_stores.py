@@ -15,7 +15,7 @@ import cloudpickle
 import msgspec
 import numpy as np
 import pytest
-from command_line import FEATURES, assert_one_line, in_process
+from command_line import FEATURES, assert_one_line, in_process, write_job
 from object_stores import Azurite, Seaweed, Server, free_ports, installed, serving
 from test_checkpoint import Cut, CutAfter, same
 
@@ -108,6 +108,25 @@ def test_a_source_in_the_bucket(place: str, tmp_path: Path) -> None:
     assert layout == nd.convert(str(tmp_path / "x.npy"), str(tmp_path / "d"), target=[str(tmp_path / "y.npy")])
     with pytest.raises(nd.DataError, match="no such object; check the URL"):
         nd.convert(f"{place}/z.npy", f"{place}/e")
+
+
+def test_a_demo_and_a_comparison_in_the_bucket(place: str, tmp_path: Path) -> None:
+    done = in_process("demo", "--out", f"{place}/demo", "--workers", 1)
+    assert done.exit_code == 0, done.output
+    assert set(places.names(f"{place}/demo")) == {
+        *(f"{name}.{kind}" for name in ("train", "test") for kind in ("csv", "zarr")),
+        *("linear-run", "ntk-run"),
+    }
+    job = write_job(str(tmp_path / "job.toml"), features='type = "Linear"\nn_components = 64')
+    compared = in_process(
+        *("compare", f"{place}/demo/train.zarr", job, "--sample", 50, "--seeds", 1),
+        *("--no-baselines", "--out", f"{place}/compared"),
+    )
+    assert compared.exit_code == 0, compared.output
+    assert get(f"{place}/compared/error_against_m.png").startswith(b"\x89PNG")
+    assert {"compare.json", "compare.md"} < set(places.names(f"{place}/compared"))
+    again = in_process("demo", "--out", f"{place}/demo")
+    assert_one_line(again.stderr, [f"{place}/demo exists already"])
 
 
 def put(url: str, content: bytes) -> None:
