@@ -50,14 +50,14 @@ def test_a_scheduler_that_runs_already(command: Command, job: str) -> None:
         finish(start("fit", job, "--scheduler", address, "--out", "named", "--json"))
         finish(start("fit", job, "--out", "environment", DASK_SCHEDULER_ADDRESS=address))
         write_job("table.toml", tables=f'[cluster]\ntype = "address"\naddress = "{address}"\n[plan]\ndtype = "float64"')
-        assert command("fit", "table.toml", "--out", "table").exit_code == 0
+        finish(start("fit", "table.toml", "--out", "table"))
         for run in ("named", "environment", "table"):
             assert_like_here(run, workers=1)
             (worker,) = json.loads(Path(f"{run}/report.json").read_text())["run"]["peak_memory_bytes"]
             assert worker != f"{socket.gethostname()}:{os.getpid()}"
 
-        found = json.loads(command("evaluate", "named", "train.zarr", "--json", "--scheduler", address).stdout)
-        assert command("predict", "named", "train.zarr", "predicted.zarr", "--scheduler", address).exit_code == 0
+        found = json.loads(finish(start("evaluate", "named", "train.zarr", "--json", "--scheduler", address)))
+        finish(start("predict", "named", "train.zarr", "predicted.zarr", "--scheduler", address))
         assert found["rows"] == 240
         assert found["rmse"] == pytest.approx(
             json.loads(command("evaluate", "here", "train.zarr", "--json").stdout)["rmse"], rel=1e-6
