@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import threadpoolctl
 from command_line import Command, in_process
 from distributed import Client, LocalCluster
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 import ntkdist as nd
 from ntkdist import cluster
 
+threadpoolctl.threadpool_limits(1)  # of a NumPy that a plugin of pytest has loaded before
 MakeDataset = Callable[..., str]
 
 
