@@ -26,7 +26,9 @@ def estimate(features: RandomFourier, x: F8) -> F8:
 
 
 @every_kernel
-@pytest.mark.parametrize(("d", "m"), [(1, 7), (2, 8), (5, 1), (5, 12), (30, 9)])
+@pytest.mark.parametrize(
+    ("d", "m"), [(1, 7), (5, 12), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((2, 8), (5, 1), (30, 9)))]
+)
 def test_unbiased(kernel: Any, d: int, m: int) -> None:
     """Every entry of the mean over 600 maps within 4.5 standard errors, also with an odd column."""
     x = rows(6, d) / np.sqrt(d)
@@ -58,7 +60,7 @@ def test_frequencies_of_the_gaussian_are_normal(d: int) -> None:
 
 
 @every_kernel
-@pytest.mark.parametrize("d", [3, 20])
+@pytest.mark.parametrize("d", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_error_falls_like_the_root_of_the_columns(kernel: Any, d: int) -> None:
     x, widths = rows(60, d) / np.sqrt(d), [256, 513, 1024, 2048, 4096]
     exact = kernel(x)

@@ -42,7 +42,7 @@ def test_known_coefficients_of_powers(power: int, expected: list[float]) -> None
 
 
 @every_kernel
-@pytest.mark.parametrize("d", [3, 4, 9, 90])
+@pytest.mark.parametrize("d", [3, 90])
 def test_coefficients_against_a_dense_sum(kernel: ZonalKernel, d: int) -> None:
     """b_l = E[k C̄_l] / E[C̄_l²] by a million midpoints of the angle."""
     theta = (np.arange(1_000_000) + 0.5) * np.pi / 1_000_000
@@ -103,7 +103,7 @@ def test_activation_is_its_series(d: int, depth: int) -> None:
 
 
 @every_kernel
-@pytest.mark.parametrize("d", [9, 26, 40, 90, 300, 700, 5000])
+@pytest.mark.parametrize("d", [9, 40, 700])
 def test_what_is_out_of_reach(kernel: ZonalKernel, d: int) -> None:
     """Holding A at the largest |t|, one in a million, takes less than 0.5 % of k(1) off E[A²], and bounds A."""
     b = coefficients(kernel, d)
