@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ntkdist import sources
 from ntkdist.beside import CODES, DTYPES
 from ntkdist.errors import DataError, SpecError
-from ntkdist.npy import readable
 from ntkdist.sources import MAX_CLASSES, Block, Source, Wanted
+from ntkdist.sources.npy import readable
 from ntkdist.spec import nearest
 
 MAX_CATEGORIES = 256

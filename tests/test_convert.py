@@ -20,7 +20,7 @@ import pytest
 from ntkdist import groups, sources
 from ntkdist.data import Dataset, Layout
 from ntkdist.errors import DataError, NtkdistError, SpecError, StoreError
-from ntkdist.npy import IDX_TYPES
+from ntkdist.sources.npy import IDX_TYPES
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

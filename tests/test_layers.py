@@ -33,7 +33,6 @@ ORDER = (
     "data",
     "arrays",
     "beside",
-    "npy",
     "sources",
     "tables",
     "convert",

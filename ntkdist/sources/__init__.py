@@ -14,8 +14,8 @@ from scipy.sparse import csr_array, load_npz
 
 from ntkdist.beside import CODES, DTYPES
 from ntkdist.errors import DataError, SpecError
-from ntkdist.npy import Array, array_file, npy, readable
 from ntkdist.places import fetch
+from ntkdist.sources.npy import Array, array_file, npy_array, readable
 from ntkdist.spec import nearest
 
 Block = dict[str, NDArray[Any]]  # arrays of equal length, named as in the dataset: x, y, weight, groups, holdout
@@ -147,7 +147,7 @@ def _members(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Pa
         with zipfile.ZipFile(path) as file:  # the member keeps the file open
             return file.open(f"{name}.npy")
 
-    return {k: npy(f"array '{n}' of {path.name}", partial(member, n)) for k, n in names.items()}, {"source": path}
+    return {k: npy_array(f"array '{n}' of {path.name}", partial(member, n)) for k, n in names.items()}, {"source": path}
 
 
 def _files(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, Array], dict[str, Path]]:

@@ -90,7 +90,7 @@ def array_file(path: Path, role: str) -> Array:
     with readable(path.name), opened() as file:
         magic = file.read(6)
     if magic == b"\x93NUMPY":
-        return npy(path.name, opened)
+        return npy_array(path.name, opened)
     if magic[:2] == b"\0\0" and len(magic) >= 4 and magic[2] in IDX_TYPES:
         return _idx(path.name, opened, IDX_TYPES[magic[2]], magic[3])
     raise DataError(
@@ -99,7 +99,7 @@ def array_file(path: Path, role: str) -> Array:
     )
 
 
-def npy(name: str, opened: Callable[[], IO[bytes]]) -> Array:
+def npy_array(name: str, opened: Callable[[], IO[bytes]]) -> Array:
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with readable(name), opened() as file:
         version = np.lib.format.read_magic(file)
