@@ -27,7 +27,7 @@ GB = 1e9
 GROWTH = 6  # penalties that a grid may grow by at once
 FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choose: Dask pauses workers above
 SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
-FREED_BYTES = 8 * 2**20  # of what ran before, that a heap has not given back
+FREED_BYTES = 2**25  # of what ran before, that a heap has not given back
 PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
 
 

@@ -89,7 +89,7 @@ DOORS = {
     "distributed": {
         *("reduce", "preflight", "launch", "cluster", "phases"),
         *("prepare", "products", "iterate", "tiling", "fit", "apply", "held_out", "measure", "compare"),
-        *("detach", "out_of_fold", "influence", "report", "estimate"),
+        *("detach", "out_of_fold", "influence", "report", "estimate", "rates"),
     },
     "dask_cuda": {"launch"},
     "dask_gateway": {"launch"},
