@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkdist import devices
+
 HALF = 7  # coefficients of an even or odd part, at most: one compilation does for every polynomial up to degree 13
 ZONAL_HALF = 12  # the same of `zonal`: more would not be unrolled, and cost many times as much
 CLOSE = {4: 1e-2, 8: 1e-3}  # by the bytes of a number: below, 1 − |cosine| is taken from the difference of the rows
@@ -37,6 +39,9 @@ def even_odd(
     scale : (n,) array
         Of out's dtype.
     """
+    if devices.of(out) is not np:
+        out[:, first:] = _even_odd_by_arrays(out[:, first:], even, odd, shift, reach, scale)
+        return
     number = out.dtype.type
     coefficients = (tuple(np.pad(c, (0, HALF - len(c))).astype(out.dtype)) for c in (even, odd))
     _loops()[0](out, first, *coefficients, number(shift), number(reach), scale)
@@ -62,6 +67,26 @@ def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any],
         for part in (c[0::2], c[1::2])
     )
     _loops()[1](t, u, v, t.dtype.type(1 - CLOSE[t.itemsize]), t.dtype.type(0.5), *coefficients)
+
+
+def _even_odd_by_arrays(t: Any, even: Any, odd: Any, shift: Any, reach: Any, scale: Any) -> Any:
+    """The same where there are no compiled loops: the values, as an array."""
+    t = devices.of(t).clip(t, -reach, reach)
+    s = t * t
+    s -= shift
+    t *= _polynomial(s, odd)
+    t += _polynomial(s, even)
+    t *= scale[:, None]
+    return t
+
+
+def _polynomial(s: Any, c: Any) -> Any:
+    """Σ c_k s^k by Horner's rule."""
+    out = devices.of(s).zeros_like(s)
+    for k in range(len(c) - 1, -1, -1):
+        out *= s
+        out += c[k]
+    return out
 
 
 @functools.cache
