@@ -4,6 +4,7 @@ A GPU exists only inside a task: rows are read on the host and moved there, and 
 What computes on either asks an array for its module (`of`), and multiplies by ``@`` or `product`.
 """
 
+import importlib.util
 import time
 from typing import Any, Literal, NamedTuple, cast
 
@@ -44,14 +45,14 @@ def cupy() -> Any:
     Raises
     ------
     ClusterError
-        If it is not installed.
+        If it is not installed, or does not load.
     """
     try:
         import cupy
     except ImportError as error:
         raise ClusterError(
-            f"There is no CuPy here ({error}), which computing on a GPU takes; pip install 'ntkdist[gpu]' on every "
-            'worker, or set [plan] device = "cpu"'
+            f"CuPy, by which GPUs compute, does not load ({' '.join(str(error).split())}); pip install 'ntkdist[gpu]' "
+            'where the workers are, or set [plan] device = "cpu"'
         ) from None
     return cupy
 
@@ -62,13 +63,9 @@ def gpu() -> Gpu | None:
     Raises
     ------
     ClusterError
-        If CuPy sees a GPU but cannot compute on it.
+        If CuPy is there but does not load, or sees a GPU but cannot compute on it.
     """
-    try:
-        cp = cupy()
-    except ClusterError:
-        return None
-    if not cp.cuda.is_available():
+    if not _installed() or not (cp := cupy()).cuda.is_available():
         return None
     device = cp.cuda.Device()
     name = cp.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
@@ -83,6 +80,10 @@ def gpu() -> Gpu | None:
     del x
     free()
     return Gpu(name, device.pci_bus_id, device.mem_info[0], tf32)
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("cupy") is not None
 
 
 def of(x: Any) -> Any:

@@ -15,6 +15,9 @@ from ntkdist.plan import FILLED, GB, Plan
 from ntkdist.solvers import PCG
 
 LEAST_ROWS = 256  # of a block: with fewer, adding products takes longer than multiplying
+LONGER = (
+    16  # times a shard is of what it is on a CPU: bringing its m² sums to the host should take less than making them
+)
 
 
 class Obstacle(NamedTuple):
@@ -65,7 +68,7 @@ def why_not(p: Plan, found: Resources) -> str:
     if p.device != "cpu" or p.job.plan.device != "auto" or not any(found.gpus):
         return ""
     obstacle = _obstacle(_on_gpu(p, found), found)
-    return obstacle.what if obstacle else "what it goes on from was begun there"
+    return obstacle.what if obstacle else "its plan was resolved for that"
 
 
 def memory(p: Plan) -> dict[str, int]:
@@ -91,9 +94,11 @@ def table(p: Plan, found: Resources) -> str:
 
 
 def _on_gpu(p: Plan, found: Resources) -> Plan:
-    """The plan on GPUs, in blocks that are halved until they fit, unless its job gives their rows."""
+    """The plan on GPUs; unless its job says how many, of longer shards, and in blocks that are halved until they fit."""
     wanted = p.job.plan.device
     p = msgspec.structs.replace(p, device=wanted if wanted == "gpu-tf32" else "gpu")
+    if p.job.plan.shards is None:
+        p = msgspec.structs.replace(p, shards=min(p.shards, max(2 * p.folds, p.shards // LONGER)))
     if p.job.plan.block_rows is None and any(found.gpus):
         while p.block_rows >= 2 * LEAST_ROWS and sum(memory(p).values()) > FILLED * _free_bytes(found):
             p = msgspec.structs.replace(p, block_rows=p.block_rows // 2)

@@ -134,7 +134,7 @@ def plain(value: Any) -> Any:
     raise TypeError(f"Unsupported type {type(value)}")
 
 
-def _binary(name: str) -> None:
+def _binary(name: str, both_ways: bool = True) -> None:
     of = getattr(operator, f"__{name}__")
 
     def inplace(self: Array, other: Any) -> Array:
@@ -142,12 +142,16 @@ def _binary(name: str) -> None:
         return self
 
     setattr(Array, f"__{name}__", lambda self, other: self._new(of(self._a, plain(other))))
+    if not both_ways:
+        return
     setattr(Array, f"__r{name}__", lambda self, other: self._new(of(plain(other), self._a)))
     setattr(Array, f"__i{name}__", inplace)
 
 
-for _name in ("add", "sub", "mul", "truediv", "xor", "and", "eq", "ne"):
+for _name in ("add", "sub", "mul", "truediv", "xor", "and"):
     _binary(_name)
+for _name in ("eq", "ne"):
+    _binary(_name, both_ways=False)
 
 
 class Module:

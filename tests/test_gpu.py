@@ -23,13 +23,14 @@ from ntkdist.sums import NormalEquations
 ON_THE_CPU = ("paper", "sketch", "nystrom", "cntk-sketch")  # maps that have no form for GPUs, by their first words
 SUPPORTED = [name for name in CASES if not name.startswith(ON_THE_CPU)]
 MB = 10**6
+MISSING = "CuPy is not installed; pip install 'ntkdist[gpu]'"
 
 
 @pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """CuPy on a GPU, or what stands in for both."""
     if request.param == "cupy":
-        pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'ntkdist[gpu]'")
+        pytest.importorskip("cupy", reason=MISSING)
         if devices.gpu() is None:
             pytest.skip("CuPy sees no GPU here")
         return devices.cupy()
@@ -39,10 +40,15 @@ def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
 def strict(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Module:
     """The stand-in, in CuPy's place."""
     module = Module(**options)
-    monkeypatch.setattr(devices, "cupy", lambda: module)
-    monkeypatch.setattr(devices, "PROBE", 16)
+    stand_in(monkeypatch, module)
     monkeypatch.setattr(base, "_drawn", {})  # another module's arrays
     return module
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, module: Module) -> None:
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(devices, "cupy", lambda: module)
+    monkeypatch.setattr(devices, "PROBE", 16)
 
 
 def same_features(z: np.ndarray, expected: np.ndarray) -> None:
@@ -274,9 +280,17 @@ def test_what_has_no_form_for_gpus_is_said(changes: dict[str, Any], what: str, m
         machine.check(nd.plan(asked), found(one()))
     p = machine.planned(on(asked, "auto"), found(one()))
     assert p.device == "cpu"
-    said = estimate.table(p, found(one()), estimate.cost(p, found(one())))
-    assert [line for line in said.splitlines() if line.startswith("device     cpu: ")]
-    assert gpu_plan.why_not(p, found(one())) in said
+    assert gpu_plan.table(p, found(one())).startswith(f"cpu: {gpu_plan.why_not(p, found(one()))}")
+    assert gpu_plan.table(p, found(None)) == "cpu"
+
+
+def test_shards_are_longer(make_dataset: Any) -> None:
+    x = np.arange(2000.0)[:, None]
+    dataset = nd.Dataset(make_dataset(x, x[:, 0], rows_per_partition=10))
+    asked = nd.Job(dataset, nd.Linear(1), plan=nd.PlanTable(folds=2, device="gpu"))
+    here, there = machine.planned(on(asked, "cpu"), found(one())), machine.planned(asked, found(one()))
+    assert (here.shards, there.shards) == (200, 12)
+    assert machine.planned(on(asked, "gpu", shards=20), found(one())).shards == 20
 
 
 def test_blocks_are_as_large_as_fit(make_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +333,7 @@ def test_a_run_goes_on_on_the_device_that_it_began_on(make_dataset: Any, monkeyp
     monkeypatch.undo()
     with pytest.raises(nd.ClusterError, match="no worker sees a GPU"):
         nd.fit(asked, out=out)
-    monkeypatch.setattr(devices, "cupy", lambda: module)
+    stand_in(monkeypatch, module)
     went_on, at_once = nd.fit(asked, out=out), nd.fit(asked)
     assert went_on.report["plan"]["device"] == "gpu"
     assert any("taken from the checkpoint" in note for note in went_on.report["notes"])
@@ -332,14 +346,14 @@ def test_a_run_begun_on_cpus_goes_on_there_and_says_so(make_dataset: Any, monkey
     strict(monkeypatch)
     went_on = nd.fit(asked, out=out)
     assert went_on.report["plan"]["device"] == "cpu"
-    assert "computed on the CPU: what it goes on from was begun there" in went_on.report["notes"]
+    assert "computed on the CPU: its plan was resolved for that" in went_on.report["notes"]
 
 
 # CuPy itself, which can be asked without a GPU.
 
 
 def test_all_that_is_called_is_in_cupy(monkeypatch: pytest.MonkeyPatch, make_dataset: Any) -> None:
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'ntkdist[gpu]'")
+    cupy = pytest.importorskip("cupy", reason=MISSING)
     module = strict(monkeypatch)
     for name in SUPPORTED:
         mapped_on_gpu(MAPS[name], rows(3, CASES[name].shape))
@@ -354,7 +368,7 @@ def test_all_that_is_called_is_in_cupy(monkeypatch: pytest.MonkeyPatch, make_dat
 
 
 def test_cupy_without_a_gpu_is_no_gpu() -> None:
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed; pip install 'ntkdist[gpu]'")
+    cupy = pytest.importorskip("cupy", reason=MISSING)
     if cupy.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):

@@ -79,9 +79,9 @@ class FeatureMap(Spec, frozen=True):
         return False
 
     def gpu_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        """`row_bytes` on a GPU, the row included: there, what is in place on the host has arrays of its own."""
+        """The same on a GPU, with the row: what is in place on the host is not there, and products copy slices."""
         size = np.dtype(dtype).itemsize
-        return self.row_bytes(input_shape, dtype) + size * (math.prod(input_shape) + 4 * self.n_components)
+        return 2 * self.row_bytes(input_shape, dtype) + size * (math.prod(input_shape) + 2 * self.n_components)
 
     def warm(self, dtype: Any) -> None:
         """Load and compile what mapping needs in a process: nothing, or what would be counted as the first rows'."""
