@@ -4,7 +4,8 @@
 
 TABLE.npz holds ``x`` (n, d), ``y`` (n,) and ``test`` (splits, n), true for the rows that a split is tested on.  Every
 model gets the training rows and chooses all it has to choose from them alone; seconds count that too, and of ntkdist
-also the conversion to Zarr.  Prints one line of JSON.  `run` is that from another process.
+also the conversion to Zarr.  xRFM runs where it is installed (extra ``peers``).  Prints one line of JSON.  `run` is
+that from another process.
 """
 
 import json
@@ -131,6 +132,34 @@ def gammas() -> list[float]:
     return [0.5 / length**2 for length in LENGTHSCALES]
 
 
+def xrfm(part: Part) -> Fitted:
+    """Trees of kernel machines that learn their metric; leaves of 10,000 rows, bandwidth by a held-out fifth."""
+    import torch
+    from xrfm import xRFM
+
+    scaler, y_mean, y_scale = StandardScaler().fit(part.x), part.y.mean(), part.y.std()
+    x = torch.tensor(scaler.transform(part.x), dtype=torch.float32)
+    y = torch.tensor((part.y - y_mean) / y_scale, dtype=torch.float32)[:, None]
+    held = np.random.default_rng(0).permutation(len(x)) < len(x) // 5
+
+    def fitted(bandwidth: float) -> tuple[float, float, Any]:
+        params = {
+            "model": {"kernel": "l2", "bandwidth": bandwidth, "exponent": 1.0, "diag": False},
+            "fit": {"reg": 1e-3, "iters": 5, "verbose": False, "early_stop_rfm": True},
+        }
+        model = xRFM(params, EXACT_ROWS, device=torch.device("cpu"), tuning_metric="mse", random_state=0, verbose=False)
+        model.fit(x[~held], y[~held], x[held], y[held])
+        return float(((np.asarray(model.predict(x[held])) - y[held].numpy()) ** 2).mean()), bandwidth, model
+
+    _, bandwidth, model = min(map(fitted, (3.0, 10.0, 30.0)), key=lambda found: found[0])
+
+    def predict(rows: Any) -> Any:
+        scaled = torch.tensor(scaler.transform(rows), dtype=torch.float32)
+        return np.ravel(model.predict(scaled)) * y_scale + y_mean
+
+    return Fitted(predict, f"bandwidth {bandwidth}")
+
+
 def plain_dask(part: Part) -> Fitted:
     """What one writes first: features as a Dask array, ``z.T @ z``, one split for the penalty."""
     features = nd.ZonalFeatures(part.m, nd.NTK(2, bias=1.0))
@@ -170,6 +199,7 @@ MODELS: dict[str, Callable[[Part], Fitted]] = {
     "scikit-learn RBFSampler + Ridge": sampler,
     "scikit-learn Nystroem + Ridge": nystroem,
     "scikit-learn KernelRidge, Gaussian": exact_gaussian,
+    "xRFM": xrfm,
     "Dask z.T @ z, same zonal map": plain_dask,
 }
 

@@ -10,7 +10,7 @@ from ntkdist.cluster import Resources, resources
 from ntkdist.job import Job
 from ntkdist.plan import GB, Plan
 from ntkdist.rates import Rates, measured
-from ntkdist.select import AUTO_GRID
+from ntkdist.select import AUTO_GRID, THIN
 from ntkdist.solvers import PCG
 from ntkdist.sums.tiles import places
 
@@ -83,8 +83,7 @@ def _seconds(p: Plan, found: Resources, rates: Rates, flops: int) -> dict[str, f
     a_row = p.panels * (p.reads * rates.read + rates.mapped) + rates.added
     equations = (rows * a_row + p.shards * rates.sum) / slots + rates.drawn
     several = p.folds > 1
-    penalties = len(p.job.grid() or AUTO_GRID)
-    solves = (len(p.scored or range(p.folds)) if several else 0) * (1 if p.solver.whole_path else penalties) + 1
+    solves = (len(p.scored or range(p.folds)) if several else 0) * _penalties(p) + 1
     # Fewer features, a half and so on, are solved as well, to draw their curve.
     curve = 0.0 if p.tile or not several else (solves - 1) * rates.solved / 7
     return {
@@ -93,6 +92,15 @@ def _seconds(p: Plan, found: Resources, rates: Rates, flops: int) -> dict[str, f
         "solve": solves * rates.solved / (found.workers if p.tile else 1),
         "curve": curve,
     }
+
+
+def _penalties(p: Plan) -> int:
+    """That are solved one by one, if the grid does not grow."""
+    if p.solver.whole_path:
+        return 1
+    if grid := p.job.grid():
+        return len(grid)
+    return len(AUTO_GRID) // 2 + 3 if p.m >= THIN else len(AUTO_GRID)  # every second, and those beside the best
 
 
 def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:

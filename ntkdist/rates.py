@@ -1,22 +1,25 @@
 """What this machine does in a second, for `estimate`: the code that a fit runs, timed on little of it."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from ntkdist import backend, draws, runs
 from ntkdist.errors import DataError
 from ntkdist.features import AnyMap
 from ntkdist.plan import Plan
 from ntkdist.preprocess import MomentsOf
+from ntkdist.select import cross_validate
 from ntkdist.shards import Shard, Source, run_shard
 from ntkdist.solvers import Cholesky, Eigh
 from ntkdist.sums import NormalEquations
 
-SAMPLE_ROWS, SAMPLE_BYTES = 512, 2**30  # of what mapping is timed on, where it takes no more than these bytes
-ADDED, SOLVED = 2048, 768  # columns that adding and solving are timed on, at most
+SAMPLE_ROWS, SAMPLE_BYTES, SAMPLE_SECONDS = 512, 2**30, 0.3  # of what mapping is timed on, at most
+ADDED, SOLVED = 2048, 1024  # columns that adding and solving are timed on, at most
 
 
 class Rates(NamedTuple):
@@ -35,7 +38,7 @@ class Rates(NamedTuple):
     sum : float
         Of adding the equations of two shards.
     solved : float
-        Of one penalty on one training set; of all penalties, by Eigh.
+        Of one penalty on one training set, while others are solved; of all penalties, by Eigh.
     """
 
     syrk: float
@@ -53,7 +56,7 @@ def measured(p: Plan) -> Rates:
     """The rates for a plan in this process.
 
     A map that needs a sample is timed with one of random numbers.  Mapping a row is taken to cost as much as adding it
-    to the Gram where drawing the map here would take a gigabyte, and where it is sparse.
+    to the Gram where drawing the map here would take a gigabyte.
     """
     syrk = runs.product_rate(p.m, p.block_rows, p.dtype, p.threads)
     with backend.own_threads():
@@ -91,30 +94,54 @@ def _added(p: Plan) -> tuple[float, float]:
 
 
 def _solved(p: Plan) -> float:
-    m = min(p.m, SOLVED)
-    solver = p.solver if isinstance(p.solver, Eigh) else Cholesky()
-    z = draws.normals((2 * m, m), 0, 0, 0)
-    equations = NormalEquations.zeros(m, p.t).update(z, np.ones((2 * m, p.t)))
-    return float((p.m / m) ** 3 * _seconds(lambda: solver.solve(equations, [1.0])))
+    """As a cross-validation does it, all cores at once: m² and m³ operations told apart by two sizes."""
+    path = isinstance(p.solver, Eigh)
+    solver = p.solver if path else Cholesky()
+    sizes, times = (min(p.m, SOLVED) // 2, min(p.m, SOLVED)), []
+    for m in sizes:
+        z = draws.normals((2 * m, m), 0, 0, 0)
+        folds = [NormalEquations.zeros(m, p.t).update(z, np.ones((2 * m, p.t))) for _ in range(2)]
+        alphas = [1.0] if path else [1.0, 2.0]
+        each = functools.partial(cross_validate, folds, solver, alphas, extend=False)
+        times.append(_seconds(each) / (len(folds) * (1 if path else len(alphas))))
+    square, cube = np.linalg.solve([[m**2, m**3] for m in sizes], times)
+    if min(square, cube) < 0:
+        square, cube = 0.0, times[1] / sizes[1] ** 3
+    return float(square * p.m**2 + cube * p.m**3)
 
 
 def _mapped(p: Plan) -> tuple[float, float, float] | None:
     """Of drawing, of learning, and of a row; None where drawing takes too much for a dry run."""
-    shape, rows = p.layout.input_shape, min(SAMPLE_ROWS, p.layout.rows)
-    needed = p.features.draw_bytes(shape, p.dtype) + rows * p.features.row_bytes(shape, p.dtype)
-    if p.layout.sparse or needed > SAMPLE_BYTES:
+    shape, each = p.layout.input_shape, p.features.row_bytes(p.layout.input_shape, p.dtype)
+    room = SAMPLE_BYTES - p.features.draw_bytes(shape, p.dtype)
+    if p.layout.sparse:
+        each = p.features.sparse_row_bytes(shape, p.dtype, p.layout.row_values)
+    rows = min(SAMPLE_ROWS, p.layout.rows, room // each)
+    if rows < 1:
         return None
-    x = draws.normals((rows, *shape), 0, 0, 0).astype(p.dtype)
+    x = _rows(p, rows)
     features: AnyMap = p.features
     p.features.warm(p.dtype)  # as the workers are
     marks = [time.perf_counter()]
     if p.features.sample_rows:
-        features = p.features.fit(draws.normals((p.m, *shape), 0, 0, 1))
+        features = p.features.fit(draws.normals((p.features.sample_rows, *shape), 0, 0, 1))
     marks.append(time.perf_counter())
-    features(x[:8])  # the draw is made once a process
+    features(x[:1])  # the draw is made once a process
     marks.append(time.perf_counter())
     learnt, drawn = np.diff(marks).tolist()
-    return drawn, learnt, _seconds(lambda: features(x)) / rows
+    few = min(rows, 8 * p.threads)
+    one = _seconds(lambda: features(x[:few])) / few
+    rows = min(rows, max(few, int(SAMPLE_SECONDS / one)))
+    return drawn, learnt, _seconds(lambda: features(x[:rows])) / rows
+
+
+def _rows(p: Plan, rows: int) -> Any:
+    """Normals, or of sparse rows as many non-zeros as theirs."""
+    if not p.layout.sparse:
+        return draws.normals((rows, *p.layout.input_shape), 0, 0, 0).astype(p.dtype)
+    (d,), k = p.layout.input_shape, p.layout.row_values
+    places = (draws.uniforms(rows * k, 0, 0, 2) * d).astype(np.int64)
+    return csr_array((np.ones(rows * k, p.dtype), places, np.arange(rows + 1) * k), shape=(rows, d))
 
 
 def _seconds(call: Callable[[], Any]) -> float:

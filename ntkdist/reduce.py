@@ -5,6 +5,7 @@ plan gives the same bits everywhere.
 """
 
 import functools
+import itertools
 import logging
 import pickle
 import uuid
@@ -204,6 +205,7 @@ def _reduce_there(
     running = as_completed(loop=client.loop)  # the default would be the default client's
     homes = sorted(client.scheduler_info(n_workers=-1)["workers"]) if isinstance(summand, Remembering) else []
     rows: dict[str, int] = {}
+    additions = itertools.count()
 
     def finish_one() -> None:
         future = next(running)
@@ -218,12 +220,14 @@ def _reduce_there(
             key = f"ntkdist-shard-{run_id}-{i}"
             rows[key] = shards[i].rows
             home = {"workers": homes[i % len(homes)], "allow_other_workers": True} if homes else {}
-            future = client.submit(run_shard, source, held, shards[i], keep, key=key, **home)
+            # What is bound here is not searched for futures, which would take longer than all else of a submission.
+            run = functools.partial(run_shard, source, shard=shards[i], keep=keep)
+            future = client.submit(run, held, key=key, **home)
             running.add(future)
             yield future
 
     def add(parts: list[Future[Any]]) -> Future[Any]:
-        return client.submit(add_parts, parts, key=f"ntkdist-add-{uuid.uuid4().hex}", priority=10)
+        return client.submit(add_parts, parts, key=f"ntkdist-add-{run_id}-{next(additions)}", priority=10)
 
     with _said_in_a_sentence(client):
         totals = [tree(leaves(group), fan_in, add) for group in _groups(shards)]
