@@ -127,7 +127,8 @@ def resources(client: Client | None, warm: Callable[[], object] = int, gpus: boo
         at_once = (dask.config.get("num_workers", None) or CPU_COUNT) if pool else 1
         threads = max(1, CPU_COUNT // at_once)
         seen = _shared({"": devices.gpu()}, {"": ("", at_once)}) if gpus else ()
-        return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, *[_resident(warm)] * 2, gpus=seen)
+        process = _resident(warm)
+        return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, process, process, seen)
     machines = client.run(preflight.machine)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     here = {name: one for name, one in machines.items() if name in workers}

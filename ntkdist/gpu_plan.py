@@ -94,7 +94,7 @@ def table(p: Plan, found: Resources) -> str:
 
 
 def _on_gpu(p: Plan, found: Resources) -> Plan:
-    """The plan on GPUs; unless its job says how many, of longer shards, and in blocks that are halved until they fit."""
+    """The plan on GPUs, with longer shards and blocks that are halved until they fit, unless its job gives them."""
     wanted = p.job.plan.device
     p = msgspec.structs.replace(p, device=wanted if wanted == "gpu-tf32" else "gpu")
     if p.job.plan.shards is None:

@@ -79,7 +79,7 @@ class FeatureMap(Spec, frozen=True):
         return False
 
     def gpu_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        """The same on a GPU, with the row: what is in place on the host is not there, and products copy slices."""
+        """`row_bytes` on a GPU, the row included: less is done in place there, and products copy slices."""
         size = np.dtype(dtype).itemsize
         return 2 * self.row_bytes(input_shape, dtype) + size * (math.prod(input_shape) + 2 * self.n_components)
 
