@@ -126,9 +126,10 @@ def resources(client: Client | None, warm: Callable[[], object] = int, gpus: boo
         pool = local_scheduler() == "threads"
         at_once = (dask.config.get("num_workers", None) or CPU_COUNT) if pool else 1
         threads = max(1, CPU_COUNT // at_once)
-        seen = _shared({"": devices.gpu()}, {"": ("", at_once)}) if gpus else ()
+        shares = _shared({"": devices.gpu()} if gpus else {}, {"": ("", at_once)})
         process = _resident(warm)
-        return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, process, process, seen)
+        return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, process, process, shares)
+    seen = client.run(devices.gpu) if gpus else {}  # first: CUDA takes memory of a process, too
     machines = client.run(preflight.machine)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     here = {name: one for name, one in machines.items() if name in workers}
@@ -141,7 +142,7 @@ def resources(client: Client | None, warm: Callable[[], object] = int, gpus: boo
         MEMORY_LIMIT // (1 + beside),
         max(client.run(_resident, warm).values()),
         backend.resident_bytes(),
-        _shared(client.run(devices.gpu), {k: (v["host"], v["nthreads"]) for k, v in workers.items()}) if gpus else (),
+        _shared(seen, {name: (info["host"], info["nthreads"]) for name, info in workers.items()}),
     )
 
 

@@ -104,8 +104,9 @@ def taken(a: Any) -> NDArray[Any]:
 
 
 def free() -> None:
-    """Give back what CuPy keeps of memory that no array has any more."""
+    """Give back what CuPy keeps of memory that no array has any more, on the GPU and, for transfers, on the host."""
     cupy().get_default_memory_pool().free_all_blocks()
+    cupy().get_default_pinned_memory_pool().free_all_blocks()
 
 
 def product(a: Any, b: Any, out: Any) -> Any:
@@ -114,6 +115,14 @@ def product(a: Any, b: Any, out: Any) -> Any:
         return np.matmul(a, b, out=out)
     out[:] = a @ b
     return out
+
+
+def solve_lower(a: Any, b: Any) -> Any:
+    """a⁻¹b on the GPU, of a's lower triangle."""
+    cupy()
+    from cupyx.scipy.linalg import solve_triangular
+
+    return solve_triangular(a, b, lower=True)
 
 
 def product_rate(m: int, rows: int, dtype: str, seconds: float = 0.2) -> float:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 NUMBERS = (bool, int, float, np.generic)
 
@@ -104,10 +105,10 @@ class Array:
         return bool(self._a)
 
     def __getitem__(self, key: Any) -> "Array":
-        return self._new(self._a[key])
+        return self._new(self._a[places(key)])
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._a[key] = plain(value)
+        self._a[places(key)] = plain(value)
 
     def __neg__(self) -> "Array":
         return self._new(-self._a)
@@ -117,6 +118,11 @@ class Array:
             raise TypeError(f"Unsupported type {type(other)}")
         a, b = (rounded(each._a) if self._memory.tf32 else each._a for each in (self, other))
         return self._new(a @ b)
+
+
+def places(key: Any) -> Any:
+    """What selects elements: slices and numbers, or arrays of here."""
+    return tuple(map(places, key)) if isinstance(key, tuple) else key._a if isinstance(key, Array) else key
 
 
 def rounded(a: np.ndarray) -> np.ndarray:
@@ -150,7 +156,7 @@ def _binary(name: str, both_ways: bool = True) -> None:
 
 for _name in ("add", "sub", "mul", "truediv", "xor", "and"):
     _binary(_name)
-for _name in ("eq", "ne"):
+for _name in ("eq", "ne", "gt"):
     _binary(_name, both_ways=False)
 
 
@@ -180,6 +186,9 @@ class Module:
     def get_default_memory_pool(self) -> Memory:
         return self.memory
 
+    def get_default_pinned_memory_pool(self) -> Memory:
+        return Memory()
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in FUNCTIONS:
             raise AttributeError(f"module 'cupy' as known here has no attribute {name!r}")
@@ -199,6 +208,16 @@ class Module:
     def asnumpy(self, a: Any) -> np.ndarray:
         assert isinstance(a, Array)
         return np.array(a._a)
+
+    def nonzero(self, a: Any) -> tuple[Array, ...]:
+        self.called.setdefault("nonzero", set())
+        return tuple(map(self.array, np.nonzero(a._a)))
+
+    def solve_lower(self, a: Any, b: Any) -> Array:
+        """What `ntkdist.devices` has cupyx do, which cannot be imported without CUDA's libraries."""
+        assert isinstance(a, Array)
+        assert isinstance(b, Array)
+        return self.array(solve_triangular(a._a, b._a, lower=True))
 
 
 def _made(name: str) -> Callable[..., Array]:
@@ -221,6 +240,9 @@ def _of_arrays(name: str) -> Callable[..., Array]:
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: _made(name) for name in ("empty", "zeros", "ones", "full", "eye")},
-    **{name: _of_arrays(name) for name in ("sqrt", "rint", "cos", "sin", "abs", "multiply", "clip", "where", "take")},
+    **{
+        name: _of_arrays(name)
+        for name in ("sqrt", "rint", "cos", "sin", "abs", "multiply", "maximum", "clip", "where", "take")
+    },
     **{name: _of_arrays(name) for name in ("einsum", "matmul", "concatenate", "ascontiguousarray", "zeros_like")},
 }

@@ -20,7 +20,13 @@ from ntkdist.features import base
 from ntkdist.features.base import mapped_on_gpu
 from ntkdist.sums import NormalEquations
 
-ON_THE_CPU = ("paper", "sketch", "nystrom", "cntk-sketch")  # maps that have no form for GPUs, by their first words
+ON_THE_CPU = (
+    "paper",
+    "sketch",
+    "nystrom-gaussian",
+    "nystrom-laplace",
+    "cntk-sketch",
+)  # maps that have no form for GPUs, by their first words
 SUPPORTED = [name for name in CASES if not name.startswith(ON_THE_CPU)]
 MB = 10**6
 MISSING = "CuPy is not installed; pip install 'ntkdist[gpu]'"
@@ -48,6 +54,7 @@ def strict(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Module:
 def stand_in(monkeypatch: pytest.MonkeyPatch, module: Module) -> None:
     monkeypatch.setattr(devices, "_installed", lambda: True)
     monkeypatch.setattr(devices, "cupy", lambda: module)
+    monkeypatch.setattr(devices, "solve_lower", module.solve_lower)
     monkeypatch.setattr(devices, "PROBE", 16)
 
 
@@ -74,9 +81,11 @@ def test_few_dimensions_are_for_the_cpu() -> None:
 @pytest.mark.parametrize("name", SUPPORTED)
 @both_dtypes
 def test_features_are_those_of_the_cpu(name: str, dtype: type, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the piece; a zero row, and none."""
+    """Whatever the piece; a zero row, rows along landmarks, and none."""
     features, x = MAPS[name], rows(23, CASES[name].shape).astype(dtype)
     x[3] = 0
+    if "landmarks" in features.arrays:
+        x[4:7] = features.arrays["landmarks"][:3] * np.array([[2.0], [-1.0], [1.001]])
     for piece in (2**30, 7 * features.spec.gpu_row_bytes(x.shape[1:], dtype)):
         monkeypatch.setattr(devices, "PIECE_BYTES", piece)
         z = mapped_on_gpu(features, x)
@@ -361,6 +370,7 @@ def test_all_that_is_called_is_in_cupy(monkeypatch: pytest.MonkeyPatch, make_dat
         function = getattr(cupy, name)
         if not isinstance(function, cupy.ufunc):
             assert arguments <= inspect.signature(function).parameters.keys()
+    assert {name for name in vars(Module) if name.startswith("get_")} <= vars(cupy).keys()
     for name in vars(Array).keys() - vars(object).keys() - {"__dict__", "__weakref__", "__init__", "_new"}:
         assert hasattr(cupy.ndarray, name)
 
