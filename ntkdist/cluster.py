@@ -148,6 +148,7 @@ def resources(client: Client | None, warm: Callable[[], object] = int, gpus: boo
 
 def _shared(seen: dict[str, devices.Gpu | None], workers: dict[str, tuple[str, int]]) -> tuple[devices.Gpu | None, ...]:
     """What each worker, of a host and so many tasks at once, computes on, the memory cut among those that share it."""
+    seen = {name: one for name, one in seen.items() if name in workers}  # one may be gone meanwhile
     tasks: Counter[tuple[str, str]] = Counter()
     for name, one in seen.items():
         if one is not None:
