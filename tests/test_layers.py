@@ -103,6 +103,7 @@ DOORS = {
     "rich": {"progress"},
     "pyarrow": {"tables"},
     "cupy": {"devices"},
+    "cupyx": {"devices"},
     "matplotlib": {"report", "plots"},
     "threadpoolctl": {"backend"},
     "numba": {"fused"},
