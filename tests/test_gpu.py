@@ -29,6 +29,7 @@ ON_THE_CPU = (
 )  # maps that have no form for GPUs, by their first words
 SUPPORTED = [name for name in CASES if not name.startswith(ON_THE_CPU)]
 MB = 10**6
+SMALLEST = 512  # bytes of an array of CuPy's
 MISSING = "CuPy is not installed; pip install 'ntkdist[gpu]'"
 
 
@@ -158,7 +159,7 @@ def on(job: nd.Job, device: str, **table: Any) -> nd.Job:
 
 
 def test_a_fit_is_that_of_the_cpu(make_dataset: Any, gpu: Any) -> None:
-    asked = job(make_dataset)
+    asked = job(make_dataset, features=nd.Nystrom(64))  # which learns from the data first
     there, here = nd.fit(asked), nd.fit(on(asked, "cpu"))
     assert (there.report["plan"]["device"], here.report["plan"]["device"]) == ("gpu", "cpu")
     for one, other in zip(there.equations.folds, here.equations.folds, strict=True):
@@ -169,28 +170,12 @@ def test_a_fit_is_that_of_the_cpu(make_dataset: Any, gpu: Any) -> None:
     assert not [note for note in there.report["notes"] if "CPU" in note]
 
 
-def test_a_fit_of_images_is_that_of_the_cpu(make_dataset: Any, gpu: Any) -> None:
-    x = rows(60, (8, 7, 3))
-    dataset = nd.Dataset(make_dataset(x, x.mean((1, 2, 3))))
-    table = nd.PlanTable(folds=2, dtype="float64", device="gpu")
-    asked = nd.Job(dataset, nd.CNTKRandomFeatures(64, 2, whiten=0.1, compress=6), alphas=(1.0, 2.0), plan=table)
-    np.testing.assert_allclose(nd.fit(asked).model(x), nd.fit(on(asked, "cpu")).model(x), rtol=1e-7)
-
-
 def test_tasks_leave_nothing_on_the_gpu_but_the_drawn_map(make_dataset: Any, gpu: Any) -> None:
     pool = gpu.get_default_memory_pool()
-    used = pool.used_bytes()
-    held, asked = [], job(make_dataset)
-    for shards in (2, 6):
-        nd.fit(on(asked, "gpu", shards=shards))
-        held.append(pool.total_bytes())
-        drawn = sum(a.nbytes for params in base._drawn.values() for a in params.values() if not _host(a))
-        assert pool.used_bytes() - used <= drawn + 512 * 16  # each array takes a multiple of 512 bytes
-    assert held[1] <= held[0]
-
-
-def _host(a: Any) -> bool:
-    return isinstance(a, np.ndarray)
+    before = pool.total_bytes()
+    nd.fit(job(make_dataset))
+    drawn = [a.nbytes for params in base._drawn.values() for a in params.values() if not isinstance(a, np.ndarray)]
+    assert 0 < pool.total_bytes() - before <= sum(drawn) + SMALLEST * len(drawn)
 
 
 def test_memory_is_as_the_plan_says(make_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,11 +279,11 @@ def test_what_has_no_form_for_gpus_is_said(changes: dict[str, Any], what: str, m
 
 
 def test_shards_are_longer(make_dataset: Any) -> None:
-    x = np.arange(2000.0)[:, None]
-    dataset = nd.Dataset(make_dataset(x, x[:, 0], rows_per_partition=10))
+    x = np.arange(400.0)[:, None]
+    dataset = nd.Dataset(make_dataset(x, x[:, 0], rows_per_partition=5))
     asked = nd.Job(dataset, nd.Linear(1), plan=nd.PlanTable(folds=2, device="gpu"))
     here, there = machine.planned(on(asked, "cpu"), found(one())), machine.planned(asked, found(one()))
-    assert (here.shards, there.shards) == (200, 12)
+    assert (here.shards, there.shards) == (80, 5)
     assert machine.planned(on(asked, "gpu", shards=20), found(one())).shards == 20
 
 
