@@ -109,7 +109,7 @@ def fit(
                 solved, equations, passed = _passes(p, found, client, watch, keep)
             passed.tally.saw(on_each_worker(client, backend.peak))
             if not passed.products:
-                rate = functools.partial(runs.product_rate, p.m, p.block_rows, p.dtype, p.threads, p.device)
+                rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads, p.device)
                 passed = passed._replace(syrk_rates=on_each_worker(client, rate))
         model, cv, curve = solved or _solved(p, equations, passed.seconds)
     passed.seconds.update(total=time.perf_counter() - start)

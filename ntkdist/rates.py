@@ -58,7 +58,7 @@ def measured(p: Plan) -> Rates:
     A map that needs a sample is timed with one of random numbers.  Mapping a row is taken to cost as much as adding it
     to the Gram where drawing the map here would take a gigabyte.
     """
-    syrk = runs.product_rate(p.m, p.block_rows, p.dtype, p.threads)
+    syrk = runs.syrk_rate(p.m, p.block_rows, p.dtype, p.threads)
     with backend.own_threads():
         solved = _solved(p)  # on the threads that this process has: it solves
         backend.use_threads(p.threads)

@@ -109,7 +109,7 @@ def as_json(value: Any, indent: int = 0) -> str:
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=float), indent=indent).decode()
 
 
-def product_rate(m: int, rows: int, dtype: str, threads: int, device: str = "cpu") -> float:
+def syrk_rate(m: int, rows: int, dtype: str, threads: int, device: str = "cpu") -> float:
     """This process's rate of bare ``syrk``, on a GPU of ``gemm``, at the size of a run, but not for long."""
     if device != "cpu":
         return devices.product_rate(min(m, 8192), min(rows, 8192), dtype)
