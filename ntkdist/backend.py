@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk, ssyrk
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from ntkdist import devices
+
 F8 = NDArray[np.float64]
 T = TypeVar("T")
 R = TypeVar("R")
@@ -138,8 +140,14 @@ def add_products(gram: F8, cross: F8, z: NDArray[Any], y: NDArray[Any]) -> None:
     """gram += zᵀz in the lower triangle and cross += zᵀy, in place, tile by tile.
 
     A tile is multiplied in z's precision and added in float64, so that rounding grows with the block and not with the
-    data.
+    data.  On a GPU it is panel by panel, of which fewer are as fast there.
     """
+    if devices.of(z) is not np:
+        for i in range(0, len(gram), devices.PANEL):
+            end = min(i + devices.PANEL, len(gram))
+            gram[i:end, :end] += z[:, i:end].T @ z[:, :end]
+            cross[i:end] += z[:, i:end].T @ y
+        return
 
     def add(tile: tuple[int, int]) -> None:
         j, i = tile

@@ -29,7 +29,7 @@ from ntkdist.sums import NormalEquations, Tally, TileSums
 from ntkdist.sums.tiles import Place
 
 PART = "ntkdist.part"
-RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip")
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip", "device")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from distributed import Client
 
-from ntkdist import machine
+from ntkdist import gpu_plan, machine
 from ntkdist.cluster import Resources, resources
 from ntkdist.job import Job
 from ntkdist.plan import GB, Plan
@@ -18,7 +18,8 @@ from ntkdist.sums.tiles import places
 
 def planned(job: Job, client: Client | None, price: float = 0.0) -> tuple[Plan, Resources, dict[str, Any]]:
     """A job's plan where it would run, what that has, and the `cost`."""
-    found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
+    warm = functools.partial(job.features.warm, job.plan.dtype)
+    found = resources(client, warm, gpus=job.plan.device != "cpu")
     p = machine.planned(job, found)
     return p, found, cost(p, found, price, client)
 
@@ -62,6 +63,8 @@ def cost(p: Plan, found: Resources, price: float = 0.0, client: Client | None = 
         "projected_memory_bytes": p.projected_memory_bytes(*found.shape),
         "driver_memory_bytes": p.driver_memory_bytes(found.driver_process_bytes),
         "worker_limit_bytes": found.memory_bytes,
+        "device": p.device,
+        **({} if p.device == "cpu" else {"gpu_memory_bytes": gpu_plan.memory(p)}),
     }
 
 
@@ -127,6 +130,7 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
         "tasks": f"{cost['shards']} shards in {p.folds} folds{by}, blocks of {p.block_rows:,} rows",
         "workers": f"{found.workers} with {found.tasks_at_once} task(s) of {p.threads} thread(s)",
+        "device": gpu_plan.table(p, found),
         "read": read,
         "network": f"{cost['network_bytes'] / GB:.2f} GB of sums at most",
         "operations": operations,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ntkdist import backend
 from ntkdist.data import Dataset, Layout
+from ntkdist.devices import Device
 from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.features.base import PIECE_BYTES
@@ -58,6 +59,7 @@ class Plan(Spec, frozen=True, tag=False):
     tile: int = 0
     panels: Positive = 1
     skip: tuple[int, ...] | None = None
+    device: Device = "cpu"
 
     @property
     def dataset(self) -> Dataset:
@@ -343,4 +345,5 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         dtype=table.dtype,
         solver=solver,
         tile=tile,
+        device="cpu" if table.device == "auto" else table.device,
     )

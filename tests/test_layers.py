@@ -16,6 +16,7 @@ ROOT = Path(ntkdist.__file__).parent
 # own __init__, and through it all that is public.
 ORDER = (
     "errors",
+    "devices",
     "versions",
     "spec",
     "tree",
@@ -51,6 +52,7 @@ ORDER = (
     "preflight",
     "launch",
     "cluster",
+    "gpu_plan",
     "phases",
     "shards",
     "reduce",
@@ -100,7 +102,8 @@ DOORS = {
     "click": {"cli"},
     "rich": {"progress"},
     "pyarrow": {"tables"},
-    "cupy": {"backend"},
+    "cupy": {"devices"},
+    "cupyx": {"devices"},
     "matplotlib": {"report", "plots"},
     "threadpoolctl": {"backend"},
     "numba": {"fused"},
