@@ -19,20 +19,22 @@ import ntkdist as nd
 from ntkdist import estimate
 from ntkdist.cluster import connect
 
+ITERATIVE = nd.PCG(512, max_iterations=20, unconverged="keep")
 # Name: rows, shape of a row, features, options of the job, of [plan], workers.
 PLANS: dict[str, tuple[int, tuple[int, ...], Any, dict[str, Any], dict[str, Any], int]] = {
-    "small": (100_000, (8,), nd.NTKRandomFeatures(512), {}, {}, 1),
-    "flights": (60_000, (8,), nd.NTKRandomFeatures(1024), {}, {}, 1),
-    "zonal": (20_000, (16,), nd.ZonalFeatures(2048), {}, {}, 1),
-    "float64": (12_000, (90,), nd.ZonalFeatures(1024), {}, {"dtype": "float64", "folds": 3}, 1),
-    "deep": (12_000, (30,), nd.NTKRandomFeatures(1024, depth=3), {}, {"threads": 2}, 1),
-    "wide": (8_000, (784,), nd.ZonalFeatures(3072), {}, {"folds": 2}, 1),
-    "fourier": (12_000, (9,), nd.RandomFourier(2048, nd.Gaussian(2.0)), {}, {"folds": 3, "fan_in": 2}, 1),
-    "landmarks": (20_000, (9,), nd.Nystrom(768), {}, {"folds": 4, "shards": 20}, 1),
-    "sketch": (10_000, (50,), nd.NTKSketch(768), {}, {"block_rows": 4096}, 1),
-    "images": (1_500, (32, 32, 3), nd.CNTKRandomFeatures(512), {}, {"folds": 2}, 1),
-    "workers": (20_000, (16,), nd.ZonalFeatures(1536), {}, {"shards": 20}, 2),
-    "conjugate": (10_000, (16,), nd.ZonalFeatures(2048), {"solver": nd.PCG(512, max_iterations=20)}, {}, 1),
+    "small": (400_000, (8,), nd.NTKRandomFeatures(512), {}, {}, 1),
+    "flights": (200_000, (8,), nd.NTKRandomFeatures(1024), {}, {}, 1),
+    "zonal": (60_000, (16,), nd.ZonalFeatures(2048), {}, {}, 1),
+    "float64": (60_000, (90,), nd.ZonalFeatures(1024), {}, {"dtype": "float64", "folds": 3}, 1),
+    "deep": (100_000, (30,), nd.NTKRandomFeatures(1024, depth=3), {}, {"threads": 2}, 1),
+    "wide": (20_000, (784,), nd.ZonalFeatures(3072), {}, {"folds": 2}, 1),
+    "fourier": (60_000, (9,), nd.RandomFourier(2048, nd.Gaussian(2.0)), {}, {"folds": 3, "fan_in": 2}, 1),
+    "landmarks": (60_000, (9,), nd.Nystrom(768), {}, {"folds": 4, "shards": 20}, 1),
+    "sketch": (60_000, (50,), nd.NTKSketch(768), {}, {"block_rows": 4096}, 1),
+    "images": (600, (32, 32, 3), nd.CNTKRandomFeatures(512), {}, {"folds": 2}, 1),
+    "workers": (60_000, (16,), nd.ZonalFeatures(1536), {}, {"shards": 20}, 2),
+    "tiles": (20_000, (16,), nd.ZonalFeatures(3072), {"solver": nd.TiledCholesky(1024)}, {"folds": 2}, 2),
+    "conjugate": (40_000, (16,), nd.ZonalFeatures(2048), {"solver": ITERATIVE, "alphas_per_row": (1e-3, 1e-2)}, {}, 1),
 }
 
 
@@ -57,12 +59,11 @@ def one(name: str, scale: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         images = len(shape) == 3
         x = rng.integers(0, 256, (rows, *shape), np.uint8) if images else rng.standard_normal((rows, *shape), "f4")
-        np.savez(Path(place) / "x.npz", x=x, y=x.reshape(rows, -1)[:, 0].astype("f4"))
+        np.savez(Path(place) / "x.npz", x=x, y=x.reshape(rows, -1)[:, 0] + rng.standard_normal(rows))
         nd.convert(f"{place}/x.npz", f"{place}/x.zarr", target=["y"])
         job = nd.Job(
             nd.Dataset(f"{place}/x.zarr"),
             features,
-            alphas_per_row=(1e-3, 1e-2),
             plan=nd.PlanTable(**table),
             cluster=nd.Local(workers),
             **options,

@@ -31,7 +31,7 @@ from ntkdist.sums.tiles import Place
 
 PART, STATE = "ntkdist.part", "ntkdist.state"
 KEPT = ("shard-", "iterate-")
-RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip")
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip", "device")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from distributed import Client, default_client
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_ip
 
-from ntkdist import backend, preflight
+from ntkdist import backend, devices, preflight
 from ntkdist.clusters import Address, AnyCluster, Cuda, Local
 from ntkdist.launch import client_at, client_of
 
@@ -36,6 +37,8 @@ class Resources(NamedTuple):
         Most that any worker has resident before it starts.
     driver_process_bytes : int
         The same of this process.
+    gpus : tuple of Gpu or None
+        What each worker computes on, if that was asked for, with the memory that a task has of it.
     """
 
     workers: int
@@ -45,6 +48,7 @@ class Resources(NamedTuple):
     driver_memory_bytes: int
     process_bytes: int
     driver_process_bytes: int
+    gpus: tuple[devices.Gpu | None, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -102,7 +106,7 @@ def _found(table: AnyCluster | None, scheduler: str, client: Client | None) -> I
         yield None
 
 
-def resources(client: Client | None, warm: Callable[[], object] = int) -> Resources:
+def resources(client: Client | None, warm: Callable[[], object] = int, gpus: bool = False) -> Resources:
     """What the workers of a client have, or this process.
 
     Parameters
@@ -110,12 +114,22 @@ def resources(client: Client | None, warm: Callable[[], object] = int) -> Resour
     client : distributed.Client, optional
     warm : callable
         Called in each of them before its memory is measured, to load what it will need.
+    gpus : bool
+        Look for GPUs, too.
+
+    Raises
+    ------
+    ClusterError
+        If a GPU is there but does not compute.
     """
     if client is None:
         pool = local_scheduler() == "threads"
         at_once = (dask.config.get("num_workers", None) or CPU_COUNT) if pool else 1
         threads = max(1, CPU_COUNT // at_once)
-        return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, *[_resident(warm)] * 2)
+        shares = _shared({"": devices.gpu()} if gpus else {}, {"": ("", at_once)})
+        process = _resident(warm)
+        return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, process, process, shares)
+    seen = client.run(devices.gpu) if gpus else {}  # first: CUDA takes memory of a process, too
     machines = client.run(preflight.machine)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     here = {name: one for name, one in machines.items() if name in workers}
@@ -128,6 +142,20 @@ def resources(client: Client | None, warm: Callable[[], object] = int) -> Resour
         MEMORY_LIMIT // (1 + beside),
         max(client.run(_resident, warm).values()),
         backend.resident_bytes(),
+        _shared(seen, {name: (info["host"], info["nthreads"]) for name, info in workers.items()}),
+    )
+
+
+def _shared(seen: dict[str, devices.Gpu | None], workers: dict[str, tuple[str, int]]) -> tuple[devices.Gpu | None, ...]:
+    """What each worker, of a host and so many tasks at once, computes on, the memory cut among those that share it."""
+    seen = {name: one for name, one in seen.items() if name in workers}  # one may be gone meanwhile
+    tasks: Counter[tuple[str, str]] = Counter()
+    for name, one in seen.items():
+        if one is not None:
+            tasks[workers[name][0], one.bus] += workers[name][1]
+    return tuple(
+        one and one._replace(free_bytes=one.free_bytes // tasks[workers[name][0], one.bus])
+        for name, one in seen.items()
     )
 
 

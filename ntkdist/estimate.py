@@ -5,11 +5,12 @@ from typing import Any
 
 from distributed import Client
 
-from ntkdist import machine
+from ntkdist import gpu_plan, machine
 from ntkdist.cluster import Resources, resources
 from ntkdist.job import Job
 from ntkdist.plan import GB, Plan
 from ntkdist.rates import Rates, measured
+from ntkdist.reduce import MAP_TASKS
 from ntkdist.select import AUTO_GRID, THIN
 from ntkdist.solvers import PCG
 from ntkdist.sums.tiles import places
@@ -17,12 +18,13 @@ from ntkdist.sums.tiles import places
 
 def planned(job: Job, client: Client | None, price: float = 0.0) -> tuple[Plan, Resources, dict[str, Any]]:
     """A job's plan where it would run, what that has, and the `cost`."""
-    found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
+    warm = functools.partial(job.features.warm, job.plan.dtype)
+    found = resources(client, warm, gpus=job.plan.device != "cpu")
     p = machine.planned(job, found)
-    return p, found, cost(p, found, price)
+    return p, found, cost(p, found, price, client)
 
 
-def cost(p: Plan, found: Resources, price: float = 0.0) -> dict[str, Any]:
+def cost(p: Plan, found: Resources, price: float = 0.0, client: Client | None = None) -> dict[str, Any]:
     """Tasks, bytes, operations, memory, and what time and money they will about take.
 
     Parameters
@@ -32,8 +34,10 @@ def cost(p: Plan, found: Resources, price: float = 0.0) -> dict[str, Any]:
         What it would run on; the rates are measured in this process, and its workers are taken to be alike.
     price : float
         Of an hour of a worker's node.
+    client : distributed.Client, optional
+        Its tasks and what they send are timed.
     """
-    rates = measured(p)
+    rates = measured(p, client)
     iterative = isinstance(p.solver, PCG)
     flops = p.layout.rows * (4 * p.m * p.columns if iterative else p.m**2)
     passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads * p.panels,) * 2
@@ -59,6 +63,8 @@ def cost(p: Plan, found: Resources, price: float = 0.0) -> dict[str, Any]:
         "projected_memory_bytes": p.projected_memory_bytes(*found.shape),
         "driver_memory_bytes": p.driver_memory_bytes(found.driver_process_bytes),
         "worker_limit_bytes": found.memory_bytes,
+        "device": p.device,
+        **({} if p.device == "cpu" else {"gpu_memory_bytes": gpu_plan.memory(p)}),
     }
 
 
@@ -73,12 +79,14 @@ def _seconds(p: Plan, found: Resources, rates: Rates, flops: int) -> dict[str, f
     """Of every phase, on workers that are like this process."""
     rows, slots = p.layout.rows, min(found.workers * found.tasks_at_once, p.shards)
     sampled = bool(p.features.sample_rows)
-    prepare = rows * (rates.read + rates.moments) * (1 + sampled) / slots + rates.learnt
+    tasks = (1 + sampled) * min(p.layout.partitions, MAP_TASKS)  # half of a task is sent while another runs
+    prepare = rows * (rates.read + rates.moments) * (1 + sampled) / slots + rates.learnt + tasks * rates.task / 2
     if isinstance(p.solver, PCG):
         products = p.solver.max_iterations * (flops / rates.syrk + rows * rates.mapped)
         return {"prepare": prepare, "iterations": products / slots + rates.drawn}
     a_row = p.panels * (p.reads * rates.read + rates.mapped) + rates.added
-    equations = (rows * a_row + p.shards * rates.sum) / slots + rates.drawn
+    sent = 2 * rates.task + _network_bytes(p, 1) * rates.moved
+    equations = (rows * a_row + p.shards * (rates.shard + rates.task / 2)) / slots + rates.drawn + sent
     several = p.folds > 1
     solves = (len(p.scored or range(p.folds)) if several else 0) * _penalties(p) + 1
     # Fewer features, a half and so on, are solved as well, to draw their curve.
@@ -122,6 +130,7 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
         "tasks": f"{cost['shards']} shards in {p.folds} folds{by}, blocks of {p.block_rows:,} rows",
         "workers": f"{found.workers} with {found.tasks_at_once} task(s) of {p.threads} thread(s)",
+        "device": gpu_plan.table(p, found),
         "read": read,
         "network": f"{cost['network_bytes'] / GB:.2f} GB of sums at most",
         "operations": operations,

@@ -14,11 +14,12 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import backend, checkpoint, machine, phases, places, progress, runs
+from ntkdist import backend, checkpoint, devices, machine, phases, places, progress, runs
 from ntkdist.cluster import Resources, connect, resources
 from ntkdist.data import Rows
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.features import AnyMap
+from ntkdist.features.base import mapped_on_gpu
 from ntkdist.iterate import fit_by_products
 from ntkdist.job import Job, job_digest
 from ntkdist.model import Equations, RidgeModel
@@ -96,7 +97,8 @@ def fit(
     start = time.perf_counter()
     with phases.run(name) as run:
         with connect(job.cluster, scheduler, client) as client:
-            found = resources(client, functools.partial(job.features.warm, job.plan.dtype))
+            warm = functools.partial(job.features.warm, job.plan.dtype)
+            found = resources(client, warm, gpus=job.plan.device != "cpu")
             p = machine.panelled(what, found) if isinstance(what, Plan) else machine.planned(what, found)
             machine.check(p, found)
             settle = functools.partial(verified, client=client, watch=watch)
@@ -108,7 +110,7 @@ def fit(
             passed.tally.saw(on_each_worker(client, backend.peak))
             if not passed.products:
                 spent = min(0.2, passed.seconds["equations"] / 10)
-                rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads, spent)
+                rate = functools.partial(runs.syrk_rate, p.m, p.block_rows, p.dtype, p.threads, p.device, spent)
                 passed = passed._replace(syrk_rates=on_each_worker(client, rate))
         model, cv, curve = solved or _solved(p, equations, passed.seconds)
     passed.seconds.update(total=time.perf_counter() - start)
@@ -246,9 +248,35 @@ class EquationsOf:
 
     def update(self, total: NormalEquations, rows: Rows) -> NormalEquations:
         assert rows.y is not None
-        z = self.features(self.preprocessing.inputs(rows.x, self.dtype))
+        z = self.mapped(self.preprocessing.inputs(rows.x, self.dtype))
         total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
-        check_finite(total.z_sum, rows, self.dtype)
+        check_finite(devices.taken(total.z_sum), rows, self.dtype)
+        return total
+
+    def mapped(self, x: Any) -> Any:
+        """Features of scaled rows."""
+        return self.features(x)
+
+
+@dataclass(frozen=True)
+class EquationsOnGpu(EquationsOf):
+    """The same, with the features and the sum on the GPU of the process until the task is over."""
+
+    def zero(self) -> NormalEquations:
+        devices.free()  # what a task that failed has left
+        return NormalEquations.zeros(self.features.n_components, self.preprocessing.t, on_gpu=True)
+
+    def mapped(self, x: Any) -> Any:
+        return mapped_on_gpu(self.features, x)
+
+    def taken(self, total: NormalEquations) -> NormalEquations:
+        total = total.taken()
+        devices.free()
+        # No other product is larger than those on the diagonal are, and no library of a GPU says that one overflowed.
+        if not np.isfinite(total.squares).all():
+            raise DataError(
+                f"Squares of features overflow in {self.dtype}; look for huge values in the data, or use dtype float64"
+            )
         return total
 
 
@@ -259,7 +287,7 @@ def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: s
     start = time.perf_counter()
     empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source._replace(folds=0), client, watch))
     between = time.perf_counter()
-    summand = EquationsOf(empty.features, empty.preprocessing, p.dtype)
+    summand = (EquationsOf if p.device == "cpu" else EquationsOnGpu)(empty.features, empty.preprocessing, p.dtype)
     timeline: list[tuple[float, int]] = []
     with phase("equations", p.reads * p.layout.rows, client, watch) as done:
         parts = reduce(source, summand, shards, p.fan_in, client, progress.timed(done, timeline), kept)

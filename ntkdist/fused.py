@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkdist import devices
+
 HALF = 7  # coefficients of an even or odd part, at most: one compilation does for every polynomial up to degree 13
 ZONAL_HALF = 12  # the same of `zonal`: more would not be unrolled, and cost many times as much
+AT_ONCE = 2**22  # numbers of pairs of rows, where there are no loops
 CLOSE = {4: 1e-2, 8: 1e-3}  # by the bytes of a number: below, 1 − |cosine| is taken from the difference of the rows
 
 
@@ -37,6 +40,9 @@ def even_odd(
     scale : (n,) array
         Of out's dtype.
     """
+    if devices.of(out) is not np:
+        out[:, first:] = _even_odd_by_arrays(out[:, first:], even, odd, shift, reach, scale)
+        return
     number = out.dtype.type
     coefficients = (tuple(np.pad(c, (0, HALF - len(c))).astype(out.dtype)) for c in (even, odd))
     _loops()[0](out, first, *coefficients, number(shift), number(reach), scale)
@@ -56,12 +62,51 @@ def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any],
     near, far : (≤ 2·ZONAL_HALF,) arrays
         Coefficients of powers of a, lowest degree first.
     """
+    if devices.of(t) is not np:
+        _zonal_by_arrays(t, u, v, near, far)
+        return
     coefficients = (
         tuple(np.pad(part, (0, ZONAL_HALF - len(part))).astype(t.dtype))
         for c in (near, far)
         for part in (c[0::2], c[1::2])
     )
     _loops()[1](t, u, v, t.dtype.type(1 - CLOSE[t.itemsize]), t.dtype.type(0.5), *coefficients)
+
+
+def _even_odd_by_arrays(t: Any, even: Any, odd: Any, shift: Any, reach: Any, scale: Any) -> Any:
+    """The same where there are no compiled loops: the values, as an array."""
+    t = devices.of(t).clip(t, -reach, reach)
+    s = t * t
+    s -= shift
+    t *= _polynomial(s, odd)
+    t += _polynomial(s, even)
+    t *= scale[:, None]
+    return t
+
+
+def _zonal_by_arrays(t: Any, u: Any, v: Any, near: Any, far: Any) -> None:
+    """The same as `zonal` likewise."""
+    xp = devices.of(t)
+    positive, size = t > 0, xp.abs(t)
+    i, j = xp.nonzero(size > 1 - CLOSE[t.itemsize])
+    b = xp.maximum((1 - size) / 2, 0)
+    pairs = max(1, AT_ONCE // u.shape[1])
+    for at in range(0, len(i), pairs):
+        k, l = i[at : at + pairs], j[at : at + pairs]  # noqa: E741
+        apart = u[k] - xp.where(positive[k, l], 1, -1).astype(t.dtype)[:, None] * v[l]
+        b[k, l] = xp.einsum("ij,ij->i", apart, apart) / 4
+    a = xp.sqrt(b)
+    values = (_polynomial(b, c[0::2]) + a * _polynomial(b, c[1::2]) for c in (near, far))
+    t[:] = xp.where(positive, *values)
+
+
+def _polynomial(s: Any, c: Any) -> Any:
+    """Σ c_k s^k by Horner's rule."""
+    out = devices.of(s).zeros_like(s)
+    for k in range(len(c) - 1, -1, -1):
+        out *= s
+        out += c[k]
+    return out
 
 
 @functools.cache

@@ -64,7 +64,7 @@ def fit_by_products(
         near = preconditioner(p, solver, passes, total, watch)
         began = time.perf_counter()
         with phase("iterations", p.layout.rows * (solver.max_iterations + 1), client, watch) as done:
-            of = (p.shards, p.fan_in, p.threads, solver.sample_rows, solver.seed, solver.tol)
+            of = (p.shards, p.fan_in, p.threads, p.device, solver.sample_rows, solver.seed, solver.tol)
             path = Path(passes, sums, total, solver, near, p.job.alphas_per_row, p.job.alphas, done)
             path.keeping = functools.partial(kept.state, of) if kept is not None else None
             cv, alphas = path.choose(p.job.alpha_per_target)

@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from ntkdist.clusters import AnyCluster
 from ntkdist.data import Dataset
+from ntkdist.devices import Device
 from ntkdist.errors import SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.preprocess import Preprocess
@@ -41,6 +42,9 @@ class PlanTable(Spec, frozen=True, tag=False):
         directory if absent.
     tile : int
         Columns of a tile of the Gram, with solver TiledCholesky; 2,048 if absent.
+    device : {"auto", "cpu", "gpu", "gpu-tf32"}
+        What maps, multiplies and adds the rows of the equations.  "auto": GPUs if every worker sees one and the map and
+        the solver can use it.  "gpu-tf32": products are rounded to TF32, which keeps three digits.
     """
 
     folds: Positive | None = None
@@ -52,6 +56,7 @@ class PlanTable(Spec, frozen=True, tag=False):
     dtype: Literal["float32", "float64"] = "float32"
     checkpoint: str = ""
     tile: Positive | None = None
+    device: Device | Literal["auto"] = "auto"
 
 
 class Job(Spec, frozen=True, tag=False):

@@ -26,9 +26,6 @@ from ntkdist.errors import ClusterError
 
 CONNECT_SECONDS = 10
 WORKERS_SECONDS = 60
-# Arrays up to 64 MiB come from a heap that is kept: with Dask's own setting each one is mapped and zeroed anew, which
-# was measured to cost a third of the rate at m = 1,024 and to save no memory.
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(64 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(1024 * 2**20)}
 ONE_FAT_TASK = ["--nthreads", "1"]  # of a worker, on all its cores: one accumulator, not one a core
 
 
@@ -107,7 +104,7 @@ def _cluster(table: AnyCluster) -> Any:
     """The cluster of a table, starting; a context that ends it."""
     if isinstance(table, Local):
         limit = MEMORY_LIMIT // (table.workers + 1)  # the driver, which solves, needs its share
-        options = {"memory_limit": limit, "dashboard_address": "127.0.0.1:0", "env": MALLOC}
+        options = {"memory_limit": limit, "dashboard_address": "127.0.0.1:0"}
         return LocalCluster(n_workers=table.workers, threads_per_worker=1, **options)
     kinds: dict[type, Callable[[Any], Any]] = {
         Cuda: _cuda,
@@ -221,7 +218,6 @@ def kubernetes_resource(table: Kubernetes) -> dict[str, Any]:
         name=f"ntkdist-{uuid.uuid4().hex[:8]}",
         image=table.image,
         n_workers=table.workers,
-        env=MALLOC,
         resources={"requests": size, "limits": size},
         # Dask's default gives one thread of several cores its part of the memory only.
         worker_command=["dask", "worker", *ONE_FAT_TASK, "--memory-limit", "0.95"],

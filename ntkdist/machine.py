@@ -1,10 +1,10 @@
-"""The plan of a job for the workers at hand: a solver that fits them, and as few panels of tiles as fit."""
+"""The plan of a job for the workers at hand: a solver that fits them, as few panels of tiles as fit, and a device."""
 
 from collections.abc import Iterator
 
 import msgspec
 
-from ntkdist import runs
+from ntkdist import gpu_plan, runs
 from ntkdist.cluster import Resources
 from ntkdist.errors import PlanTooLarge
 from ntkdist.job import Job
@@ -15,7 +15,12 @@ STEP = 64  # of features that are proposed
 
 
 def planned(job: Job, found: Resources) -> Plan:
-    """Resolve a job; reads metadata only.
+    """Resolve a job; reads metadata only.  The arguments and errors of its two steps, in turn."""
+    return gpu_plan.resolved(on_hosts(job, found), found)
+
+
+def on_hosts(job: Job, found: Resources) -> Plan:
+    """A job's plan as far as it concerns the memory of processes.
 
     Without a solver in the job it is the first of these whose projected memory fits: dense; tiled, on two workers or
     more; conjugate gradients, which are not exact.  If none does, it is the plan of the first.
@@ -45,7 +50,11 @@ def check(p: Plan, found: Resources) -> None:
     Raises
     ------
     PlanTooLarge
+        Of a process, or a GPU.
+    ClusterError
+        If it computes on GPUs that there are not.
     """
+    gpu_plan.check(p, found)
     try:
         runs.check_memory(p, found)
     except PlanTooLarge as error:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ntkdist import backend
 from ntkdist.data import Dataset, Layout
+from ntkdist.devices import Device
 from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.features.base import PIECE_BYTES
@@ -27,7 +28,7 @@ GB = 1e9
 GROWTH = 6  # penalties that a grid may grow by at once
 FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choose: Dask pauses workers above
 SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
-FREED_BYTES = 8 * 2**20  # of what ran before, that a heap has not given back
+FREED_BYTES = 2**25  # of what ran before, that a heap has not given back
 PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
 
 
@@ -58,6 +59,7 @@ class Plan(Spec, frozen=True, tag=False):
     tile: int = 0
     panels: Positive = 1
     skip: tuple[int, ...] | None = None
+    device: Device = "cpu"
 
     @property
     def dataset(self) -> Dataset:
@@ -343,4 +345,5 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         dtype=table.dtype,
         solver=solver,
         tile=tile,
+        device="cpu" if table.device == "auto" else table.device,
     )

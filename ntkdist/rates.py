@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from distributed import Client
 from scipy.sparse import csr_array
 
 from ntkdist import backend, draws, runs
@@ -19,7 +20,8 @@ from ntkdist.solvers import Cholesky, Eigh
 from ntkdist.sums import NormalEquations
 
 SAMPLE_ROWS, SAMPLE_BYTES, SAMPLE_SECONDS = 512, 2**30, 0.3  # of what mapping is timed on, at most
-ADDED, SOLVED = 2048, 1024  # columns that adding and solving are timed on, at most
+ADDED, SOLVED = 2048, 1536  # columns that adding and solving are timed on, at most
+SENT = 2**24  # bytes
 
 
 class Rates(NamedTuple):
@@ -35,8 +37,10 @@ class Rates(NamedTuple):
         Of what a map does once a process.
     learnt : float
         Of what it learns from its sample, once.
-    sum : float
-        Of adding the equations of two shards.
+    shard : float
+        Of what a shard takes beside its rows: memory for its sum, and adding that to another.
+    task, moved : float
+        Of a task that does nothing, and of a byte that it sends to this process; nothing without a cluster.
     solved : float
         Of one penalty on one training set, while others are solved; of all penalties, by Eigh.
     """
@@ -48,12 +52,14 @@ class Rates(NamedTuple):
     added: float
     drawn: float
     learnt: float
-    sum: float
+    shard: float
+    task: float
+    moved: float
     solved: float
 
 
-def measured(p: Plan) -> Rates:
-    """The rates for a plan in this process.
+def measured(p: Plan, client: Client | None = None) -> Rates:
+    """The rates for a plan in this process, and of a cluster's tasks.
 
     A map that needs a sample is timed with one of random numbers.  Mapping a row is taken to cost as much as adding it
     to the Gram where drawing the map here would take a gigabyte.
@@ -63,9 +69,9 @@ def measured(p: Plan) -> Rates:
         solved = _solved(p)  # on the threads that this process has: it solves
         backend.use_threads(p.threads)
         read, moments = _read(p)
-        added, together = _added(p)
+        added, shard = _added(p)
         drawn, learnt, mapped = _mapped(p) or (0.0, 0.0, p.m**2 / syrk)
-    return Rates(syrk, read, moments, mapped, added, drawn, learnt, together, solved)
+    return Rates(syrk, read, moments, mapped, added, drawn, learnt, shard, *_sent(client), solved)
 
 
 def _read(p: Plan) -> tuple[float, float]:
@@ -84,13 +90,25 @@ def _read(p: Plan) -> tuple[float, float]:
 
 def _added(p: Plan) -> tuple[float, float]:
     m, n = min(p.m, ADDED), min(p.block_rows, ADDED)
-    share, equations = (p.m / m) ** 2, NormalEquations.zeros(m, p.t)
-    z, y = np.ones((n, m), p.dtype), np.ones((n, p.t))
-    equations.update(z, y)
+    share, z, y = (p.m / m) ** 2, np.ones((n, m), p.dtype), np.ones((n, p.t))
+    equations = NormalEquations.zeros(m, p.t).update(z, y)
     one = _seconds(lambda: equations.update(z, y))
-    # Of a longer block more rows are multiplied for every sum of matrices.
+    first = _seconds(lambda: NormalEquations.zeros(m, p.t).update(z, y))
     together = _seconds(lambda: equations.__iadd__(equations))
-    return share * (one - together * (1 - n / p.block_rows)) / n, share * together
+    # Of a longer block more rows are multiplied for every sum of matrices.
+    return share * (one - together * (1 - n / p.block_rows)) / n, share * (max(first - one, 0.0) + together)
+
+
+def _sent(client: Client | None) -> tuple[float, float]:
+    """Of a task that does nothing, and of a byte that comes from one."""
+    if client is None:
+        return 0.0, 0.0
+
+    def sent(nbytes: int) -> float:
+        return _seconds(lambda: client.submit(bytes, nbytes, pure=False).result())
+
+    nothing = sent(0)
+    return nothing, max(sent(SENT) - nothing, 0.0) / SENT
 
 
 def _solved(p: Plan) -> float:

@@ -106,7 +106,7 @@ def fetch(client: Client | None, promised: Sequence[Any]) -> list[Any]:
 def settle(client: Client | None, promised: Sequence[Any]) -> None:
     """Wait until some futures are there, or have failed."""
     if client is not None:
-        with _said_in_a_sentence(client):
+        with _said_in_a_sentence(client), client.as_current():  # Dask's wait knows no other way
             wait(promised)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ntkdist import backend, places, store
+from ntkdist import backend, devices, gpu_plan, places, store
 from ntkdist.cluster import Resources
 from ntkdist.errors import StoreError
 from ntkdist.job import job_digest
@@ -109,8 +109,10 @@ def as_json(value: Any, indent: int = 0) -> str:
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=float), indent=indent).decode()
 
 
-def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2) -> float:
-    """This process's rate of bare ``syrk`` at the size of a run, bounded so as to take a second."""
+def syrk_rate(m: int, rows: int, dtype: str, threads: int, device: str = "cpu", seconds: float = 0.2) -> float:
+    """This process's rate of bare ``syrk``, on a GPU of ``gemm``, at the size of a run, but not for long."""
+    if device != "cpu":
+        return devices.product_rate(min(m, 8192), min(rows, 8192), dtype)
     return backend.syrk_rate(min(m, 4096), min(rows, 2048), dtype, threads, seconds)
 
 
@@ -140,6 +142,8 @@ def report(
     """All that a reader of a run may ask, as plain objects."""
     tally, seconds = passed.tally, passed.seconds
     notes = [cv.note] if cv is not None and cv.note else []
+    if why := gpu_plan.why_not(p, found):
+        notes.append(f"computed on the CPU: {why}")
     if passed.products or p.tile:
         does = "keeps" if p.tile else "forms"
         notes.append(f"solver {type(p.solver).__name__} {does} no Gram: there are no equations to save or solve again")

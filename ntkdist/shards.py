@@ -39,6 +39,14 @@ class Remembering(Protocol):
 
 
 @runtime_checkable
+class Elsewhere(Protocol):
+    """A summand whose sum grows on a device that other tasks do not reach."""
+
+    def taken(self, total: Any) -> Any:
+        """The sum on the host, as it leaves the task."""
+
+
+@runtime_checkable
 class Grouped(Protocol):
     """A summand that is another one for every group."""
 
@@ -142,6 +150,8 @@ def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
     read = blocks(source, shard.spans, tally, shard.group)
     for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
+    if isinstance(summand, Elsewhere):
+        total = summand.taken(total)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
     name, peak = backend.peak()
     tally.saw([(name, peak)])

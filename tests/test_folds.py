@@ -144,7 +144,8 @@ def test_what_a_plan_counts(make_dataset: Any, table: Any) -> None:
     costs = [estimate.cost(p, resources(None)) for p in (plain, by)]
     assert [c["bytes_read"] for c in costs] == [2 * 900 * 40, 6 * 900 * 40]
     assert costs[0]["gram_flops"] == costs[1]["gram_flops"]
-    assert "5 folds by 'groups'" in estimate.table(by, resources(None), costs[1])
+    assert "5 folds by 'groups'" in (said := estimate.table(by, resources(None), costs[1]))
+    assert "device     cpu" in said.splitlines()
     plain, by = (msgspec.structs.replace(p, block_rows=44) for p in (plain, by))
     assert by.memory()["batch"] - plain.memory()["batch"] == plain.layout.rows_per_partition * 40
     read = nd.fit(by).report["run"]["bytes_read"]

@@ -16,6 +16,7 @@ ROOT = Path(ntkdist.__file__).parent
 # own __init__, and through it all that is public.
 ORDER = (
     "errors",
+    "devices",
     "versions",
     "spec",
     "tree",
@@ -51,6 +52,7 @@ ORDER = (
     "preflight",
     "launch",
     "cluster",
+    "gpu_plan",
     "phases",
     "shards",
     "reduce",
@@ -89,7 +91,7 @@ DOORS = {
     "distributed": {
         *("reduce", "preflight", "launch", "cluster", "phases"),
         *("prepare", "products", "iterate", "tiling", "fit", "apply", "held_out", "measure", "compare"),
-        *("detach", "out_of_fold", "influence", "report", "estimate"),
+        *("detach", "out_of_fold", "influence", "report", "estimate", "rates"),
     },
     "dask_cuda": {"launch"},
     "dask_gateway": {"launch"},
@@ -100,7 +102,8 @@ DOORS = {
     "click": {"cli"},
     "rich": {"progress"},
     "pyarrow": {"tables"},
-    "cupy": {"backend"},
+    "cupy": {"devices"},
+    "cupyx": {"devices"},
     "matplotlib": {"report", "plots"},
     "threadpoolctl": {"backend"},
     "numba": {"fused"},

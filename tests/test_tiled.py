@@ -180,6 +180,20 @@ def test_panels_change_no_bits(make_dataset: Any, table: Any) -> None:
 
 
 @pytest.mark.cluster
+def test_a_fit_on_workers_of_its_own_needs_no_client_of_the_caller(make_dataset: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((200, 4))
+    job = nd.Job(
+        nd.Dataset(make_dataset(x=x, y=x[:, 0])),
+        nd.ZonalFeatures(24),
+        alphas_per_row=(1e-2,),
+        solver=nd.TiledCholesky(8),
+    )
+    here = nd.fit(job)
+    there = nd.fit(msgspec.structs.replace(job, cluster=nd.Local(1)))
+    np.testing.assert_array_equal(there.model.coef, here.model.coef)
+
+
+@pytest.mark.cluster
 def test_the_same_bits_on_two_workers(make_dataset: Any, table: Any, two_workers: Any) -> None:
     plan = float32_plan(make_dataset(*table), 2)
     there = nd.fit(plan, client=two_workers)

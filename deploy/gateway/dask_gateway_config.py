@@ -35,9 +35,6 @@ c.ClusterConfig.worker_memory = env.get("NTKDIST_GATEWAY_MEMORY", "2 G")
 c.ClusterConfig.scheduler_memory = "1 G"
 c.ClusterConfig.idle_timeout = 3600.0  # a notebook that was left open holds no workers overnight
 c.ClusterConfig.environment = {
-    # Sums of up to 64 MiB come from a heap that is kept, not mapped and zeroed anew.
-    "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(1024 * 2**20),
     # What workers need to open the object store, if the gateway has it: it never travels in a job.
     **{name: value for name, value in env.items() if name.startswith(("AWS_", "AZURE_STORAGE_", "GOOGLE_"))},
 }

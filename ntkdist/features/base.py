@@ -17,7 +17,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
-from ntkdist import backend
+from ntkdist import backend, devices
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import Spec, encode
 
@@ -73,6 +73,15 @@ class FeatureMap(Spec, frozen=True):
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Bytes of what is drawn and kept in the process, at its peak."""
         return 0
+
+    def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
+        """Whether `apply` takes rows that are on a GPU, and so are the features then."""
+        return False
+
+    def gpu_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """`row_bytes` on a GPU, the row included: less is done in place there, and products copy slices."""
+        size = np.dtype(dtype).itemsize
+        return 2 * self.row_bytes(input_shape, dtype) + size * (math.prod(input_shape) + 2 * self.n_components)
 
     def warm(self, dtype: Any) -> None:
         """Load and compile what mapping needs in a process: nothing, or what would be counted as the first rows'."""
@@ -270,6 +279,16 @@ def _mapped(features: AnyMap, x: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
+def mapped_on_gpu(features: AnyMap, x: NDArray[Any]) -> Any:
+    """φ(x), piece by piece, on this process's GPU; x is on the host."""
+    params = _cached_draw(features, x.shape[1:], x.dtype, on_gpu=True)
+    out = devices.cupy().empty((len(x), features.n_components), dtype=x.dtype)
+    rows = max(1, devices.PIECE_BYTES // features.spec.gpu_row_bytes(x.shape[1:], x.dtype))
+    for start in range(0, len(x), rows):
+        out[start : start + rows] = features.apply(params, devices.put(x[start : start + rows]))
+    return out
+
+
 def _sparse(features: AnyMap, x: Any) -> csr_array:
     if not features.spec.takes_sparse:
         raise DataError(
@@ -282,13 +301,14 @@ def _sparse(features: AnyMap, x: Any) -> csr_array:
     return x
 
 
-def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Params:
-    key = (features, input_shape, dtype.str)
+def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype[Any], on_gpu: bool = False) -> Params:
+    key = (features, input_shape, dtype.str, on_gpu)
     with _drawing:  # threads that start together must not all draw
         if key not in _drawn:
             if len(_drawn) >= 4:
                 del _drawn[next(iter(_drawn))]
-            _drawn[key] = {k: _cast(v, dtype) for k, v in features.draw(input_shape).items()}
+            drawn = {k: _cast(v, dtype) for k, v in features.draw(input_shape).items()}
+            _drawn[key] = devices.put(drawn) if on_gpu else drawn
         return _drawn[key]
 
 
@@ -313,5 +333,6 @@ def flat(x: NDArray[Any]) -> NDArray[Any]:
 
 def normalised(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Unit rows and their lengths (n, 1); a zero row stays zero."""
-    r = np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
-    return x / np.where(r == 0, 1, r), r
+    xp = devices.of(x)
+    r = xp.sqrt(xp.einsum("ij,ij->i", x, x))[:, None]
+    return x / xp.where(r == 0, 1, r), r

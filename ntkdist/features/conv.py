@@ -15,6 +15,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from ntkdist import devices
 from ntkdist.errors import DataError, SpecError
 from ntkdist.features.base import Arrays, FeatureMap, FittedMap, Params
 from ntkdist.features.conv_layers import (
@@ -159,6 +160,9 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
             map_before = after
         return size * (most + 3 * self.n_components + (height * width * channels if self.whiten else 0))
 
+    def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
+        return True
+
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         shapes = [shape for layer in self._layers(input_shape[2]) for shape in layer.shapes().values()]
         kept = sum(d * k for _, d, k in shapes)
@@ -219,14 +223,14 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
 
     def _features(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
         """φ of images that are whitened already, as they are."""
-        maps = {"F": x}
+        maps, xp = {"F": x}, devices.of(x)
         for h, layer in enumerate(self._layers(x.shape[3])):
             maps = self._layer(params, h, layer, maps)
             maps = {name: m @ params[f"{name}{h}"] if f"{name}{h}" in params else m for name, m in maps.items()}
-        out = np.zeros((len(x), self.n_components), x.dtype)
-        cells = np.concatenate(list(maps.values()), axis=3)[:, 0]
+        out = xp.zeros((len(x), self.n_components), x.dtype)
+        cells = xp.concatenate(list(maps.values()), axis=3)[:, 0]
         used = out[:, : cells.shape[1] * cells.shape[2]]
-        np.multiply(cells.reshape(used.shape), 1 / (self.filter_size**self.depth * self.grid), out=used)
+        xp.multiply(cells.reshape(used.shape), 1 / (self.filter_size**self.depth * self.grid), out=used)
         return out
 
     def _layer(self, params: Params, h: int, layer: Layer, maps: Params) -> Params:

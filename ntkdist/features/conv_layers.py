@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from ntkdist import draws
+from ntkdist import devices, draws
 from ntkdist.features.base import Params
 from ntkdist.features.random_features import _flip, _times, mean_abs
 from ntkdist.kernels.conv import cells, margins
@@ -84,7 +84,8 @@ class Layer(NamedTuple):
 
     def covariance(self, w: Params, u: NDArray[Any], average: Average) -> NDArray[Any]:
         """[c r/√2; u/√2; (|√d u·w| − c r)/√(2m)], averaged: κ₁ times the norms."""
-        r = np.sqrt(np.einsum("ij,ij->i", u, u))[:, None]
+        xp = devices.of(u)
+        r = xp.sqrt(xp.einsum("ij,ij->i", u, u))[:, None]
         c, half = mean_abs(self.d), math.sqrt(0.5)
         parts = [average(r) * u.dtype.type(c * half)]
         linear = average(u)
@@ -92,10 +93,10 @@ class Layer(NamedTuple):
         r *= u.dtype.type(c / math.sqrt(2 * self.m))
         for block in _blocks(self.m):
             t = u @ w["abs"][:, block]
-            np.abs(t, out=t)
+            xp.abs(t, out=t)
             t -= r
             parts.append(average(t))
-        return np.concatenate(parts, axis=3)
+        return xp.concatenate(parts, axis=3)
 
     def tangent(self, w: Params, u: NDArray[Any], v: list[NDArray[Any]], average: Average) -> NDArray[Any]:
         """[v/√2; sgn(u·w)⊙√d (v·w')/√(2m)], averaged: κ₀ times the tangent kernel of the windows."""
@@ -105,24 +106,27 @@ class Layer(NamedTuple):
             s = _times(v, w["right"][:, block])
             _flip(s, u @ w["step"][:, block])
             parts.append(average(s))
-        return np.concatenate(parts, axis=3)
+        return devices.of(u).concatenate(parts, axis=3)
 
 
 def beside(v: list[NDArray[Any]], average: Average) -> NDArray[Any]:
     """Averages of blocks side by side."""
-    return np.concatenate([average(block) for block in v], axis=3)
+    return devices.of(v[0]).concatenate([average(block) for block in v], axis=3)
 
 
 def windows(x: NDArray[Any], q: int, padding: str) -> NDArray[Any]:
     """The q×q windows of maps as rows, (n, h', w', q²·channels), in the order row, column, channel."""
     before, after = margins(q, padding)
-    n, h, w, c = x.shape
+    (n, h, w, c), xp = x.shape, devices.of(x)
     if before + after or not x.flags.c_contiguous:
-        padded = np.zeros((n, h + before + after, w + before + after, c), x.dtype)
+        padded = xp.zeros((n, h + before + after, w + before + after, c), x.dtype)
         padded[:, before : before + h, before : before + w] = x
         x = padded
+    h, w = x.shape[1] - q + 1, x.shape[2] - q + 1
+    if xp is not np:
+        return xp.concatenate([x[:, i : i + h, j : j + w] for i in range(q) for j in range(q)], axis=3)
     s0, s1, s2, s3 = x.strides
-    shape = (n, x.shape[1] - q + 1, x.shape[2] - q + 1, q, q * c)  # q pixels of a row are one run of memory
+    shape = (n, h, w, q, q * c)  # q pixels of a row are one run of memory
     return as_strided(x, shape, (s0, s1, s2, s1, s3), writeable=False).reshape(*shape[:3], q * q * c)
 
 
@@ -135,7 +139,7 @@ def pooling(shape: tuple[int, ...], factor: int) -> Average:
         if factor == 1:
             return x
         x = x[:, : h * factor, : w * factor]
-        out = np.zeros((n, h, w, x.shape[3]), x.dtype)
+        out = devices.of(x).zeros((n, h, w, x.shape[3]), x.dtype)
         for i in range(factor):
             for j in range(factor):
                 out += x[:, i::factor, j::factor]
@@ -156,7 +160,8 @@ def averaging(shape: tuple[int, ...], factor: int, grid: int) -> Average:
 
     def average(x: NDArray[Any]) -> NDArray[Any]:
         x = x.reshape(shape[0], shape[1] * shape[2], x.shape[1])
-        return np.matmul(weights.reshape(grid**2, -1).astype(x.dtype), x)[:, None]
+        xp = devices.of(x)
+        return xp.matmul(xp.asarray(weights.reshape(grid**2, -1).astype(x.dtype)), x)[:, None]
 
     return average
 

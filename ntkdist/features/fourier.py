@@ -12,7 +12,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtri
 
-from ntkdist import draws
+from ntkdist import devices, draws
 from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
 from ntkdist.kernels import GammaExponential, Gaussian, Laplace
@@ -64,23 +64,26 @@ class RandomFourier(FeatureMap, frozen=True):
         return {"turns": w.view(np.int64), "phase": draws.uniforms(1, self.seed, 0, PHASE)}
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        half, dtype = self.n_components // 2, x.dtype
+        half, dtype, xp = self.n_components // 2, x.dtype, devices.of(x)
         x, length = flat(x).astype(np.float64), None
         if self.kernel.homogeneous:
             x, length = normalised(x)
         turns = x @ params["turns"].view(np.float64)
         turns[:, half:] += params["phase"]  # of the odd column, if any
-        turns -= np.rint(turns)
+        turns -= xp.rint(turns)
         angle = turns.astype(dtype, copy=False)
         angle *= 2 * math.pi
-        out = np.empty((len(x), self.n_components), dtype)
-        np.cos(angle[:, :half], out=out[:, :half])
-        np.sin(angle[:, :half], out=out[:, half : 2 * half])
-        np.multiply(np.cos(angle[:, half:]), math.sqrt(2), out=out[:, 2 * half :])
+        out = xp.empty((len(x), self.n_components), dtype)
+        xp.cos(angle[:, :half], out=out[:, :half])
+        xp.sin(angle[:, :half], out=out[:, half : 2 * half])
+        xp.multiply(xp.cos(angle[:, half:]), math.sqrt(2), out=out[:, 2 * half :])
         out *= math.sqrt(1 / angle.shape[1])
         if length is not None:
             out *= length.astype(dtype)
         return out
+
+    def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
+        return True
 
     def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], F8]:
         """Cosine and sine of the first k/2 frequencies: the same as ``RandomFourier(k)``; see `FeatureMap.prefix`."""

@@ -30,6 +30,9 @@ class Linear(FeatureMap, frozen=True):
     def apply(self, params: Params, x: NDArray[Any] | csr_array) -> NDArray[Any]:
         return x.toarray() if isinstance(x, csr_array) else flat(x)
 
+    def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
+        return True
+
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
         x = flat(np.asarray(x, np.float64))
         return x @ (x if y is None else flat(np.asarray(y, np.float64))).T

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkdist import devices
+
 F8 = NDArray[np.float64]
 
 
@@ -30,12 +32,12 @@ def root_multinomials(d: int, j: int) -> F8:
 
 def next_degree(u: NDArray[Any], last: NDArray[Any], j: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Monomials of degree j from those of degree j − 1: u_i times those without a variable before i, for every i."""
-    n, d = u.shape
+    (n, d), xp = u.shape, devices.of(u)
     if out is None:
-        out = np.empty((n, count(d, j)), u.dtype)
+        out = xp.empty((n, count(d, j)), u.dtype)
     at = 0
     for i in range(d):
         rest = last[:, last.shape[1] - count(d - i, j - 1) :]
-        np.multiply(u[:, i : i + 1], rest, out=out[:, at : at + rest.shape[1]])
+        xp.multiply(u[:, i : i + 1], rest, out=out[:, at : at + rest.shape[1]])
         at += rest.shape[1]
     return out

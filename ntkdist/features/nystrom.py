@@ -17,7 +17,7 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.linalg.blas import dtrsm, strsm
 from scipy.linalg.lapack import dpotrf, dpstrf
 
-from ntkdist import backend, draws, fused
+from ntkdist import backend, devices, draws, fused
 from ntkdist.errors import SpecError
 from ntkdist.features.base import Arrays, FeatureMap, FittedMap, Params, RowWeights, _cast, flat, normalised
 from ntkdist.kernels import NTK, AnyKernel, Kernel, RadialKernel, ZonalKernel
@@ -175,7 +175,8 @@ class Nystrom(FeatureMap, frozen=True):
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
         z, head, tail = (_numbers(params[name]) for name in ("rows", "head", "tail"))
-        out = np.zeros((len(x), self.n_components), x.dtype)
+        xp = devices.of(x)
+        out = xp.zeros((len(x), self.n_components), x.dtype)
         if len(x) and len(z):
             u, length = self._rows(x.astype(z.dtype, copy=False))
             k = self._block(params, u)
@@ -184,9 +185,12 @@ class Nystrom(FeatureMap, frozen=True):
             rest = k[:, h:] - first @ head[h:].T
             rest = _solved(tail, rest.astype(tail.dtype, copy=False))
             scale = 1 if length is None else length
-            np.multiply(first, scale, out=out[:, :h], casting="same_kind")
-            np.multiply(rest, scale, out=out[:, h : len(z)], casting="same_kind")
+            xp.multiply(first, scale, out=out[:, :h])
+            xp.multiply(rest, scale, out=out[:, h : len(z)])
         return out
+
+    def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
+        return _polynomials(self.kernel) is not None
 
     def warm(self, dtype: Any) -> None:
         types = {np.dtype(dtype), np.dtype(np.float64)}  # the landmarks' own block is in the latter
@@ -212,7 +216,7 @@ class Nystrom(FeatureMap, frozen=True):
         if not _homogeneous(self.kernel):
             return np.ascontiguousarray(x), None
         assert isinstance(self.kernel, ZonalKernel)
-        return normalised(np.ascontiguousarray(self.kernel.rows(flat(x))))
+        return normalised(devices.of(x).ascontiguousarray(self.kernel.rows(flat(x))))
 
     def _kernel_at(self, z: F8) -> Params:
         """Parameters of `_block` for the landmarks z."""
@@ -324,6 +328,8 @@ def _solved(lower: NDArray[Any], k: NDArray[Any]) -> NDArray[Any]:
     """k L⁻ᵀ in k's own memory."""
     if not k.size:
         return k
+    if devices.of(k) is not np:
+        return devices.solve_lower(lower, k.T).T
     return (strsm if k.dtype == np.float32 else dtrsm)(1.0, lower.T, k.T, trans_a=1, overwrite_b=1).T
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from ntkdist import draws
+from ntkdist import devices, draws
 from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
 from ntkdist.kernels import NTK, with_bias
@@ -90,10 +90,13 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
         u, length = normalised(with_bias(flat(x), self.bias))
-        out = np.empty((len(x), self.n_components), x.dtype)
+        out = devices.of(x).empty((len(x), self.n_components), x.dtype)
         (self._apply_paper if self.variant == "paper" else self._apply_default)(params, u, out)
         out *= length
         return out
+
+    def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
+        return self.variant == "default"
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
         return NTK(self.depth, self.bias)(flat(np.asarray(x)), None if y is None else flat(np.asarray(y)))
@@ -191,7 +194,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         return params
 
     def _apply_default(self, params: Params, u: NDArray[Any], out: NDArray[Any]) -> None:
-        d = u.shape[1]
+        d, xp = u.shape[1], devices.of(u)
         p, layers = self._columns(d)
         first_s = p + 1 + sum(m1 for m1, _ in layers)
         end_r, end_s = p + 1, first_s
@@ -201,13 +204,13 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
             # Everything so far: the input as it is (its projection is for the output only), then the blocks of φ and ψ.
             phi = [u, out[:, p:end_r]] if h else [u]
             r = _times(phi, params[f"relu{h}"], out[:, end_r : end_r + m1])
-            np.abs(r, out=r)
+            xp.abs(r, out=r)
             r -= params[f"mean{h}"]
             s = out[:, end_s : end_s + ms]
             if h == 0:
-                np.matmul(u, params["right0"], out=s)
+                devices.product(u, params["right0"], out=s)
             else:
-                s[:] = srht(params[f"right{h}"], np.concatenate([*phi, out[:, first_s:end_s]], axis=1))
+                s[:] = srht(params[f"right{h}"], xp.concatenate([*phi, out[:, first_s:end_s]], axis=1))
             _flip(s, _times(phi, params[f"step{h}"]))
             end_r, end_s = end_r + m1, end_s + ms
         out *= params["factors"]
@@ -267,7 +270,7 @@ def _flip(s: NDArray[Any], t: NDArray[Any]) -> None:
 def _times(blocks: list[NDArray[Any]], w: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
     """The blocks side by side times w, without putting them side by side."""
     at = blocks[0].shape[1]
-    out = np.matmul(blocks[0], w[:at], out=out)
+    out = blocks[0] @ w[:at] if out is None else devices.product(blocks[0], w[:at], out)
     for block in blocks[1:]:
         out += block @ w[at : at + block.shape[1]]
         at += block.shape[1]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.fft import dct
 from scipy.special import betaincinv, roots_legendre
 
-from ntkdist import draws, fused
+from ntkdist import devices, draws, fused
 from ntkdist.errors import SpecError
 from ntkdist.features import monomials
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
@@ -112,12 +112,12 @@ class ZonalFeatures(FeatureMap, frozen=True):
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
         u, length = normalised(self.kernel.rows(flat(x)))
         d = u.shape[1]
-        out = np.empty((len(x), self.n_components), x.dtype)
+        out = devices.of(x).empty((len(x), self.n_components), x.dtype)
         if d <= 2:
             (_line if d == 1 else _plane)(params["root"], u, out)
         else:
             exact = len(params["scale"])
-            np.matmul(u, params["directions"], out=out[:, exact:])
+            devices.product(u, params["directions"], out=out[:, exact:])
             even, odd, shift, reach = (params[k] for k in ("even", "odd", "shift", "reach"))
             fused.even_odd(out, exact, even, odd, shift, reach, length[:, 0])
             self._exact(params, u, out[:, :exact])
@@ -131,7 +131,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
         out[:, 0] = 1
         last = out[:, 1 : 1 + u.shape[1]]
         if "project" in params:
-            last = np.matmul(u, params["project"], out=out[:, 1:])
+            last = devices.product(u, params["project"], out=out[:, 1:])
         else:
             last[:] = u
         stop = 1 + last.shape[1]
@@ -139,6 +139,9 @@ class ZonalFeatures(FeatureMap, frozen=True):
             start, stop = stop, stop + monomials.count(u.shape[1], j)
             last = monomials.next_degree(u, last, j, out[:, start:stop])
         out *= params["scale"]
+
+    def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
+        return self._width(input_shape) > 2  # on a line and in the plane there is nothing to gain
 
     def warm(self, dtype: Any) -> None:
         one = np.ones((1, 1), dtype)

@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from ntkdist import devices
 from ntkdist.spec import Spec
 
 F8 = NDArray[np.float64]
@@ -60,10 +61,9 @@ def angle_of(gap: F8) -> F8:
 
 def with_bias(x: NDArray[Any], bias: float) -> NDArray[Any]:
     """Rows with the constant column ``bias`` appended; unchanged if ``bias`` is 0."""
-    if bias == 0:
-        return np.asarray(x)
-    x = np.asarray(x)
-    return np.concatenate([x, np.full((len(x), 1), bias, x.dtype)], axis=1)
+    xp = devices.of(x)
+    x = xp.asarray(x)
+    return x if bias == 0 else xp.concatenate([x, xp.full((len(x), 1), bias, x.dtype)], axis=1)
 
 
 def chosen(where: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:

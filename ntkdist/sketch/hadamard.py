@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist import draws
+from ntkdist import devices, draws
 
 F8 = NDArray[np.float64]
 DENSE = 128  # up to this power of two, an SRHT is one product with its own matrix
@@ -38,11 +38,11 @@ def hadamard(w: int, dtype: str = "float64") -> NDArray[Any]:
 
 def mix(x: NDArray[Any]) -> NDArray[Any]:
     """x H along the last axis, whose length is a power of two."""
-    w = x.shape[-1]
+    w, xp = x.shape[-1], devices.of(x)
     b = 1 << (w.bit_length() // 2)
-    left, right = hadamard(w // b, x.dtype.name), hadamard(b, x.dtype.name)
-    y = (np.ascontiguousarray(x).reshape(-1, b) @ right).reshape(-1, w // b, b)
-    return np.matmul(left, y).reshape(x.shape)
+    left, right = (xp.asarray(hadamard(width, x.dtype.name)) for width in (w // b, b))
+    y = (xp.ascontiguousarray(x).reshape(-1, b) @ right).reshape(-1, w // b, b)
+    return xp.matmul(left, y).reshape(x.shape)
 
 
 def draw_srht(d: int, m: int, seed: int, layer: int, role: int, scale: float | F8 = 1.0) -> dict[str, NDArray[Any]]:
@@ -66,10 +66,10 @@ def srht(s: dict[str, NDArray[Any]], x: NDArray[Any]) -> NDArray[Any]:
     """The transform (n, m) of rows x (n, d)."""
     if "matrix" in s:
         return x @ s["matrix"]
-    (count, d), n = s["signs"].shape, len(x)
-    wide = np.zeros((n, count, next_power(d)), x.dtype)
-    np.multiply(x[:, None], s["signs"], out=wide[:, :, :d])
-    return np.take(mix(wide).reshape(n, -1), s["rows"], axis=1)
+    (count, d), n, xp = s["signs"].shape, len(x), devices.of(x)
+    wide = xp.zeros((n, count, next_power(d)), x.dtype)
+    xp.multiply(x[:, None], s["signs"], out=wide[:, :, :d])
+    return xp.take(mix(wide).reshape(n, -1), s["rows"], axis=1)
 
 
 def srht_values(d: int, m: int) -> int:

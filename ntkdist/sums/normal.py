@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist import backend
+from ntkdist import backend, devices
 
 F8 = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ def with_roots(z: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None) ->
     if weight is None:
         return z, y1
     root = np.sqrt(np.asarray(weight, np.float64))[:, None]
-    return z * root.astype(z.dtype), y1 * root
+    return z * devices.of(z).asarray(root.astype(z.dtype)), y1 * root
 
 
 class NormalEquations(TargetSums):
@@ -86,9 +86,15 @@ class NormalEquations(TargetSums):
         self._symmetric = symmetric  # else only the lower triangle of the Gram is valid
 
     @classmethod
-    def zeros(cls, m: int, t: int) -> "NormalEquations":
-        """The empty sum for m features and t targets."""
-        return cls(np.zeros((m, m)), np.zeros((m, t + 1)), np.zeros((t + 1, t + 1)))
+    def zeros(cls, m: int, t: int, on_gpu: bool = False) -> "NormalEquations":
+        """The empty sum for m features and t targets; on the GPU of a task, it has to be `taken` to leave that."""
+        xp = devices.cupy() if on_gpu else np
+        return cls(xp.zeros((m, m)), xp.zeros((m, t + 1)), np.zeros((t + 1, t + 1)))
+
+    def taken(self) -> "NormalEquations":
+        """The same, on the host; nothing is left of it on the GPU."""
+        self._gram, self._cross = devices.taken(self._gram), devices.taken(self._cross)
+        return self
 
     @classmethod
     def of_arrays(cls, arrays: dict[str, F8]) -> "NormalEquations":
@@ -105,6 +111,11 @@ class NormalEquations(TargetSums):
             backend.mirror(self._gram)
             self._symmetric = True
         return self._gram
+
+    @property
+    def squares(self) -> F8:
+        """Σ w z² of every feature, (m,)."""
+        return np.diagonal(self._gram)
 
     def update(self, z: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None = None) -> "NormalEquations":
         """Add a block of rows, in place.
@@ -123,7 +134,7 @@ class NormalEquations(TargetSums):
             ``self``
         """
         z, y1 = with_roots(z, y, weight)
-        backend.add_products(self._gram, self._cross, z, y1.astype(z.dtype))
+        backend.add_products(self._gram, self._cross, z, devices.of(z).asarray(y1.astype(z.dtype)))
         self._symmetric = False
         self._inner += y1.T @ y1
         return self
