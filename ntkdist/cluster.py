@@ -1,13 +1,15 @@
 """Where a run happens: a Dask cluster, found by a fixed precedence, or this process."""
 
+import functools
 import logging
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import dask
+from dask.delayed import delayed
 from dask.system import CPU_COUNT
 from distributed import Client, default_client
 from distributed.system import MEMORY_LIMIT
@@ -16,6 +18,8 @@ from distributed.utils import get_ip
 from ntkdist import backend, devices, preflight
 from ntkdist.clusters import Address, AnyCluster, Cuda, Local
 from ntkdist.launch import client_at, client_of
+
+T = TypeVar("T")
 
 
 class Resources(NamedTuple):
@@ -176,6 +180,15 @@ def _leave_errors_to_the_driver() -> None:
             lambda record: not (record.exc_info or str(record.msg).startswith("Compute Failed"))
         )
     logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
+
+
+def shared(value: T) -> Any:
+    """A value for a graph of Dask's: the result of one task, which all tasks that are given this take from it."""
+    return delayed(functools.partial(_itself, value), traverse=False, pure=True)()
+
+
+def _itself(value: T) -> T:
+    return value
 
 
 def _resident(warm: Callable[[], object]) -> int:

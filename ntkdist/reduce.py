@@ -162,7 +162,11 @@ def _reduce_lazy(
     """The same of rows that are Dask's to compute: a task gets them as an argument, from its first span to its last."""
     arrays = source.dataset
     assert isinstance(arrays, Arrays)
-    bare, what, add = source._replace(dataset=arrays.without_rows()), shared(summand), delayed(add_parts)
+    bare, what, add = (
+        source._replace(dataset=arrays.without_rows()),
+        delayed(summand, traverse=False),
+        delayed(add_parts),
+    )
     leaves = []
     for shard in shards:
         start, stop = shard.spans[0][0], shard.spans[-1][1]
@@ -252,14 +256,9 @@ def _said_in_a_sentence(client: Client) -> Iterator[None]:
         ) from error
 
 
-def shared(value: Any) -> Any:
-    """A value for a graph of Dask's: the result of one task, which all tasks that are given this take from it."""
-    return delayed(functools.partial(_itself, value), traverse=False, pure=True)()
-
-
-def _itself(value: T) -> T:
-    """A value as a task's result: it goes to the scheduler once, and from worker to worker from then on."""
-    return value
+def _itself(summand: T) -> T:
+    """A summand as a task's result: it goes to the scheduler once, and from worker to worker from then on."""
+    return summand
 
 
 @contextmanager

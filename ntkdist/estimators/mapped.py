@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from ntkdist.cluster import resources
+from ntkdist.cluster import resources, shared
 from ntkdist.errors import SpecError
 from ntkdist.estimators.inputs import dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.features import AnyFeatureMap, FeatureMap, ZonalFeatures
 from ntkdist.kernels import NTK
 from ntkdist.preprocess import Preprocessing
-from ntkdist.reduce import shared
 from ntkdist.shards import Source, blocks
 from ntkdist.sums import Tally
 
