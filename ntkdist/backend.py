@@ -24,7 +24,7 @@ import numpy as np
 import scipy.linalg  # noqa: F401  loads SciPy's BLAS now, so that limits reach it too
 from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk, ssyrk
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
 from ntkdist import devices
 
@@ -69,11 +69,13 @@ def _keep_heap() -> None:
 def own_threads() -> Iterator[None]:
     """Give the caller's process back the BLAS threads it had, once a run inside it is over."""
     global _threads, _pool
-    before = {lib["prefix"]: lib["num_threads"] for lib in threadpool_info()}
+    libraries = ThreadpoolController().lib_controllers  # NumPy's and SciPy's have one name
+    before = [library.num_threads for library in libraries]
     try:
         yield
     finally:
-        threadpool_limits(before)
+        for library, count in zip(libraries, before, strict=True):
+            library.set_num_threads(count)
         _threads, _pool = 0, None
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import ThreadpoolController
 
 import ntkdist as nd
+from ntkdist import backend
 from ntkdist.reduce import reduce
 from ntkdist.shards import Shard, Source, blocks
 from ntkdist.sums import Tally
@@ -70,6 +72,21 @@ def test_evenly_cuts_into_runs_of_equal_length(items: list[int], count: int) -> 
     assert [i for run in runs for i in run] == items
     assert len(runs) == min(len(items), count)
     assert max(map(len, runs)) - min(map(len, runs)) <= 1
+
+
+def test_every_library_gets_its_threads_back() -> None:
+    """NumPy's BLAS and SciPy's, which from PyPI are two of one name."""
+    libraries = [each for each in ThreadpoolController().lib_controllers if each.user_api == "blas"]
+    counts = [2, *(1 for _ in libraries[1:])]
+    try:
+        for library, count in zip(libraries, counts, strict=True):
+            library.set_num_threads(count)
+        with backend.own_threads():
+            backend.use_threads(1)
+            assert [library.num_threads for library in libraries] == [1] * len(counts)
+        assert [library.num_threads for library in libraries] == counts
+    finally:
+        libraries[0].set_num_threads(1)
 
 
 @pytest.mark.parametrize("block_rows", [0, 1, 7, 50, 1000])
