@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from command_line import Command, assert_one_line, start, write_job
 from distributed import Client, LocalCluster
-from test_cli_cluster import scheduler
+from servers import scheduler_and_worker
 
 import ntkdist as nd
 
@@ -126,7 +126,7 @@ def test_a_scheduler_that_is_killed(command: Command, make_dataset: Any) -> None
     tables = "[plan]\nfolds = 2\nshards = 20\nthreads = 1"
     job = write_job(store=data(make_dataset, 40_000), top="alphas = [1.0]", features=features, tables=tables)
     straight = nd.fit(nd.Job.read(job))
-    with scheduler() as address:
+    with scheduler_and_worker() as address:
         with Client(address, set_as_default=False) as client:
             pid = client.run_on_scheduler(os.getpid)
         process, deadline = start("fit", job, "--scheduler", address, "--out", "run"), time.monotonic() + 200
@@ -138,7 +138,7 @@ def test_a_scheduler_that_is_killed(command: Command, make_dataset: Any) -> None
     assert_one_line(stderr, ["The connection to the Dask scheduler was lost", "see that it runs and run again"])
     assert len(kept) >= 3
     Path("scheduler.json").unlink()
-    with scheduler() as address:
+    with scheduler_and_worker() as address:
         result = nd.fit(nd.Job.read(job), out="run", resume=True, scheduler=address)
     assert "of 20 shards were finished before" in " ".join(result.report["notes"])
     same(result, straight)
