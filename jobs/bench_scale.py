@@ -8,7 +8,7 @@
 process, and prints seconds a million rows and the worker's peak.  ``workers`` fits with one worker process and with
 two, a thread each, beside bare ``syrk`` in one and in two processes, by turns.  ``tasks`` cuts a plan of partitions
 that are not there into shards, and sends them through the mapper of every fit to a cluster of two worker processes with
-a summand that reads nothing: all of its seconds are overhead.
+a summand that sleeps instead of reading: what is beyond that is overhead.
 """
 
 import json
@@ -101,12 +101,15 @@ def bare_rate(m: int, count: int) -> float:
 
 @dataclass(frozen=True)
 class Nothing:
-    """A summand of which a task reads no rows: the sum is a count of its spans."""
+    """A summand of which a task sleeps and reads no rows: the sum is a count of its spans."""
+
+    sleep: float
 
     def zero(self) -> int:
         return 0
 
     def blocks(self, shard: Shard, read: Any) -> Any:
+        time.sleep(self.sleep)
         yield len(shard.spans)
 
     def update(self, total: int, spans: Any) -> int:
@@ -116,9 +119,10 @@ class Nothing:
 @main.command()
 @click.option("--tasks", default=10_000)
 @click.option("--partitions", default=1_000_000)
-@click.option("--threads", default=50)
-def tasks(tasks: int, partitions: int, threads: int) -> None:
-    """Seconds of planning and sending that many tasks."""
+@click.option("--threads", default=500, help="Of each of the two worker processes: so many workers of a large cluster.")
+@click.option("--sleep", default=20.0, help="Seconds of a task.")
+def tasks(tasks: int, partitions: int, threads: int, sleep: float) -> None:
+    """Seconds of planning and sending that many tasks, beyond those that they sleep."""
     layout = Layout(
         rows=1000 * partitions, rows_per_partition=1000, input_shape=(8,), x_dtype="float32", fingerprint="none"
     )
@@ -140,7 +144,7 @@ def tasks(tasks: int, partitions: int, threads: int) -> None:
     cut = time.perf_counter()
     with LocalCluster(2, threads_per_worker=threads, dashboard_address="127.0.0.1:0") as there, Client(there) as client:
         begun, used = time.perf_counter(), time.process_time()
-        parts = reduce(source, Nothing(), shards, p.fan_in, client, lambda done: None)
+        parts = reduce(source, Nothing(sleep), shards, p.fan_in, client, lambda done: None)
         ended, spent = time.perf_counter(), time.process_time() - used
     assert sum(part.total for part in parts) == partitions
     found = {
@@ -150,7 +154,7 @@ def tasks(tasks: int, partitions: int, threads: int) -> None:
         "cutting_s": cut - projected,
         "shard_bytes": len(pickle.dumps(shards[0])),
         "running_s": ended - begun,
-        "ms_a_task": 1e3 * (ended - begun) / tasks,
+        "overhead_s": ended - begun - sleep * -(-tasks // (2 * threads)),
         "client_and_scheduler_ms_a_task": 1e3 * spent / tasks,
     }
     print(json.dumps({name: round(value, 3) for name, value in found.items()}))
