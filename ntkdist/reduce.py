@@ -22,7 +22,7 @@ from distributed.protocol import register_generic
 
 from ntkdist import backend, phases
 from ntkdist.arrays import Arrays
-from ntkdist.cluster import local_scheduler
+from ntkdist.cluster import local_scheduler, shared
 from ntkdist.data import Dataset
 from ntkdist.errors import ClusterError
 from ntkdist.places import absolute
@@ -162,11 +162,7 @@ def _reduce_lazy(
     """The same of rows that are Dask's to compute: a task gets them as an argument, from its first span to its last."""
     arrays = source.dataset
     assert isinstance(arrays, Arrays)
-    bare, what, add = (
-        source._replace(dataset=arrays.without_rows()),
-        delayed(summand, traverse=False),
-        delayed(add_parts),
-    )
+    bare, what, add = source._replace(dataset=arrays.without_rows()), shared(summand), delayed(add_parts)
     leaves = []
     for shard in shards:
         start, stop = shard.spans[0][0], shard.spans[-1][1]
