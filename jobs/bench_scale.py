@@ -119,8 +119,8 @@ class Nothing:
 @main.command()
 @click.option("--tasks", default=10_000)
 @click.option("--partitions", default=1_000_000)
-@click.option("--threads", default=500, help="Of each of the two worker processes: so many workers of a large cluster.")
-@click.option("--sleep", default=20.0, help="Seconds of a task.")
+@click.option("--threads", default=250, help="Of each of the two worker processes: so many workers of a large cluster.")
+@click.option("--sleep", default=5.0, help="Seconds of a task.")
 def tasks(tasks: int, partitions: int, threads: int, sleep: float) -> None:
     """Seconds of planning and sending that many tasks, beyond those that they sleep."""
     layout = Layout(
@@ -142,7 +142,10 @@ def tasks(tasks: int, partitions: int, threads: int, sleep: float) -> None:
     projected = time.perf_counter()
     source, shards = by_fold(p)
     cut = time.perf_counter()
-    with LocalCluster(2, threads_per_worker=threads, dashboard_address="127.0.0.1:0") as there, Client(there) as client:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=threads, dashboard_address="127.0.0.1:0") as there,
+        Client(there) as client,
+    ):
         begun, used = time.perf_counter(), time.process_time()
         parts = reduce(source, Nothing(sleep), shards, p.fan_in, client, lambda done: None)
         ended, spent = time.perf_counter(), time.process_time() - used
