@@ -64,8 +64,13 @@ def two_workers() -> Any:
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """The command line in this process, in an empty directory, knowing of no cluster of other tests."""
-    monkeypatch.chdir(tmp_path)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a test says where, in this process: not on the cluster of other tests."""
     monkeypatch.setattr(cluster, "_active_client", lambda: None)
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: None) -> Command:
+    """The command line in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
     return in_process

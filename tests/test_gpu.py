@@ -20,6 +20,8 @@ from ntkdist.features import base
 from ntkdist.features.base import mapped_on_gpu
 from ntkdist.sums import NormalEquations
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 ON_THE_CPU = (
     "paper",
     "sketch",

@@ -24,7 +24,7 @@ def test_memory_does_not_grow_with_rows(make_dataset: Any) -> None:
     peaks = []
     for rows in (60_000, 600_000):
         peak, projected = peak_and_projection(make_dataset(x[:rows], x[:rows, 0], name=str(rows)), 512)
-        assert 0.87 * projected <= peak <= 1.05 * projected
+        assert 0.87 * projected <= peak <= 1.1 * projected
         peaks.append(peak)
     assert peaks[1] <= 1.1 * peaks[0]
 
@@ -41,4 +41,4 @@ def test_memory_does_not_grow_with_rows(make_dataset: Any) -> None:
 def test_the_peak_is_projected(make_dataset: Any, m: int, table: Any) -> None:
     x = np.random.default_rng(0).standard_normal((20_000, 16), dtype=np.float32)
     peak, projected = peak_and_projection(make_dataset(x, x[:, 0]), m, **table)
-    assert 0.87 * projected <= peak <= 1.05 * projected
+    assert 0.87 * projected <= peak <= 1.1 * projected

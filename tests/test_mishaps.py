@@ -18,15 +18,11 @@ from distributed import Client
 from zarr.storage import LocalStore, WrapperStore
 
 import ntkdist as nd
-from ntkdist import cluster, groups, places, shards
+from ntkdist import groups, places, shards
 from ntkdist.reduce import reduce_all
 from ntkdist.shards import Source
 
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where stores and disks are made to fail, whatever cluster another test has left active."""
-    monkeypatch.setattr(cluster, "_active_client", lambda: None)
+pytestmark = pytest.mark.usefixtures("alone")  # stores and disks are made to fail in this process
 
 
 class Mishap:

@@ -13,20 +13,16 @@ from hypothesis import strategies as st
 from test_plan import plan_of
 
 import ntkdist as nd
-from ntkdist import cluster, machine
+from ntkdist import machine
 from ntkdist.cluster import resources
 from ntkdist.sums import NormalEquations, TileSums
 from ntkdist.sums.tiles import places, run, runs
 
+pytestmark = pytest.mark.usefixtures("alone")
+
 FEATURES = nd.NTKRandomFeatures(n_components=96, depth=2, bias=0.5)
 EXACT = nd.PlanTable(folds=4, dtype="float64", threads=1, tile=40)
 ALPHAS = (0.1, 1.0, 10.0)
-
-
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless a test says where: not on the cluster of other tests."""
-    monkeypatch.setattr(cluster, "_active_client", lambda: None)
 
 
 def job_on(store: str, **changes: Any) -> nd.Job:
