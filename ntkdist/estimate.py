@@ -13,7 +13,7 @@ from ntkdist.rates import Rates, measured
 from ntkdist.reduce import MAP_TASKS
 from ntkdist.select import AUTO_GRID, THIN
 from ntkdist.solvers import PCG
-from ntkdist.sums.tiles import places
+from ntkdist.sums.tiles import places, runs
 
 
 def planned(job: Job, client: Client | None, price: float = 0.0) -> tuple[Plan, Resources, dict[str, Any]]:
@@ -94,9 +94,15 @@ def _seconds(p: Plan, found: Resources, rates: Rates, flops: int) -> dict[str, f
     return {
         "prepare": prepare,
         "equations": equations,
-        "solve": solves * rates.solved / (found.workers if p.tile else 1),
+        "solve": solves * (rates.solved / (found.workers if p.tile else 1) + _tile_tasks(p) * rates.task),
         "curve": curve,
     }
+
+
+def _tile_tasks(p: Plan) -> int:
+    """That factor one matrix of tiles and solve for its right-hand sides."""
+    n = runs(p.m, p.tile) if p.tile else 0
+    return n * (n + 1) * (n + 2) // 6 + n * (n + 1)
 
 
 def _penalties(p: Plan) -> int:

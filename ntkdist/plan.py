@@ -149,9 +149,8 @@ class Plan(Spec, frozen=True, tag=False):
         alive = most_alive(tasks, self.fan_in, tasks_at_once)
         waiting, adding = ((-(-count // workers) + copied) * one for count in alive)
         # Either shards run, or the last one's have ended and an addition makes a sum.
-        block = self.block_rows * self.m * size
-        freed = block if block <= FREED_BYTES else 0  # the features of a block before, in the heap of another thread
-        running = {"waiting sums": waiting, "batch": tasks_at_once * (batch + freed)}
+        freed = self.block_rows * self.m * size  # of the block before, in the heap of another thread
+        running = {"waiting sums": waiting, "batch": tasks_at_once * (batch + freed * (freed <= FREED_BYTES))}
         between = {"waiting sums": adding, "batch": (tasks_at_once - 1) * batch + min(batch, FREED_BYTES)}
         summing = {
             "process": process,
