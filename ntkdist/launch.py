@@ -218,6 +218,7 @@ def kubernetes_resource(table: Kubernetes) -> dict[str, Any]:
         name=f"ntkdist-{uuid.uuid4().hex[:8]}",
         image=table.image,
         n_workers=table.workers,
+        env={},  # absent, it would be null, which the resource may not hold
         resources={"requests": size, "limits": size},
         # Dask's default gives one thread of several cores its part of the memory only.
         worker_command=["dask", "worker", *ONE_FAT_TASK, "--memory-limit", "0.95"],
