@@ -5,7 +5,7 @@ import os
 for library in ("OPENBLAS", "OMP", "MKL"):  # tests run two at a time, and threads that wait for each other spin
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,11 @@ def two_workers() -> Any:
 
 
 @pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def alone() -> Iterator[None]:
     """Unless a test says where, in this process: not on the cluster of other tests."""
-    monkeypatch.setattr(cluster, "_active_client", lambda: None)
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it patches itself
+        patch.setattr(cluster, "_active_client", lambda: None)
+        yield
 
 
 @pytest.fixture
