@@ -184,10 +184,11 @@ def _leave_errors_to_the_driver() -> None:
 
 def shared(value: T) -> Any:
     """A value for a graph of Dask's: the result of one task, which all tasks that are given this take from it."""
-    return delayed(functools.partial(_itself, value), traverse=False, pure=True)()
+    return delayed(functools.partial(itself, value), traverse=False, pure=True)()
 
 
-def _itself(value: T) -> T:
+def itself(value: T) -> T:
+    """A value as a task's result: it goes to the scheduler once, and from worker to worker from then on."""
     return value
 
 

@@ -22,7 +22,7 @@ from distributed.protocol import register_generic
 
 from ntkdist import backend, phases
 from ntkdist.arrays import Arrays
-from ntkdist.cluster import local_scheduler, shared
+from ntkdist.cluster import itself, local_scheduler, shared
 from ntkdist.data import Dataset
 from ntkdist.errors import ClusterError
 from ntkdist.places import absolute
@@ -196,7 +196,7 @@ def _reduce_there(
     held: Any = summand
     if len(pickle.dumps(summand)) > EMBED_BYTES:
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # once a run
-            held = client.submit(_itself, summand, key=f"ntkdist-summand-{run_id}")
+            held = client.submit(itself, summand, key=f"ntkdist-summand-{run_id}")
     at_once = 2 * max(1, sum(client.nthreads().values()))
     running = as_completed(loop=client.loop)  # the default would be the default client's
     homes = sorted(client.scheduler_info(n_workers=-1)["workers"]) if isinstance(summand, Remembering) else []
@@ -250,11 +250,6 @@ def _said_in_a_sentence(client: Client) -> Iterator[None]:
             f"The connection to the Dask scheduler was lost ({type(error).__name__}); see that it runs and run again: "
             "what a checkpoint holds is not done anew"
         ) from error
-
-
-def _itself(summand: T) -> T:
-    """A summand as a task's result: it goes to the scheduler once, and from worker to worker from then on."""
-    return summand
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from command_line import Command, write_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array, save_npz
+from test_checkpoint import CutAfter
 from test_plan import plan_of
 
 import ntkdist as nd
@@ -262,22 +263,6 @@ def test_a_run_that_was_cut_off_before_its_iterations(make_dataset: Any, table: 
     assert not (tmp_path / "run" / "checkpoint").exists()
 
 
-class CutAfter:
-    """A watch that ends a run in its iterations, after some shards of its passes."""
-
-    def __init__(self, shards: int) -> None:
-        self.left = shards
-
-    @contextmanager
-    def __call__(self, phase: str, rows: int) -> Iterator[Any]:
-        def done(count: int) -> None:
-            self.left -= phase == "iterations"
-            if self.left <= 0:
-                raise InterruptedError
-
-        yield done
-
-
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_a_run_that_was_cut_off_goes_on_from_the_iterate_kept_last(
     make_dataset: Any, table: Any, tmp_path: Path, dtype: str
@@ -291,7 +276,7 @@ def test_a_run_that_was_cut_off_goes_on_from_the_iterate_kept_last(
     kept = msgspec.structs.replace(plan, checkpoint=str(tmp_path / "kept"))
     for passes in (8, before["passes"] - 10):
         with pytest.raises(InterruptedError):
-            nd.fit(msgspec.structs.replace(job, plan=kept), watch=CutAfter(4 * passes + 2))
+            nd.fit(msgspec.structs.replace(job, plan=kept), watch=CutAfter(4 * passes + 2, "iterations"))
         marks, states = (len(list((tmp_path / "kept").glob(f"iterate-*.{end}"))) for end in ("kept", "zarr"))
         assert marks == states > 0
     result = nd.fit(msgspec.structs.replace(job, plan=kept), resume=True)

@@ -21,20 +21,20 @@ from command_line import EXECUTABLE, write_job
 import ntkdist as nd
 
 
-class Cut(Exception):
+class Cut(InterruptedError):
     """What cuts a run off here."""
 
 
 class CutAfter:
-    """A watch that ends the run when some shards of the equations are done."""
+    """A watch that ends the run when some shards of a phase's passes are done."""
 
-    def __init__(self, shards: int) -> None:
-        self.left = shards
+    def __init__(self, shards: int, phase: str = "equations") -> None:
+        self.left, self.phase = shards, phase
 
     @contextmanager
     def __call__(self, phase: str, rows: int) -> Iterator[Any]:
         def done(count: int) -> None:
-            self.left -= phase == "equations"
+            self.left -= phase == self.phase
             if self.left == 0:
                 raise Cut
 
