@@ -7,13 +7,16 @@ from distributed import Client
 
 from ntkdist import gpu_plan, machine
 from ntkdist.cluster import Resources, resources
+from ntkdist.iterate import cache_bytes
 from ntkdist.job import Job
 from ntkdist.plan import GB, Plan
-from ntkdist.rates import Rates, measured
+from ntkdist.products import row_bytes
+from ntkdist.rates import Rates, measured, of_solver
 from ntkdist.reduce import MAP_TASKS
 from ntkdist.select import AUTO_GRID, THIN
 from ntkdist.solvers import PCG
-from ntkdist.sums.tiles import places, runs
+from ntkdist.solvers.tiled import work
+from ntkdist.sums.tiles import nbytes, places, runs
 
 
 def planned(job: Job, client: Client | None, price: float = 0.0) -> tuple[Plan, Resources, dict[str, Any]]:
@@ -38,10 +41,11 @@ def cost(p: Plan, found: Resources, price: float = 0.0, client: Client | None = 
         Its tasks and what they send are timed.
     """
     rates = measured(p, client)
+    other = {type(q.solver).__name__: _seconds(q, found, of_solver(rates, q)) for q in machine.alternatives(p, found)}
     iterative = isinstance(p.solver, PCG)
     flops = p.layout.rows * (4 * p.m * p.columns if iterative else p.m**2)
     passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads * p.panels,) * 2
-    each = _seconds(p, found, rates, flops)
+    each = _seconds(p, found, rates)
     seconds = sum(each.values())
     return {
         "rows": p.layout.rows,
@@ -58,6 +62,7 @@ def cost(p: Plan, found: Resources, price: float = 0.0, client: Client | None = 
         "syrk_flops_per_second": rates.syrk,
         "seconds": seconds,
         "seconds_of": each,
+        "seconds_with": {name: sum(parts.values()) for name, parts in other.items()},
         **({"price": price * found.workers * seconds / 3600} if price else {}),
         "worker_memory_bytes": p.memory(*found.shape),
         "projected_memory_bytes": p.projected_memory_bytes(*found.shape),
@@ -69,40 +74,72 @@ def cost(p: Plan, found: Resources, price: float = 0.0, client: Client | None = 
 
 
 def _network_bytes(p: Plan, workers: int) -> int:
-    """Of sums, at most: one that is added stays where it is, the others come to it; the last go to this process."""
-    moved = (p.shards - p.folds) * (workers > 1) + p.folds
-    tiles = len(places(p.m, p.tile)) if p.tile else 0
-    return moved * p.sum_bytes(tiles)
+    """Of sums, at most: one that is added stays where it is, the others come to it; the last go to this process.
+
+    Tiles go to where they are at home, and those of a factor to all that need them.
+    """
+    added = (p.shards - p.folds) * (workers > 1)
+    if not p.tile:
+        return (added + p.folds) * p.sum_bytes
+    n, everything = runs(p.m, p.tile), sum(nbytes(p.m, p.t, p.tile))
+    copies = sum((n - k) * min(workers - 1, n - 1 - k) for k in range(n))
+    away = p.folds * everything * (workers - 1) // workers
+    return added * everything + away + _solves(p) * copies * 8 * (p.m // n) ** 2
 
 
-def _seconds(p: Plan, found: Resources, rates: Rates, flops: int) -> dict[str, float]:
+def _seconds(p: Plan, found: Resources, rates: Rates) -> dict[str, float]:
     """Of every phase, on workers that are like this process."""
     rows, slots = p.layout.rows, min(found.workers * found.tasks_at_once, p.shards)
     sampled = bool(p.features.sample_rows)
     tasks = (1 + sampled) * min(p.layout.partitions, MAP_TASKS)  # half of a task is sent while another runs
     prepare = rows * (rates.read + rates.moments) * (1 + sampled) / slots + rates.learnt + tasks * rates.task / 2
     if isinstance(p.solver, PCG):
-        products = p.solver.max_iterations * (flops / rates.syrk + rows * rates.mapped)
-        return {"prepare": prepare, "iterations": products / slots + rates.drawn}
+        return {"prepare": prepare, "iterations": _seconds_of_products(p, p.solver, found, rates)}
     a_row = p.panels * (p.reads * rates.read + rates.mapped) + rates.added
-    sent = 2 * rates.task + _network_bytes(p, 1) * rates.moved
-    equations = (rows * a_row + p.shards * (rates.shard + rates.task / 2)) / slots + rates.drawn + sent
-    several = p.folds > 1
-    solves = (len(p.scored or range(p.folds)) if several else 0) * _penalties(p) + 1
+    equations = (rows * a_row + p.shards * (rates.shard + p.panels * rates.task / 2)) / slots + rates.drawn
+    if p.tile:
+        seconds = _seconds_of_tiles(p, found.workers, rates)
+        return {"prepare": prepare, "equations": equations + seconds["equations"], "solve": seconds["solve"]}
+    equations += 2 * rates.task + _network_bytes(p, 1) * rates.moved
     # Fewer features, a half and so on, are solved as well, to draw their curve.
-    curve = 0.0 if p.tile or not several else (solves - 1) * rates.solved / 7
+    curve = (_solves(p) - 1) * rates.solved / 7
+    return {"prepare": prepare, "equations": equations, "solve": _solves(p) * rates.solved, "curve": curve}
+
+
+def _seconds_of_products(p: Plan, solver: PCG, found: Resources, rates: Rates) -> float:
+    """As many as `PCG.expected`, of rows that are mapped once, or each time where workers cannot remember them."""
+    rows, slots = p.layout.rows, min(found.workers * found.tasks_at_once, p.shards)
+    passes, _ = solver.expected(p.penalties)
+    room = found.workers * cache_bytes(p, solver, found, found.workers == 1)
+    anew = max(0.0, 1 - room / (rows * row_bytes(p.m, p.t, p.dtype)))
+    s = min(solver.sample_rows, rows)
+    # The process that solves multiplies the rows of the preconditioner in float64.
+    near = 2 * (passes * s * rates.multiplied + (32 * s**3 + 8 * s**2 * p.m) / rates.syrk)
+    mapping = (1 + (passes + 1) * anew) * rows * (rates.read + rates.mapped)
+    tasks = (passes + 2) * p.shards * rates.task / 2
+    return (mapping + (passes + 1) * rows * rates.multiplied + tasks) / slots + near + rates.drawn
+
+
+def _seconds_of_tiles(p: Plan, workers: int, rates: Rates) -> dict[str, float]:
+    """Beyond summing them: sending them home, then solving where they are, task by task."""
+    n, each = runs(p.m, p.tile), len(places(p.m, p.tile))
+    operations, longest, calls = work(n)
+    # Workers wait for one another: at most as long as if all but one did while the longest chain is worked off.
+    spread = 1 / workers + (1 - 1 / workers) * longest / operations
+    sets, solves = p.sets, _solves(p)
+    tasks = sets * (each - 1) + solves * calls + (solves - 1) * n * (n + 1) // 2
     return {
-        "prepare": prepare,
-        "equations": equations,
-        "solve": solves * (rates.solved / (found.workers if p.tile else 1) + _tile_tasks(p) * rates.task),
-        "curve": curve,
+        "equations": p.folds * (2 * each + p.panels + n) * rates.task,
+        "solve": solves * rates.solved * spread
+        + sets * p.folds / 2 * rates.shard / workers
+        + tasks * rates.task
+        + _network_bytes(p, workers) * rates.moved,
     }
 
 
-def _tile_tasks(p: Plan) -> int:
-    """That factor one matrix of tiles and solve for its right-hand sides."""
-    n = runs(p.m, p.tile) if p.tile else 0
-    return n * (n + 1) * (n + 2) // 6 + n * (n + 1)
+def _solves(p: Plan) -> int:
+    """Systems that are solved one by one, or a whole path of them."""
+    return (p.sets - 1) * _penalties(p) + 1
 
 
 def _penalties(p: Plan) -> int:
@@ -121,7 +158,8 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
     speed, here = f"{cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker", ""
     if isinstance(p.solver, PCG):
         operations = f"{cost['product_flops']:.2e} in a product with {p.columns} columns, {speed}"
-        took = f"{cost['seconds'] / cost['passes']:.1f} s an iteration, at most {cost['passes']}, solver PCG"
+        mean = p.solver.expected(p.penalties)[1]
+        took = f"about {cost['seconds']:.0f} s with solver PCG, if a penalty takes {mean} iterations in the mean"
         read = f"{cost['bytes_read'] / GB:.2f} GB in four passes, then what workers do not remember, every iteration"
         here = ", ".join(
             f"{name} {nbytes / GB:.2f}" for name, nbytes in p.driver_memory(found.driver_process_bytes).items()
@@ -131,6 +169,7 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in cost["seconds_of"].items())
         took = f"about {cost['seconds']:.0f} s with {type(p.solver).__name__} ({phases})"
         read = f"{cost['bytes_read'] / GB:.2f} GB in {cost['passes']} passes"
+    others = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in cost["seconds_with"].items())
     lines = {
         "data": f"{cost['rows']:,} rows in {cost['partitions']:,} partitions of {p.dataset.store}",
         "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
@@ -141,6 +180,7 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         "network": f"{cost['network_bytes'] / GB:.2f} GB of sums at most",
         "operations": operations,
         "time": took,
+        **({"others": f"{others}, which fit too"} if others else {}),
         **({"price": f"{cost['price']:,.2f}"} if "price" in cost else {}),
         "worker": f"{cost['projected_memory_bytes'] / GB:.2f} GB of {cost['worker_limit_bytes'] / GB:.2f}",
         "": f"({parts})",

@@ -81,6 +81,7 @@ def fit_by_products(
     counts = {
         "passes": passes.count,
         "iterations": path.iterations,
+        "mean_iterations": float(path.each.mean()),
         "sample_rows": near.s,
         "largest_residual": max(path.residual.values()),
         "unconverged": path.unconverged(),
@@ -146,7 +147,7 @@ class Path(Grid):
         self.coef: dict[float, F8] = {}
         self.residual: dict[float, float] = {}
         self.of_all: dict[float, F8] = {}  # residuals for all rows, (t,)
-        self.iterations = 0
+        self.iterations, self.each = 0, np.zeros(0, np.int64)  # of the slowest columns, and of every one
         self.keeping: Callable[[list[float]], Keep] | None = None  # where the iterations of some penalties are kept
 
     def scale(self, each: CrossSums | NormalEquations) -> float:
@@ -180,6 +181,7 @@ class Path(Grid):
         keep = self.keeping and self.keeping(alphas.tolist())
         solved = conjugate_gradients(gram, alphas, near, self.solver.tol, self.solver.max_iterations, keep)
         self.iterations += int(solved.iterations.max(initial=0))
+        self.each = np.append(self.each, solved.iterations)
         residual = solved.residual.reshape(shape)
         coef = solved.x.reshape(-1, *shape)
         self.residual.update(zip(grid, residual.max(axis=(0, 2)).tolist(), strict=True))

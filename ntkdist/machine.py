@@ -9,7 +9,7 @@ from ntkdist.cluster import Resources
 from ntkdist.errors import PlanTooLarge
 from ntkdist.job import Job
 from ntkdist.plan import Plan, plan
-from ntkdist.solvers import PCG, AnySolver, TiledCholesky
+from ntkdist.solvers import PCG, AnySolver, TiledCholesky, choose
 
 STEP = 64  # of features that are proposed
 
@@ -64,13 +64,27 @@ def check(p: Plan, found: Resources) -> None:
 def _proposal(p: Plan, found: Resources) -> str:
     """The nearest plans that fit: other solvers for the same features, and the most features for the same solver."""
     fitting = []
-    bare = msgspec.structs.replace(p.job, plan=msgspec.structs.replace(p.job.plan, tile=None, block_rows=None))
+    bare = _bare(p)
     for solver in _others(p, found):
         if type(solver) is not type(p.solver) and _fits(other := _resolved(bare, found, solver), found):
             fitting.append(f"solver {type(solver).__name__}{f' with tile {other.tile}' if other.tile else ''}")
     if most := _most_components(p, bare, found):
         fitting.append(f"n_components {most} with solver {type(p.solver).__name__}")
     return f"what fits here is {' or '.join(fitting)}" if fitting else "no other solver or n_components fits here"
+
+
+def alternatives(p: Plan, found: Resources) -> list[Plan]:
+    """Plans of the same job that fit, too: with the other of a dense solver, tiles and conjugate gradients."""
+    dense = choose(p.m, p.penalties)
+    some = [*_others(p, found), *([dense] if p.tile or isinstance(p.solver, PCG) else [])]
+    kinds = {type(solver): solver for solver in some if type(solver) is not type(p.solver)}
+    plans = [_resolved(_bare(p), found, solver) for solver in kinds.values()]
+    return [q for q in plans if _fits(q, found)]
+
+
+def _bare(p: Plan) -> Job:
+    """The job of a plan without what suits its solver only."""
+    return msgspec.structs.replace(p.job, plan=msgspec.structs.replace(p.job.plan, tile=None, block_rows=None))
 
 
 def _most_components(p: Plan, bare: Job, found: Resources) -> int:

@@ -1,129 +1,36 @@
-"""From a job to a plan: everything that decides a result, resolved once from the data, m and the folds.
+"""From a job to a plan: everything that decides a result, resolved once from the data, m and the folds, and the memory
+that it will need.
 
-Legend: m features, t targets; a task is one fold and some of its partitions, a shard is the sum that it returns.
+Legend: as in `ntkdist.cut`; k columns that solver PCG iterates on.
 """
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+import bisect
+import functools
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from ntkdist import backend
-from ntkdist.data import Dataset, Layout
-from ntkdist.devices import Device
+from ntkdist.cut import GROWTH, Cut
 from ntkdist.errors import PlanTooLarge, SpecError
-from ntkdist.features import AnyFeatureMap
 from ntkdist.features.base import PIECE_BYTES
-from ntkdist.job import Job, Positive
+from ntkdist.job import Job
 from ntkdist.select import AUTO_GRID
-from ntkdist.solvers import PCG, AnySolver, TiledCholesky, choose
+from ntkdist.solvers import PCG, TiledCholesky, choose
 from ntkdist.solvers.tiled import TILE
-from ntkdist.spec import Spec
-from ntkdist.sums.tiles import Place, places, runs
+from ntkdist.sums.tiles import at_home, nbytes, places, runs
 from ntkdist.tree import evenly, most_alive
 
 GB = 1e9
-GROWTH = 6  # penalties that a grid may grow by at once
 FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choose: Dask pauses workers above
 SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
 FREED_BYTES = 2**25  # of what ran before, that a heap has not given back
 PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
+DROPPED = 1e11  # operations of a thread until a scheduler drops copies that no task waits for: Dask's two seconds
 
 
-class Task(NamedTuple):
-    """Some partitions of one fold, to become one sum."""
-
-    fold: int
-    partitions: tuple[int, ...]
-
-
-class Plan(Spec, frozen=True, tag=False):
-    """Everything resolved: equal plans give equal bits, on any number of workers.
-
-    Made by `plan`; the fields are those of `Job` and `PlanTable`, what is known of the dataset, and the partitions to
-    ``skip`` because they are damaged; None before anybody looked.  ``tile`` is 0 where the Gram is not cut into tiles;
-    else rows are read and mapped ``panels`` times, which decides no bits.
-    """
-
-    job: Job
-    layout: Layout
-    folds: Positive
-    shards: Positive
-    fan_in: Positive
-    block_rows: Positive
-    threads: Positive
-    dtype: Literal["float32", "float64"]
-    solver: AnySolver
-    tile: int = 0
-    panels: Positive = 1
-    skip: tuple[int, ...] | None = None
-    device: Device = "cpu"
-
-    @property
-    def dataset(self) -> Dataset:
-        return self.job.dataset
-
-    @property
-    def features(self) -> AnyFeatureMap:
-        return self.job.features
-
-    @property
-    def m(self) -> int:
-        return self.features.n_components
-
-    @property
-    def t(self) -> int:
-        return len(self.layout.classes) or max(self.layout.targets, 1)
-
-    @property
-    def columns(self) -> int:
-        """Right-hand sides that solver PCG iterates on at once: training sets, penalties and targets."""
-        grid = len(self.job.grid() or AUTO_GRID)
-        return (self.folds + (self.folds > 1)) * (max(grid, GROWTH) if grid > 1 else 1) * self.t
-
-    @property
-    def scored(self) -> tuple[int, ...] | None:
-        """The folds whose error a penalty is chosen by; None for all."""
-        return (1,) if self.dataset.holdout else None
-
-    def tile_panels(self) -> list[Sequence[Place]]:
-        """The tiles that are summed in one pass over the data, for every pass."""
-        return evenly(places(self.m, self.tile), self.panels)
-
-    @property
-    def reads(self) -> int:
-        """How often the pass over the equations reads a partition."""
-        return self.folds if self.dataset.dealt else 1
-
-    def parts(self, fold: int) -> range:
-        """The partitions that hold rows of a fold: all, where rows are dealt to folds one by one.
-
-        Else partition p belongs to fold p mod folds, or to p·folds // partitions if folds are contiguous.
-        """
-        count = self.layout.partitions
-        if self.dataset.dealt:
-            return range(count)
-        if self.job.plan.contiguous:
-            return range(-(-fold * count // self.folds), -(-(fold + 1) * count // self.folds))
-        return range(fold, count, self.folds)
-
-    def folds_of(self, partition: int) -> NDArray[np.int64]:
-        """The fold of each row of a partition, as the equations have it; reads at most the array that deals rows."""
-        start, stop = self.layout.span(partition)
-        if self.dataset.dealt:
-            return self.dataset.folds(self.layout, start, stop, self.folds)
-        return np.full(stop - start, next(k for k in range(self.folds) if partition in self.parts(k)))
-
-    def tasks_of(self, fold: int) -> int:
-        """How many tasks a fold is cut into."""
-        return min(len(self.parts(fold)), self.shards // self.folds + (fold < self.shards % self.folds))
-
-    def tasks(self) -> list[Task]:
-        """All tasks, fold by fold."""
-        folds = range(self.folds)
-        return [Task(k, tuple(some)) for k in folds for some in evenly(self.parts(k), self.tasks_of(k))]
+class Plan(Cut, frozen=True, tag=False):
+    """Everything resolved, and the memory that it needs.  Made by `plan`; see `Cut`."""
 
     def memory(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> dict[str, int]:
         """Peak bytes of a worker, by part.
@@ -140,7 +47,7 @@ class Plan(Spec, frozen=True, tag=False):
         size, shape = np.dtype(self.dtype).itemsize, self.layout.input_shape
         direct = not isinstance(self.solver, PCG)
         k = 0 if direct else self.columns
-        one = self.sum_bytes(-(-len(places(self.m, self.tile)) // self.panels) if self.tile else 0)
+        one = self.sum_bytes
         drawn = self.features.draw_bytes(shape, self.dtype)
         kept = drawn * size // (8 + size)  # at most: what is drawn is of float64, and kept beside it in what is used
         batch = max(self._block_bytes(k), self._before_bytes(), drawn - kept)
@@ -158,22 +65,32 @@ class Plan(Spec, frozen=True, tag=False):
             "accumulator": tasks_at_once * one,
             **max(running, between, key=lambda parts: sum(parts.values())),
         } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
-        if not self.tile:
-            return summing
-        share = self._tile_bytes(-(-len(places(self.m, self.tile)) // workers))
-        tiles = {"tiles": self.folds * share}
+        return self._with_tiles(summing, workers, tasks_at_once) if self.tile else summing
+
+    def _with_tiles(self, summing: dict[str, int], workers: int, tasks_at_once: int) -> dict[str, int]:
+        """Whichever needs more: summing the last panel beside the tiles of those before, or solving."""
+        home = functools.partial(at_home, self.m, self.t, self.tile, workers)
+        everything, last, tile = places(self.m, self.tile), self.tile_panels()[-1], 8 * min(self.tile, self.m) ** 2
+        share, n = home(len(everything)), runs(self.m, self.tile)
+        # Of a factor's columns two are in use, and others go on lying where they were.
+        steps = 2 + DROPPED * workers * self.threads / (self.tile**3 * n * (n + 1))
+        columns = min(n * (n + 1) // 2, int(steps * n)) * (workers - 1) // workers
         solving = {
             "process": summing["process"],
+            "map": summing["map"],
+            "tiles": self.folds * share,
             "training set and factor": 2 * share,
-            "columns": 2 * (workers > 1) * self._tile_bytes(runs(self.m, self.tile)),  # those of others, two at a time
-            "batch": tasks_at_once * self._tile_bytes(2),
+            "columns of others": columns * tile,
+            "batch": tasks_at_once * 2 * tile,
         }
-        return tiles | max(summing, solving, key=lambda parts: sum(parts.values()))
+        summing = summing | {"tiles": self.folds * home(len(everything) - len(last))}
+        return max(summing, solving, key=lambda parts: sum(parts.values()))
 
-    def sum_bytes(self, tiles: int = 0) -> int:
-        """Of a shard's sums: normal equations, or some of their tiles, or products of the Gram with some columns."""
-        if tiles:
-            return self._tile_bytes(tiles)
+    @property
+    def sum_bytes(self) -> int:
+        """Of a shard's sums: normal equations, or tiles of a panel, or products of the Gram with some columns."""
+        if self.tile:
+            return max(map(sum, evenly(nbytes(self.m, self.t, self.tile), self.panels)))
         if isinstance(self.solver, PCG):
             return 8 * (self.m + 1) * max(self.columns, self.t + 1)
         return 8 * (self.m**2 + self.m * (self.t + 1))
@@ -210,17 +127,18 @@ class Plan(Spec, frozen=True, tag=False):
     def _partition_rows(self) -> int:
         return min(self.layout.rows_per_partition, self.layout.rows)
 
-    def _tile_bytes(self, count: int) -> int:
-        return 8 * count * min(self.tile, self.m) ** 2
-
     def panelled(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
-        """The same, with more panels as far as a worker's ``limit`` bytes ask for it: the sums of one have to fit."""
-        p, most = self, len(places(self.m, self.tile)) if self.tile else 1
-        while p.panels < most:
-            if p.projected_memory_bytes(workers, tasks_at_once, process) <= FILLED * limit:
-                break
-            p = msgspec.structs.replace(p, panels=p.panels + 1)
-        return p
+        """The same, with more panels as far as a worker's ``limit`` bytes ask for it, and as more of them need less."""
+        most = len(places(self.m, self.tile)) if self.tile else 1
+
+        def of(panels: int) -> Plan:
+            return msgspec.structs.replace(self, panels=panels)
+
+        def needs(panels: int) -> int:
+            return of(panels).projected_memory_bytes(workers, tasks_at_once, process)
+
+        room = max(FILLED * limit, needs(most))
+        return of(self.panels + bisect.bisect_left(range(self.panels, most), True, key=lambda n: needs(n) <= room))
 
     @property
     def sample_rows(self) -> int:

@@ -77,6 +77,11 @@ def forget() -> None:
         _memory.clear()
 
 
+def row_bytes(m: int, t: int, dtype: str) -> int:
+    """Of a mapped row: features, targets, weight and place."""
+    return m * np.dtype(dtype).itemsize + 8 * (t + 2)
+
+
 @dataclass(frozen=True)
 class Mapped:
     """What turns rows as read into features and scaled targets, and remembers them.
@@ -100,8 +105,7 @@ class Mapped:
 
     @property
     def row_bytes(self) -> int:
-        """Of a mapped row: features, targets, weight and place."""
-        return self.features.n_components * np.dtype(self.dtype).itemsize + 8 * (self.preprocessing.t + 2)
+        return row_bytes(self.features.n_components, self.preprocessing.t, self.dtype)
 
     def of(self, rows: Rows) -> Rows:
         """Features in place of inputs, scaled targets (n, t) of targets, and what rows weigh in sums of weights."""

@@ -16,8 +16,10 @@ from ntkdist.plan import Plan
 from ntkdist.preprocess import MomentsOf
 from ntkdist.select import cross_validate
 from ntkdist.shards import Shard, Source, run_shard
-from ntkdist.solvers import Cholesky, Eigh
+from ntkdist.solvers import PCG, Cholesky, Eigh
+from ntkdist.solvers.tiled import solve_tiles, work
 from ntkdist.sums import NormalEquations
+from ntkdist.sums.tiles import runs as runs_of
 
 SAMPLE_ROWS, SAMPLE_BYTES, SAMPLE_SECONDS = 512, 2**30, 0.3  # of what mapping is timed on, at most
 ADDED, SOLVED = 2048, 1536  # columns that adding and solving are timed on, at most
@@ -42,7 +44,9 @@ class Rates(NamedTuple):
     task, moved : float
         Of a task that does nothing, and of a byte that it sends to this process; nothing without a cluster.
     solved : float
-        Of one penalty on one training set, while others are solved; of all penalties, by Eigh.
+        Of one penalty on one training set, while others are solved; of all penalties, by Eigh; of tiles, on one worker.
+    multiplied : float
+        Of a mapped row in a product with as many columns as conjugate gradients have left in the mean.
     """
 
     syrk: float
@@ -55,7 +59,8 @@ class Rates(NamedTuple):
     shard: float
     task: float
     moved: float
-    solved: float
+    solved: float = 0.0
+    multiplied: float = 0.0
 
 
 def measured(p: Plan, client: Client | None = None) -> Rates:
@@ -66,12 +71,19 @@ def measured(p: Plan, client: Client | None = None) -> Rates:
     """
     syrk = runs.syrk_rate(p.m, p.block_rows, p.dtype, p.threads)
     with backend.own_threads():
-        solved = _solved(p)  # on the threads that this process has: it solves
         backend.use_threads(p.threads)
         read, moments = _read(p)
         added, shard = _added(p)
         drawn, learnt, mapped = _mapped(p) or (0.0, 0.0, p.m**2 / syrk)
-    return Rates(syrk, read, moments, mapped, added, drawn, learnt, shard, *_sent(client), solved)
+    return of_solver(Rates(syrk, read, moments, mapped, added, drawn, learnt, shard, *_sent(client)), p)
+
+
+def of_solver(rates: Rates, p: Plan) -> Rates:
+    """The same for a plan of the same job with another solver."""
+    with backend.own_threads():
+        if isinstance(p.solver, PCG):
+            return rates._replace(multiplied=_multiplied(p, p.solver))
+        return rates._replace(solved=_solved_in_tiles(p) if p.tile else _solved(p))
 
 
 def _read(p: Plan) -> tuple[float, float]:
@@ -126,6 +138,29 @@ def _solved(p: Plan) -> float:
     if min(square, cube) < 0:
         square, cube = 0.0, times[1] / sizes[1] ** 3
     return float(square * p.m**2 + cube * p.m**3)
+
+
+def _multiplied(p: Plan, solver: PCG) -> float:
+    """On one thread, for all."""
+    backend.use_threads(1)
+    passes, mean = solver.expected(p.penalties)
+    n, left = min(p.block_rows, ADDED), max(1, round(p.sets * p.penalties * p.t * mean / passes))
+    z, v = np.ones((n, p.m), p.dtype), np.ones((p.m, left), p.dtype)
+    return _seconds(lambda: z.T @ (z @ v)) / n / p.threads
+
+
+def _solved_in_tiles(p: Plan) -> float:
+    """By three runs of columns or fewer, no longer than keep all threads at work."""
+    backend.use_threads(p.threads)
+    n, length = runs_of(p.m, p.tile), min(p.tile, p.m, backend.TILE * p.threads)
+    few = min(n, 3)
+    z = draws.normals((2 * few * length, few * length), 0, 0, 0)
+    gram = z.T @ z
+    each = range(few)
+    tiles = {(i, j): gram[i * length :, j * length :][:length, :length].copy() for i in each for j in each if j <= i}
+    tiles |= {(few, j): gram[: p.t, j * length :][:, :length] for j in each}
+    one = _seconds(lambda: solve_tiles(tiles, few * length, length, 1.0, lambda place, call, *args: call(*args)))
+    return one * work(n).operations / work(few).operations * (p.m / n / length) ** 3
 
 
 def _mapped(p: Plan) -> tuple[float, float, float] | None:

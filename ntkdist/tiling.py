@@ -32,7 +32,7 @@ from ntkdist.shards import Part, Shard, Source, by_fold
 from ntkdist.solvers.tiled import divide, factor, solve_tiles
 from ntkdist.sums import CrossSums, Tally, TileSums
 from ntkdist.sums.normal import TargetSums
-from ntkdist.sums.tiles import Place, run, runs
+from ntkdist.sums.tiles import Place, run, runs, turn
 
 F8 = NDArray[np.float64]
 
@@ -51,7 +51,7 @@ def fit_by_tiles(
     start = time.perf_counter()
     empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source._replace(folds=0), client, watch))
     ready = time.perf_counter()
-    home = Home(client, p.threads)
+    home = Home(client, p.threads, runs(p.m, p.tile))
     mapped = Mapped(empty.features, empty.preprocessing, p.dtype, "", 0)
     timeline: list[tuple[float, int]] = []
     with phase("equations", p.panels * p.reads * p.layout.rows, client, watch) as done:
@@ -91,20 +91,20 @@ class TilesOf:
 class Home:
     """Calls functions of tiles, each on the worker where the tiles of its place are at home, or in this process.
 
-    Tiles are dealt to the workers in turn; those of one place in different matrices are at home on the same one.  A
+    Tiles are dealt to the workers in `turn`; those of one place in different matrices are at home on the same one.  A
     worker that is gone has its tiles made anew elsewhere.
     """
 
-    def __init__(self, client: Client | None, threads: int) -> None:
-        self.client, self.threads = client, threads
+    def __init__(self, client: Client | None, threads: int, last: int) -> None:
+        self.client, self.threads, self.last = client, threads, last
         self.workers = sorted(client.scheduler_info(n_workers=-1)["workers"]) if client is not None else []
 
     def __call__(self, place: Place, function: Any, *args: Any) -> Any:
         """The function's value, or a future of it."""
         if self.client is None:
             return on_threads(self.threads, function, *args)
-        i, j = place
-        where = {"workers": self.workers[(i * (i + 1) // 2 + j) % len(self.workers)], "allow_other_workers": True}
+        worker = self.workers[turn(place, self.last) % len(self.workers)]
+        where = {"workers": worker, "allow_other_workers": True}
         first = int(function in (factor, divide))  # a column is factored as soon as it can be: all others wait for it
         return self.client.submit(on_threads, self.threads, function, *args, pure=False, priority=first, **where)
 

@@ -48,6 +48,7 @@ ORDER = (
     "store",
     "clusters",
     "job",
+    "cut",
     "plan",
     "preflight",
     "launch",

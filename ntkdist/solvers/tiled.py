@@ -11,7 +11,7 @@ Legend: A (m, m) the centred Gram plus alpha, bᵀ (t, m) right-hand sides, A = 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from msgspec import Meta
@@ -97,6 +97,30 @@ def solve_tiles(tiles: dict[Place, Any], m: int, tile: int, alpha: float, call: 
         for i in range(j):
             x[i] = call((j, i), subtract_product_backwards, x[i], x[j], a.pop((j, i)))
     return x
+
+
+class Work(NamedTuple):
+    """What `solve_tiles` does for n runs of columns of one length, where that cubed is one operation.
+
+    Attributes
+    ----------
+    operations : float
+        Those on tiles of the Gram.
+    longest : float
+        Of them, those that wait for one another.
+    calls : int
+    """
+
+    operations: float
+    longest: float
+    calls: int
+
+
+def work(n: int) -> Work:
+    """Of factoring n(n + 1)/2 tiles, and solving."""
+    products, quotients = (n - 1) * n * (n + 1) // 6, n * (n - 1) // 2
+    of_rhs = n * (n + 1) // 2 + n * (n + 1) // 2  # forwards and backwards
+    return Work(n / 3 + quotients + 2 * products, n / 3 + 3 * (n - 1), n + quotients + products + of_rhs)
 
 
 def factor(a: F8, alpha: float, start: int, m: int) -> F8:

@@ -5,6 +5,7 @@ Legend: z (n, m) features; y (n, t) targets; w (n,) weights; A = Σ w [z y 1]ᵀ
 right-hand sides and sums of features.  A *place* (i, j), j ≤ i, is that of a tile in the lower triangle.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -31,6 +32,29 @@ def run(m: int, tile: int, i: int) -> slice:
 def places(m: int, tile: int) -> list[Place]:
     """All tiles of A, row by row."""
     return [(i, j) for i in range(runs(m, tile) + 1) for j in range(i + 1)]
+
+
+def turn(place: Place, last: int) -> int:
+    """When its tile is dealt to the workers; in the last row it goes where the one on the diagonal of its column is,
+    which asks for the same tiles of a factor."""
+    i, j = place
+    i = j if i == last else i
+    return i * (i + 1) // 2 + j
+
+
+@functools.lru_cache(maxsize=8)
+def nbytes(m: int, t: int, tile: int) -> tuple[int, ...]:
+    """Of every tile of A, in the order of `places`."""
+    width = [*(min(tile, m - i) for i in range(0, m, tile)), t + 1]
+    return tuple(8 * width[i] * width[j] for i, j in places(m, tile))
+
+
+def at_home(m: int, t: int, tile: int, workers: int, count: int) -> int:
+    """The most that one of some workers is dealt of the first ``count`` tiles, in bytes."""
+    dealt = [0] * workers
+    for place, size in zip(places(m, tile)[:count], nbytes(m, t, tile), strict=False):
+        dealt[turn(place, runs(m, tile)) % workers] += size
+    return max(dealt)
 
 
 class TileSums:
