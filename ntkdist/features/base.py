@@ -74,6 +74,10 @@ class FeatureMap(Spec, frozen=True):
         """Bytes of what is drawn and kept in the process, at its peak."""
         return 0
 
+    def learnt_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Bytes of what `fit` learns and every process keeps; 0 where it is little."""
+        return 0
+
     def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
         """Whether `apply` takes rows that are on a GPU, and so are the features then."""
         return False
@@ -323,7 +327,7 @@ def _digest(features: AnyMap) -> str:
 def _cast(value: Any, dtype: np.dtype[Any]) -> Any:
     if isinstance(value, dict):
         return {k: _cast(v, dtype) for k, v in value.items()}
-    return value.astype(dtype) if value.dtype.kind == "f" else value
+    return value.astype(dtype, copy=False) if value.dtype.kind == "f" else value
 
 
 def flat(x: NDArray[Any]) -> NDArray[Any]:
