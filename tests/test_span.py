@@ -79,4 +79,4 @@ def test_memory_is_projected(dtype: type) -> None:
     assert sum(kept.values()) == spec.learnt_bytes(x.shape[1:], dtype)
     peak = peak_bytes(lambda: features.apply(params, x))
     bound = ROWS * features.row_bytes(x.shape[1:], dtype) + NUMPY_BUFFERS
-    assert peak <= bound <= 2 * peak
+    assert peak <= bound <= 3 * peak

@@ -96,6 +96,11 @@ class FeatureMap(Spec, frozen=True):
         return 0
 
     @property
+    def rehearsal_rows(self) -> int:
+        """Rows to time `fit` with: each of those beyond them costs what mapping it does."""
+        return self.sample_rows
+
+    @property
     def piece_rows(self) -> int:
         """Rows that a thread maps at a time, at least: more than one where a map reads much for every piece."""
         return 1

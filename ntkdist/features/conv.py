@@ -116,6 +116,10 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         return max(SAMPLE_ROWS * bool(self.whiten or self.compress), self.n_components * (self.oversample > 1))
 
     @property
+    def rehearsal_rows(self) -> int:
+        return min(self.sample_rows, SAMPLE_ROWS)
+
+    @property
     def piece_rows(self) -> int:
         return ROWS if self.oversample > 1 else IMAGES
 
