@@ -94,19 +94,23 @@ def convert(
     target, drop = (target,) if isinstance(target, str) else target, (drop,) if isinstance(drop, str) else drop
     _check(source, rows_per_partition, shuffle_seed)
     refuse_existing(dest)
-    with _scratch(dest) as name:
-        scratch = Path(name)
-        path = places.fetch(source, scratch / "source")
-        table = path.name.lower().endswith((".csv", ".csv.gz", ".parquet"))
-        wanted = Wanted(tuple(target), x, classes, weight, tuple(drop), groups, holdout)
-        if not table and (rows := open_sparse(path, wanted, scratch)):
-            _write_sparse(dest, rows, rows_per_partition, shuffle_seed)
-        else:
-            opened = (open_table if table else open_arrays)(path, wanted, scratch)
-            if opened.rows == 0:
-                raise DataError(f"{source} has no rows; convert a source that has some")
-            _write_dense(dest, opened, rows_per_partition, shuffle_seed, scratch)
+    wanted = Wanted(tuple(target), x, classes, weight, tuple(drop), groups, holdout)
+    with _scratch(dest) as scratch:
+        _convert(source, dest, wanted, rows_per_partition, shuffle_seed, Path(scratch))
     return Dataset(dest).layout(labelled=False)
+
+
+def _convert(source: str, dest: str, wanted: Wanted, rows: int | None, seed: int | None, scratch: Path) -> None:
+    """By the kind of source; partitions are of some rows."""
+    path = places.fetch(source, scratch / "source")
+    table = path.name.lower().endswith((".csv", ".csv.gz", ".parquet"))
+    if not table and (sparse_rows := open_sparse(path, wanted, scratch)):
+        _write_sparse(dest, sparse_rows, rows, seed)
+        return
+    opened = (open_table if table else open_arrays)(path, wanted, scratch)
+    if opened.rows == 0:
+        raise DataError(f"{source} has no rows; convert a source that has some")
+    _write_dense(dest, opened, rows, seed, scratch)
 
 
 def _check(source: str, rows_per_partition: int | None, shuffle_seed: int | None) -> None:

@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import converted
 import numpy as np
 import pytest
 import threadpoolctl
 from command_line import Command, in_process
 from distributed import Client, LocalCluster
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 import ntkdist as nd
-from ntkdist import cluster
+from ntkdist import cluster, yardsticks
 
 threadpoolctl.threadpool_limits(1)  # of a NumPy that a plugin of pytest has loaded before
 MakeDataset = Callable[..., str]
@@ -61,6 +63,24 @@ def two_workers() -> Any:
         Client(cluster) as client,
     ):
         yield client
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Path:
+    """A source of rows of all kinds."""
+    arrays = {"x": converted.X, "y": converted.Y, "w": converted.W, "images": converted.IMAGES}
+    others = {"digits": converted.DIGITS, "cities": converted.CITIES, "flags": converted.Y > 0}
+    np.savez(tmp_path / "a.npz", **arrays, **others)
+    return tmp_path / "a.npz"
+
+
+@pytest.fixture
+def few_rounds_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small fits of trees, which on a machine that others use too would wait for their own threads."""
+    few = {"max_iter": 25, "learning_rate": 0.2, "early_stopping": True, "random_state": 0}
+    monkeypatch.setattr(yardsticks, "TREES", few)
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Rows that disagree: folds by groups, by time and by a holdout, and balanced classes, beside scikit-learn's."""
 
-import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +7,11 @@ import dask
 import msgspec
 import numpy as np
 import pytest
-from command_line import FEATURES as FEATURES_TABLE
-from command_line import Command, columns, write_csv, write_job
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.sparse import random_array, save_npz
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
-from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from test_checkpoint import Cut, CutAfter, same
 from test_plan import plan_of
 
@@ -26,9 +20,7 @@ from ntkdist import estimate
 from ntkdist.cluster import resources
 from ntkdist.shards import Source, blocks
 from ntkdist.sums import Tally
-from ntkdist.yardsticks import ExactRidge
 
-compare_module: Any = importlib.import_module("ntkdist.compare")  # the package's own `compare` is the function
 FEATURES = nd.NTKRandomFeatures(n_components=64, depth=2, bias=0.5)
 ALPHAS = (0.01, 1.0, 100.0)
 STRICT: dict[str, Any] = {"dtype": "float64", "threads": 1}
@@ -229,95 +221,6 @@ def test_scored_folds_are_saved_and_must_agree_to_add(make_dataset: Any, table: 
             nd.cross_validate(held.folds, nd.Cholesky(), ALPHAS, scored=scored)
 
 
-# balanced classes
-
-
-@pytest.fixture
-def uneven() -> tuple[NDArray[np.float64], NDArray[Any], NDArray[np.int64]]:
-    """Inputs, three classes of about 70, 240 and 590 rows, and weights from 0 to 3."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((900, 3))
-    names = np.array(["rare", "seldom", "usual"])[np.digitize(np.abs(x[:, 0]) + x[:, 1], [-0.8, 0.2])]
-    return x, names, rng.integers(0, 4, 900)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_balanced_classes_are_scikit_learns(make_dataset: Any, uneven: Any, weighted: bool) -> None:
-    x, names, counts = uneven
-    store = make_dataset(x, names, weights=counts)
-    job = job_on(store, alphas=(1.0,), weight="weight" if weighted else "")
-    job = msgspec.structs.replace(job, class_weight="balanced")
-    result = nd.fit(job)
-    own = counts.astype(float) if weighted else np.ones(900)
-    each = compute_class_weight("balanced", classes=np.unique(names), y=np.repeat(names, counts if weighted else 1))
-    np.testing.assert_allclose(result.model.preprocessing.class_weight, each, rtol=1e-12)
-    w = own * each[np.unique(names, return_inverse=True)[1]]
-    if not weighted:
-        np.testing.assert_allclose(w, compute_sample_weight("balanced", names))
-    mean = np.average(x, axis=0, weights=own)
-    z = FEATURES((x - mean) / np.sqrt(np.average((x - mean) ** 2, axis=0, weights=own)))
-    onehot = (names[:, None] == np.unique(names)).astype(float)
-    ridge = Ridge(alpha=1.0, solver="cholesky").fit(z, onehot, sample_weight=w)
-    np.testing.assert_allclose(result.model(x), ridge.predict(z), rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(result.equations.total.weight, w.sum())
-    assert result.cv is not None
-    fold = np.arange(900) // nd.Dataset(store).layout().rows_per_partition % 5
-    ridge = Ridge(alpha=1.0, solver="cholesky").fit(z[fold != 2], onehot[fold != 2], sample_weight=w[fold != 2])
-    mse = np.average((ridge.predict(z[fold == 2]) - onehot[fold == 2]) ** 2, axis=0, weights=w[fold == 2])
-    np.testing.assert_allclose(result.cv.mse[0, 2], mse, rtol=1e-7)
-    plain = nd.evaluate(result.model, store)
-    assert plain["accuracy"] == pytest.approx((result.model.predict(x) == names).mean())  # metrics do not weigh classes
-
-
-def test_weights_of_classes_are_saved_and_reused(make_dataset: Any, uneven: Any, tmp_path: Path) -> None:
-    x, names, _ = uneven
-    job = job_on(make_dataset(x, names), {"folds": 2}, (1.0,))
-    balanced = msgspec.structs.replace(job, class_weight="balanced")
-    first = nd.fit(balanced, out=str(tmp_path / "run"))
-    nd.fit(job, out=str(tmp_path / "plain"))
-    loaded = nd.load(str(tmp_path / "run" / "model.zarr")).preprocessing
-    assert loaded.class_weight == first.model.preprocessing.class_weight
-    assert loaded.digest() == first.model.preprocessing.digest()
-    plain = nd.load(str(tmp_path / "plain" / "model.zarr")).preprocessing
-    assert plain.class_weight == ()
-    assert loaded.digest() != plain.digest()
-    np.testing.assert_array_equal(loaded.x_scale, plain.x_scale)
-    part = make_dataset(x[:400], names[:400], name="part")
-    reuse = nd.Preprocess(reuse=str(tmp_path / "run"))
-    second = nd.fit(msgspec.structs.replace(balanced, dataset=nd.Dataset(part), preprocess=reuse))
-    assert second.model.preprocessing.class_weight == loaded.class_weight
-    assert (first.equations + second.equations).total.weight == pytest.approx(
-        first.equations.total.weight + second.equations.total.weight
-    )
-    with pytest.raises(nd.DataError, match=r"run weighs classes, unlike this job, .*; set class_weight"):
-        nd.fit(msgspec.structs.replace(job, preprocess=reuse))
-    reuse = nd.Preprocess(reuse=str(tmp_path / "plain"))
-    with pytest.raises(nd.DataError, match=r"does not weigh classes, unlike this job, .*; leave out class_weight"):
-        nd.fit(msgspec.structs.replace(balanced, preprocess=reuse))
-
-
-# yardsticks
-
-
-def test_yardsticks_see_the_same_folds_and_weights(make_dataset: Any, uneven: Any) -> None:
-    """The exact ridge with the kernel of the features is the fit of the features, at its penalty."""
-    x, names, _ = uneven
-    x, names = x[:150], names[:150]
-    store = make_dataset(x, names, groups=GROUPS[:150], holdout=np.arange(150) % 4 == 0)
-    for dealt in ({"groups": "groups"}, {"holdout": "holdout"}):
-        job = job_on(store, alphas="auto", **dealt)
-        job = msgspec.structs.replace(job, class_weight="balanced", alphas_per_row=(1e-2,))
-        result = nd.fit(job)
-        pre, plan = result.model.preprocessing, nd.plan(job)
-        exact = ExactRidge(lambda a, b: FEATURES(a) @ FEATURES(b).T, compare_module._table(plan, pre), pre)
-        exact.alpha_per_row = 1e-2
-        found = exact.out_of_fold()
-        assert result.cv is not None
-        assert found.scored == result.cv.scored
-        np.testing.assert_allclose(found.mse, result.cv.mse, rtol=1e-6)
-        np.testing.assert_allclose(found.weights, result.cv.weights, rtol=1e-9)
-
-
 # what cannot be
 
 
@@ -352,138 +255,3 @@ def test_arrays_that_cannot_deal_rows(make_dataset: Any, table: Any) -> None:
         nd.fit(job_on(make_dataset(x, y, "wrong", groups=GROUPS), holdout="groups"))
     with pytest.raises(nd.SpecError, match=r'class_weight = "balanced" but the targets of .* are numbers; leave'):
         nd.plan(msgspec.structs.replace(job_on(store), class_weight="balanced"))
-
-
-# conversion
-
-
-def everything(store: Path | str) -> dict[str, NDArray[Any]]:
-    """Arrays beside the inputs, in the order of the source."""
-    dataset = nd.Dataset(str(store))
-    layout = dataset.layout(labelled=False)
-    names = [n for n in dataset.others() if "/" not in n]
-    arrays = {n: dataset.column(layout, n, 0, layout.rows) for n in names}
-    return {n: a[np.argsort(arrays["row"])] for n, a in arrays.items()}
-
-
-BIG = 2**53 + 1 + GROUPS.astype(np.int64)
-HELD = GROUPS % 3 == 0
-CITIES = np.array(["Rome", "Oslo", "Bern"])[GROUPS % 3]
-
-
-@pytest.mark.parametrize("suffix", ["npz", "npy", "sparse", "csv", "parquet"])
-def test_groups_and_holdouts_are_converted_as_they_are(tmp_path: Path, suffix: str) -> None:
-    x = np.random.default_rng(0).standard_normal((900, 2))
-    options = {"groups": "g", "holdout": "h"}
-    source = tmp_path / f"a.{suffix}"
-    table = {"a": x[:, 0], "b": x[:, 1], "g": BIG, "h": HELD}
-    if suffix == "npz":
-        np.savez(source, x=x, g=BIG, h=HELD)
-    elif suffix in ("csv", "parquet"):
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        if suffix == "csv":
-            write_csv(str(source), table, *table)
-        else:
-            parquet.write_table(pa.table(table), source)
-    else:
-        for name, array in {"g": BIG, "h": HELD, "a": x}.items():
-            np.save(tmp_path / f"{name}.npy", array)
-        options = {role: str(tmp_path / f"{name}.npy") for role, name in options.items()}
-        if suffix == "sparse":
-            source = tmp_path / "a.npz"
-            save_npz(source, random_array((900, 2), density=0.5, format="csr", rng=np.random.default_rng(0)))
-    layout = nd.convert(str(source), str(tmp_path / "d"), **options)  # type: ignore[arg-type]
-    found = everything(tmp_path / "d")
-    assert layout.input_shape == (2,)
-    assert (found["groups"].dtype, found["holdout"].dtype) == (np.int64, np.uint8)
-    np.testing.assert_array_equal(found["groups"], BIG)
-    np.testing.assert_array_equal(found["holdout"], HELD)
-    if suffix in ("npy", "sparse"):
-        attrs = json.loads((tmp_path / "d" / "zarr.json").read_text())["attributes"]["source"]
-        assert {"groups", "holdout"} <= attrs.keys()
-
-
-def test_a_string_is_the_same_group_in_every_file(tmp_path: Path) -> None:
-    x = np.arange(900.0)
-    np.savez(tmp_path / "a.npz", x=x, g=CITIES)
-    np.savez(tmp_path / "b.npz", x=x[:500], g=np.char.encode(CITIES[:500]))
-    write_csv(str(tmp_path / "c.csv"), {"a": x, "g": CITIES}, "a", "g")
-    for name in ("a.npz", "b.npz", "c.csv"):
-        nd.convert(str(tmp_path / name), str(tmp_path / f"{name}.zarr"), groups="g")
-    one, half, other = (everything(tmp_path / f"{name}.zarr")["groups"] for name in ("a.npz", "b.npz", "c.csv"))
-    np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(one[:500], half)
-    assert len(set(zip(CITIES, one, strict=True))) == len(set(one.tolist())) == 3
-
-
-@pytest.mark.parametrize("block", [100, 16 * 2**20])
-@pytest.mark.parametrize("suffix", ["npz", "csv", "parquet"])
-def test_rows_without_a_group_are_named(tmp_path: Path, suffix: str, block: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr("ntkdist.sources.BLOCK_BYTES", block)
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    columns: dict[str, list[Any]] = {
-        "x": [1.0] * 9,
-        "g": [1, 1, 2, 3, None, 5, 6, 1.0, 1],
-        "s": [*"abcdefg", None, "h"],
-    }
-    columns |= {"h": [0, 1, 0, 1, 0, 2, 0, 1, 1], "f": [0.5, *[1.0] * 8]}
-    source = tmp_path / f"a.{suffix}"
-    if suffix == "npz":
-        del columns["s"]
-        np.savez(source, **{k: np.array(v, float) for k, v in columns.items()})
-    elif suffix == "csv":
-        write_csv(str(source), {k: np.array(["" if i is None else i for i in v]) for k, v in columns.items()}, *columns)
-    else:
-        parquet.write_table(pa.table(columns), source)
-    for options, says in (
-        ({"groups": "g"}, r"'g' of a\.\w+ is nan in row 4; expected whole numbers or strings: mend the source"),
-        ({"groups": "s"}, r"'s' of a\.\w+ is None in row 7; expected a group for every row"),
-        ({"groups": "f"}, r"'f' of a\.\w+ is 0\.5 in row 0; expected whole"),
-        ({"holdout": "h"}, r"'h' of a\.\w+ is 2(\.0)? in row 5; expected 0, or 1"),
-        ({"holdout": "g"}, r"'g' of a\.\w+ is "),
-    ):
-        if set(options.values()) <= columns.keys():
-            with pytest.raises(nd.DataError, match=says):
-                nd.convert(str(source), str(tmp_path / "d"), **options)
-    assert not (tmp_path / "d").exists()
-
-
-def test_the_command_line_from_table_to_predictions(command: Command) -> None:
-    """Converted with both, fitted by either; features and predictions keep them."""
-    table = columns() | {"who": np.repeat([f"p{i}" for i in range(40)], 6), "late": (np.arange(240) > 180).astype(int)}
-    write_csv("train.csv", table, *"abc", "word", "who", "late")
-    found = command(
-        *("convert", "train.csv", "train.zarr", "--target", "word", "--groups", "who", "--holdout", "late"),
-        *("--shuffle-seed", "none"),
-    )
-    assert found.exit_code == 0, found.output
-    assert "240 rows of 3 float64" in found.stdout
-    store = 'train.zarr"\nholdout = "holdout'
-    job = write_job(store=store, top='class_weight = "balanced"\nalphas = [0.1, 1.0]')
-    found = command("fit", job, "--out", "held")
-    assert found.exit_code == 0, found.output
-    report = json.loads(Path("held/report.json").read_text())
-    assert report["cv"]["mse_standard_error"] is None
-    assert report["cv"]["scored_folds"] == [1]
-    assert report["plan"]["folds"] == 2
-    assert len(report["data"]["class_weight"]) == 3
-    assert nd.CVResult.from_dict(report["cv"]).scored == (1,)
-    assert command("solve", "held", "--alphas", "1").exit_code == 0
-    job = write_job("groups.toml", store='train.zarr"\ngroups = "groups', features=FEATURES_TABLE)
-    assert command("fit", job, "--out", "run").exit_code == 0
-    assert command("plan", job).exit_code == 0
-    assert command("featurize", job, "features.zarr").exit_code == 0
-    assert command("predict", "run", "train.zarr", "predicted.zarr").exit_code == 0
-    source, features = everything("train.zarr"), everything("features.zarr")
-    import zarr
-
-    predicted = zarr.open_group("predicted.zarr", mode="r")
-    for name in ("groups", "holdout"):
-        np.testing.assert_array_equal(features[name], source[name])
-        np.testing.assert_array_equal(np.asarray(predicted[name]), source[name])
-    np.testing.assert_array_equal(source["holdout"], table["late"])
-    assert nd.Dataset("features.zarr", groups="groups").layout().rows == 240

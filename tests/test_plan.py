@@ -12,6 +12,7 @@ import ntkdist as nd
 from ntkdist import estimate, machine
 from ntkdist.cluster import Resources
 from ntkdist.data import Layout
+from ntkdist.rates import Rates
 from ntkdist.sums import NormalEquations
 from ntkdist.tree import tree
 
@@ -101,6 +102,38 @@ def test_a_plan_that_does_not_fit_names_the_nearest_that_do(make_dataset) -> Non
         machine.check(machine.planned(of(most + 64), found), found)
     with pytest.raises(nd.PlanTooLarge, match="no other solver or n_components fits here"):
         machine.check(machine.planned(job, found), found._replace(memory_bytes=10**8))
+
+
+def test_a_plan_tells_the_seconds_of_other_solvers_that_fit(make_dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At one rate for all, so that what is counted decides."""
+    x, found = np.ones((5000, 3)), Resources(2, 1, 1, 10**10, 10**10, 10**8, 10**8)
+    rates = Rates(syrk=1e15, **dict.fromkeys(Rates._fields[1:], 1e-6))
+    monkeypatch.setattr(estimate, "measured", lambda *_: rates)
+    monkeypatch.setattr(estimate, "of_solver", lambda rates, _: rates)
+    job = nd.Job(nd.Dataset(make_dataset(x, np.arange(5000.0))), nd.NTKRandomFeatures(2048))
+
+    def seconds_with(solver: nd.PCG | nd.Cholesky | None, **changes: object) -> dict[str, float]:
+        p = machine.planned(msgspec.structs.replace(job, solver=solver, **changes), found)
+        cost = estimate.cost(p, found)
+        said = estimate.table(p, found, cost)
+        assert all(f"{name} {seconds:.0f} s" in said for name, seconds in cost["seconds_with"].items())
+        return cost["seconds_with"] | {type(p.solver).__name__: cost["seconds"]}
+
+    dense, iterative = seconds_with(None), seconds_with(nd.PCG())
+    assert dense == iterative
+    assert dense.keys() == {"Cholesky", "TiledCholesky", "PCG"}
+    small = found._replace(driver_memory_bytes=2 * 10**8)
+    assert (
+        "Cholesky"
+        not in estimate.cost(machine.planned(msgspec.structs.replace(job, solver=nd.PCG()), found), small)[
+            "seconds_with"
+        ]
+    )
+    fewer = seconds_with(nd.PCG(max_iterations=10))
+    assert fewer["PCG"] < iterative["PCG"] / 5
+    assert fewer["Cholesky"] == iterative["Cholesky"]
+    one = seconds_with(nd.PCG(), alphas=(1.0,))
+    assert one["PCG"] < iterative["PCG"]
 
 
 def test_the_bytes_of_the_tree_are_those_that_additions_take(make_dataset) -> None:
