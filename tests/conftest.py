@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import ntkdist as nd
-from ntkdist import cluster, yardsticks
+from ntkdist import cluster
 
 threadpoolctl.threadpool_limits(1)  # of a NumPy that a plugin of pytest has loaded before
 MakeDataset = Callable[..., str]
@@ -78,7 +78,7 @@ def npz(tmp_path: Path) -> Path:
 def few_rounds_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small fits of trees, which on a machine that others use too would wait for their own threads."""
     few = {"max_iter": 25, "learning_rate": 0.2, "early_stopping": True, "random_state": 0}
-    monkeypatch.setattr(yardsticks, "TREES", few)
+    monkeypatch.setattr("ntkdist.yardsticks.TREES", few)
     with threadpool_limits(1):
         yield
 
