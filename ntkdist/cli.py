@@ -127,7 +127,7 @@ def workers(job: str, scheduler: str) -> None:
 @scheduler_option
 @click.option("--out", default="", help="Run directory; by default the job's name with -run.")
 @click.option("--resume", is_flag=True, help="Insist on going on from a run that was cut off (a plain rerun does too).")
-@click.option("--detach", is_flag=True, help="Leave the fit to a cluster that runs already, and come back at once.")
+@click.option("--detach", is_flag=True, help="Leave the fit to a cluster that goes on without this command.")
 @click.option("--performance-report", is_flag=True, help="Write Dask's view of the cluster to performance.html.")
 @json_option
 def fit(

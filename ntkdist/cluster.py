@@ -62,7 +62,11 @@ class Resources(NamedTuple):
 
 @contextmanager
 def connect(
-    table: AnyCluster | None = None, scheduler: str = "", client: Client | None = None, check: bool = True
+    table: AnyCluster | None = None,
+    scheduler: str = "",
+    client: Client | None = None,
+    check: bool = True,
+    leave: bool = False,
 ) -> Iterator[Client | None]:
     """The client to use: the one given, the scheduler's address, the job's table, the client that is active in this
     process, Dask's ``scheduler-address`` (environment variable DASK_SCHEDULER_ADDRESS), or None for this process.
@@ -76,20 +80,22 @@ def connect(
     client : distributed.Client, optional
     check : bool
         Refuse a cluster whose versions differ from those here.
+    leave : bool
+        As in `client_of`.
 
     Raises
     ------
     ClusterError
         If the scheduler does not answer, no worker comes, or versions differ.
     """
-    with _found(table, scheduler, client) as client:
+    with _found(table, scheduler, client, leave) as client:
         if client is not None and check:
             preflight.check(client)
         yield client
 
 
 @contextmanager
-def _found(table: AnyCluster | None, scheduler: str, client: Client | None) -> Iterator[Client | None]:
+def _found(table: AnyCluster | None, scheduler: str, client: Client | None, leave: bool) -> Iterator[Client | None]:
     configured = dask.config.get("scheduler-address", None)
     if client is not None:
         yield client
@@ -97,7 +103,7 @@ def _found(table: AnyCluster | None, scheduler: str, client: Client | None) -> I
         with client_at(scheduler or table.address) as client:  # type: ignore[union-attr]
             yield client
     elif table is not None:
-        with client_of(table) as client:
+        with client_of(table, leave) as client:
             if isinstance(table, (Local, Cuda)):
                 client.run(_leave_errors_to_the_driver)
             yield client

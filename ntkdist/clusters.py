@@ -76,7 +76,8 @@ class Gateway(Spec, frozen=True, tag="gateway"):
     address : str
         Of the gateway; Dask's ``gateway.address`` if absent.
     name : str
-        Of a cluster of the gateway that runs already, and goes on after the job; absent, a new one.
+        Of a cluster of the gateway that runs already, and goes on after the job; absent, a new one, which ends with the
+        job, also with a detached one.
     wait_seconds : int
         Longest wait for the workers.
     """
@@ -138,6 +139,9 @@ class Kubernetes(Spec, frozen=True, tag="kubernetes"):
         That of the current context if absent.
     wait_seconds : int
         Longest wait for the workers.
+    idle_seconds : int
+        After which the operator removes a cluster that does nothing: should the job die without a word, and after a
+        detached fit.
     """
 
     image: str
@@ -146,6 +150,10 @@ class Kubernetes(Spec, frozen=True, tag="kubernetes"):
     memory: str = "16Gi"
     namespace: str = ""
     wait_seconds: Positive = 600
+    idle_seconds: Positive = 3600
 
 
 AnyCluster = Local | Cuda | Address | SchedulerFile | Gateway | Slurm | SlurmRunner | Kubernetes
+# What can go on without the process that found or started it; of the others the scheduler is in that process, or ends
+# with it.
+DETACHABLE = (Address, SchedulerFile, Gateway, Kubernetes)

@@ -2,7 +2,7 @@
 
 The driver is a task like the others, but for a client of its own.  It keeps nothing: if its worker dies, the scheduler
 runs it again elsewhere, and it goes on from the checkpoint.  What it has to say stands in ``status.json`` of the run,
-and a file ``cancel`` beside it is all that it listens to.
+and a file ``cancel`` beside it is all that it listens to.  A cluster that was started for it ends with it.
 """
 
 import threading
@@ -10,14 +10,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
-from distributed import Client, fire_and_forget, worker_client
+from distributed import Client, Scheduler, SchedulerPlugin, fire_and_forget, worker_client
 
 from ntkdist import fit, places, runs
 from ntkdist.cluster import connect
-from ntkdist.clusters import Address, Gateway, SchedulerFile
+from ntkdist.clusters import DETACHABLE, Gateway
 from ntkdist.errors import ClusterError, DataError, NtkdistError, StoreError
 from ntkdist.job import Job, job_digest
 from ntkdist.progress import Progress, Watch, default_watch
@@ -74,6 +74,8 @@ class Cancelled(NtkdistError):
 def submit(job: Job, out: str, *, scheduler: str = "", client: Client | None = None) -> str:
     """Send a fit to a cluster that goes on without this process; returns the run directory, by which it is known.
 
+    Where the job's table asks for a new cluster, that is started, has its workers, and ends with the run.
+
     Parameters
     ----------
     job : Job
@@ -85,35 +87,51 @@ def submit(job: Job, out: str, *, scheduler: str = "", client: Client | None = N
     Raises
     ------
     ClusterError
-        If there is no such cluster.
+        If there is no such cluster, or it would end with this process.
     StoreError
         If ``out`` holds another run.
     """
     out = places.absolute(out)
-    if not scheduler and client is None and job.cluster and not _outlives(job):
-        kind = type(job.cluster).__name__
+    table = None if scheduler or client is not None else job.cluster
+    if table is not None and not isinstance(table, DETACHABLE):
         raise ClusterError(
-            f"A detached fit needs a cluster that goes on without this command, not {kind}; give --scheduler, or a "
-            '[cluster] of type "address" or "file", or a "gateway" with a name'
+            f"A detached fit needs a cluster that goes on without this command, not {type(table).__name__}; give "
+            '--scheduler, or a [cluster] of type "gateway", "kubernetes", "address" or "file"; or, on SLURM, leave out '
+            "--detach and submit the command itself by sbatch"
         )
     name = job_digest(job)
     if runs.begin(out, name):
         return out
     dataset = msgspec.structs.replace(job.dataset, store=places.absolute(job.dataset.store))
-    table, job = job.cluster, msgspec.structs.replace(job, dataset=dataset, cluster=None)
-    with connect(table, scheduler, client) as found:
+    job = msgspec.structs.replace(job, dataset=dataset, cluster=None)
+    with connect(table, scheduler, client, leave=True) as found:
         if found is None:
             raise ClusterError("There is no cluster to send the fit to; give --scheduler")
         with runs.started(out, name):
+            key = f"ntkdist-driver-{name}-{uuid.uuid4().hex}"
+            if isinstance(table, Gateway) and not table.name:
+                found.register_plugin(_EndsWith(key), name=key)
             places.remove(places.join(out, CANCEL))
             _write(out, Status("waiting"))
-            fire_and_forget(found.submit(drive, encode(job), out, key=f"ntkdist-driver-{name}-{uuid.uuid4().hex}"))
+            fire_and_forget(found.submit(drive, encode(job), out, key=key))
     return out
 
 
-def _outlives(job: Job) -> bool:
-    table = job.cluster
-    return isinstance(table, (Address, SchedulerFile)) or (isinstance(table, Gateway) and bool(table.name))
+class _EndsWith(SchedulerPlugin):
+    """The end of a scheduler, and so of its workers, when a task is over, whatever came of it.
+
+    A gateway gives up a cluster whose scheduler has ended; to tell it sooner would take a user's rights.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    async def start(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if key == self.key and finish in ("memory", "erred"):
+            self.scheduler.loop.add_callback(self.scheduler.close, reason=f"{key} is over")
 
 
 def drive(job: str, out: str) -> str:
@@ -126,6 +144,8 @@ def drive(job: str, out: str) -> str:
             state, said = "cancelled", ""
         except NtkdistError as error:
             state, said = "failed", str(error)
+        except Exception as error:  # nobody else is there to say it
+            state, said = "failed", f"{type(error).__name__}: {error}"
         else:
             state, said = "done", ""
     _write(out, Status(state, said=said))  # type: ignore[arg-type]

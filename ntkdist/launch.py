@@ -56,8 +56,14 @@ def client_at(address: str, workers: int = 1, seconds: int = WORKERS_SECONDS) ->
 
 
 @contextmanager
-def client_of(table: AnyCluster) -> Iterator[Client]:
+def client_of(table: AnyCluster, leave: bool = False) -> Iterator[Client]:
     """A client of the cluster that a table asks for; what was started ends with the block, however it ends.
+
+    Parameters
+    ----------
+    table : spec of a cluster
+    leave : bool
+        A cluster of one of the kinds `DETACHABLE` goes on after a block that does not fail.
 
     Raises
     ------
@@ -75,6 +81,8 @@ def client_of(table: AnyCluster) -> Iterator[Client]:
         elif isinstance(table, SlurmRunner):
             wait_for_workers(client, cluster.n_workers, table.wait_seconds, "The allocation", "look at its output")
         yield client
+        if leave:
+            cluster.shutdown_on_close = False
 
 
 def _client(of: Any, **options: Any) -> Client:
@@ -222,7 +230,7 @@ def kubernetes_resource(table: Kubernetes) -> dict[str, Any]:
         resources={"requests": size, "limits": size},
         # Dask's default gives one thread of several cores its part of the memory only.
         worker_command=["dask", "worker", *ONE_FAT_TASK, "--memory-limit", "0.95"],
-        idle_timeout=3600,  # should the job die without a word
+        idle_timeout=table.idle_seconds,
     )
     (scheduler,) = made["spec"]["scheduler"]["spec"]["containers"]
     scheduler["args"] = ["dask", "scheduler", "--host", "0.0.0.0"]  # it would say dask-scheduler, which is no more

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
+
 START_SECONDS = 120
 DASK = Path(sys.executable).with_name("dask")
 QUIET = {"OPENBLAS_NUM_THREADS": "1", "DASK_DISTRIBUTED__DASHBOARD__LINK": ""}
@@ -69,6 +71,18 @@ def running(command: Sequence[str | Path], url: str, place: Path, env: dict[str,
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
         yield
+
+
+def processes_in(place: Path) -> list[str]:
+    """Command lines of the processes that work in a directory or below."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(place):
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:  # it has just ended
+            continue
+    return found
 
 
 def free_ports(count: int) -> int:

@@ -88,8 +88,11 @@ def test_the_validator_sees_faults(schemas: dict[str, Any]) -> None:
 
 
 def test_the_resource_of_a_job_is_valid(schemas: dict[str, Any]) -> None:
-    made = launch.kubernetes_resource(nd.Kubernetes("ntkdist:latest", workers=3, cores=8, memory="32Gi"))
+    made = launch.kubernetes_resource(
+        nd.Kubernetes("ntkdist:latest", workers=3, cores=8, memory="32Gi", idle_seconds=99)
+    )
     assert faults(schemas, made) == []
+    assert made["spec"]["idleTimeout"] == 99
     assert made["spec"]["worker"]["replicas"] == 3
     commands = [c["args"][:2] for part in ("scheduler", "worker") for c in made["spec"][part]["spec"]["containers"]]
     assert commands == [["dask", "scheduler"], ["dask", "worker"]]

@@ -109,12 +109,13 @@ def test_the_driver_moves_when_its_worker_dies(command: Command, make_dataset: M
     same_sums("run", "home")
 
 
-def test_what_would_end_with_this_command_is_refused(command: Command, make_dataset: MakeDataset) -> None:
+@pytest.mark.parametrize("kind", ["local", "cuda", "slurm", "slurm-runner"])
+def test_what_would_end_with_this_command_is_refused(command: Command, make_dataset: MakeDataset, kind: str) -> None:
     job = job_of(make_dataset, 64, 10)
     with open(job, "a") as file:
-        file.write("[cluster]\nworkers = 2\n")
+        file.write(f'[cluster]\ntype = "{kind}"\n')
     result = command("fit", job, "--detach", "--out", "run")
     assert result.exit_code == 1
-    assert "goes on without this command, not Local" in result.output
+    assert f"goes on without this command, not {kind.title().replace('-', '')}" in result.output
     assert not Path("run").exists()
     assert "no detached run" in command("status", "run").output

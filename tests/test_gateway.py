@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Command, assert_one_line, columns, start, write_csv, write_job
-from servers import free_ports, running
+from servers import free_ports, processes_in, running
 
 import ntkdist as nd
 
@@ -25,12 +25,15 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a user of a gateway: its address, as a hub would set it."""
+    """The environment of a user of a gateway: its address, as a hub would set it, and where its clusters work."""
     place, port = tmp_path_factory.mktemp("gateway"), free_ports(3)
+    clusters = {"TMPDIR": str(place / "clusters")}
+    (place / "clusters").mkdir()
     env = {"NTKDIST_GATEWAY_PORT": str(port), "PATH": f"{BIN}:{os.environ['PATH']}"}
     address = f"http://127.0.0.1:{port}"
-    with running([BIN / "dask-gateway-server", "-f", CONFIG], f"{address}/api/health", place, env):
-        yield {"DASK_GATEWAY__ADDRESS": address, "DASK_GATEWAY__PROXY_ADDRESS": f"gateway://127.0.0.1:{port + 1}"}
+    user = {"DASK_GATEWAY__ADDRESS": address, "DASK_GATEWAY__PROXY_ADDRESS": f"gateway://127.0.0.1:{port + 1}"}
+    with running([BIN / "dask-gateway-server", "-f", CONFIG], f"{address}/api/health", place, env | clusters):
+        yield user | clusters
 
 
 @pytest.fixture
@@ -50,8 +53,9 @@ def clusters(gateway: dict[str, str]) -> list[str]:
 
 
 def wait_for_no_clusters(gateway: dict[str, str]) -> None:
-    deadline = time.monotonic() + 60
-    while left := clusters(gateway):
+    """Neither does the gateway know of one, nor is there a scheduler or worker."""
+    deadline = time.monotonic() + 200
+    while left := clusters(gateway) + processes_in(Path(gateway["TMPDIR"])):
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
 
@@ -93,6 +97,45 @@ def test_the_cluster_ends_with_a_run_that_is_stopped(gateway: dict[str, str], jo
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=200)
     assert process.returncode == 130
+    wait_for_no_clusters(gateway)
+
+
+def detached(job: str, gateway: dict[str, str]) -> None:
+    """A fit is left to a new cluster, and the process that did so is gone."""
+    process = start("fit", job, "--out", "run", "--detach", **gateway)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert out == f"{Path('run').absolute()}\n"
+
+
+def test_a_detached_fit_and_its_cluster_go_on_until_it_is_done(gateway: dict[str, str], job: str) -> None:
+    detached(job, gateway)
+    assert nd.status("run").state in ("waiting", "running", "done")
+    process = start("attach", "run", "--json")
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert json.loads(out)["rows"] == 240
+    coef, expected = (nd.load(f"{place}/model.zarr").coef for place in ("run", "here"))
+    np.testing.assert_allclose(coef, expected, rtol=1e-6, atol=1e-12)
+    assert nd.status("run").state == "done"
+    wait_for_no_clusters(gateway)
+
+
+def test_the_cluster_of_a_detached_fit_ends_with_its_failure(gateway: dict[str, str], job: str) -> None:
+    Path("train.zarr/y/c/19").unlink()
+    detached(job, gateway)
+    process = start("attach", "run")
+    assert_one_line(process.communicate(timeout=400)[1], ["run: failed: ", "chunk y/c/19 is missing"])
+    assert process.returncode == 1
+    wait_for_no_clusters(gateway)
+
+
+def test_what_cannot_be_submitted_leaves_no_cluster(gateway: dict[str, str], job: str) -> None:
+    few = write_job("few.toml", tables='[cluster]\ntype = "gateway"\nworkers = 8\nwait_seconds = 1')
+    process = start("fit", few, "--out", "run", "--detach", **gateway)
+    assert_one_line(process.communicate(timeout=400)[1], ["The Gateway cluster has had", "raise wait_seconds"])
+    assert process.returncode == 1
+    assert not Path("run").exists()
     wait_for_no_clusters(gateway)
 
 

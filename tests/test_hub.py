@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from object_stores import Seaweed, installed, serving
-from servers import free_ports, running
+from servers import free_ports, processes_in, running
 
 import ntkdist as nd
 from ntkdist.plan import Plan
@@ -138,18 +137,6 @@ def site(bucket: Seaweed, tmp_path: Path) -> Iterator[Site]:
     ):
         yield Site(url, token, place, bucket.secret)
     assert processes_in(here) == []
-
-
-def processes_in(place: Path) -> list[str]:
-    """Command lines of the processes that work in a directory or below."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if Path(process.cwd()).is_relative_to(place):
-                found.append(" ".join(process.cmdline()))
-        except psutil.Error:  # it has just ended
-            continue
-    return found
 
 
 class Notebook:
