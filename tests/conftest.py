@@ -16,7 +16,6 @@ import threadpoolctl
 from command_line import Command, in_process
 from distributed import Client, LocalCluster
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 import ntkdist as nd
 from ntkdist import cluster
@@ -79,7 +78,7 @@ def few_rounds_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small fits of trees, which on a machine that others use too would wait for their own threads."""
     few = {"max_iter": 25, "learning_rate": 0.2, "early_stopping": True, "random_state": 0}
     monkeypatch.setattr("ntkdist.yardsticks.TREES", few)
-    with threadpool_limits(1):
+    with threadpoolctl.threadpool_limits(1):
         yield
 
 
