@@ -86,7 +86,7 @@ GAINS = ("rows_s_of_one", "rows_s_of_two", "gain_of_fit", "gain_of_syrk", "fit_o
 
 def equations_seconds(store: str, m: int, count: int) -> float:
     """Of the Gram pass of a fit on new worker processes."""
-    plan = nd.PlanTable(threads=1, folds=2, shards=16)
+    plan = nd.PlanTable(threads=1, folds=2)
     job = nd.Job(nd.Dataset(store), nd.NTKRandomFeatures(m), alphas_per_row=(1e-3,), plan=plan, cluster=nd.Local(count))
     return float(nd.fit(job).report["run"]["seconds"]["equations"])
 

@@ -131,7 +131,7 @@ class RidgeModel:
             row_bytes = self.features.sparse_row_bytes(shape, self.dtype, -(-x.nnz // max(n, 1)))
         else:
             row_bytes = self.features.row_bytes(shape, self.dtype)
-        rows = max(1, BLOCK_BYTES // row_bytes)
+        rows = max(self.features.piece_rows, BLOCK_BYTES // row_bytes)
         for i in range(0, n, rows):
             yield slice(i, i + rows), self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
 

@@ -154,7 +154,7 @@ class Plan(Spec, frozen=True, tag=False):
         between = {"waiting sums": adding, "batch": (tasks_at_once - 1) * batch + min(batch, FREED_BYTES)}
         summing = {
             "process": process,
-            "map": kept,
+            "map": kept + self.features.learnt_bytes(shape, self.dtype),
             "accumulator": tasks_at_once * one,
             **max(running, between, key=lambda parts: sum(parts.values())),
         } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
@@ -246,6 +246,7 @@ class Plan(Spec, frozen=True, tag=False):
                 "preconditioner": 16 * s * self.m + 32 * s**2,
             }
         copies = 6 if type(self.solver).__name__ == "Eigh" else 4
+        process += self.features.learnt_bytes(self.layout.input_shape, self.dtype)
         return {"process": process, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
 
     def driver_memory_bytes(self, process: int = PROCESS_BYTES) -> int:

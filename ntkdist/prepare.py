@@ -11,7 +11,7 @@ import numpy as np
 from distributed import Client
 from scipy.sparse import csr_array
 
-from ntkdist import draws, store
+from ntkdist import backend, draws, store
 from ntkdist.data import Dataset, Layout, Rows
 from ntkdist.errors import Damaged, DataError, SpecError
 from ntkdist.features import AnyFeatureMap, AnyMap
@@ -98,7 +98,9 @@ def learnt(
     rows = sample(SampleOf(size, seed, pre), source, client, watch, "landmarks")
     if (weights := features.row_weights(rows)) is not None:
         rows = sample(SampleOf(size, seed, pre, weights, WEIGHTED), source, client, watch, "landmarks")
-    return features.fit(rows)
+    with backend.own_threads():
+        backend.use_threads(source.threads if client is None else backend.cores())
+        return features.fit(rows)
 
 
 def sample(summand: "SampleOf", source: Source, client: Client | None, watch: Watch | None, phase: str) -> Any:

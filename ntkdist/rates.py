@@ -142,7 +142,7 @@ def _mapped(p: Plan) -> tuple[float, float, float] | None:
     p.features.warm(p.dtype)  # as the workers are
     marks = [time.perf_counter()]
     if p.features.sample_rows:
-        features = p.features.fit(draws.normals((p.features.sample_rows, *shape), 0, 0, 1))
+        features = p.features.fit(draws.normals((p.features.rehearsal_rows, *shape), 0, 0, 1))
     marks.append(time.perf_counter())
     features(x[:1])  # the draw is made once a process
     marks.append(time.perf_counter())
@@ -150,7 +150,8 @@ def _mapped(p: Plan) -> tuple[float, float, float] | None:
     few = min(rows, 8 * p.threads)
     one = _seconds(lambda: features(x[:few])) / few
     rows = min(rows, max(few, int(SAMPLE_SECONDS / one)))
-    return drawn, learnt, _seconds(lambda: features(x[:rows])) / rows
+    row = _seconds(lambda: features(x[:rows])) / rows
+    return drawn, learnt + (p.features.sample_rows - p.features.rehearsal_rows) * row, row
 
 
 def _rows(p: Plan, rows: int) -> Any:

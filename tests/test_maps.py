@@ -93,6 +93,7 @@ CASES: dict[str, Case] = {
     "cntk-one-layer": Case(CNTKRandomFeatures(64, 1, ends=True), **FEW),
     "cntk-cells": Case(CNTKRandomFeatures(101, 2, pool=(2, 1), grid=2), **FEW),
     "cntk-learnt": Case(CNTKRandomFeatures(64, 2, tangent=False, flips=True, whiten=0.1, compress=6), falls=None),
+    "cntk-oversample": Case(CNTKRandomFeatures(50, 2, oversample=3, grid=2), **FEW),
     "cntk-sketch": Case(CNTKSketch(49, seed=3), falls=None),
     "cntk-sketch-degree-5": Case(CNTKSketch(150, degree=5), **FEW),
 }

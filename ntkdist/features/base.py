@@ -74,6 +74,10 @@ class FeatureMap(Spec, frozen=True):
         """Bytes of what is drawn and kept in the process, at its peak."""
         return 0
 
+    def learnt_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Bytes of what `fit` learns and every process keeps; 0 where it is little."""
+        return 0
+
     def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
         """Whether `apply` takes rows that are on a GPU, and so are the features then."""
         return False
@@ -90,6 +94,11 @@ class FeatureMap(Spec, frozen=True):
     def sample_rows(self) -> int:
         """Rows of the data, drawn at random, that `fit` looks at; 0 if the map needs none."""
         return 0
+
+    @property
+    def rehearsal_rows(self) -> int:
+        """Rows to time `fit` with: each of those beyond them costs what mapping it does."""
+        return self.sample_rows
 
     @property
     def piece_rows(self) -> int:
@@ -323,7 +332,7 @@ def _digest(features: AnyMap) -> str:
 def _cast(value: Any, dtype: np.dtype[Any]) -> Any:
     if isinstance(value, dict):
         return {k: _cast(v, dtype) for k, v in value.items()}
-    return value.astype(dtype) if value.dtype.kind == "f" else value
+    return value.astype(dtype, copy=False) if value.dtype.kind == "f" else value
 
 
 def flat(x: NDArray[Any]) -> NDArray[Any]:

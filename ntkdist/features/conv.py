@@ -8,16 +8,19 @@ The recursion is that of the kernel, Π ← κ₀·(window sum of Π) + Γ, with
 the window itself, a sum is a concatenation, and multiplying by κ₀ is flipping signs at random.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from ntkdist import devices
+from ntkdist import backend, devices
 from ntkdist.errors import DataError, SpecError
-from ntkdist.features.base import Arrays, FeatureMap, FittedMap, Params
+from ntkdist.features.base import PIECE_BYTES, Arrays, FeatureMap, FittedMap, Params
 from ntkdist.features.conv_layers import (
     COLUMNS,
     WHITENING_SIDE,
@@ -32,11 +35,14 @@ from ntkdist.features.conv_layers import (
     whitening_filter,
     windows,
 )
+from ntkdist.features.span import span
 from ntkdist.kernels.conv import CNTK
 
 F8 = NDArray[np.float64]
 LINEAR = ("linear", "tangent")  # what is drawn, or learnt, for the linear parts of F and of S
 SAMPLE_ROWS = 256  # images that whitening and compression are learnt from: some 10⁵ windows
+IMAGES = 4  # drawn at a time, at least: with fewer, reading the filters takes as long as multiplying by them
+ROWS = 256  # that are projected at a time: fewer, and reading the projection takes longer than multiplying by it
 
 
 class CNTKRandomFeatures(FeatureMap, frozen=True):
@@ -70,6 +76,11 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
     whiten : float
         Whiten the image first (ZCA), by one filter of 7 x 7 pixels learnt from the covariance of such windows, to
         whose eigenvalues this share of their mean is added; 0: do not.
+    oversample : int
+        Columns drawn for each one kept.  From 2 on, what is drawn is projected to the span of the features of
+        n_components images of the data, by the method of Nyström, so that a Gram of n_components² holds more of them.
+        Worth it where the Gram costs more than drawing, and where the data has far more rows than columns; takes
+        8 · oversample bytes times n_components² to learn, and half of that in every process.
     compress : int
         Principal directions of F, and as many of S, kept between layers, learnt from a sample; 0: keep all.  The last
         layer's linear parts keep as many of the cells' mean windows, whose pixels are nearly those of one pixel.
@@ -87,6 +98,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
     width: Annotated[int, Meta(ge=0)] = 0
     whiten: Annotated[float, Meta(ge=0)] = 0.0
     compress: Annotated[int, Meta(ge=0)] = 0
+    oversample: Annotated[int, Meta(ge=1, le=8)] = 1
     seed: Annotated[int, Meta(ge=0)] = 0
 
     def validate(self) -> None:
@@ -101,7 +113,20 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
 
     @property
     def sample_rows(self) -> int:
-        return SAMPLE_ROWS if self.whiten or self.compress else 0
+        return max(SAMPLE_ROWS * bool(self.whiten or self.compress), self.n_components * (self.oversample > 1))
+
+    @property
+    def rehearsal_rows(self) -> int:
+        return min(self.sample_rows, SAMPLE_ROWS)
+
+    @property
+    def piece_rows(self) -> int:
+        return ROWS if self.oversample > 1 else IMAGES
+
+    @property
+    def drawn(self) -> int:
+        """Columns before the projection."""
+        return self.n_components * self.oversample
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
         """`CNTK` of images as they are: a map that whitens has this kernel of the whitened images."""
@@ -124,7 +149,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
 
     def _layers(self, channels: int) -> list[Layer]:
         """The sizes of each layer: a function of the spec and of the channels of an image."""
-        cell, found = self.n_components // self.grid**2, []
+        cell, found = self.drawn // self.grid**2, []
         hidden = self.width or min(max(8, cell // 4), 256)
         f, s, q2 = channels, 0, self.filter_size**2
         for h in range(self.depth):
@@ -146,6 +171,17 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         return self._exact().sizes(*input_shape[:2])
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        drawn, size = self._drawn_row_bytes(input_shape, dtype), np.dtype(dtype).itemsize
+        if self.oversample == 1:
+            return drawn
+        few = min(_few(drawn), ROWS)  # whose features wait beside those of all
+        return size * (2 * self.drawn + self.n_components) + -(-few * drawn // ROWS)
+
+    def gpu_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        wide = msgspec.structs.replace(self, n_components=self.drawn, oversample=1)
+        return super(CNTKRandomFeatures, wide).gpu_row_bytes(input_shape, dtype)
+
+    def _drawn_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         size, (height, width, channels) = np.dtype(dtype).itemsize, input_shape
         layers, sizes, q = self._layers(channels), self._maps(input_shape), self.filter_size
         map_before, most = height * width * channels, 0
@@ -158,7 +194,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
             padded = (h + q) * (w + q) * (layer.d + layer.dv) // q**2
             most = max(most, 2 * map_before + padded + seen + block + 3 * after)
             map_before = after
-        return size * (most + 3 * self.n_components + (height * width * channels if self.whiten else 0))
+        return size * (most + 3 * self.drawn + (height * width * channels if self.whiten else 0))
 
     def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
         return True
@@ -166,8 +202,13 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         shapes = [shape for layer in self._layers(input_shape[2]) for shape in layer.shapes().values()]
         kept = sum(d * k for _, d, k in shapes)
-        widest = max(d * (2 * max(d, k) + 6 * d) for _, d, k in shapes)
-        return (8 + np.dtype(dtype).itemsize) * kept + 8 * widest + 2**18
+        # Directions are made in blocks of d, each by a factorisation; then all are cast.
+        made = max(d * d * -(-k // d) - d * k + max(d * k, 9 * d * d) for _, d, k in shapes)
+        return max((8 + np.dtype(dtype).itemsize) * kept, 8 * (kept + made)) + 2**18
+
+    def learnt_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        single = np.dtype(dtype) == np.float32  # else it is kept in both
+        return (4 if single else 12) * self.drawn * self.n_components * (self.oversample > 1)
 
     # Drawing and fitting.
 
@@ -176,12 +217,23 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         return {f"layer{h}": layer.draw(h, self.seed) for h, layer in enumerate(self._layers(input_shape[2]))}
 
     def fit(self, sample: NDArray[Any]) -> FittedMap:
-        """The whitening filter, then the principal directions of each layer's features in the pixels of the sample."""
+        """Filter and compression learnt from the first 256 images, the projection from the first n_components."""
         if not self.sample_rows:
             return super().fit(sample)
+        arrays: Arrays = {}
+        if self.whiten or self.compress:
+            with backend.one_thread():
+                arrays = self._filters(np.asarray(sample[:SAMPLE_ROWS], np.float64))
+        if self.oversample > 1:
+            wide = FittedMap(msgspec.structs.replace(self, n_components=self.drawn, oversample=1), arrays)
+            psi = wide(np.asarray(sample[: self.n_components], np.float32))
+            arrays = arrays | {"span": span(psi, self.n_components)}
+        return FittedMap(self, arrays)
+
+    def _filters(self, sample: F8) -> Arrays:
+        """The whitening filter, then the principal directions of each layer's features in the pixels of the sample."""
         params: Params = self.draw(sample.shape[1:])
         arrays: Arrays = {}
-        sample = np.asarray(sample, np.float64)
         if self.whiten:
             arrays["whiten"] = whitening_filter(_mirrored(sample) if self.flips else sample, self.whiten)
             sample = whitened(sample, arrays["whiten"])
@@ -189,12 +241,12 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
             maps = [{"F": image[None]} for image in sample]
             *layers, last = self._layers(sample.shape[3])
             for h, layer in enumerate(layers):
-                maps = [self._layer(params, h, layer, each) for each in maps]
+                maps = _of_each(maps, functools.partial(self._layer, params, h, layer))
                 for name in [name for name in maps[0] if maps[0][name].shape[3] > self.compress]:
                     arrays[f"{name}{h}"] = principal([each[name] for each in maps], self.compress)
                     maps = [each | {name: each[name] @ arrays[f"{name}{h}"]} for each in maps]
             arrays |= self._linear(last, maps)
-        return FittedMap(self, arrays)
+        return arrays
 
     def _linear(self, last: Layer, maps: list[Params]) -> Arrays:
         """Principal directions of the cells' mean windows, for the linear parts of the last layer."""
@@ -213,6 +265,16 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
     # Applying.
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
+        if "span" not in params:
+            return self._drawn(params, x)
+        xp, few = devices.of(x), len(x) or 1
+        if xp is np:
+            few = _few(self._drawn_row_bytes(x.shape[1:], x.dtype))
+        drawn = [self._drawn(params, x[start : start + few]) for start in range(0, len(x) or 1, few)]
+        return xp.concatenate(drawn) @ params["span"]
+
+    def _drawn(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
+        """φ before the projection."""
         if "whiten" in params:
             x = whitened(x, params["whiten"])
         out = self._features(params, x)
@@ -227,7 +289,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         for h, layer in enumerate(self._layers(x.shape[3])):
             maps = self._layer(params, h, layer, maps)
             maps = {name: m @ params[f"{name}{h}"] if f"{name}{h}" in params else m for name, m in maps.items()}
-        out = xp.zeros((len(x), self.n_components), x.dtype)
+        out = xp.zeros((len(x), self.drawn), x.dtype)
         cells = xp.concatenate(list(maps.values()), axis=3)[:, 0]
         used = out[:, : cells.shape[1] * cells.shape[2]]
         xp.multiply(cells.reshape(used.shape), 1 / (self.filter_size**self.depth * self.grid), out=used)
@@ -257,3 +319,19 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
 def _mirrored(x: NDArray[Any]) -> NDArray[Any]:
     """Images and, after them, their mirror images."""
     return np.concatenate([x, np.asarray(x)[:, :, ::-1]])
+
+
+def _few(row_bytes: int) -> int:
+    """Images that are drawn at a time."""
+    return max(IMAGES, PIECE_BYTES // row_bytes)
+
+
+def _of_each(maps: list[Params], call: Callable[[Params], Params]) -> list[Params]:
+    """Of every image, on all threads."""
+    made: list[Params] = [{}] * len(maps)
+
+    def put(at: int) -> None:
+        made[at] = call(maps[at])
+
+    backend.each(put, range(len(maps)))
+    return made
