@@ -21,6 +21,7 @@ from ntkdist.uncertainty import Factor
 
 F8 = NDArray[np.float64]
 BLOCK_BYTES = 64 * 2**20
+PIECES = 8  # that a block has, at least, so that all threads have some
 ROUNDING = 1e-5  # of what was there: as much may be missing where all is subtracted
 
 
@@ -131,7 +132,7 @@ class RidgeModel:
             row_bytes = self.features.sparse_row_bytes(shape, self.dtype, -(-x.nnz // max(n, 1)))
         else:
             row_bytes = self.features.row_bytes(shape, self.dtype)
-        rows = max(self.features.piece_rows, BLOCK_BYTES // row_bytes)
+        rows = max(PIECES * self.features.piece_rows, BLOCK_BYTES // row_bytes)
         for i in range(0, n, rows):
             yield slice(i, i + rows), self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
 
