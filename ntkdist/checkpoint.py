@@ -218,6 +218,8 @@ def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, Any
         made = Equations([], features, pre, p.dtype, p.scored)
         _keep(place, "prepared", lambda url: store.save(made, url))
         empty = store.load(_kept(place, "prepared"))
+        if empty.features == made.features:
+            empty = replace(empty, features=made.features)  # which may be large: one of two
     of = digest(
         *(sums_digest(p.job), p.folds, p.block_rows, p.dtype, p.skip),
         *(empty.features.digest(), empty.preprocessing.digest()),

@@ -31,6 +31,7 @@ PAUSES = (0.1, 0.4)  # seconds until something that could not be read is read ag
 MIN_PARTITIONS = 20
 MAX_PARTITION_BYTES = 128 * 2**20
 MAX_CHUNK_BYTES = 8 * 2**20
+AT_ONCE = 4  # partitions that are encoded together
 WRITER = "written_by"  # attribute of a group that is not complete
 DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError)  # what Zarr raises on unexpected metadata
 READ_ERRORS = (*DAMAGED, OSError, RuntimeError, zarr.errors.BaseZarrError)
@@ -173,11 +174,11 @@ def write_rows(url: str, name: str, start: int, values: NDArray[Any]) -> None:
 
 
 def write_whole(url: str, name: str, values: NDArray[Any]) -> None:
-    """Create an array of a few partitions and write it at once."""
+    """Create an array of a few partitions and write it, some at a time: all at once would take as much memory again."""
     n = partition_rows(max(len(values), 1), values.shape[1:], values.dtype, at_least=1)
     create_array(url, name, values.shape, values.dtype, n)
-    if values.size:
-        write_rows(url, name, 0, values)
+    for start in range(0, len(values) if values.size else 0, AT_ONCE * n):
+        write_rows(url, name, start, values[start : start + AT_ONCE * n])
 
 
 def partition_rows(

@@ -325,7 +325,7 @@ def _digest(features: AnyMap) -> str:
     name = hashlib.sha256(encode(features.spec).encode())
     for key, array in sorted(features.arrays.items()):
         name.update(f"{key} {array.dtype.str} {array.shape}".encode())
-        name.update(np.ascontiguousarray(array).tobytes())
+        name.update(np.ascontiguousarray(array).data)
     return name.hexdigest()[:16]
 
 
