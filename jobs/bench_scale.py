@@ -63,7 +63,7 @@ def rows_(rows: str, components: int) -> None:
 
 @main.command()
 @click.option("--pairs", default=5)
-@click.option("--rows", default=60_000)
+@click.option("--rows", default=200_000)
 @click.option("--components", default=2048)
 def workers(pairs: int, rows: int, components: int) -> None:
     """What a second worker gains, beside what a second process of bare syrk does."""

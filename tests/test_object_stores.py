@@ -277,8 +277,6 @@ class KillServer:
 def test_a_server_killed_and_started_again(
     server: Server, place: str, tmp_path: Path, two_workers_of_bucket: Any
 ) -> None:
-    if server.url.startswith("gs"):
-        pytest.skip("not yet seen through to its end with this server")
     here, there = both(place, tmp_path)
     straight, kill = nd.fit(here), KillServer(server, 3)
     result = nd.fit(there, out=f"{place}/run", client=two_workers_of_bucket, watch=kill)
