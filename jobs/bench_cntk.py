@@ -28,6 +28,7 @@ Make = Callable[[int, int], Callable[[Any], Any]]
 MAPS: dict[str, tuple[Make, tuple[int, ...]]] = {  # name: (columns, seed) -> map, and columns to try
     "plain CNTKSketch": (lambda m, s: PlainCNTK(m, DEPTH, FILTER, seed=s), (256, 512, 1024, 2048)),
     "CNTKSketch": (lambda m, s: nd.CNTKSketch(m, DEPTH, FILTER, seed=s), (256, 512, 1024, 2048)),
+    "CNTKRandomFeatures": (lambda m, s: nd.CNTKRandomFeatures(m, DEPTH, FILTER, seed=s), (256, 512, 1024, 2048)),
 }
 
 

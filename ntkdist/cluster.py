@@ -17,7 +17,7 @@ from distributed.utils import get_ip
 
 from ntkdist import backend, devices, preflight
 from ntkdist.clusters import Address, AnyCluster, Cuda, Local
-from ntkdist.launch import client_at, client_of
+from ntkdist.launch import WORKERS_SECONDS, client_at, client_of, wait_for_workers
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ def resources(client: Client | None, warm: Callable[[], object] = int, gpus: boo
     Raises
     ------
     ClusterError
-        If a GPU is there but does not compute.
+        If a GPU is there but does not compute, or there are no workers and none comes.
     """
     if client is None:
         pool = local_scheduler() == "threads"
@@ -139,6 +139,7 @@ def resources(client: Client | None, warm: Callable[[], object] = int, gpus: boo
         shares = _shared({"": devices.gpu()} if gpus else {}, {"": ("", at_once)})
         process = _resident(warm)
         return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, process, process, shares)
+    wait_for_workers(client, 1, WORKERS_SECONDS, "The cluster", "see why its workers end")  # a nanny starts another
     seen = client.run(devices.gpu) if gpus else {}  # first: CUDA takes memory of a process, too
     machines = client.run(preflight.machine)
     workers = client.scheduler_info(n_workers=-1)["workers"]

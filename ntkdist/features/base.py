@@ -332,7 +332,8 @@ def _digest(features: AnyMap) -> str:
 def _cast(value: Any, dtype: np.dtype[Any]) -> Any:
     if isinstance(value, dict):
         return {k: _cast(v, dtype) for k, v in value.items()}
-    return value.astype(dtype, copy=False) if value.dtype.kind == "f" else value
+    as_it_is = value.dtype.kind != "f" or (value.dtype == dtype and value.flags.c_contiguous)
+    return value if as_it_is else value.astype(dtype)
 
 
 def flat(x: NDArray[Any]) -> NDArray[Any]:
