@@ -170,6 +170,10 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
             raise DataError(f"CNTKRandomFeatures maps images (height, width, channels), got rows of {input_shape}")
         return self._exact().sizes(*input_shape[:2])
 
+    def _wide(self) -> "CNTKRandomFeatures":
+        """The map before the projection."""
+        return msgspec.structs.replace(self, n_components=self.drawn, oversample=1)
+
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         drawn, size = self._drawn_row_bytes(input_shape, dtype), np.dtype(dtype).itemsize
         if self.oversample == 1:
@@ -178,8 +182,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         return size * (2 * self.drawn + self.n_components) + -(-few * drawn // ROWS)
 
     def gpu_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        wide = msgspec.structs.replace(self, n_components=self.drawn, oversample=1)
-        return super(CNTKRandomFeatures, wide).gpu_row_bytes(input_shape, dtype)
+        return super(CNTKRandomFeatures, self._wide()).gpu_row_bytes(input_shape, dtype)
 
     def _drawn_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         size, (height, width, channels) = np.dtype(dtype).itemsize, input_shape
@@ -225,8 +228,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
             with backend.one_thread():
                 arrays = self._filters(np.asarray(sample[:SAMPLE_ROWS], np.float64))
         if self.oversample > 1:
-            wide = FittedMap(msgspec.structs.replace(self, n_components=self.drawn, oversample=1), arrays)
-            psi = wide(np.asarray(sample[: self.n_components], np.float32))
+            psi = FittedMap(self._wide(), arrays)(np.asarray(sample[: self.n_components], np.float32))
             arrays = arrays | {"span": span(psi, self.n_components)}
         return FittedMap(self, arrays)
 
