@@ -79,7 +79,8 @@ def memory(p: Plan) -> dict[str, int]:
     multiplied = size * (p.block_rows * (panel + m) + panel * m)
     several = 1 + bool(p.dataset.weight or p.job.class_weight)  # beside features, their product with root weights
     return {
-        "map": p.features.draw_bytes(p.layout.input_shape, p.dtype) * size // (8 + size),
+        "map": p.features.draw_bytes(p.layout.input_shape, p.dtype) * size // (8 + size)
+        + p.features.learnt_bytes(p.layout.input_shape, p.dtype),
         "accumulator": p.sum_bytes,
         "features": several * p.block_rows * m * size,
         "batch": max(multiplied, min(p.block_rows * row, max(devices.PIECE_BYTES, row))),

@@ -152,6 +152,7 @@ class Plan(Cut, frozen=True, tag=False):
 
     def driver_memory(self, process: int = PROCESS_BYTES) -> dict[str, int]:
         """Peak bytes of the process that selects and solves, which has ``process`` before, by part."""
+        process += self.features.learnt_bytes(self.layout.input_shape, self.dtype)
         if self.tile:
             sums = 8 * (2 * self.folds + 4) * self.m * (self.t + 1)
             return {"process": process + self.features.draw_bytes(self.layout.input_shape, self.dtype), "sums": sums}
@@ -164,7 +165,6 @@ class Plan(Cut, frozen=True, tag=False):
                 "preconditioner": 16 * s * self.m + 32 * s**2,
             }
         copies = 6 if type(self.solver).__name__ == "Eigh" else 4
-        process += self.features.learnt_bytes(self.layout.input_shape, self.dtype)
         return {"process": process, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
 
     def driver_memory_bytes(self, process: int = PROCESS_BYTES) -> int:
