@@ -64,11 +64,11 @@ def directions(d: int, m: int, seed: int, layer: int, role: int) -> F8:
 
     Blocks of ``d`` columns are orthogonal (Haar: QR of a normal matrix, made unique by diag(R) > 0),
     blocks are independent of each other, and block ``b`` has its own stream, so that fewer columns are
-    a prefix of more (Yu et al., "Orthogonal Random Features", NeurIPS 2016).
+    a prefix of more, to rounding (Yu et al., "Orthogonal Random Features", NeurIPS 2016).
     """
-    blocks = -(-m // d)
-    out = np.empty((d, blocks * d))
-    for b in range(blocks):
-        q, r = np.linalg.qr(normals((d, d), seed, layer, role, b))
-        out[:, b * d : (b + 1) * d] = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
-    return np.ascontiguousarray(out[:, :m])
+    out = np.empty((d, m))
+    for b, start in enumerate(range(0, m, d)):
+        block = out[:, start : start + d]  # of the last, only what is kept is factored
+        q, r = np.linalg.qr(normals((d, d), seed, layer, role, b)[:, : block.shape[1]])
+        block[:] = q * np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    return out

@@ -205,8 +205,8 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         shapes = [shape for layer in self._layers(input_shape[2]) for shape in layer.shapes().values()]
         kept = sum(d * k for _, d, k in shapes)
-        # Directions are made in blocks of d, each by a factorisation; then all are cast.
-        made = max(d * d * -(-k // d) - d * k + max(d * k, 9 * d * d) for _, d, k in shapes)
+        # Directions are made in blocks of d, each by a factorisation of d² normals; then all are cast.
+        made = max(max(d * k, 3 * d * d, d * d + 8 * d * min(d, k)) for _, d, k in shapes)
         return max((8 + np.dtype(dtype).itemsize) * kept, 8 * (kept + made)) + 2**18
 
     def learnt_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
