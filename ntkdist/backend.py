@@ -7,6 +7,7 @@ Legend: z (b, m) a block of rows; G (m, m) its running Gram, of which only the l
 """
 
 import ctypes
+import functools
 import math
 import os
 import resource
@@ -24,7 +25,7 @@ import numpy as np
 import scipy.linalg  # noqa: F401  loads SciPy's BLAS now, so that limits reach it too
 from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk, ssyrk
-from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_info
 
 from ntkdist import devices
 
@@ -42,7 +43,7 @@ def use_threads(count: int) -> None:
     """Give the tasks of this process ``count`` threads and BLAS one; a cheap no-op when that is so already."""
     global _threads, _pool
     if _threads != count:
-        threadpool_limits(1)
+        _libraries().limit(limits=1)
         _keep_heap()
         _pool = ThreadPoolExecutor(count, "ntkdist") if count > 1 else None
         _threads = count
@@ -69,7 +70,7 @@ def _keep_heap() -> None:
 def own_threads() -> Iterator[None]:
     """Give the caller's process back the BLAS threads it had, once a run inside it is over."""
     global _threads, _pool
-    libraries = ThreadpoolController().lib_controllers  # NumPy's and SciPy's have one name
+    libraries = _libraries().lib_controllers  # NumPy's and SciPy's have one name
     before = [library.num_threads for library in libraries]
     try:
         yield
@@ -85,8 +86,19 @@ def one_thread() -> Iterator[None]:
     if _threads:
         yield  # it has one already
     else:
-        with threadpool_limits(1):
+        with _libraries().limit(limits=1):
             yield
+
+
+def _libraries() -> ThreadpoolController:
+    """Those with threads of their own that are loaded: to look for them takes 3 ms, a pass may take less."""
+    return _libraries_of(len(sys.modules))
+
+
+@functools.lru_cache(1)
+def _libraries_of(modules: int) -> ThreadpoolController:
+    """While no other module is imported, no other library is loaded."""
+    return ThreadpoolController()
 
 
 def each(call: Callable[[T], object], pieces: Iterable[T]) -> None:
@@ -194,7 +206,7 @@ def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2)
     syrk = dsyrk if z.dtype == np.float64 else ssyrk
     times: list[float] = []
     with own_threads():
-        threadpool_limits(threads)
+        _libraries().limit(limits=threads)
         syrk(1.0, z.T, c=c, overwrite_c=1)
         end = time.perf_counter() + seconds
         while not times or time.perf_counter() < end:

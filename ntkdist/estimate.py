@@ -45,7 +45,7 @@ def cost(p: Plan, found: Resources, price: float = 0.0, client: Client | None = 
     iterative = isinstance(p.solver, PCG)
     flops = p.layout.rows * (4 * p.m * p.columns if iterative else p.m**2)
     passes, reads = (p.solver.max_iterations, 4) if isinstance(p.solver, PCG) else (1 + p.reads * p.panels,) * 2
-    each = _seconds(p, found, rates)
+    each, memory = _seconds(p, found, rates), p.memory(*found.shape) | _remembered(p, found)
     seconds = sum(each.values())
     return {
         "rows": p.layout.rows,
@@ -64,13 +64,21 @@ def cost(p: Plan, found: Resources, price: float = 0.0, client: Client | None = 
         "seconds_of": each,
         "seconds_with": {name: sum(parts.values()) for name, parts in other.items()},
         **({"price": price * found.workers * seconds / 3600} if price else {}),
-        "worker_memory_bytes": p.memory(*found.shape),
-        "projected_memory_bytes": p.projected_memory_bytes(*found.shape),
+        "worker_memory_bytes": memory,
+        "projected_memory_bytes": sum(memory.values()),
         "driver_memory_bytes": p.driver_memory_bytes(found.driver_process_bytes),
         "worker_limit_bytes": found.memory_bytes,
         "device": p.device,
         **({} if p.device == "cpu" else {"gpu_memory_bytes": gpu_plan.memory(p)}),
     }
+
+
+def _remembered(p: Plan, found: Resources) -> dict[str, int]:
+    """Mapped rows that a worker keeps between products, as far as they fit it."""
+    if not isinstance(p.solver, PCG):
+        return {}
+    room = cache_bytes(p, p.solver, found, found.workers == 1)
+    return {"remembered rows": min(room, -(-p.layout.rows // found.workers) * row_bytes(p.m, p.t, p.dtype))}
 
 
 def _network_bytes(p: Plan, workers: int) -> int:
@@ -110,8 +118,8 @@ def _seconds_of_products(p: Plan, solver: PCG, found: Resources, rates: Rates) -
     """As many as `PCG.expected`, of rows that are mapped once, or each time where workers cannot remember them."""
     rows, slots = p.layout.rows, min(found.workers * found.tasks_at_once, p.shards)
     passes, _ = solver.expected(p.penalties)
-    room = found.workers * cache_bytes(p, solver, found, found.workers == 1)
-    anew = max(0.0, 1 - room / (rows * row_bytes(p.m, p.t, p.dtype)))
+    kept = found.workers * sum(_remembered(p, found).values())
+    anew = max(0.0, 1 - kept / (rows * row_bytes(p.m, p.t, p.dtype)))
     s = min(solver.sample_rows, rows)
     # The process that solves multiplies the rows of the preconditioner in float64.
     near = 2 * (passes * s * rates.multiplied + (32 * s**3 + 8 * s**2 * p.m) / rates.syrk)
@@ -129,10 +137,10 @@ def _seconds_of_tiles(p: Plan, workers: int, rates: Rates) -> dict[str, float]:
     sets, solves = p.sets, _solves(p)
     tasks = sets * (each - 1) + solves * calls + (solves - 1) * n * (n + 1) // 2
     return {
-        "equations": p.folds * (2 * each + p.panels + n) * rates.task,
+        "equations": p.folds * (2 * each + p.panels + n) * rates.task / 2,
         "solve": solves * rates.solved * spread
         + sets * p.folds / 2 * rates.shard / workers
-        + tasks * rates.task
+        + tasks * rates.task / 2
         + _network_bytes(p, workers) * rates.moved,
     }
 

@@ -182,16 +182,8 @@ class ProductsOf(OfFeatures):
         return np.zeros((len(self.v) + 1, self.v.shape[1]))
 
     def update(self, total: F8, rows: Rows) -> F8:
-        z, columns = rows.x, np.flatnonzero(self.left_out != self.folds.of(rows))
-        u = _centred_products(z, self.v[:, columns], self.shift[columns])
-        if rows.weight is not None:
-            u *= rows.weight[:, None].astype(u.dtype)
-
-        def add(i: int) -> None:
-            total[i : min(i + backend.TILE, len(self.v)), columns] += z[:, i : i + backend.TILE].T @ u
-
-        backend.each(add, range(0, len(self.v), backend.TILE))
-        total[-1, columns] += u.sum(axis=0, dtype=np.float64)
+        columns = np.flatnonzero(self.left_out != self.folds.of(rows))
+        add_products(total, rows.x, rows.weight, self.v[:, columns], self.shift[columns], columns)
         return total
 
 
@@ -215,6 +207,19 @@ class LossesOf(OfFeatures):
         error -= rows.y[:, self.target[columns]]
         total[columns] += np.einsum("i,ij,ij->j", np.ones(rows.n) if rows.weight is None else rows.weight, error, error)
         return total
+
+
+def add_products(total: F8, z: Any, weight: F8 | None, v: NDArray[Any], shift: F8, columns: I8) -> None:
+    """Add Σ w [z 1]ᵀ(zv − shift) of a block to some columns of a total, tile by tile of features."""
+    u = _centred_products(z, v, shift)
+    if weight is not None:
+        u *= weight[:, None].astype(u.dtype)
+
+    def add(i: int) -> None:
+        total[i : min(i + backend.TILE, len(v)), columns] += z[:, i : i + backend.TILE].T @ u
+
+    backend.each(add, range(0, len(v), backend.TILE))
+    total[-1, columns] += u.sum(axis=0, dtype=np.float64)
 
 
 def _centred_products(z: NDArray[Any], v: NDArray[Any], shift: F8) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from ntkdist.errors import DataError
 from ntkdist.features import AnyMap
 from ntkdist.plan import Plan
 from ntkdist.preprocess import MomentsOf
+from ntkdist.products import add_products
 from ntkdist.select import cross_validate
 from ntkdist.shards import Shard, Source, run_shard
 from ntkdist.solvers import PCG, Cholesky, Eigh
@@ -141,12 +142,11 @@ def _solved(p: Plan) -> float:
 
 
 def _multiplied(p: Plan, solver: PCG) -> float:
-    """On one thread, for all."""
-    backend.use_threads(1)
+    backend.use_threads(p.threads)
     passes, mean = solver.expected(p.penalties)
     n, left = min(p.block_rows, ADDED), max(1, round(p.sets * p.penalties * p.t * mean / passes))
-    z, v = np.ones((n, p.m), p.dtype), np.ones((p.m, left), p.dtype)
-    return _seconds(lambda: z.T @ (z @ v)) / n / p.threads
+    z, v, total = np.ones((n, p.m), p.dtype), np.ones((p.m, left), p.dtype), np.zeros((p.m + 1, left))
+    return _seconds(lambda: add_products(total, z, None, v, np.zeros(left), np.arange(left))) / n
 
 
 def _solved_in_tiles(p: Plan) -> float:
