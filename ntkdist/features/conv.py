@@ -187,17 +187,20 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
     def _drawn_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         size, (height, width, channels) = np.dtype(dtype).itemsize, input_shape
         layers, sizes, q = self._layers(channels), self._maps(input_shape), self.filter_size
-        map_before, most = height * width * channels, 0
+        given, most = height * width * channels, 0
         if self.whiten:
-            most = height * width * WHITENING_SIDE**2 * channels + 3 * map_before
-        for layer, (h, w), (h2, w2) in zip(layers, sizes[:-1], [*sizes[1:-1], (self.grid, self.grid)], strict=True):
-            after = (h2 + q) * (w2 + q) * (layer.made + layer.made_s)
-            seen = h * w * (layer.d + layer.dv)
-            block = h * w * (3 * min(COLUMNS, max(layer.m, layer.ms)) + 2)
-            padded = (h + q) * (w + q) * (layer.d + layer.dv) // q**2
-            most = max(most, 2 * map_before + padded + seen + block + 3 * after)
-            map_before = after
-        return size * (most + 3 * self.drawn + (height * width * channels if self.whiten else 0))
+            most = height * width * WHITENING_SIDE**2 * channels + 3 * given
+        maps = given  # F and S, as the layer finds them
+        for h, (layer, before, after) in enumerate(
+            zip(layers, sizes[:-1], [*sizes[1:-1], (self.grid, self.grid)], strict=True)
+        ):
+            of_s = layer.dv - (layer.d if h or self.ends else 0) if layer.dv else 0  # columns of v beyond those of u
+            padded = math.prod(n + q for n in before) * max(layer.d, of_s) // q**2
+            pixels, pooled = math.prod(before), math.prod(after)
+            seen = maps + pixels * (layer.d + of_s)
+            most = max(most, seen + padded, seen + layer.values(pixels, pooled))
+            maps = pooled * (layer.made + layer.made_s)
+        return size * (most + 3 * self.drawn + (given if self.whiten else 0))
 
     def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
         return True

@@ -82,6 +82,21 @@ class Layer(NamedTuple):
                 arrays[name] *= math.sqrt(d / (2 * k))
         return arrays
 
+    def values(self, pixels: int, pooled: int) -> int:
+        """Numbers that exist at the peak of `covariance` and then `tangent`, for an image, beside the windows.
+
+        Mean windows, where they are not the windows themselves; parts; then a block and the one before, or all parts
+        beside themselves while the last block waits.
+        """
+        shrinks = pooled < pixels
+        made, made_s = pooled * self.made, pooled * self.made_s
+        (block, earlier), (block_s, earlier_s) = (
+            (pixels * min(COLUMNS, n), pixels * min(COLUMNS, max(n - COLUMNS, 0))) for n in (self.m, self.ms)
+        )
+        covariance = pixels + shrinks * pooled * self.d + made + max(block + earlier, made + shrinks * block)
+        tangent = (1 + shrinks) * pooled * self.dv + made_s + max(2 * block_s + earlier_s, made_s + shrinks * block_s)
+        return max(covariance, (made + tangent) * bool(made_s))
+
     def covariance(self, w: Params, u: NDArray[Any], average: Average) -> NDArray[Any]:
         """[c r/√2; u/√2; (|√d u·w| − c r)/√(2m)], averaged: κ₁ times the norms."""
         xp = devices.of(u)
