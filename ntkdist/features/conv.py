@@ -22,7 +22,6 @@ from ntkdist import backend, devices
 from ntkdist.errors import DataError, SpecError
 from ntkdist.features.base import PIECE_BYTES, Arrays, FeatureMap, FittedMap, Params
 from ntkdist.features.conv_layers import (
-    COLUMNS,
     WHITENING_SIDE,
     Average,
     Layer,
