@@ -140,13 +140,34 @@ def gpus() -> tuple[str, ...]:
     return tuple(line.split(":", 1)[1].strip() for text in said for line in text.splitlines() if "Model" in line)
 
 
-def free_memory_bytes() -> int | None:
-    """What the machine has to give without swapping; None where it does not say."""
+def free_memory_bytes(root: str = "/") -> int | None:
+    """What the machine has to give without swapping, or this process's control group (version 2), if that is less.
+
+    None where neither says.
+    """
+    available = _number(root, "proc/meminfo", "MemAvailable:")
+    found = [] if available is None else [available * 1024]
+    own = (_word(root, "proc/self/cgroup", "0::") or "").strip("/")
+    for group in {"sys/fs/cgroup", f"sys/fs/cgroup/{own}".rstrip("/")}:
+        limit = _number(root, f"{group}/memory.max")
+        if limit is not None:
+            used = _number(root, f"{group}/memory.current") or 0
+            files = _number(root, f"{group}/memory.stat", "inactive_file") or 0  # which give way
+            found.append(max(0, limit - used + files))
+    return min(found, default=None)
+
+
+def _number(root: str, file: str, name: str = "") -> int | None:
+    word = _word(root, file, name)
+    return int(word) if word and word.isdigit() else None
+
+
+def _word(root: str, file: str, name: str = "") -> str | None:
+    """What follows a name in a file of the system, in the first line that begins with it."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        (line,) = [line for line in lines if line.startswith("MemAvailable")]
-        return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
+        lines = Path(root, file).read_text().splitlines()
+        return next(line.removeprefix(name).split()[0] for line in lines if line.startswith(name))
+    except (OSError, StopIteration, IndexError):
         return None
 
 

@@ -151,7 +151,10 @@ class Plan(Cut, frozen=True, tag=False):
         return sum(self.memory(workers, tasks_at_once, process).values())
 
     def driver_memory(self, process: int = PROCESS_BYTES) -> dict[str, int]:
-        """Peak bytes of the process that selects and solves, which has ``process`` before, by part."""
+        """Bytes that the process which selects and solves needs at its peak, and has ``process`` of before, by part.
+
+        Where half of the free memory holds more, more penalties are solved at once than one.
+        """
         process += self.features.learnt_bytes(self.layout.input_shape, self.dtype)
         if self.tile:
             sums = 8 * (2 * self.folds + 4) * self.m * (self.t + 1)
