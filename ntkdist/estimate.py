@@ -161,7 +161,6 @@ def _penalties(p: Plan) -> int:
 
 def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
     """The same for a reader of 80 columns."""
-    parts = ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in cost["worker_memory_bytes"].items())
     by = f" by '{p.dataset.dealt}'" if p.dataset.dealt else " of consecutive rows" if p.job.plan.contiguous else ""
     speed, here = f"{cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker", ""
     if isinstance(p.solver, PCG):
@@ -169,9 +168,7 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         mean = p.solver.expected(p.penalties)[1]
         took = f"about {cost['seconds']:.0f} s with solver PCG, if a penalty takes {mean} iterations in the mean"
         read = f"{cost['bytes_read'] / GB:.2f} GB in four passes, then what workers do not remember, every iteration"
-        here = ", ".join(
-            f"{name} {nbytes / GB:.2f}" for name, nbytes in p.driver_memory(found.driver_process_bytes).items()
-        )
+        here = _in_gb(p.driver_memory(found.driver_process_bytes))
     else:
         operations = f"{cost['gram_flops']:.2e} in the Gram, {speed}"
         phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in cost["seconds_of"].items())
@@ -191,7 +188,12 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         **({"others": f"{others}, which fit too"} if others else {}),
         **({"price": f"{cost['price']:,.2f}"} if "price" in cost else {}),
         "worker": f"{cost['projected_memory_bytes'] / GB:.2f} GB of {cost['worker_limit_bytes'] / GB:.2f}",
-        "": f"({parts})",
+        "": f"({_in_gb(cost['worker_memory_bytes'])})",
         "driver": f"{cost['driver_memory_bytes'] / GB:.2f} GB{here and f' ({here})'}",
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+
+
+def _in_gb(parts: dict[str, int]) -> str:
+    """Those that two places show."""
+    return ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in parts.items() if nbytes / GB >= 0.005)
