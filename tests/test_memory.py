@@ -1,42 +1,44 @@
-"""What the system says of memory, in files as Linux has them."""
+"""The memory of a worker: what was projected, and the same for ten times the rows."""
 
-from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from ntkdist import backend
-
-GROUP = "sys/fs/cgroup/kubepods/pod"
+import ntkdist as nd
 
 
-def system(root: Path, files: dict[str, str]) -> str:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return str(root)
+def peak_and_projection(store: str, m: int, **table: Any) -> tuple[int, int]:
+    """Of the one worker process of a cluster of its own."""
+    plan = nd.PlanTable(**table)
+    job = nd.Job(nd.Dataset(store), nd.NTKRandomFeatures(m), alphas=(1.0,), plan=plan, cluster=nd.Local(workers=1))
+    run = nd.fit(job).report["run"]
+    (peak,) = run["peak_memory_bytes"].values()
+    return peak, sum(run["projected_memory_bytes"].values())
 
 
-MACHINE = {"proc/meminfo": "MemTotal: 900 kB\nMemAvailable: 800 kB\n", "proc/self/cgroup": "1:cpu:/\n0::/kubepods/pod"}
-LIMITED = {"memory.max": "500000\n", "memory.current": "300000\n", "memory.stat": "anon 9\ninactive_file 40000\n"}
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_memory_does_not_grow_with_rows(make_dataset: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((600_000, 8), dtype=np.float32)
+    peaks = []
+    for rows in (60_000, 600_000):
+        peak, projected = peak_and_projection(make_dataset(x[:rows], x[:rows, 0], name=str(rows)), 512)
+        assert 0.87 * projected <= peak <= 1.1 * projected
+        peaks.append(peak)
+    assert peaks[1] <= 1.1 * peaks[0]
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(
-    ("files", "free"),
+    ("m", "table"),
     [
-        ({}, None),
-        (MACHINE, 800 * 1024),
-        (MACHINE | {f"{GROUP}/{name}": text for name, text in LIMITED.items()}, 240_000),
-        ({f"sys/fs/cgroup/{name}": text for name, text in LIMITED.items()}, 240_000),
-        (MACHINE | {f"{GROUP}/memory.max": "max\n", f"{GROUP}/memory.current": "300000\n"}, 800 * 1024),
-        (MACHINE | {f"{GROUP}/memory.max": "1000\n", f"{GROUP}/memory.current": "3000\n"}, 0),
+        (1024, {}),
+        (1024, {"block_rows": 20_000, "folds": 2, "shards": 2}),
+        pytest.param(2048, {"dtype": "float64"}, marks=pytest.mark.slow),
     ],
-    ids=["silent", "machine", "group", "container", "no limit", "over"],
 )
-def test_free_memory_is_the_least_of_what_is_said(tmp_path: Path, files: dict[str, str], free: int | None) -> None:
-    assert backend.free_memory_bytes(system(tmp_path, files)) == free
-
-
-def test_this_machine_says() -> None:
-    free = backend.free_memory_bytes()
-    assert free is not None
-    assert 2**20 < free < 2**50
+def test_the_peak_is_projected(make_dataset: Any, m: int, table: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((20_000, 16), dtype=np.float32)
+    peak, projected = peak_and_projection(make_dataset(x, x[:, 0]), m, **table)
+    assert 0.87 * projected <= peak <= 1.1 * projected
