@@ -273,8 +273,4 @@ def resident_bytes() -> int:
 
 def _status(name: str) -> int:
     """Bytes of an entry of /proc/self/status; 0 where there is none."""
-    try:
-        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
-        return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        return 0
+    return 1024 * (_number("/", "proc/self/status", f"{name}:") or 0)

@@ -1,6 +1,7 @@
 """What a plan will cost: counted from its shapes, timed on a few rows of this machine."""
 
 import functools
+import textwrap
 from typing import Any
 
 from distributed import Client
@@ -188,12 +189,11 @@ def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
         **({"others": f"{others}, which fit too"} if others else {}),
         **({"price": f"{cost['price']:,.2f}"} if "price" in cost else {}),
         "worker": f"{cost['projected_memory_bytes'] / GB:.2f} GB of {cost['worker_limit_bytes'] / GB:.2f}",
-        "": f"({_in_gb(cost['worker_memory_bytes'])})",
+        "": f"\n{'':<11}".join(textwrap.wrap(f"({_in_gb(cost['worker_memory_bytes'])})", 69)),
         "driver": f"{cost['driver_memory_bytes'] / GB:.2f} GB{here and f' ({here})'}",
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
 
 
 def _in_gb(parts: dict[str, int]) -> str:
-    """Those that two places show."""
-    return ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in parts.items() if nbytes / GB >= 0.005)
+    return ", ".join(f"{name} {nbytes / GB:.2f}" for name, nbytes in parts.items())
