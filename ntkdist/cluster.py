@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import pickle
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 import dask
 from dask.delayed import delayed
 from dask.system import CPU_COUNT
-from distributed import Client, default_client
+from dask.tokenize import tokenize
+from distributed import Client, Future, default_client
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import get_ip
 
@@ -20,6 +22,7 @@ from ntkdist.clusters import Address, AnyCluster, Cuda, Local
 from ntkdist.launch import WORKERS_SECONDS, client_at, client_of, wait_for_workers
 
 T = TypeVar("T")
+EMBED_BYTES = 2**20  # of a value for many tasks; a larger one is the result of a task of its own
 
 
 class Resources(NamedTuple):
@@ -189,9 +192,29 @@ def _leave_errors_to_the_driver() -> None:
     logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
 
 
-def shared(value: T) -> Any:
-    """A value for a graph of Dask's: the result of one task, which all tasks that are given this take from it."""
+def shared(value: T, client: Client | None = None) -> Any:
+    """A value for a graph of Dask's: the result of one task, which all tasks that are given this take from it.
+
+    A large one is sent ahead where there is a client, that given or the active one, so that no graph carries it.
+    """
+    client = client or _active_client()
+    if client is not None and large(value):
+        return delayed(ahead(value, client, f"ntkdist-shared-{tokenize(value)}"))
     return delayed(functools.partial(itself, value), traverse=False, pure=True)()
+
+
+def large(value: object) -> bool:
+    """Whether a value is too large to be in each of many tasks, or in a graph."""
+    arrays: list[pickle.PickleBuffer] = []  # counted without a copy
+    rest = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
+    return len(rest) + sum(array.raw().nbytes for array in arrays) > EMBED_BYTES
+
+
+def ahead(value: T, client: Client, key: str) -> Future[T]:
+    """A value as the result of a task: of one that is lost with its worker, the task is done again."""
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):  # once a key
+        future: Future[T] = client.submit(itself, value, key=key)
+    return future
 
 
 def itself(value: T) -> T:

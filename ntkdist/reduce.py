@@ -7,7 +7,6 @@ plan gives the same bits everywhere.
 import functools
 import itertools
 import logging
-import pickle
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from distributed.protocol import register_generic
 
 from ntkdist import backend, phases
 from ntkdist.arrays import Arrays
-from ntkdist.cluster import itself, local_scheduler, shared
+from ntkdist.cluster import ahead, large, local_scheduler, shared
 from ntkdist.data import Dataset
 from ntkdist.errors import ClusterError
 from ntkdist.places import absolute
@@ -32,7 +31,6 @@ from ntkdist.sums import CrossSums, NormalEquations
 from ntkdist.tree import evenly, tree
 
 T = TypeVar("T")
-EMBED_BYTES = 2**20  # of a summand; a larger one is a task's result, that tasks take from one another
 MAP_TASKS, MAP_FAN_IN = 256, 8  # of a pass that makes one small sum
 for _sum in (Part, NormalEquations, CrossSums):  # sent as their arrays: pickled for the scheduler they would be copied
     register_generic(_sum)
@@ -162,7 +160,7 @@ def _reduce_lazy(
     """The same of rows that are Dask's to compute: a task gets them as an argument, from its first span to its last."""
     arrays = source.dataset
     assert isinstance(arrays, Arrays)
-    bare, what, add = source._replace(dataset=arrays.without_rows()), shared(summand), delayed(add_parts)
+    bare, what, add = source._replace(dataset=arrays.without_rows()), shared(summand, client), delayed(add_parts)
     leaves = []
     for shard in shards:
         start, stop = shard.spans[0][0], shard.spans[-1][1]
@@ -193,10 +191,7 @@ def _reduce_there(
     keep: Keep | None,
 ) -> list[Any]:
     run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
-    held: Any = summand
-    if len(pickle.dumps(summand)) > EMBED_BYTES:
-        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GB"}):  # once a run
-            held = client.submit(itself, summand, key=f"ntkdist-summand-{run_id}")
+    held: Any = ahead(summand, client, f"ntkdist-summand-{run_id}") if large(summand) else summand
     at_once = 2 * max(1, sum(client.nthreads().values()))
     running = as_completed(loop=client.loop)  # the default would be the default client's
     homes = sorted(client.scheduler_info(n_workers=-1)["workers"]) if isinstance(summand, Remembering) else []

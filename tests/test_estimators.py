@@ -1,5 +1,6 @@
 """The estimators are scikit-learn's: its own checks, its pipelines and searches, and equal to what they stand on."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,26 @@ def test_lazy_blocks_share_what_was_fitted_as_the_result_of_one_task(xy: tuple[F
         small, large = np.partition([len(cloudpickle.dumps(task)) for task in sent.dask.values()], -1)[[-2, -1]]
         assert small < 1000 < 4000 < large
         np.testing.assert_array_equal(two_workers.compute(result).result(), result.compute(scheduler="synchronous"))
+
+
+def test_a_large_model_goes_to_the_cluster_once_and_not_with_every_graph(two_workers: Client) -> None:
+    """No graph draws Dask's warning of large ones, which is an error here; what two predictions share is held once."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1400, 3))
+    lazy = da.from_array(x[:200], chunks=(50, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted = nd.NTKRidge(nd.Nystrom(1200), keep_factor=True).fit(da.from_array(x, chunks=(700, 3)), da.from_array(x[:, 0], chunks=700))
+        mean, std = fitted.predict(lazy, return_std=True)
+        assert isinstance(mean, da.Array)
+        held = [len(cloudpickle.dumps(dask.optimize(result)[0].dask)) for result in (mean, std)]
+        found = dask.compute(mean, std)
+        again = fitted.predict(lazy).compute()
+    assert max(held) < 30_000 < 8 * 1200**2
+    for ours, here in zip(found, fitted.predict(x[:200], return_std=True), strict=True):
+        np.testing.assert_allclose(ours, here, rtol=1e-9)
+    np.testing.assert_array_equal(again, found[0])
+    assert mean.name == fitted.predict(lazy).name
 
 
 def test_dask_rows_are_summed_where_they_are(xy: tuple[F8, F8], two_workers: Client) -> None:
