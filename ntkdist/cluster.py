@@ -199,7 +199,7 @@ def shared(value: T, client: Client | None = None) -> Any:
     """
     client = client or _active_client()
     if client is not None and large(value):
-        return delayed(ahead(value, client, f"ntkdist-shared-{tokenize(value)}"))
+        return delayed(ahead(value, client, (f"ntkdist-shared-{tokenize(value)}", 0)))
     return delayed(functools.partial(itself, value), traverse=False, pure=True)()
 
 
@@ -210,7 +210,7 @@ def large(value: object) -> bool:
     return len(rest) + sum(array.raw().nbytes for array in arrays) > EMBED_BYTES
 
 
-def ahead(value: T, client: Client, key: str) -> Future[T]:
+def ahead(value: T, client: Client, key: tuple[str, int]) -> Future[T]:
     """A value as the result of a task: of one that is lost with its worker, the task is done again."""
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):  # once a key
         future: Future[T] = client.submit(itself, value, key=key)

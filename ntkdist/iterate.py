@@ -70,7 +70,7 @@ def fit_by_products(
             cv, alphas = path.choose(p.job.alpha_per_target)
         ended = time.perf_counter()
     finally:
-        on_each_worker(client, products.forget)
+        remembered = on_each_worker(client, products.forget)
     model = _model(path, cv, alphas, pre, features, p.dtype)
     seconds = {
         "prepare": ready - start,
@@ -85,7 +85,7 @@ def fit_by_products(
         "sample_rows": near.s,
         "largest_residual": max(path.residual.values()),
         "unconverged": path.unconverged(),
-        "remembered_bytes": min(passes.mapped.limit, passes.tally.rows * passes.mapped.row_bytes),
+        "remembered_bytes": max(remembered, default=0),  # of any worker
     }
     weights = [fold.weight for fold in sums]
     if cv is not None:

@@ -190,13 +190,13 @@ def _reduce_there(
     progress: Progress,
     keep: Keep | None,
 ) -> list[Any]:
-    run_id = uuid.uuid4().hex[:8]  # keys of one run never meet those of another
-    held: Any = ahead(summand, client, f"ntkdist-summand-{run_id}") if large(summand) else summand
+    # Keys of one pass never meet those of another, nor are they of one task group, which is in the first one's span.
+    pass_id, additions = uuid.uuid4().hex[:8], itertools.count()
+    held: Any = ahead(summand, client, (f"ntkdist-summand-{pass_id}", 0)) if large(summand) else summand
     at_once = 2 * max(1, sum(client.nthreads().values()))
     running = as_completed(loop=client.loop)  # the default would be the default client's
     homes = sorted(client.scheduler_info(n_workers=-1)["workers"]) if isinstance(summand, Remembering) else []
-    rows: dict[str, int] = {}
-    additions = itertools.count()
+    rows: dict[tuple[str, int], int] = {}
 
     def finish_one() -> None:
         future = next(running)
@@ -208,7 +208,7 @@ def _reduce_there(
         for i in group:
             if running.count() >= at_once:  # never more sums in flight than the workers can use
                 finish_one()
-            key = f"ntkdist-shard-{run_id}-{i}"
+            key = f"ntkdist-shard-{pass_id}", i
             rows[key] = shards[i].rows
             home = {"workers": homes[i % len(homes)], "allow_other_workers": True} if homes else {}
             # What is bound here is not searched for futures, which would take longer than all else of a submission.
@@ -218,7 +218,7 @@ def _reduce_there(
             yield future
 
     def add(parts: list[Future[Any]]) -> Future[Any]:
-        return client.submit(add_parts, parts, key=f"ntkdist-add-{run_id}-{next(additions)}", priority=10)
+        return client.submit(add_parts, parts, key=(f"ntkdist-add-{pass_id}", next(additions)), priority=10)
 
     with _said_in_a_sentence(client):
         totals = [tree(leaves(group), fan_in, add) for group in _groups(shards)]
@@ -234,7 +234,7 @@ def _said_in_a_sentence(client: Client) -> Iterator[None]:
         yield
     except KilledWorker as error:
         raise ClusterError(
-            f"Task {error.task} was tried on several workers and each died ({error.last_worker} last); "
+            f"Task {_written(error.task)} was tried on several workers and each died ({error.last_worker} last); "
             "look at their logs, give them more memory, or lower block_rows"
         ) from error
     except Exception as error:
@@ -245,6 +245,11 @@ def _said_in_a_sentence(client: Client) -> Iterator[None]:
             f"The connection to the Dask scheduler was lost ({type(error).__name__}); see that it runs and run again: "
             "what a checkpoint holds is not done anew"
         ) from error
+
+
+def _written(key: Any) -> str:
+    """A task's key as others write it."""
+    return "-".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
 @contextmanager

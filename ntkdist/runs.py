@@ -132,7 +132,7 @@ class Passed(NamedTuple):
 
     @property
     def remembered(self) -> dict[str, int]:
-        """What workers may keep beyond what the plan projects."""
+        """The most that a worker kept beyond what the plan projects."""
         return {"remembered rows": self.products["remembered_bytes"]} if self.products else {}
 
 

@@ -7,8 +7,10 @@ Legend: as in `ntkdist.sums.tiles`; S a training set, all folds but one or all o
 """
 
 import functools
+import itertools
 import operator
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,6 +100,7 @@ class Home:
     def __init__(self, client: Client | None, threads: int, last: int) -> None:
         self.client, self.threads, self.last = client, threads, last
         self.workers = sorted(client.scheduler_info(n_workers=-1)["workers"]) if client is not None else []
+        self.id, self.calls = uuid.uuid4().hex[:8], itertools.count()
 
     def __call__(self, place: Place, function: Any, *args: Any) -> Any:
         """The function's value, or a future of it."""
@@ -106,13 +109,18 @@ class Home:
         worker = self.workers[turn(place, self.last) % len(self.workers)]
         where = {"workers": worker, "allow_other_workers": True}
         first = int(function in (factor, divide))  # a column is factored as soon as it can be: all others wait for it
-        return self.client.submit(on_threads, self.threads, function, *args, pure=False, priority=first, **where)
+        return self.client.submit(
+            on_threads, self.threads, function, *args, key=self._key(function), priority=first, **where
+        )
 
     def beside(self, function: Any, *args: Any) -> Any:
         """The same where the arguments are, before all else."""
         if self.client is None:
             return function(*args)
-        return self.client.submit(function, *args, pure=False, priority=10)
+        return self.client.submit(function, *args, key=self._key(function), priority=10)
+
+    def _key(self, function: Any) -> tuple[str, int]:
+        return f"ntkdist-{function.__name__.strip('_')}-{self.id}", next(self.calls)
 
 
 def sum_tiles(

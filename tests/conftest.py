@@ -56,10 +56,10 @@ def table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 @pytest.fixture(scope="session")
 def two_workers() -> Any:
-    """A client of a cluster of two worker processes of one thread each."""
+    """A client of a cluster of two worker processes of one thread each, which only those use that are given it."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
     ):
         yield client
 

@@ -20,7 +20,7 @@ from ntkdist import products
 from ntkdist.data import Rows
 from ntkdist.job import sums_digest
 from ntkdist.preprocess import Preprocessing
-from ntkdist.products import Mapped
+from ntkdist.products import Mapped, row_bytes
 from ntkdist.shards import Shard
 
 
@@ -136,9 +136,12 @@ def float32_plan(store: str) -> nd.Plan:
 @pytest.mark.cluster
 def test_the_same_bits_on_two_workers(make_dataset: Any, table: Any, two_workers: Any) -> None:
     plan = float32_plan(make_dataset(*table))
-    there = nd.fit(plan, client=two_workers)
-    same_bits(nd.fit(plan), there)
+    here, there = nd.fit(plan), nd.fit(plan, client=two_workers)
+    same_bits(here, there)
     assert len(there.report["run"]["peak_memory_bytes"]) == 2
+    alone, most = (one.report["run"]["projected_memory_bytes"]["remembered rows"] for one in (here, there))
+    assert alone == plan.layout.rows * row_bytes(plan.m, plan.t, plan.dtype)
+    assert alone / 2 <= most < alone  # of the two, each has its own shards
 
 
 def test_the_same_bits_from_memory_and_mapped_anew_on_any_threads(make_dataset: Any, table: Any) -> None:

@@ -96,7 +96,7 @@ def two_workers_of_bucket(server: Server) -> Iterator[Any]:
 
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
     ):
         yield client
 

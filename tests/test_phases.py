@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_reduce import CountRows
 
 import ntkdist as nd
+from ntkdist.reduce import fetch, sums_in_place
+from ntkdist.shards import by_fold
 
 # Of Dask's own metrics, those that the README says to watch.
 SCHEDULER = (
@@ -41,14 +44,28 @@ def test_phases_are_in_the_log_and_on_the_scheduler(make_dataset, table, two_wor
     inner = ["moments", "landmarks", "equations", "solve", "curve"]
     marks = ["starts", "ended"]
     assert lines == [[run["id"], *each] for each in _nested("run", inner, marks)]
-    spans = two_workers.cluster.scheduler.extensions["spans"].spans_search_by_name
-    for phase in inner[:3]:
-        (span,) = spans[run["id"], phase]
-        while not span.done:  # the scheduler hears of the end a moment later
-            time.sleep(0.05)
-        assert any("ntkdist-shard" in group.name for group in span.groups)
+    assert all(any("ntkdist-shard" in name for name in in_span(two_workers, run, phase)) for phase in inner[:3])
     assert run["worker_rows_per_second"].keys() <= run["peak_memory_bytes"].keys()  # one may have done it all
     assert min(run["worker_rows_per_second"].values()) > 0
+
+
+def in_span(client: Any, run: dict[str, Any], phase: str) -> list[str]:
+    """The names of a phase's groups of tasks, once it is over on the scheduler."""
+    (span,) = client.cluster.scheduler.extensions["spans"].spans_search_by_name[run["id"], phase]
+    while not span.done:  # the scheduler hears of the end a moment later
+        time.sleep(0.05)
+    return [group.name for group in span.groups]
+
+
+def test_tasks_are_in_the_span_of_their_phase_while_sums_of_another_are_held(make_dataset, table, two_workers) -> None:
+    """Dask counts all tasks of a group to the span of the first."""
+    job = job_on(make_dataset(*table), solver=nd.TiledCholesky(tile=8))
+    source, shards = by_fold(nd.plan(job))
+    held = sums_in_place(source, CountRows(), shards, 8, two_workers, lambda rows: None)
+    assert sum(part.total for part in fetch(two_workers, held)) == len(table[0])
+    run = nd.fit(job, client=two_workers).report["run"]
+    for phase, tasks in (("moments", "shard"), ("equations", "shard"), ("factorisations", "factor")):
+        assert any(name.startswith(f"ntkdist-{tasks}-") for name in in_span(two_workers, run, phase))
 
 
 def _nested(outer: str, inner: list[str], marks: list[str]) -> list[list[str]]:
