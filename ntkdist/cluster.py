@@ -218,7 +218,7 @@ def ahead(value: T, client: Client, key: tuple[str, int]) -> Future[T]:
 
 
 def itself(value: T) -> T:
-    """A value as a task's result: it goes to the scheduler once, and from worker to worker from then on."""
+    """A value as a task's result, which goes from worker to worker from then on."""
     return value
 
 

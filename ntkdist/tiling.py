@@ -20,6 +20,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from ntkdist import backend, checkpoint, progress
+from ntkdist.cluster import itself
 from ntkdist.data import Rows
 from ntkdist.errors import NotPositiveDefinite
 from ntkdist.model import RidgeModel
@@ -252,11 +253,6 @@ def on_threads(threads: int, function: Any, *args: Any) -> Any:
     """A function's value, with this process's tasks set to a number of threads."""
     backend.use_threads(threads)
     return function(*args)
-
-
-def itself(tile: F8) -> F8:
-    """A tile, as a task's result that is wanted elsewhere."""
-    return tile
 
 
 def taken(part: Part, place: Place) -> F8:
