@@ -116,16 +116,24 @@ def exact(kernels: Sequence[Any]) -> Callable[[Part], Fitted]:
         found = []
         for kernel in kernels:
             search = GridSearchCV(KernelRidge(kernel="precomputed"), grid, cv=part.folds, scoring=SCORING)
-            search.fit(kernel(x[rows], x[rows]), y[rows])
+            search.fit(gram(kernel, x[rows], x[rows]), y[rows])
             found.append((search.best_score_, search.best_params_["alpha"] / inner, kernel))
         _, per_row, kernel = max(found, key=lambda one: one[0])
-        model = KernelRidge(kernel="precomputed", alpha=per_row * len(x)).fit(kernel(x, x), y)
+        model = KernelRidge(kernel="precomputed", alpha=per_row * len(x)).fit(gram(kernel, x, x), y)
         return Fitted(
-            lambda new: model.predict(kernel(scaler.transform(new), x)) + y_mean,
+            lambda new: model.predict(gram(kernel, scaler.transform(new), x)) + y_mean,
             f"{kernel}, alpha per row {per_row:.1e}",
         )
 
     return fit
+
+
+def gram(kernel: Any, a: Any, b: Any) -> Any:
+    """A kernel's matrix (len(a), len(b)), with the memory of little more than itself."""
+    out = np.empty((len(a), len(b)))
+    for i in range(0, len(a), 1000):
+        out[i : i + 1000] = kernel(a[i : i + 1000], b)
+    return out
 
 
 def searched(part: Part, make: Callable[[int], Any], grid: dict[str, Sequence[float]]) -> Fitted:
