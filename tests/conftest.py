@@ -15,12 +15,15 @@ import pytest
 import threadpoolctl
 from command_line import Command, in_process
 from distributed import Client, LocalCluster
+from hypothesis import settings
 from numpy.typing import NDArray
 
 import ntkdist as nd
 from ntkdist import cluster
 
 threadpoolctl.threadpool_limits(1)  # of a NumPy that a plugin of pytest has loaded before
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 MakeDataset = Callable[..., str]
 
 

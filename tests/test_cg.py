@@ -49,7 +49,7 @@ def same_bits(a: nd.FitResult, b: nd.FitResult) -> None:
     np.testing.assert_array_equal(a.cv.mse, b.cv.mse)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.floats(0, 6), st.integers(1, 40), st.integers(1, 6), st.integers(1, 60))
 def test_every_column_is_the_dense_solution(seed: int, decades: float, m: int, c: int, s: int) -> None:
     rng = np.random.default_rng(seed)

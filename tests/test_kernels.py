@@ -144,7 +144,7 @@ def test_many_nearly_parallel_rows() -> None:
     np.testing.assert_allclose(whole, parts, rtol=16 * EPS)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     hnp.arrays(np.float64, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=st.floats(-4, 4, width=16)),
     st.sampled_from(KERNELS),

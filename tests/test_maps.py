@@ -187,7 +187,7 @@ def test_float32_is_float64_rounded(name: str) -> None:
     assert (np.linalg.norm(features(x) - z, axis=1) <= 10 * ROUNDING[np.float32] * np.linalg.norm(z, axis=1)).all()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.data(), st.sampled_from(list(CASES)), st.sampled_from([np.float32, np.float64]))
 def test_a_row_depends_on_its_own_input_only(data: st.DataObject, name: str, dtype: type) -> None:
     """Any subset in any order, in any pieces, gives the same rows."""

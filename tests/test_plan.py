@@ -5,7 +5,7 @@ import re
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import ntkdist as nd
@@ -27,7 +27,6 @@ def plan_of(partitions: int = 30, m: int = 64, **table: object) -> nd.Plan:
     return nd.Plan(job=job, layout=layout, solver=nd.Cholesky(), **(known | table))
 
 
-@settings(deadline=None)  # machines are shared
 @given(st.integers(1, 200), st.integers(1, 12), st.integers(1, 300))
 def test_tasks_cover_every_partition_once_in_its_fold(partitions: int, folds: int, shards: int) -> None:
     folds = min(folds, partitions)

@@ -61,7 +61,7 @@ def sums(m: int, t: int = 2, rows: int = 300, weighted: bool = True) -> tuple[An
     return z, y, rng.uniform(0, 2, rows) if weighted else None
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 3), st.booleans(), st.integers(1, 5))
 def test_tiles_of_any_size_are_the_whole(m: int, tile: int, t: int, weighted: bool, panels: int) -> None:
     z, y, w = sums(m, t, weighted=weighted)
@@ -89,7 +89,7 @@ def test_tiles_of_any_size_are_the_whole(m: int, tile: int, t: int, weighted: bo
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-10)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(1, 3))
 def test_solving_by_tiles_of_any_size_is_solving(m: int, tile: int, t: int) -> None:
     e = NormalEquations.zeros(m, t).update(*sums(m, t))

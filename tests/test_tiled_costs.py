@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_plan import plan_of
 
@@ -45,7 +45,6 @@ def test_work_is_what_solving_does(n: int) -> None:
     assert work(n) == (pytest.approx(done["operations"]), pytest.approx(max(ends)), done["calls"])
 
 
-@settings(deadline=None)
 @given(st.integers(16, 60), st.integers(1, 70), st.integers(1, 3), st.integers(1, 5), st.integers(1, 9))
 def test_bytes_are_those_of_the_arrays(m: int, tile: int, classes: int, workers: int, panels: int) -> None:
     p = tiled(plan_of(m=m), tile, panels=min(panels, len(places(m, tile))))
