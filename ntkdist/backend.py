@@ -43,10 +43,21 @@ def use_threads(count: int) -> None:
     """Give the tasks of this process ``count`` threads and BLAS one; a cheap no-op when that is so already."""
     global _threads, _pool
     if _threads != count:
-        _libraries().limit(limits=1)
+        _limit_blas(1)
         _keep_heap()
         _pool = ThreadPoolExecutor(count, "ntkdist") if count > 1 else None
         _threads = count
+
+
+def _limit_blas(count: int) -> None:
+    """Give BLAS a number of threads in the whole process, whichever of its threads asks.
+
+    threadpoolctl (from 3.8) ignores all threads but the one that was first to change OpenBLAS, until that leaves a
+    limit of its own: so one is entered and left.
+    """
+    _libraries().limit(limits=count)
+    with _libraries().limit():
+        pass
 
 
 def _keep_heap() -> None:
@@ -70,14 +81,11 @@ def _keep_heap() -> None:
 def own_threads() -> Iterator[None]:
     """Give the caller's process back the BLAS threads it had, once a run inside it is over."""
     global _threads, _pool
-    libraries = _libraries().lib_controllers  # NumPy's and SciPy's have one name
-    before = [library.num_threads for library in libraries]
-    try:
-        yield
-    finally:
-        for library, count in zip(libraries, before, strict=True):
-            library.set_num_threads(count)
-        _threads, _pool = 0, None
+    with _libraries().limit():
+        try:
+            yield
+        finally:
+            _threads, _pool = 0, None
 
 
 @contextmanager
@@ -227,7 +235,7 @@ def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2)
     syrk = dsyrk if z.dtype == np.float64 else ssyrk
     times: list[float] = []
     with own_threads():
-        _libraries().limit(limits=threads)
+        _limit_blas(threads)
         syrk(1.0, z.T, c=c, overwrite_c=1)
         end = time.perf_counter() + seconds
         while not times or time.perf_counter() < end:

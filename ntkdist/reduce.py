@@ -89,6 +89,7 @@ def sums_in_place(
         return _reduce_lazy(source, summand, shards, fan_in, client, progress)
     if client is None:
         with backend.own_threads():
+            backend.use_threads(source.threads)
             return _reduce_here(source, summand, shards, fan_in, progress, keep)
     return _reduce_there(source, summand, shards, fan_in, client, progress, keep)
 
@@ -169,6 +170,7 @@ def _reduce_lazy(
     totals = [tree((leaves[i] for i in group), fan_in, add) for group in _groups(shards)]
     if client is None:
         with backend.own_threads():
+            backend.use_threads(source.threads)
             parts = list(dask.compute(*totals, scheduler=local_scheduler()))
     else:
         parts = list(client.compute(totals, sync=True))

@@ -1,5 +1,8 @@
 """The mapper: cutting rows into blocks and adding sums in a tree, whatever the partitions."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -87,6 +90,42 @@ def test_every_library_gets_its_threads_back() -> None:
         assert [library.num_threads for library in libraries] == counts
     finally:
         libraries[0].set_num_threads(1)
+
+
+@pytest.mark.parametrize("calm", [True, False], ids=["alone", "within a limit of the caller's"])
+def test_blas_gets_one_thread_whichever_thread_asks(calm: bool) -> None:
+    """In a process of its own, in which no other library has changed BLAS before."""
+    code = """
+import sys, threading
+from contextlib import nullcontext
+import scipy.linalg
+from threadpoolctl import ThreadpoolController, threadpool_limits
+from ntkdist import backend
+
+libraries = ThreadpoolController().select(user_api="blas")
+counts = lambda: {library.num_threads for library in libraries.lib_controllers}
+seen = []
+
+def task():
+    backend.use_threads(1)
+    seen.append(counts())
+
+with nullcontext() if sys.argv[1] == "True" else threadpool_limits(2):
+    for _ in range(3):
+        with backend.own_threads():
+            if sys.argv[1] != "True":
+                backend.use_threads(1)
+            another = threading.Thread(target=task)
+            another.start()
+            another.join()
+        seen.append(counts())
+        with backend.own_threads():
+            task()
+print(seen == 3 * [{1}, {2}, {1}])
+"""
+    environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "2")
+    done = subprocess.run([sys.executable, "-c", code, str(calm)], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 @pytest.mark.parametrize("block_rows", [0, 1, 7, 50, 1000])
