@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import uuid
 import warnings
@@ -148,13 +149,42 @@ def _gateway(table: Gateway) -> Any:
     address = {"address": table.address} if table.address else {}
     if table.name:
         return dask_gateway.GatewayCluster.from_name(table.name, **address)
-    cluster = dask_gateway.GatewayCluster(shutdown_on_close=True, **address)
-    try:
-        cluster.scale(table.workers)  # which a limit of the gateway may refuse
-    except BaseException:
-        cluster.close()
-        raise
+
+    class Asked(dask_gateway.Gateway):  # type: ignore[misc]
+        def __del__(self) -> None:
+            """It is closed by then: the parent's would do so again, and complain of it."""
+
+    name = ""
+    with Asked(**address) as gateway:
+        try:
+            with _signals_wait():
+                name = gateway.submit()
+            cluster = dask_gateway.GatewayCluster.from_name(name, **address)
+            cluster.scale(table.workers)  # which a limit of the gateway may refuse
+        except BaseException:
+            if name:
+                gateway.stop_cluster(name)
+            raise
+    cluster.shutdown_on_close = True
     return cluster
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM wait for the end of the block, so that what it starts is known to who has to end it."""
+    if threading.current_thread() is not threading.main_thread():  # no other gets them
+        yield
+        return
+    came: list[int] = []
+    held = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(each, lambda number, _: came.append(number)) for each in held]
+    try:
+        yield
+    finally:
+        for each, handler in zip(held, before, strict=True):
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextmanager

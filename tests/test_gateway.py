@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -97,6 +98,35 @@ def test_the_cluster_ends_with_a_run_that_is_stopped(gateway: dict[str, str], jo
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=200)
     assert process.returncode == 130
+    wait_for_no_clusters(gateway)
+
+
+def test_a_stop_while_a_cluster_is_asked_for_leaves_none(gateway: dict[str, str], job: str) -> None:
+    """Ctrl-C before the gateway has said which cluster it starts."""
+    code = """
+import os, signal, sys
+import dask_gateway
+from ntkdist.cli import main
+
+submit = dask_gateway.Gateway.submit
+
+def stopped(self, *args, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    print(name := submit(self, *args, **options), flush=True)
+    return name
+
+dask_gateway.Gateway.submit = stopped
+main(sys.argv[1:])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "fit", job, "--out", "run"],
+        env=os.environ | gateway,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 130
+    assert done.stdout.strip()  # there was one
     wait_for_no_clusters(gateway)
 
 
