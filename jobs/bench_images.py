@@ -1,4 +1,4 @@
-"""Test accuracy of image jobs, and of changes to the first of them one at a time, as a table in Markdown.
+"""Test accuracy of image jobs, and of changes to the first of them one at a time.
 
     python jobs/images.py cifar10.npz train.npz test.npz
     python jobs/bench_images.py train.npz test.npz jobs/cifar10.toml jobs/pixels.toml            # all of the images
@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 import numpy as np
+from tables import markdown, result, save
 
 import ntkdist as nd
 from ntkdist.backend import peak_memory_bytes
@@ -35,6 +36,7 @@ from ntkdist.spec import decode, read_toml
 @click.option("--rows", default=0, help="Training images, 0: all.")
 @click.option("--test-rows", default=0)
 @click.option("--seeds", default=1)
+@click.option("--out", default="")
 def main(
     train: str,
     test: str,
@@ -44,20 +46,29 @@ def main(
     rows: int,
     test_rows: int,
     seeds: int,
+    out: str,
 ) -> None:
     same = tomllib.loads(base)
     named = [(Path(path).stem, path, same) for path in jobs]
     named += [(change, jobs[0], same | tomllib.loads(change)) for change in changes]
     with tempfile.TemporaryDirectory() as place:
         stores = [store(train, rows, f"{place}/train"), store(test, test_rows, f"{place}/test")]
-        print("| features | m | accuracy, % | processor seconds | seconds |\n|---|---|---|---|---|")
+        found: list[dict[str, Any]] = []
+        notes = [f"{count(stores[0]):,} images, {count(stores[1]):,} to test on", f"seeds 0 to {seeds - 1} of the maps"]
         for name, path, change in named:
-            found = np.array([measured(job(path, change, seed, stores[0]), stores[1]) for seed in range(seeds)])
-            m = job(path, change, 0, stores[0]).features.n_components
-            (accuracy, *seconds), spread = found.mean(0), found[:, 0].std(ddof=1) if seeds > 1 else 0.0
-            shown = f"{accuracy:.2f}" + (f" ± {spread:.2f}" if seeds > 1 else "")
-            print(f"| {name} | {m:,} | {shown} | " + " | ".join(f"{s:,.0f}" for s in seconds) + " |", flush=True)
-    print(f"\nPeak memory of this process: {peak_memory_bytes() / 1e9:.1f} GB")
+            each = np.array([measured(job(path, change, seed, stores[0]), stores[1]) for seed in range(seeds)])
+            row: dict[str, Any] = {"features": name, "m": job(path, change, 0, stores[0]).features.n_components}
+            row |= dict(zip(("accuracy, %", "processor seconds", "seconds"), each.T.tolist(), strict=True))
+            found.append(row | {"peak GB so far": round(peak_memory_bytes() / 1e9, 1)})
+            print(found[-1], flush=True)
+            if out:
+                save(out, result(Path(train).stem, found, notes))
+        print(markdown(result(Path(train).stem, found, notes)))
+
+
+def count(dataset: str) -> int:
+    """Its rows."""
+    return nd.Dataset(dataset).layout().rows
 
 
 def store(source: str, rows: int, place: str) -> str:
