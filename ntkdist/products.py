@@ -72,7 +72,7 @@ _memory = Memory()
 
 
 def forget() -> int:
-    """Free what this process keeps; the bytes that it were."""
+    """Free what this process keeps, and say how many bytes that was."""
     with _memory.lock:
         kept = sum(_memory.sizes.values())
         _memory.clear()
