@@ -135,6 +135,14 @@ def _reduce_here(
     progress: Progress,
     keep: Keep | None,
 ) -> list[Part]:
+    if local_scheduler() == "synchronous":  # in their order, not Dask's, which breaks ties by random keys
+
+        def part(i: int) -> Part:
+            done = run_shard(source, summand, shards[i], keep)
+            progress(shards[i].rows)
+            return done
+
+        return [tree((part(i) for i in group), fan_in, add_parts) for group in _groups(shards)]
     # Arguments that are bound here are not searched for tasks, which would take longer than a small shard does.
     run = delayed(functools.partial(run_shard, source, summand, keep=keep), traverse=False)
     add = delayed(add_parts)

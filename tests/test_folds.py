@@ -122,9 +122,7 @@ def test_rows_that_are_dropped_are_counted_once(make_dataset: Any, table: Any) -
     x = table[0].copy()
     x[[3, 4, 500], 0] = np.nan
     store = make_dataset(x, table[1], groups=GROUPS)
-    # Whichever task is first: Dask orders tasks of one rank by their keys, of which some are random.
-    said = r"NaN or Inf in (2 of the rows 0–\d+, first in row 3|1 of the rows 4\d+–5\d+, first in row 500)"
-    with pytest.raises(nd.DataError, match=said):
+    with pytest.raises(nd.DataError, match=r"NaN or Inf in 2 of the rows 0–\d+, first in row 3"):
         nd.fit(job_on(store, groups="groups"))
     result = nd.fit(job_on(store, groups="groups", nan="drop"))
     assert (result.report["data"]["rows"], result.report["data"]["dropped_rows"]) == (897, 3)
