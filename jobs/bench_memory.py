@@ -21,7 +21,7 @@ import ntkdist as nd
 @click.option("--rows", multiple=True, type=int, default=(300_000, 3_000_000))
 @click.option("--workers", default=1)
 def main(source: str, m: int, rows: tuple[int, ...], workers: int) -> None:
-    peaks = []
+    peaks, above = [], []
     with np.load(source) as f, tempfile.TemporaryDirectory() as place:
         order = np.random.default_rng(0).permutation(len(f["x"]))
         x, y = f["x"], f["y"]
@@ -33,6 +33,7 @@ def main(source: str, m: int, rows: tuple[int, ...], workers: int) -> None:
             run = nd.fit(job).report["run"]
             peak, projected = max(run["peak_memory_bytes"].values()), sum(run["projected_memory_bytes"].values())
             peaks.append(peak)
+            above += [n] if peak > projected else []
             found = {
                 "rows": n,
                 "peak_mb": peak / 1e6,
@@ -42,6 +43,7 @@ def main(source: str, m: int, rows: tuple[int, ...], workers: int) -> None:
             found |= {"rows_per_second": run["rows_per_second"], "seconds": run["seconds"]["equations"]}
             print(json.dumps({k: round(v, 3) for k, v in found.items()}), flush=True)
     print(json.dumps({"largest_to_smallest": round(max(peaks) / min(peaks), 3)}))
+    assert not above, f"the peak is above the projection for {above} rows"
 
 
 if __name__ == "__main__":
