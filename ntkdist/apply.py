@@ -1,17 +1,20 @@
-"""Using a model or a map: evaluate, predict, featurize.  Each is one pass of the mapper; writers sum only rows."""
+"""Using a model or a map: evaluate, predict, featurize.  Each is a pass of the mapper; writers sum digests."""
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
 from distributed import Client
+from numpy.typing import NDArray
 
-from ntkdist import data, groups
+from ntkdist import data, groups, order
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Dataset, Rows
 from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
+from ntkdist.groups import Content
 from ntkdist.model import RidgeModel
 from ntkdist.prepare import learnt, scaling
 from ntkdist.preprocess import Matching, Preprocess, Preprocessing
@@ -21,6 +24,7 @@ from ntkdist.shards import Source
 from ntkdist.sums import Metrics
 
 PREDICTIONS = "ntkdist.predictions"
+Fields = tuple[tuple[str, str, tuple[int, ...]], ...]  # name, type and shape of each
 
 
 def evaluate(
@@ -67,11 +71,15 @@ def predict(
     scheduler: str = "",
     watch: Watch | None = None,
 ) -> None:
-    """Write predictions for every row of a dataset to a new Zarr group, shard by shard.
+    """Write predictions for every row of a dataset to a new Zarr group, shard by shard, in the order of the source.
 
     Arrays: ``prediction`` in target units, or class codes with their names in the attribute ``classes`` and the scores
     in ``score``; ``std`` of numbers, if the model has its factor (see `RidgeModel.std`); ``row``, ``groups`` and
-    ``holdout`` as far as the dataset has them.  A row with a NaN is an error: every row gets its prediction.
+    ``holdout`` as far as the dataset has them.  A row with a NaN, or one that cannot be read, is an error whatever the
+    dataset says of them: every row gets its prediction.
+
+    The attribute ``order`` is "source": entry i is that of row i of what was converted, or "dataset" where the dataset
+    has no array ``row`` that says so, or one that is not a permutation of its rows.
 
     Raises
     ------
@@ -80,23 +88,16 @@ def predict(
     """
     dataset = msgspec.structs.replace(_dataset(dataset), nan="error")
     layout = dataset.layout(labelled=False)
-    matching = model.preprocessing.match(layout, dataset.store)
-    t = len(model.intercept)
-    copied = {k: v for k, v in dataset.others().items() if k in ("row", "groups", "holdout")}
-    arrays = {name: (shape[1:], kind) for name, (shape, kind) in copied.items()}
-    if model.classes:
-        arrays |= {"prediction": ((), "uint16"), "score": ((t,), "float64")}
-    else:
-        for name in ("prediction", *(["std"] if model.factor else [])):
-            arrays[name] = ((t,) if model.preprocessing.vector_target else (), "float64")
-    attrs = {"classes": model.classes, "target_names": model.preprocessing.target_names, "source": dataset.store}
-    with connect(None, scheduler, client) as client, groups.new_group(out, PREDICTIONS, attrs) as place:
-        size = min(groups.partition_rows(layout.rows, (t,), "float64"), layout.rows_per_partition)
-        for name, (shape, dtype) in arrays.items():
-            groups.create_array(place, name, (layout.rows, *shape), dtype, size)
-        source = Source(dataset, layout, 0, resources(client).threads, labelled=False)
-        summand = WritePredictions(model, matching, source, place, tuple(copied))
-        reduce_all(source, summand, size, client, "predict", watch)
+    pre = model.preprocessing
+    matching = pre.match(layout, dataset.store)
+    attrs: dict[str, Any] = {"classes": model.classes, "target_names": pre.target_names, "source": dataset.store}
+    with connect(None, scheduler, client) as client:
+        source = Source(dataset.absolute(), layout, 0, resources(client).threads, labelled=False)
+        table = Predictions(model, matching, source, _beside(dataset))
+        with groups.new_group(out, PREDICTIONS, attrs) as place:
+            lies = order.order_of(source, client, watch)
+            attrs["order"] = "dataset" if lies == "dataset" else "source"
+            attrs["content"] = order.write(table, source, place, lies == "shuffled", client, watch).to_dict()
 
 
 def featurize(
@@ -111,6 +112,8 @@ def featurize(
     watch: Watch | None = None,
 ) -> None:
     """Write the features of every row to a new dataset, shard by shard, with its targets and all else it has.
+
+    A row with a NaN, or one that cannot be read, is an error whatever the dataset says of them.
 
     Parameters
     ----------
@@ -130,7 +133,7 @@ def featurize(
         "source": {"name": dataset.store, "fingerprint": layout.fingerprint, "features": msgspec.to_builtins(features)},
     }
     with connect(None, scheduler, client) as client, groups.new_group(out, data.FORMAT, attrs) as place:
-        source = Source(dataset, layout, max(1024, m), resources(client).threads)
+        source = Source(dataset.absolute(), layout, max(1024, m), resources(client).threads)
         preprocess = preprocess or Preprocess()
         pre = scaling(preprocess, source, client, watch)
         ready = learnt(features, preprocess, source, pre, client, watch)
@@ -140,7 +143,7 @@ def featurize(
             groups.create_array(place, name, shape, kind, size)
         source = source._replace(block_rows=0)
         summand = WriteFeatures(ready, pre, dtype, source, place, tuple(others))
-        reduce_all(source, summand, size, client, "featurize", watch)
+        attrs["content"] = reduce_all(source, summand, size, client, "featurize", watch).total.to_dict()
 
 
 def _dataset(dataset: Dataset | str) -> Dataset:
@@ -173,37 +176,42 @@ class MetricsOf:
 
 
 @dataclass(frozen=True)
-class WritePredictions:
-    """Predictions written in place; the sum is the number of rows."""
+class Predictions:
+    """Predictions of rows, and what their dataset has beside them: a `Table`."""
 
     model: RidgeModel
     matching: Matching
     source: Source
-    place: str
-    copied: tuple[str, ...]
+    copied: Fields
 
-    def zero(self) -> int:
-        return 0
-
-    def update(self, total: int, rows: Rows) -> int:
-        model = self.model
-        scores = model.scores(self.matching(rows).x)
-        stop = rows.start + len(scores)
+    @property
+    def record(self) -> np.dtype[Any]:
+        model, t = self.model, len(self.model.intercept)
         if model.classes:
-            groups.write_rows(self.place, "score", rows.start, scores)
-            groups.write_rows(self.place, "prediction", rows.start, scores.argmax(axis=1).astype(np.uint16))
-        else:
-            values = scores if model.preprocessing.vector_target else scores[:, 0]
-            groups.write_rows(self.place, "prediction", rows.start, values)
-            if model.factor:
-                groups.write_rows(self.place, "std", rows.start, model.std(self.matching(rows).x))
-        _copy(self.source, self.place, self.copied, rows.start, stop)
-        return total + len(scores)
+            return np.dtype([*self.copied, ("prediction", "u2", ()), ("score", "f8", (t,))])
+        names, shape = ("prediction", "std") if model.factor else ("prediction",), (t,)
+        return np.dtype(
+            [*self.copied, *((name, "f8", shape if model.preprocessing.vector_target else ()) for name in names)]
+        )
+
+    def __call__(self, rows: Rows) -> NDArray[Any]:
+        model, x = self.model, self.matching(rows).x
+        found = np.empty(rows.n, self.record)
+        for name, _, _ in self.copied:
+            found[name] = order.column(self.source, name, rows.start, rows.start + rows.n)
+        scores = model.scores(x)
+        if model.classes:
+            found["score"], found["prediction"] = scores, scores.argmax(axis=1)
+            return found
+        found["prediction"] = scores if model.preprocessing.vector_target else scores[:, 0]
+        if model.factor:
+            found["std"] = model.std(x)
+        return found
 
 
 @dataclass(frozen=True)
 class WriteFeatures:
-    """Features written in place, other arrays copied; the sum is the number of rows."""
+    """Features written in place, other arrays copied; the sum is the content."""
 
     features: AnyMap
     preprocessing: Preprocessing
@@ -212,17 +220,20 @@ class WriteFeatures:
     place: str
     copied: tuple[str, ...]
 
-    def zero(self) -> int:
-        return 0
+    def zero(self) -> Content:
+        return Content()
 
-    def update(self, total: int, rows: Rows) -> int:
-        stop = rows.start + rows.n
-        groups.write_rows(self.place, "x", rows.start, self.features(self.preprocessing.inputs(rows.x, self.dtype)))
-        _copy(self.source, self.place, self.copied, rows.start, stop)
-        return total + rows.n
+    def update(self, total: Content, rows: Rows) -> Content:
+        x = self.features(self.preprocessing.inputs(rows.x, self.dtype))
+        total += groups.write_content(self.place, "x", rows.start, x)
+        for name in self.copied:
+            total += groups.write_content(
+                self.place, name, rows.start, order.column(self.source, name, rows.start, rows.start + rows.n)
+            )
+        return total
 
 
-def _copy(source: Source, place: str, names: tuple[str, ...], start: int, stop: int) -> None:
-    assert isinstance(source.dataset, Dataset)
-    for name in names:
-        groups.write_rows(place, name, start, source.dataset.column(source.layout, name, start, stop))
+def _beside(dataset: Dataset) -> Fields:
+    """The arrays of a dataset that go with its predictions."""
+    others = dataset.others().items()
+    return tuple((k, kind, shape[1:]) for k, (shape, kind) in others if k in ("row", "groups", "holdout"))

@@ -25,7 +25,7 @@ from scipy.sparse import csr_array
 from ntkdist import data, draws, groups, places, sparse
 from ntkdist.data import Dataset, Layout
 from ntkdist.errors import DataError, SpecError, StoreError
-from ntkdist.groups import new_group, refuse_existing
+from ntkdist.groups import Content, new_group, refuse_existing
 from ntkdist.sources import Source, SparseSource, Wanted, open_arrays, open_sparse
 from ntkdist.tables import open_table
 from ntkdist.versions import installed
@@ -204,21 +204,22 @@ def _shuffled(
 def _write_dense(dest: str, source: Source, wanted: int | None, seed: int | None, scratch: Path) -> None:
     """Shuffle rows by way of buckets, and write them partition by partition."""
     buckets = _fill_buckets(source, seed, scratch)
-    with new_group(dest, data.FORMAT, _attributes(source, seed)) as url:
-        _write(url, source, wanted, _shuffled(buckets, _record(source), seed))
+    attrs = _attributes(source, seed)
+    with new_group(dest, data.FORMAT, attrs) as url:
+        attrs["content"] = _write(url, source, wanted, _shuffled(buckets, _record(source), seed)).to_dict()
 
 
 def _write(
     url: str, source: Source, wanted: int | None, shuffled: Iterator[tuple[NDArray[Any], NDArray[np.int64]]]
-) -> None:
-    """Cut the shuffled rows into partitions, each written once."""
+) -> Content:
+    """Cut the shuffled rows into partitions, each written once, and digest them."""
     dtype, shape = source.fields["x"]
     size = groups.partition_rows(source.rows, shape, dtype, wanted)
     fields = {**source.fields, "row": (np.dtype(np.int64), ())}
     for name, (dtype, shape) in fields.items():
         groups.create_array(url, name, (source.rows, *shape), dtype, size)
     part = {k: np.empty((min(size, source.rows), *shape), dtype) for k, (dtype, shape) in fields.items()}
-    start = filled = 0
+    start, filled, content = 0, 0, Content()
     for rows, order in shuffled:
         at = 0
         while at < len(order):
@@ -228,8 +229,9 @@ def _write(
             at, filled = at + len(take), filled + len(take)
             if filled == size or start + filled == source.rows:
                 for name, values in part.items():
-                    groups.write_rows(url, name, start, values[:filled])
+                    content += groups.write_content(url, name, start, values[:filled])
                 start, filled = start + filled, 0
+    return content
 
 
 def _write_sparse(dest: str, source: SparseSource, wanted: int | None, seed: int | None) -> None:
@@ -248,8 +250,10 @@ def _write_sparse(dest: str, source: SparseSource, wanted: int | None, seed: int
         arrays = beside | {"row": np.arange(n)}
         for name, values in arrays.items():
             groups.create_array(url, name, values.shape, values.dtype, shape.rows_per_partition)
+        content = Content()
         for p, start in enumerate(edges):
             take = order[start : start + shape.rows_per_partition]
-            sparse.write(url, "x", p, csr_array(x[take]), shape, width)
+            content += sparse.write(url, "x", p, csr_array(x[take]), shape, width)
             for name, values in arrays.items():
-                groups.write_rows(url, name, int(start), values[take])
+                content += groups.write_content(url, name, int(start), values[take])
+        attrs["content"] = content.to_dict()

@@ -6,15 +6,17 @@ else has one entry a row, all cut into the same partitions.
 
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from ntkdist import draws, groups, sparse
+from ntkdist import draws, groups, places, sparse
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import Spec, digest
 
 FORMAT = "ntkdist.dataset"
+IDENTITY = ("content", "arrays", "sparse", "columns", "target_names", "classes")  # attributes that say what data are
 FOLD, GROUP = 1001, 0  # names of the random stream that deals groups to folds: a layer that no map has, and a role
 
 
@@ -46,8 +48,8 @@ class Rows(NamedTuple):
 class Layout(Spec, frozen=True):
     """What is known of a dataset without reading a row.
 
-    ``fingerprint`` names the data: it is a hash of the group's attributes, which hold the SHA-256 of the
-    source, and of the arrays' shapes, types and partitions.
+    ``fingerprint`` names the data, wherever they lie: it is a hash of the arrays' names, types, shapes, partitions and
+    contents, and of the names of columns, targets and classes.
     """
 
     rows: int
@@ -123,6 +125,10 @@ class Dataset(Spec, frozen=True):
                 "that keeps groups together does both"
             )
 
+    def absolute(self) -> "Dataset":
+        """Return the same dataset for a process with another working directory."""
+        return msgspec.structs.replace(self, store=places.absolute(self.store))
+
     @property
     def dealt(self) -> str:
         """Name of the array that says the fold of every row; empty where whole partitions are dealt to folds."""
@@ -181,7 +187,7 @@ class Dataset(Spec, frozen=True):
             rows_per_partition=size,
             input_shape=shape[1:],
             x_dtype=str(x.dtype),
-            fingerprint=digest(attrs),
+            fingerprint=_fingerprint(attrs),
             targets=y.shape[1] if has_y and y.ndim == 2 else 0,
             labelled=has_y,
             classes=tuple(attrs.get("classes", ())),
@@ -258,3 +264,11 @@ class Dataset(Spec, frozen=True):
         """Shape and type of every array beside the input."""
         arrays = groups.open_group(self.store, FORMAT).arrays()
         return {str(k): (a.shape, str(a.dtype)) for k, a in sorted(arrays) if k != self.x}
+
+
+def _fingerprint(attrs: dict[str, Any]) -> str:
+    """Name the data of a group by what its writer recorded.
+
+    Where that was before contents were recorded, all attributes stand for them, the SHA-256 of the source among them.
+    """
+    return digest({name: attrs.get(name) for name in IDENTITY} if "content" in attrs else attrs)

@@ -6,6 +6,7 @@ missing, short or damaged cannot be mistaken for data.
 """
 
 import functools
+import hashlib
 import math
 import os
 import random
@@ -13,7 +14,9 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,6 +38,34 @@ AT_ONCE = 4  # partitions that are encoded together
 WRITER = "written_by"  # attribute of a group that is not complete
 DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError)  # what Zarr raises on unexpected metadata
 READ_ERRORS = (*DAMAGED, OSError, RuntimeError, zarr.errors.BaseZarrError)
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Content:
+    """Digests of what was written into the arrays of a group, by name: a value with ``+``.
+
+    A digest is the sum, modulo 2^128, of the SHA-256 of all pieces (name, first row, type, shape and bytes of each), so
+    it is the same in whatever order, and by whatever processes, the same pieces were written.
+    """
+
+    sums: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, start: int, values: NDArray[Any]) -> "Content":
+        """Digest one piece of an array, its rows from ``start`` on."""
+        values = np.ascontiguousarray(values)
+        found = hashlib.sha256(f"{name} {start} {values.dtype.str} {values.shape} ".encode())
+        found.update(values.reshape(-1).view(np.uint8).data)
+        return cls({name: int.from_bytes(found.digest()[:DIGEST_BYTES])})
+
+    def __add__(self, other: "Content") -> "Content":
+        names, modulus = self.sums.keys() | other.sums.keys(), 1 << 8 * DIGEST_BYTES
+        return Content({n: (self.sums.get(n, 0) + other.sums.get(n, 0)) % modulus for n in sorted(names)})
+
+    def to_dict(self) -> dict[str, str]:
+        """The digests in hexadecimal digits, as a group records them."""
+        return {name: f"{found:0{2 * DIGEST_BYTES}x}" for name, found in self.sums.items()}
 
 
 def open_group(url: str, *kinds: str) -> zarr.Group:
@@ -93,8 +124,9 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
     """A group that appears whole or not at all.
 
     Yields the URL to write arrays into, by any process, with `create_array` and `write_rows`.  When the block ends
-    the group is marked complete; on a file system it is written under another name and moved to ``url`` then, as a
-    bucket has no renaming.  When the block fails everything is removed.
+    the group gets its attributes, ``attrs`` as they are by then, and is marked complete; on a file system it is written
+    under another name and moved to ``url`` then, as a bucket has no renaming.  When the block fails everything is
+    removed.
 
     Raises
     ------
@@ -105,19 +137,17 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
     place, writer = _while_written(url), uuid.uuid4().hex
     places.remove(place)
     try:
-        begun = {"kind": kind, "version": 1, **attrs, WRITER: writer}
         with places.writing(url):
             store = places.open_store(place)
-            zarr.open_group(store, mode="w-", zarr_format=3, attributes=begun)
+            zarr.open_group(store, mode="w-", zarr_format=3, attributes={"kind": kind, WRITER: writer})
         yield place
         with places.writing(url):
             group = zarr.open_group(store, mode="r+", zarr_format=3)
             if group.attrs.get(WRITER) != writer:
                 raise StoreError(f"{url} was begun by another process meanwhile; choose another destination")
             members = sorted(group.members(max_depth=None))
-            del begun[WRITER]
-            begun["arrays"] = {name: describe(array) for name, array in members if isinstance(array, zarr.Array)}
-            group.attrs.put({**begun, "complete": True})
+            arrays = {name: describe(array) for name, array in members if isinstance(array, zarr.Array)}
+            group.attrs.put({"kind": kind, "version": 1, **attrs, "arrays": arrays, "complete": True})
             if place != url:
                 os.replace(place, places.local_path(url))
     except BaseException:
@@ -135,13 +165,21 @@ def _while_written(url: str) -> str:
 
 
 def create_array(
-    url: str, name: str, shape: tuple[int, ...], dtype: Any, rows_per_partition: int, row_chunks: int = 1
+    url: str,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: Any,
+    rows_per_partition: int,
+    row_chunks: int = 1,
+    chunks: int = 1,
 ) -> None:
-    """An empty array in the group at ``url``, sharded by partition, every chunk with a checksum.
+    """Create an empty array in the group at ``url``, sharded by partition, every chunk with a checksum.
 
-    ``row_chunks`` is the number of chunks that a row of a two-dimensional array is divided into.
+    ``row_chunks`` is the number of chunks that a row of a two-dimensional array is divided into.  A partition is
+    divided into ``chunks``, or the next smaller number that divides its rows, and more where they would be large.
     """
-    k = chunks_per_partition(rows_per_partition, shape[1:], dtype)
+    asked = max(k for k in range(1, min(chunks, rows_per_partition) + 1) if rows_per_partition % k == 0)
+    k = max(asked, chunks_per_partition(rows_per_partition, shape[1:], dtype))
     inner = (shape[1] // row_chunks,) if row_chunks > 1 else shape[1:]
     with places.writing(url):
         zarr.open_group(places.open_store(url), mode="r+", zarr_format=3).create_array(
@@ -171,6 +209,14 @@ def write_rows(url: str, name: str, start: int, values: NDArray[Any]) -> None:
         if start % size or (stop % size and stop != array.shape[0]):
             raise ValueError(f"rows {start}–{stop - 1} are not whole shards of {size} rows")
         array[start:stop] = values
+
+
+def write_content(url: str, name: str, start: int, values: NDArray[Any]) -> Content:
+    """Write whole shards as `write_rows` does, of values that have the type of the array, and digest them meanwhile."""
+    with ThreadPoolExecutor(1) as beside:
+        content = beside.submit(Content.of, name, start, values)
+        write_rows(url, name, start, values)
+        return content.result()
 
 
 def write_whole(url: str, name: str, values: NDArray[Any]) -> None:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import dask
-import msgspec
 from dask.callbacks import Callback
 from dask.delayed import delayed
 from distributed import CancelledError, Client, Future, KilledWorker, as_completed, wait
@@ -24,7 +23,6 @@ from ntkdist.arrays import Arrays
 from ntkdist.cluster import ahead, large, local_scheduler, shared
 from ntkdist.data import Dataset
 from ntkdist.errors import ClusterError
-from ntkdist.places import absolute
 from ntkdist.progress import Progress, Watch, default_watch
 from ntkdist.shards import AnySummand, Keep, Part, Remembering, Shard, Source, add_parts, run_shard
 from ntkdist.sums import CrossSums, NormalEquations
@@ -83,8 +81,7 @@ def sums_in_place(
         If workers kept dying, a task kept failing, or the scheduler is gone.
     """
     if isinstance(source.dataset, Dataset):
-        dataset = msgspec.structs.replace(source.dataset, store=absolute(source.dataset.store))
-        source = source._replace(dataset=dataset)
+        source = source._replace(dataset=source.dataset.absolute())
     elif source.dataset.lazy:
         return _reduce_lazy(source, summand, shards, fan_in, client, progress)
     if client is None:

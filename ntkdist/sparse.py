@@ -40,15 +40,16 @@ def create(url: str, name: str, shape: Shape, max_nnz: int, dtype: Any) -> int:
     return width
 
 
-def write(url: str, name: str, partition: int, x: csr_array, shape: Shape, width: int) -> None:
-    """Write one partition."""
+def write(url: str, name: str, partition: int, x: csr_array, shape: Shape, width: int) -> groups.Content:
+    """Write one partition, and digest it."""
     indptr = np.full((1, shape.rows_per_partition + 1), x.nnz, np.int64)
     indptr[0, : len(x.indptr)] = x.indptr
-    groups.write_rows(url, f"{name}/indptr", partition, indptr)
+    content = groups.write_content(url, f"{name}/indptr", partition, indptr)
     for part, values in (("indices", x.indices.astype(np.int32)), ("data", x.data)):
         padded = np.zeros((1, width), values.dtype)
         padded[0, : x.nnz] = values
-        groups.write_rows(url, f"{name}/{part}", partition, padded)
+        content += groups.write_content(url, f"{name}/{part}", partition, padded)
+    return content
 
 
 def read(url: str, name: str, shape: Shape, start: int, stop: int, fingerprint: str) -> csr_array:

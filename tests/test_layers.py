@@ -66,6 +66,7 @@ ORDER = (
     "tiling",
     "fit",
     "detach",
+    "order",
     "apply",
     "out_of_fold",
     "influence",
@@ -92,7 +93,7 @@ DOORS = {
     "distributed": {
         *("reduce", "preflight", "launch", "cluster", "phases"),
         *("prepare", "products", "iterate", "tiling", "fit", "apply", "held_out", "measure", "compare"),
-        *("detach", "out_of_fold", "influence", "report", "estimate", "rates"),
+        *("order", "detach", "out_of_fold", "influence", "report", "estimate", "rates"),
     },
     "dask_cuda": {"launch"},
     "dask_gateway": {"launch"},
