@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ntkdist import groups, places, store
 from ntkdist.errors import DataError, StoreError
 from ntkdist.features import AnyMap
-from ntkdist.job import gram_of, sums_digest
+from ntkdist.job import difference, gram_of, identity, of_sums, sums_digest
 from ntkdist.model import Equations
 from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
@@ -197,13 +197,14 @@ def _resolved(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Plan:
         theirs, kept = found["digest"], found["plan"]
     except (ValueError, LookupError, TypeError):
         raise StoreError(f"{url} is damaged; remove the checkpoint and start anew") from None
+    before: Plan = decode(kept, Plan, url)
     if theirs != name:
+        differs = difference(*(identity(of_sums(each.job), each.layout) for each in (before, p)))
         raise StoreError(
-            f"{place} is the checkpoint of another job or of other data ({theirs}, this job is {name}); "
+            f"{place} is the checkpoint of another job or of other data{differs}; "
             "choose another checkpoint, or remove it"
         )
     places.sweep(place)
-    before: Plan = decode(kept, Plan, url)
     fields = RESOLVED if gram_of(before.solver) == gram_of(p.solver) else (*RESOLVED, "solver")
     return msgspec.structs.replace(p, **{field: getattr(before, field) for field in fields})
 

@@ -99,16 +99,15 @@ def submit(job: Job, out: str, *, scheduler: str = "", client: Client | None = N
             '--scheduler, or a [cluster] of type "gateway", "kubernetes", "address" or "file"; or, on SLURM, leave out '
             "--detach and submit the command itself by sbatch"
         )
-    name = job_digest(job)
-    if runs.begin(out, name):
+    if runs.begin(out, job):
         return out
     dataset = msgspec.structs.replace(job.dataset, store=places.absolute(job.dataset.store))
     job = msgspec.structs.replace(job, dataset=dataset, cluster=None)
     with connect(table, scheduler, client, leave=True) as found:
         if found is None:
             raise ClusterError("There is no cluster to send the fit to; give --scheduler")
-        with runs.started(out, name):
-            key = f"ntkdist-driver-{name}-{uuid.uuid4().hex}"
+        with runs.started(out, job):
+            key = f"ntkdist-driver-{job_digest(job)}-{uuid.uuid4().hex}"
             if isinstance(table, Gateway) and not table.name:
                 found.register_plugin(_EndsWith(key), name=key)
             places.remove(places.join(out, CANCEL))

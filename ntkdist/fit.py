@@ -91,7 +91,7 @@ def fit(
     """
     job = what.job if isinstance(what, Plan) else what
     name = job_digest(job)
-    if out and (done := runs.begin(out, name)):
+    if out and (done := runs.begin(out, job)):
         return FitResult(*done)
     keep, page = _kept_at(job, out, resume), _seen_at(out, performance_report)
     start = time.perf_counter()
@@ -103,7 +103,7 @@ def fit(
             machine.check(p, found)
             settle = functools.partial(verified, client=client, watch=watch)
             seen = phases.performance_report(page, client)
-            with runs.started(out, name), seen, checkpoint.begun(keep, p, settle) as p:
+            with runs.started(out, job), seen, checkpoint.begun(keep, p, settle) as p:
                 p = machine.panelled(p, found)  # what a checkpoint resolved may have been meant for larger workers
                 machine.check(p, found)
                 solved, equations, passed = _passes(p, found, client, watch, keep)

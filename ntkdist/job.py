@@ -1,18 +1,19 @@
 """What a user asks for: a job, the TOML file decoded."""
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from ntkdist.clusters import AnyCluster
-from ntkdist.data import Dataset
+from ntkdist.data import Dataset, Layout
 from ntkdist.devices import Device
 from ntkdist.errors import SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.preprocess import Preprocess
 from ntkdist.solvers import PCG, AnySolver, TiledCholesky
-from ntkdist.spec import Spec, decode, digest, read_toml
+from ntkdist.spec import Spec, decode, digest, encode, read_toml
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -153,19 +154,53 @@ class Job(Spec, frozen=True, tag=False):
 
 def job_digest(job: Job) -> str:
     """A short name for a job on its data: not where it runs or is kept, and not where the data lies but what it is."""
-    same = msgspec.structs.replace(
-        job,
-        cluster=None,
-        dataset=msgspec.structs.replace(job.dataset, store=""),
-        plan=msgspec.structs.replace(job.plan, checkpoint="", threads=None),
-    )
-    return digest(same, job.dataset.layout())
+    return digest(_placeless(job), job.dataset.layout())
 
 
 def sums_digest(job: Job) -> str:
     """A short name for what a job's sums are of: the same for every penalty, and every dense solver."""
+    return job_digest(of_sums(job))
+
+
+def of_sums(job: Job) -> Job:
+    """Replace what a job's sums do not depend on."""
     same = {"alphas": (1.0,), "alphas_per_row": None, "alpha_per_target": False, "solver": gram_of(job.solver)}
-    return job_digest(msgspec.structs.replace(job, **same))
+    return msgspec.structs.replace(job, **same)
+
+
+def _placeless(job: Job) -> Job:
+    """Leave out where a job runs and is kept, and where its data lies."""
+    dataset = msgspec.structs.replace(job.dataset, store="")
+    plan = msgspec.structs.replace(job.plan, checkpoint="", threads=None)
+    return msgspec.structs.replace(job, cluster=None, dataset=dataset, plan=plan)
+
+
+def identity(job: Job, layout: Layout) -> dict[str, Any]:
+    """Describe, as the plain objects of JSON, what a job's digest is of."""
+    same = _placeless(job)
+    described: dict[str, Any] = msgspec.json.decode(encode({"job": same, "data": layout}))
+    return {"digest": digest(same, layout), **described}
+
+
+def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Say where two identities differ, to go behind "another job"; by their digests where theirs holds no more."""
+    found = list(_differing(theirs["job"], ours["job"])) if "job" in theirs else []
+    if "data" in theirs and theirs["data"] != ours["data"]:
+        found.append("the dataset has other content")
+    return f": {', '.join(found)}" if found else f" ({theirs['digest']}, this job is {ours['digest']})"
+
+
+def _differing(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:
+    """Keys whose values differ; of tables of two types, only the type."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        keys = theirs.keys() | ours.keys()
+        for key in ["type"] if theirs.get("type") != ours.get("type") else sorted(keys):
+            yield from _differing(theirs.get(key), ours.get(key), f"{path}.{key}" if path else key)
+    elif theirs != ours:
+        there, here = (
+            encode(value.get("type", value) if isinstance(value, dict) else value) for value in (theirs, ours)
+        )
+        yield f"{path} is {there} there and {here} here"
 
 
 def gram_of(solver: AnySolver | None) -> AnySolver | None:

@@ -11,7 +11,7 @@ import msgspec
 from ntkdist import backend, devices, gpu_plan, places, store
 from ntkdist.cluster import Resources
 from ntkdist.errors import StoreError
-from ntkdist.job import job_digest
+from ntkdist.job import Job, difference, identity, job_digest
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan
 from ntkdist.preprocess import Preprocessing
@@ -22,7 +22,7 @@ from ntkdist.versions import versions
 Done = tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None]
 
 
-def begin(out: str, name: str) -> Done | None:
+def begin(out: str, job: Job) -> Done | None:
     """What a complete run of the same job left, or None where one can be written.  Writes nothing.
 
     Raises
@@ -33,12 +33,11 @@ def begin(out: str, name: str) -> Done | None:
     places.check_directory(out)
     if places.empty(out):
         return None
+    ours = identity(job, job.dataset.layout())
     try:
-        found = json.loads(places.read_text(places.join(out, "job.json")) or "")["digest"]
+        _check_same(out, json.loads(places.read_text(places.join(out, "job.json")) or ""), ours)
     except (OSError, ValueError, LookupError, TypeError):
         raise StoreError(f"{out} holds something that is not a run; choose another --out or remove it") from None
-    if found != name:
-        raise StoreError(f"{out} holds another run ({found}, this job is {name}); choose another --out or remove it")
     return read(out) if places.exists(places.join(out, "report.json")) else None
 
 
@@ -60,8 +59,13 @@ def read(run: str) -> Done:
     return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
 
 
+def _check_same(out: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    if theirs["digest"] != ours["digest"]:
+        raise StoreError(f"{out} holds another run{difference(theirs, ours)}; choose another --out or remove it")
+
+
 @contextmanager
-def started(out: str, name: str) -> Iterator[None]:
+def started(out: str, job: Job) -> Iterator[None]:
     """The directory, with whose it is written down before anything runs; what fails with nothing kept leaves none.
 
     Raises
@@ -73,11 +77,10 @@ def started(out: str, name: str) -> Iterator[None]:
         yield
         return
     made, mine = not places.exists(out), places.join(out, "job.json")
+    ours = identity(job, job.dataset.layout())
     places.sweep(out)
     try:
-        found = json.loads(places.claim(mine, as_json({"digest": name})))["digest"]
-        if found != name:
-            raise StoreError(f"{out} holds another run ({found}, this is {name}); choose another --out or remove it")
+        _check_same(out, json.loads(places.claim(mine, as_json(ours))), ours)
         yield
     except BaseException:
         with suppress(StoreError):  # as where the store is what failed
@@ -155,8 +158,8 @@ def report(
         )
     if p.dataset.holdout:
         notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
-    skip, spans = p.skip or (), [p.layout.span(i) for i in p.skip or ()]
-    skipped = sum(stop - start for start, stop in spans)
+    skip = p.skip or ()
+    skipped = p.layout.rows_of(skip)
     if skip:
         notes.append(f"{skipped:,} rows of the damaged partitions {', '.join(map(str, skip))} were skipped, as asked")
     if tally.dropped:
