@@ -232,7 +232,7 @@ def solve(
 @click.argument("out")
 @scheduler_option
 def predict(model: str, dataset: str, out: str, scheduler: str) -> None:
-    """Write predictions for every row of a dataset."""
+    """Write predictions for every row of a dataset, in the order of its source."""
     nd.predict(_model(model), dataset, out, scheduler=scheduler)
     click.echo(out)
 

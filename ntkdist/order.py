@@ -24,9 +24,7 @@ from ntkdist.reduce import reduce_all
 from ntkdist.shards import Shard, Source
 
 RANGE_BYTES = 64 * 2**20
-Order = Literal[
-    "source", "dataset", "shuffled"
-]  # of rows as they lie: that of the source, one unknown, or to be sorted
+Order = Literal["source", "shuffled", "dataset"]  # as rows lie in the source, to be sorted by `row`, or not known
 Sorted = tuple[int, NDArray[np.int64]]  # first row of a span, and where in it each range begins
 
 
@@ -44,7 +42,7 @@ class Table(Protocol):
 def order_of(source: Source, client: Client | None, watch: Watch | None) -> Order:
     """Find the order of a dataset's rows by one pass over its array ``row``.
 
-    "dataset" if there is none, or it is not a permutation of the rows, as of a part of another dataset.
+    It is not known where there is none, or it is not a permutation of the rows, as of a part of another dataset.
     """
     dataset, layout = source.dataset, source.layout
     assert isinstance(dataset, Dataset)
@@ -59,7 +57,7 @@ def order_of(source: Source, client: Client | None, watch: Watch | None) -> Orde
 def write(
     table: Table, source: Source, place: str, shuffled: bool, client: Client | None, watch: Watch | None
 ) -> Content:
-    """Write the records of all rows, a field an array, by their ``row`` if they are shuffled, else as they lie."""
+    """Create an array for each field and write the records of all rows, by ``row`` if shuffled, else as they lie."""
     layout, record = source.layout, table.record
     rows, width = layout.rows, record.itemsize
     size = min(groups.partition_rows(rows, (width,), np.uint8), layout.rows_per_partition)

@@ -3,16 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
+from ntkdist import progress
 from ntkdist.cluster import resources, shared
+from ntkdist.data import Dataset
 from ntkdist.errors import SpecError
 from ntkdist.estimators.inputs import dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.features import AnyFeatureMap, FeatureMap, ZonalFeatures
 from ntkdist.kernels import NTK
+from ntkdist.order import column, order_of
 from ntkdist.preprocess import Preprocessing
 from ntkdist.shards import Source, blocks
 from ntkdist.sums import Tally
@@ -48,7 +52,8 @@ class Mapped(BaseEstimator):
             self.feature_names_in_ = np.array(pre.columns, object)
 
     def _each(self, x: Any, block: Block, columns: int, pre: Preprocessing, dtype: Any = np.float64) -> Any:
-        """Blocks of rows through a function; lazily and block by block if they are Dask's.
+        """Blocks of rows through a function; lazily and block by block if they are Dask's, those of a dataset in the
+        order of its source as `predict` has it.
 
         Parameters
         ----------
@@ -58,7 +63,7 @@ class Mapped(BaseEstimator):
         """
         check_is_fitted(self)
         if is_dataset(x):
-            return np.concatenate(list(_dataset_blocks(x, block, pre)))
+            return _of_dataset(dataset(x, None), block, pre)
         x = new_rows(self, x)
         if is_lazy(x):
             x = x.rechunk(dict.fromkeys(range(1, x.ndim), -1))
@@ -82,10 +87,14 @@ def _through(x: Any, block: Block) -> NDArray[Any]:
     return block(x)
 
 
-def _dataset_blocks(x: Any, block: Block, pre: Preprocessing) -> Any:
-    data = dataset(x, None)
+def _of_dataset(data: Dataset, block: Block, pre: Preprocessing) -> NDArray[Any]:
+    """Every row of a dataset through a function, in the order of its source; one that cannot be is an error."""
+    data = msgspec.structs.replace(data, nan="error")
     layout = data.layout(labelled=False)
     matching = pre.match(layout, data.store)
     source = Source(data, layout, 0, resources(None).threads, labelled=False)
-    for rows in blocks(source, [layout.span(i) for i in range(layout.partitions)], Tally()):
-        yield block(matching(rows).x)
+    spans = [layout.span(i) for i in range(layout.partitions)]
+    out = np.concatenate([block(matching(rows).x) for rows in blocks(source, spans, Tally())])
+    if order_of(source, None, progress.silent) != "shuffled":
+        return out
+    return out[np.argsort(column(source, "row", 0, layout.rows))]

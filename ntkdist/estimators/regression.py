@@ -79,7 +79,8 @@ class _Ridge(MultiOutputMixin, RegressorMixin, Mapped):
         Parameters
         ----------
         X : as of `fit`
-            Of Dask, the result is a lazy Dask array of the same blocks; where a client is active, a model beyond a
+            Of a dataset by its place, rows are in the order of its source, as `ntkdist.predict` has them.  Of Dask, the
+            result is a lazy Dask array of the same blocks; where a client is active, a model beyond a
             megabyte goes to its cluster at once, and the array is to be computed there.
         return_std : bool
             Needs ``keep_factor``.
