@@ -108,6 +108,27 @@ def test_a_dataset_by_its_place_is_fitted_as_fit_does(xy: tuple[F8, F8], make_da
         fitted.fit(store, y)
 
 
+@pytest.mark.parametrize("place", ["{tmp_path}", "memory://{tmp_path}"])
+def test_frames_of_parquet_files(xy: tuple[F8, F8], tmp_path: Path, place: str) -> None:
+    """Of files of unequal length: Dask reads several at once where few of their columns are taken, as for y."""
+    x, y = xy
+    place = place.format(tmp_path=tmp_path)
+    frame = pd.DataFrame(x, columns=NAMES).assign(y=y, w=np.arange(600) % 3)
+    for i, start in enumerate(range(0, 600, 130)):
+        frame[start : start + 130].to_parquet(f"{place}/{i}.parquet", index=False)
+    lazy = dd.read_parquet(place)
+    assert len(lazy["y"].optimize().divisions) < len(lazy.divisions)  # which is what Dask's own lengths stumble over
+    plain = nd.NTKRidgeCV(SMALL, folds=3).fit(x, y, frame["w"])
+    for target, weight in ((lazy["y"], lazy["w"]), (y, frame["w"])):
+        fitted = nd.NTKRidgeCV(SMALL, folds=3).fit(lazy[NAMES], target, weight)
+        np.testing.assert_allclose(fitted.coef_, plain.coef_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(fitted.predict(lazy[NAMES]).compute(), plain.predict(x), rtol=1e-6)
+    labels = nd.NTKRidgeClassifier(SMALL, folds=3, calibrated=False).fit(lazy[NAMES], lazy["w"])
+    assert labels.classes_.tolist() == [0, 1, 2]
+    transformer = nd.FeatureTransformer(SMALL).fit(lazy[NAMES])
+    assert transformer.transform(lazy[NAMES]).compute().shape == (600, 40)
+
+
 def test_predictions_for_dask_are_lazy_and_in_blocks(xy: tuple[F8, F8]) -> None:
     x, y = xy
     lazy = da.from_array(x, chunks=(150, 3))

@@ -129,9 +129,12 @@ def _outside(estimator: Any, x: Any, reset: bool, lengths: bool = False) -> tupl
 
 
 def _with_lengths(x: Any) -> Any:
-    """A Dask frame as an array, and one whose numbers of rows are known, if need be by computing them."""
-    if hasattr(x, "to_dask_array"):
-        return x.to_dask_array(lengths=True)
+    """A Dask frame as an array, and one whose numbers of rows are known, if need be by computing them.
+
+    Those of the array, once it is one: Dask counts the rows of a frame by an expression of its own, which may have
+    other partitions, as few columns of parquet files do.
+    """
+    x = x.to_dask_array() if hasattr(x, "to_dask_array") else x
     return x.compute_chunk_sizes() if is_lazy(x) and np.isnan(x.shape[0]) else x
 
 
