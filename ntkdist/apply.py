@@ -16,7 +16,7 @@ from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.groups import Content
 from ntkdist.model import RidgeModel
-from ntkdist.prepare import learnt, scaling
+from ntkdist.prepare import learnt, scaling, verified_source
 from ntkdist.preprocess import Matching, Preprocess, Preprocessing
 from ntkdist.progress import Watch
 from ntkdist.reduce import reduce_all
@@ -40,7 +40,8 @@ def evaluate(
     Returns
     -------
     dict
-        ``rmse``, ``mae``, ``r2`` or ``accuracy``, ``log_loss``; ``rows`` and ``seconds``.
+        ``rmse``, ``mae``, ``r2`` or ``accuracy``, ``log_loss``; ``rows`` and ``seconds``; where the dataset says that
+        damaged partitions are skipped, ``skipped_rows``.
 
     Raises
     ------
@@ -49,17 +50,27 @@ def evaluate(
     """
     dataset = _dataset(dataset)
     start = time.perf_counter()
-    layout = dataset.layout()
+    with connect(None, scheduler, client) as client:
+        source = verified_source(Source(dataset, dataset.layout(), 0, 1), client, watch)
+        found = errors_on(model, source, client, watch)
+    if dataset.damaged == "skip":
+        found["skipped_rows"] = source.layout.rows_of(source.skip)
+    return found | {"seconds": time.perf_counter() - start}
+
+
+def errors_on(model: RidgeModel, source: Source, client: Client | None, watch: Watch | None) -> dict[str, float]:
+    """Errors of a model on the labelled rows of a dataset, as `evaluate` gives them, and the number of rows."""
+    layout = source.layout
     theirs, ours = target_kind(layout.classes, layout.targets), target_kind(model.classes, len(model.intercept))
     if theirs != ours:
-        raise DataError(f"{dataset.store}: targets are {theirs}, the model predicts {ours}; convert the same way")
-    summand = MetricsOf(model, model.preprocessing.match(layout, dataset.store))
-    with connect(None, scheduler, client) as client:
-        block_rows = max(1024, model.features.n_components)
-        source = Source(dataset, layout, block_rows, resources(client).threads)
-        part = reduce_all(source, summand, layout.rows_per_partition, client, "evaluate", watch)
-    summary: dict[str, float] = part.total.summary()
-    return summary | {"seconds": time.perf_counter() - start}
+        raise DataError(
+            f"{source.dataset.store}: targets are {theirs}, the model predicts {ours}; convert the same way"
+        )
+    source = source._replace(block_rows=max(1024, model.features.n_components), threads=resources(client).threads)
+    summand = MetricsOf(model, model.preprocessing.match(layout, source.dataset.store))
+    part = reduce_all(source, summand, layout.rows_per_partition, client, "evaluate", watch)
+    found: dict[str, float] = part.total.summary()
+    return found
 
 
 def predict(
@@ -162,17 +173,21 @@ class MetricsOf:
     model: RidgeModel
     matching: Matching
 
-    def zero(self) -> Metrics | None:
-        return None
+    def zero(self) -> Metrics:
+        t = len(self.model.intercept)
+        y = np.empty(0, np.int64) if self.model.classes else np.empty((0, t))
+        return self._metrics(y, np.empty((0, t)), None)
 
-    def update(self, total: Metrics | None, rows: Rows) -> Metrics:
-        model, rows = self.model, self.matching(rows)
+    def update(self, total: Metrics, rows: Rows) -> Metrics:
+        rows = self.matching(rows)
         assert rows.y is not None
-        if model.classes:
-            new = Metrics.of_classes(rows.y, model.scores(rows.x), rows.weight)
-        else:
-            new = Metrics.of_regression(rows.y.reshape(len(rows.y), -1), model.scores(rows.x), rows.weight)
-        return new if total is None else total + new
+        new = self._metrics(rows.y, self.model.scores(rows.x), rows.weight)
+        return total + new if total.rows else new
+
+    def _metrics(self, y: NDArray[Any], scores: NDArray[Any], weight: NDArray[Any] | None) -> Metrics:
+        if self.model.classes:
+            return Metrics.of_classes(y, scores, weight)
+        return Metrics.of_regression(y.reshape(scores.shape), scores, weight)
 
 
 @dataclass(frozen=True)
@@ -189,10 +204,9 @@ class Predictions:
         model, t = self.model, len(self.model.intercept)
         if model.classes:
             return np.dtype([*self.copied, ("prediction", "u2", ()), ("score", "f8", (t,))])
-        names, shape = ("prediction", "std") if model.factor else ("prediction",), (t,)
-        return np.dtype(
-            [*self.copied, *((name, "f8", shape if model.preprocessing.vector_target else ()) for name in names)]
-        )
+        shape = (t,) if model.preprocessing.vector_target else ()
+        std = [("std", "f8", shape)] if model.factor else []
+        return np.dtype([*self.copied, ("prediction", "f8", shape), *std])
 
     def __call__(self, rows: Rows) -> NDArray[Any]:
         model, x = self.model, self.matching(rows).x
@@ -224,12 +238,11 @@ class WriteFeatures:
         return Content()
 
     def update(self, total: Content, rows: Rows) -> Content:
+        start, stop = rows.start, rows.start + rows.n
         x = self.features(self.preprocessing.inputs(rows.x, self.dtype))
-        total += groups.write_content(self.place, "x", rows.start, x)
+        total += groups.write_content(self.place, "x", start, x)
         for name in self.copied:
-            total += groups.write_content(
-                self.place, name, rows.start, order.column(self.source, name, rows.start, rows.start + rows.n)
-            )
+            total += groups.write_content(self.place, name, start, order.column(self.source, name, start, stop))
         return total
 
 

@@ -1,5 +1,6 @@
 """The verb `compare`: jobs on the same rows, beside the exact kernel and models of other kinds."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,17 +13,19 @@ from numpy.typing import NDArray
 from ntkdist.apply import target_kind
 from ntkdist.cluster import connect, resources
 from ntkdist.comparison import Comparison, Row
-from ntkdist.data import Dataset, Rows
+from ntkdist.data import Dataset, Layout, Rows
 from ntkdist.errors import DataError, SpecError
 from ntkdist.features import Linear, RandomFourier
 from ntkdist.fit import fit
 from ntkdist.job import Job
 from ntkdist.kernels import Gaussian
-from ntkdist.measure import TIMED, Bench, cv_errors, errors_only, measure, sampled
-from ntkdist.plan import Plan, plan
+from ntkdist.measure import TIMED, Bench, cv_errors, errors_only, measure, planned, sampled
+from ntkdist.plan import Plan
+from ntkdist.prepare import verified_source
 from ntkdist.preprocess import Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.sums import Metrics
+from ntkdist.shards import Source, blocks
+from ntkdist.sums import Metrics, Tally
 from ntkdist.yardsticks import BoostedTrees, ExactRidge, Table, median_distance, one_thread
 
 LENGTHSCALES = (0.5, 1.0, 2.0)  # of the Gaussian, times the median distance of rows
@@ -83,10 +86,15 @@ def compare(
     jobs = _on(dataset, jobs)
     first, layout = jobs[0], jobs[0].dataset.layout()
     sample = min(sample, layout.rows)
-    bench = Bench(_tested(test, first.dataset), seeds, sample, client, scheduler, watch)
+    tested = _tested(test, first.dataset)
+    verified = functools.partial(_verified, first, client, scheduler, watch)
+    tests = verified(tested) if tested else None
+    bench = Bench(verified(first.dataset).skip, tests, seeds, sample, client, scheduler, watch)
     names = _distinct(names or [type(job.features).__name__ for job in jobs])
     rows, pre = measure(bench, [(n, each) for n, job in zip(names, jobs, strict=True) for each in _at(job, components)])
-    notes = _protocol(sample, seeds, bool(layout.classes))
+    notes = _protocol(sample, seeds, bool(layout.classes)) + _skipped(first.dataset.store, layout, bench.skip)
+    if bench.test:
+        notes += _skipped(bench.test.dataset.store, bench.test.layout, bench.test.skip)
     if baselines:
         for found, note in _yardsticks(bench, first, components, pre, exact_rows):
             rows += found
@@ -94,7 +102,7 @@ def compare(
     return Comparison(
         dataset=first.dataset.store,
         rows=layout.rows,
-        test=bench.test.store if bench.test else "",
+        test=bench.test.dataset.store if bench.test else "",
         classes=bool(layout.classes),
         sample_rows=sample,
         seeds=seeds,
@@ -126,6 +134,22 @@ def _tested(test: Dataset | str, dataset: Dataset) -> Dataset | None:
     if theirs != ours:
         raise DataError(f"{tested.store}: targets are {theirs}, those of {dataset.store} are {ours}; convert alike")
     return tested
+
+
+def _verified(first: Job, client: Client | None, scheduler: str, watch: Watch | None, dataset: Dataset) -> Source:
+    """All rows of a dataset, less the partitions to skip, which are found once for all models."""
+    source = Source(dataset, dataset.layout(), 0, 1)
+    if dataset.damaged == "error":
+        return source
+    with connect(first.cluster, scheduler, client) as client:
+        return verified_source(source, client, watch)
+
+
+def _skipped(store: str, layout: Layout, skip: tuple[int, ...]) -> list[str]:
+    if not skip:
+        return []
+    partitions = ", ".join(map(str, skip))
+    return [f"{layout.rows_of(skip):,} rows of the damaged partitions {partitions} of {store} were skipped, as asked"]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -185,7 +209,7 @@ def _feature_yardsticks(bench: Bench, first: Job, components: Sequence[int]) -> 
 def _gaussian(bench: Bench, job: Job, pre: Preprocessing) -> tuple[float, str]:
     """The length scale of a Gaussian, and how it was chosen."""
     m = min(job.features.n_components, TUNING_COMPONENTS)
-    median = median_distance(sampled(bench, plan(job), pre))
+    median = median_distance(sampled(bench, planned(bench, job), pre))
     scales = [factor * median for factor in LENGTHSCALES] if median > 0 else [1.0]
     scores = []
     for scale in scales if job.plan.folds != 1 else ():
@@ -200,7 +224,7 @@ def _gaussian(bench: Bench, job: Job, pre: Preprocessing) -> tuple[float, str]:
 
 def _held_yardsticks(bench: Bench, first: Job, pre: Preprocessing, exact_rows: int) -> Iterator[tuple[list[Row], str]]:
     """Ridge with the exact kernel, and boosted trees: models that hold all rows, in this process."""
-    p, limit = plan(first), resources(None).memory_bytes / 2
+    p, limit = planned(bench, first), resources(None).memory_bytes / 2
     n, row_bytes = p.layout.rows, 8 * int(np.prod(p.layout.input_shape))
     if (need := 4 * n * row_bytes) > limit:
         yield [], f"exact kernel and boosted trees were left out: {need / GB:.1f} GB of rows are too many for a process"
@@ -250,25 +274,27 @@ def _held(
 
 def _table(p: Plan, pre: Preprocessing) -> Table:
     """All rows of positive weight, with the fold of each."""
-    parts = [p.dataset.read(p.layout, *p.layout.span(i)) for i in range(p.layout.partitions)]
-    fold = np.concatenate([p.folds_of(i)[rows.places - p.layout.span(i)[0]] for i, rows in enumerate(parts)])
+    kept = [i for i in range(p.layout.partitions) if i not in (p.skip or ())]
+    parts = [p.dataset.read(p.layout, *p.layout.span(i)) for i in kept]
+    fold = np.concatenate(
+        [p.folds_of(i)[rows.places - p.layout.span(i)[0]] for i, rows in zip(kept, parts, strict=True)]
+    )
     if p.scored is not None:
         fold[~np.isin(fold, p.scored)] = -1
     weight = np.concatenate([_weight(pre, rows) for rows in parts])
     x, y = (np.concatenate([rows[i] for rows in parts]) for i in (0, 1))
-    kept = weight > 0
-    return Table(x[kept], y[kept], weight[kept], fold[kept])
+    some = weight > 0
+    return Table(x[some], y[some], weight[some], fold[some])
 
 
 def _weight(pre: Preprocessing, rows: Rows) -> NDArray[np.float64]:
     return np.ones(len(rows.x)) if (weight := pre.weights(rows)) is None else weight
 
 
-def _test_errors(model: Callable[[NDArray[Any]], Any], test: Dataset, pre: Preprocessing) -> dict[str, float]:
-    layout = test.layout()
-    matching, total = pre.match(layout, test.store), None
-    for i in range(layout.partitions):
-        rows = matching(test.read(layout, *layout.span(i)))
+def _test_errors(model: Callable[[NDArray[Any]], Any], test: Source, pre: Preprocessing) -> dict[str, float]:
+    layout = test.layout
+    matching, total = pre.match(layout, test.dataset.store), None
+    for rows in map(matching, blocks(test, map(layout.span, range(layout.partitions)), Tally())):
         assert rows.y is not None
         if pre.classes:
             part = Metrics.of_classes(rows.y, model(rows.x), rows.weight)

@@ -4,6 +4,7 @@ A dataset has an array ``x`` (rows first; of sparse rows, the three of `ntkdist.
 else has one entry a row, all cut into the same partitions.
 """
 
+from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -86,6 +87,10 @@ class Layout(Spec, frozen=True):
         start = partition * self.rows_per_partition
         return start, min(start + self.rows_per_partition, self.rows)
 
+    def rows_of(self, partitions: Iterable[int]) -> int:
+        """Rows of some partitions together."""
+        return sum(stop - start for start, stop in map(self.span, partitions))
+
 
 class Dataset(Spec, frozen=True):
     """A dataset by its place and the names of its arrays.
@@ -101,8 +106,8 @@ class Dataset(Spec, frozen=True):
     nan : {"error", "drop"}
         What to do with rows that hold a NaN or an infinity: refuse, or leave them out and count them.
     damaged : {"error", "skip"}
-        What a fit does with partitions that cannot be read as they were written: refuse, or first read all of them,
-        leave those out of everything, and name them.
+        What to do with partitions that cannot be read as they were written: refuse, or first read all of them, leave
+        those out of everything, and name them.  What owes every row something, as predict and featurize do, refuses.
     groups : str
         Name of an array of integers; rows of one value are never in different folds.  Empty for none.
     holdout : str

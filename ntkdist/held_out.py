@@ -15,8 +15,9 @@ from ntkdist.model import Equations, RidgeModel
 from ntkdist.out_of_fold import fold_models
 from ntkdist.plan import Plan
 from ntkdist.progress import Watch
-from ntkdist.reduce import Source, reduce_all
+from ntkdist.reduce import reduce_all
 from ntkdist.scores import CVResult
+from ntkdist.shards import source_of
 from ntkdist.sums import HeldOut
 from ntkdist.sums.held_out import BINS, SPAN
 
@@ -28,7 +29,7 @@ def held_out(
 ) -> HeldOut:
     """Predictions of all rows by the models of the other folds, at the chosen penalties.
 
-    Rows of folds that were not scored, as those beside a holdout, are left out.
+    Rows of folds that were not scored, as those beside a holdout, are left out, and those that the fit skipped.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def held_out(
         )
     unit = float(np.sqrt(cv.chosen[0])) or 1.0
     summand = HeldOutOf(p, fold_models(p.solver, equations, cv), edges_of(equations), unit)
-    source = Source(p.dataset, p.layout, 0, p.threads)
+    source = source_of(p)._replace(block_rows=0)
     total: HeldOut = reduce_all(source, summand, p.layout.rows_per_partition, client, "held out", watch).total
     return total
 

@@ -15,6 +15,7 @@ from ntkdist.cluster import connect, resources
 from ntkdist.data import Dataset, Rows
 from ntkdist.errors import SpecError
 from ntkdist.model import RidgeModel
+from ntkdist.prepare import verified_source
 from ntkdist.preprocess import Matching
 from ntkdist.progress import Watch
 from ntkdist.reduce import reduce_all
@@ -42,7 +43,7 @@ def leave_one_out(
     model : RidgeModel
         With its factor; see ``keep_factor`` of `solve`.
     rows : Dataset or str
-        Those that it was fitted to.
+        Those that it was fitted to; of a dataset that says so, damaged partitions are skipped.
 
     Returns
     -------
@@ -56,14 +57,20 @@ def leave_one_out(
         If the model has no factor.
     """
     dataset = Dataset(rows) if isinstance(rows, str) else rows
-    layout = dataset.layout()
     if model.factor is None:
         raise SpecError("the model has no factor; solve its equations again with keep_factor=True")
-    summand = LeftOut(model, model.preprocessing.match(layout, dataset.store))
     here = isinstance(dataset, Arrays) and not dataset.lazy  # rows that no other process has
     with nullcontext() if here else connect(None, scheduler, client) as client:
-        source = Source(dataset, layout, max(1024, model.features.n_components), resources(client).threads)
-        found: Rowwise = reduce_all(source, summand, layout.rows_per_partition, client, "leave one out", watch).total
+        source = verified_source(Source(dataset, dataset.layout(), 0, 1), client, watch)
+        return left_out(model, source, client, watch)
+
+
+def left_out(model: RidgeModel, source: Source, client: Client | None, watch: Watch | None) -> Rowwise:
+    """Pass once over rows as `leave_one_out` does, less those that the source skips."""
+    layout = source.layout
+    source = source._replace(block_rows=max(1024, model.features.n_components), threads=resources(client).threads)
+    summand = LeftOut(model, model.preprocessing.match(layout, source.dataset.store))
+    found: Rowwise = reduce_all(source, summand, layout.rows_per_partition, client, "leave one out", watch).total
     return found.in_order()
 
 

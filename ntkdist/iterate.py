@@ -25,7 +25,7 @@ from ntkdist.progress import Progress, Watch
 from ntkdist.reduce import on_each_worker, phase
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
-from ntkdist.shards import Shard, Source
+from ntkdist.shards import Shard, source_of
 from ntkdist.solvers import PCG
 from ntkdist.solvers.cg import FLOOR, Keep, LowRank, conjugate_gradients, not_converged
 from ntkdist.spec import digest
@@ -45,7 +45,7 @@ def fit_by_products(
     NotConverged
         If the chosen penalty has not converged for all rows, and that is an error.
     """
-    source = Source(p.dataset, p.layout, p.block_rows, p.threads, skip=p.skip or ())
+    source = source_of(p)
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
     start = time.perf_counter()
     empty, kept = checkpoint.prepared(keep, p, lambda: prepare.prepare(p.job, source, client, watch))

@@ -16,10 +16,9 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from ntkdist import backend, store
-from ntkdist.apply import evaluate
+from ntkdist.apply import errors_on
 from ntkdist.cluster import connect, resources
 from ntkdist.comparison import Row
-from ntkdist.data import Dataset
 from ntkdist.features import AnyMap
 from ntkdist.fit import fit
 from ntkdist.job import Job
@@ -31,7 +30,7 @@ from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.progress import Watch
 from ntkdist.reduce import reduce_all
 from ntkdist.scores import CVResult
-from ntkdist.shards import Source
+from ntkdist.shards import Source, source_of
 from ntkdist.sums import NormalEquations
 
 SAMPLE_SEED = 2**31 - 1  # of the rows that kernels are compared on: not those that a map of a small seed learnt from
@@ -39,14 +38,20 @@ TIMED = 3  # repetitions, of which the median counts
 
 
 class Bench(NamedTuple):
-    """What all models have in common."""
+    """What all models have in common; ``skip`` are the damaged partitions of the dataset that they learn from."""
 
-    test: Dataset | None
+    skip: tuple[int, ...]
+    test: Source | None
     seeds: int
     sample: int
     client: Client | None
     scheduler: str
     watch: Watch | None
+
+
+def planned(bench: Bench, job: Job) -> Plan:
+    """The plan of a job without the partitions that are skipped."""
+    return msgspec.structs.replace(plan(job, threads=resources(bench.client).threads), skip=bench.skip)
 
 
 def measure(bench: Bench, named: Sequence[tuple[str, Job]]) -> tuple[list[Row], Preprocessing]:
@@ -64,7 +69,7 @@ def measure(bench: Bench, named: Sequence[tuple[str, Job]]) -> tuple[list[Row], 
 def _one(bench: Bench, name: str, job: Job) -> tuple[Row, Preprocessing]:
     result = fit(job, client=bench.client, watch=bench.watch)
     model, report = result.model, result.report
-    p = plan(job, threads=resources(bench.client).threads)
+    p = planned(bench, job)
     per_row = min(report["alpha_per_row"])
     x = sampled(bench, p, model.preprocessing)
     frobenius, spectral = _kernel_errors(bench, p, model.features, model.preprocessing, x, per_row)
@@ -77,7 +82,7 @@ def _one(bench: Bench, name: str, job: Job) -> tuple[Row, Preprocessing]:
         spectral=spectral,
         alpha_per_row=per_row,
         **cv_errors(result.cv),
-        test=errors_only(evaluate(model, bench.test, client=bench.client, watch=bench.watch)) if bench.test else {},
+        test=errors_only(errors_on(model, bench.test, bench.client, bench.watch)) if bench.test else {},
         feature_seconds=mapping,
         gram_seconds=adding,
         fit_seconds=report["run"]["seconds"]["total"],
@@ -90,13 +95,9 @@ def _one(bench: Bench, name: str, job: Job) -> tuple[Row, Preprocessing]:
 def sampled(bench: Bench, p: Plan, pre: Preprocessing) -> NDArray[np.float64]:
     """Scaled rows, the same ones for every job on a dataset."""
     summand = SampleOf(bench.sample, SAMPLE_SEED, pre, None)
-    part = reduce_all(_source(p), summand, p.layout.rows_per_partition, bench.client, "sample", bench.watch)
+    part = reduce_all(source_of(p), summand, p.layout.rows_per_partition, bench.client, "sample", bench.watch)
     rows: NDArray[np.float64] = part.total.x
     return rows
-
-
-def _source(p: Plan) -> Source:
-    return Source(p.dataset, p.layout, p.block_rows, p.threads)
 
 
 def _kernel_errors(
@@ -106,7 +107,7 @@ def _kernel_errors(
     redraws: list[AnyMap] = [features]
     for k in range(1, bench.seeds if hasattr(p.features, "seed") else 1):
         again = msgspec.structs.replace(p.features, seed=p.features.seed + k)  # type: ignore[union-attr]
-        redraws.append(learnt(again, Preprocess(), _source(p), pre, bench.client, bench.watch))
+        redraws.append(learnt(again, Preprocess(), source_of(p), pre, bench.client, bench.watch))
     with backend.own_threads():
         backend.use_threads(p.threads)
         exact = p.features.kernel(x)
@@ -144,7 +145,7 @@ def cv_errors(cv: CVResult | None) -> dict[str, Any]:
 
 
 def errors_only(found: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in found.items() if name not in ("rows", "seconds")}
+    return {name: value for name, value in found.items() if name != "rows"}
 
 
 def _saved_bytes(model: RidgeModel) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from distributed import Client
 from scipy.sparse import csr_array
 
-from ntkdist import backend, draws, store
+from ntkdist import backend, draws, phases, store
 from ntkdist.data import Dataset, Layout, Rows
 from ntkdist.errors import Damaged, DataError, SpecError
 from ntkdist.features import AnyFeatureMap, AnyMap
@@ -23,7 +23,7 @@ from ntkdist.plan import Plan
 from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
 from ntkdist.progress import Watch
 from ntkdist.reduce import reduce_all
-from ntkdist.shards import Shard, Source
+from ntkdist.shards import Shard, Source, source_of
 from ntkdist.sums import Moments, RowSample
 
 SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map
@@ -125,12 +125,30 @@ def verified(p: Plan, *, client: Client | None, watch: Watch | None) -> Plan:
     """
     if p.dataset.damaged == "error" or p.skip is not None:
         return p
-    source = Source(p.dataset, p.layout, 0, p.threads)
-    size = p.layout.rows_per_partition
-    skip = reduce_all(source, DamagedOf(p.dataset, p.layout), size, client, "verify", watch).total
-    if len(skip) == p.layout.partitions:
-        raise DataError(f"{p.dataset.store}: all partitions are damaged; restore the files or convert again")
-    return msgspec.structs.replace(p, skip=skip)
+    return msgspec.structs.replace(p, skip=verified_source(source_of(p), client, watch).skip)
+
+
+def verified_source(source: Source, client: Client | None, watch: Watch | None) -> Source:
+    """The source that skips the damaged partitions, if that is what its dataset says; then everything is read once.
+
+    Every pass over the rows of a dataset begins here, but those that owe every row something: predict and featurize.
+
+    Raises
+    ------
+    DataError
+        If all are damaged.
+    """
+    dataset, layout = source.dataset, source.layout
+    if not isinstance(dataset, Dataset) or dataset.damaged == "error":
+        return source
+    summand, whole = DamagedOf(dataset.absolute(), layout, source.labelled), source._replace(folds=0)
+    skip = reduce_all(whole, summand, layout.rows_per_partition, client, "verify", watch).total
+    if len(skip) == layout.partitions:
+        raise DataError(f"{dataset.store}: all partitions are damaged; restore the files or convert again")
+    if skip:
+        said = "%s: %d rows of the damaged partitions %s are skipped"
+        phases.LOG.warning(said, dataset.store, layout.rows_of(skip), ", ".join(map(str, skip)))
+    return source._replace(skip=skip)
 
 
 @dataclass(frozen=True)
@@ -139,6 +157,7 @@ class DamagedOf:
 
     dataset: Dataset
     layout: Layout
+    labelled: bool
 
     def zero(self) -> tuple[int, ...]:
         return ()
@@ -147,7 +166,7 @@ class DamagedOf:
         """In place of what would be read up to the first that is damaged: the spans of all that are."""
         for start, stop in shard.spans:
             try:
-                self.dataset.read(self.layout, start, stop)
+                self.dataset.read(self.layout, start, stop, labelled=self.labelled)
                 if self.dataset.dealt:
                     self.dataset.column(self.layout, self.dataset.dealt, start, stop)
             except Damaged:

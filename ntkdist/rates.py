@@ -16,7 +16,7 @@ from ntkdist.plan import Plan
 from ntkdist.preprocess import MomentsOf
 from ntkdist.products import add_products
 from ntkdist.select import cross_validate
-from ntkdist.shards import Shard, Source, run_shard
+from ntkdist.shards import Shard, run_shard, source_of
 from ntkdist.solvers import PCG, Cholesky, Eigh
 from ntkdist.solvers.tiled import solve_tiles, work
 from ntkdist.sums import NormalEquations
@@ -90,7 +90,7 @@ def of_solver(rates: Rates, p: Plan) -> Rates:
 def _read(p: Plan) -> tuple[float, float]:
     """Of a row of the first partition that can be read; nothing if that is damaged."""
     first = next(i for i in range(p.layout.partitions) if i not in (p.skip or ()))
-    source = Source(p.dataset, p.layout, 0, p.threads)
+    source = source_of(p)._replace(block_rows=0)
     summand = MomentsOf(p.job.preprocess.resolve(p.layout), p.layout)
     try:
         for _ in range(2):  # the first also opens

@@ -106,11 +106,15 @@ class Source(NamedTuple):
     skip: tuple[int, ...] = ()
 
 
+def source_of(p: Plan) -> Source:
+    """Where all rows of a plan come from, whatever their fold."""
+    return Source(p.dataset, p.layout, p.block_rows, p.threads, skip=p.skip or ())
+
+
 def by_fold(p: Plan) -> tuple[Source, list[Shard]]:
     """Where the rows of a plan come from, and its tasks, the folds as groups."""
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    folds = p.folds if p.dataset.dealt else 0
-    return Source(p.dataset, p.layout, p.block_rows, p.threads, folds=folds, skip=p.skip or ()), shards
+    return source_of(p)._replace(folds=p.folds if p.dataset.dealt else 0), shards
 
 
 def run_shard(source: Source, summand: AnySummand, shard: Shard, keep: Keep | None = None) -> Part:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,12 +17,12 @@ from ntkdist.data import Dataset
 from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.fit import EquationsOf, fit, solve
-from ntkdist.influence import leave_one_out
+from ntkdist.influence import left_out
 from ntkdist.job import Job, PlanTable
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.out_of_fold import fold_models, out_of_fold
 from ntkdist.plan import plan
-from ntkdist.prepare import learnt, scaling
+from ntkdist.prepare import learnt, scaling, verified_source
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.reduce import MAP_FAN_IN, reduce
 from ntkdist.scores import CVResult
@@ -52,6 +53,7 @@ class Learnt(NamedTuple):
     model: RidgeModel
     cv: CVResult | None
     equations: Equations
+    skip: tuple[int, ...] = ()  # partitions that were damaged
 
     def out_of_fold(self, rows: Arrays | Dataset, folds: int) -> Rowwise:
         """Predictions for every row that was learnt from by the model of the other folds: one more pass."""
@@ -63,7 +65,8 @@ class Learnt(NamedTuple):
             else:
                 features: Any = self.equations.features.spec
                 job = Job(rows, features, plan=_table(folds, self.equations.dtype))
-                source, shards = by_fold(plan(job, threads=resources(client).threads))
+                p = msgspec.structs.replace(plan(job, threads=resources(client).threads), skip=self.skip)
+                source, shards = by_fold(p)
             return out_of_fold(source, shards, models, client, _watch(rows))
 
     def unsure(self, rows: Arrays | Dataset, folds: int) -> tuple[RidgeModel, F8, F8]:
@@ -75,7 +78,8 @@ class Learnt(NamedTuple):
             return replace(model, factor=Factor.of(total, model.alpha, self.cv.chosen)), residuals, seen["weight"]
         factor = Factor.of(total, model.alpha, np.zeros(total.t))
         with _client(rows) as client:
-            seen = leave_one_out(replace(model, factor=factor), rows, client=client, watch=_watch(rows)).values
+            source = Source(rows, rows.layout(), 0, 1, skip=self.skip)
+            seen = left_out(replace(model, factor=factor), source, client, _watch(rows)).values
         residuals, weight = seen["y"] - seen["left_out"], seen["weight"]
         factor = replace(factor, noise=weight @ residuals**2 / weight.sum())
         return replace(model, factor=factor), residuals, weight
@@ -113,6 +117,7 @@ def prepared(rows: Arrays | Dataset, features: AnyFeatureMap, inputs: Any) -> tu
         else:
             layout = rows.layout(labelled=False)
             source = Source(rows, layout, max(1024, features.n_components), resources(client).threads)
+            source = verified_source(source, client, _watch(rows))
         pre = scaling(preprocess, source, client, _watch(rows))
         return pre, learnt(features, preprocess, source, pre, client, _watch(rows))
 
@@ -147,7 +152,7 @@ def _learn_dataset(dataset: Dataset, task: Task) -> Learnt:
     )
     found = fit(job)
     assert found.equations is not None
-    return Learnt(found.model, found.cv, found.equations)
+    return Learnt(found.model, found.cv, found.equations, tuple(found.report["data"]["skipped_partitions"]))
 
 
 def _table(folds: int, dtype: Any) -> PlanTable:

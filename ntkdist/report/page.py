@@ -20,10 +20,10 @@ from ntkdist.plan import Plan
 from ntkdist.prepare import SampleOf, sample
 from ntkdist.preprocess import Preprocessing
 from ntkdist.progress import Watch
-from ntkdist.reduce import Source
 from ntkdist.report import pictures
 from ntkdist.report.pictures import Picture
 from ntkdist.scores import CVResult
+from ntkdist.shards import source_of
 from ntkdist.spec import decode
 from ntkdist.sums import HeldOut
 
@@ -138,7 +138,7 @@ def _kernel(
         pair = (shape[0] * shape[1]) ** 2 * p.features.depth * p.features.filter_size**2
         rows = int(np.clip(np.sqrt(IMAGE_WORK / pair), 4, KERNEL_ROWS))
     summand = SampleOf(rows, KERNEL_SEED, pre, sparse=p.layout.sparse)
-    x = sample(summand, Source(p.dataset, p.layout, 0, p.threads), client, watch, "sample")
+    x = sample(summand, source_of(p)._replace(block_rows=0), client, watch, "sample")
     exact = features.spec.kernel_fitted(features.arrays, x)
     return pictures.of_kernel(exact, gram_of(features(x)), min(report["alpha_per_row"]))
 
