@@ -93,6 +93,7 @@ def sums(rows: Arrays, task: Task, before: Equations | None = None) -> Equations
     m, preprocess = task.features.n_components, Preprocess(inputs=task.inputs)
     with _client(rows) as client:
         source, shards = _source(rows, m, task.folds, client)
+        task.features.check_shape(source.layout.input_shape, rows.store)
         if before is None:
             plain = source._replace(folds=0)
             pre = scaling(preprocess, plain, client, progress.silent, task.balanced)
@@ -113,6 +114,7 @@ def prepared(rows: Arrays | Dataset, features: AnyFeatureMap, inputs: Any) -> tu
         else:
             layout = rows.layout(labelled=False)
             source = Source(rows, layout, max(1024, features.n_components), resources(client).threads)
+        features.check_shape(source.layout.input_shape, rows.store)
         pre = scaling(preprocess, source, client, _watch(rows))
         return pre, learnt(features, preprocess, source, pre, client, _watch(rows))
 
