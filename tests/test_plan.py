@@ -64,7 +64,7 @@ def test_features_of_images_refuse_a_table_before_it_is_read(features, make_data
     x, y = np.ones((60, 5)), np.arange(60.0)
     store = make_dataset(x, y)
     shutil.rmtree(f"{store}/x/c")
-    says = r"CNTK takes images \(rows, height, width, channels\), but {} has rows of shape \(5,\); give images, or use feat"
+    says = r"CNTK takes images \(rows, height, width, channels\), but {} has rows of shape \(5,\); give images, or use"
     for call in (
         lambda: nd.plan(nd.Job(nd.Dataset(store), features)),
         lambda: nd.fit(nd.Job(nd.Dataset(store), features)),
