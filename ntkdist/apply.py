@@ -138,6 +138,7 @@ def featurize(
     """
     dataset = msgspec.structs.replace(_dataset(dataset), nan="error")
     layout, others, m = dataset.layout(), dataset.others(), features.n_components
+    features.check_shape(layout.input_shape, dataset.store)
     attrs = {
         "classes": layout.classes,
         "target_names": layout.target_names,

@@ -13,6 +13,7 @@ import os
 import resource
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,27 +38,45 @@ NANNY_TRIM = "65536"  # distributed.nanny.pre-spawn-environ, as Dask ships it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _threads = 0  # of this process's tasks; 0: not set, BLAS has what it started with
 _pool: ThreadPoolExecutor | None = None
+_in_pool = threading.local()  # ``yes`` in the threads of a pool
+_changing = threading.RLock()  # held while what is below, or a number of threads, changes
+_runs = 0  # that are inside `own_threads`
+_before: tuple[int, ThreadPoolExecutor | None] = (0, None)  # _threads and _pool, as the first of them found them
+_threads_before: dict[str, tuple[Any, int]] = {}  # libraries with one number for the process, and that number, likewise
 
 
 def use_threads(count: int) -> None:
     """Give the tasks of this process ``count`` threads and BLAS one; a cheap no-op when that is so already."""
     global _threads, _pool
     if _threads != count:
-        _limit_blas(1)
-        _keep_heap()
-        _pool = ThreadPoolExecutor(count, "ntkdist") if count > 1 else None
-        _threads = count
+        with _changing:
+            _limit_blas(1)
+            _keep_heap()
+            _pool = ThreadPoolExecutor(count, "ntkdist", _enter_pool) if count > 1 else None
+            _threads = count
+
+
+def _enter_pool() -> None:
+    """Mark a thread of a pool: it may not wait for the others, which may wait for it."""
+    _in_pool.yes = True
 
 
 def _limit_blas(count: int) -> None:
-    """Give BLAS a number of threads in the whole process, whichever of its threads asks.
+    """Give BLAS a number of threads in the whole process, whichever of its threads asks."""
+    _set_threads((library, count) for library in _libraries().lib_controllers)
+
+
+def _set_threads(counts: Iterable[tuple[Any, int]]) -> None:
+    """Give each library its number of threads, and leave it to other threads of the process to change that.
 
     threadpoolctl (from 3.8) ignores all threads but the one that was first to change OpenBLAS, until that leaves a
     limit of its own: so one is entered and left.
     """
-    _libraries().limit(limits=count)
-    with _libraries().limit():
-        pass
+    with _changing:
+        for library, count in counts:
+            library.set_num_threads(count)
+        with _libraries().limit():
+            pass
 
 
 def _keep_heap() -> None:
@@ -78,24 +97,47 @@ def _keep_heap() -> None:
 
 
 @contextmanager
-def own_threads() -> Iterator[None]:
-    """Give the caller's process back the BLAS threads it had, once a run inside it is over."""
-    global _threads, _pool
-    with _libraries().limit():
-        try:
-            yield
-        finally:
-            _threads, _pool = 0, None
+def own_threads() -> Iterator[bool]:
+    """Give the process back the threads it had, once the last of the runs that are inside at once is over.
+
+    Yields
+    ------
+    bool
+        Whether no other run was inside.
+    """
+    global _runs, _before, _threads, _pool
+    with _changing:
+        alone, _runs = not _runs, _runs + 1
+        if alone:
+            _before = _threads, _pool
+        found = {library.filepath: (library, library.num_threads) for library in _libraries().lib_controllers}
+        own = {path: pair for path, pair in found.items() if not _of_process(pair[0])}
+        for path in found.keys() - own.keys():
+            _threads_before.setdefault(path, found[path])
+    try:
+        yield alone
+    finally:
+        with _changing:
+            _runs -= 1
+            _set_threads(own.values())
+            if not _runs:
+                _set_threads(_threads_before.values())
+                _threads_before.clear()
+                _threads, _pool = _before
+
+
+def _of_process(library: Any) -> bool:
+    """Whether a library has one number of threads for the process, not one for each of its threads as OpenMP does."""
+    return library.internal_api in ("openblas", "blis") and library.threading_layer != "openmp"
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Give BLAS one thread, so that a factor has the same bits on every machine and in every process."""
-    if _threads:
-        yield  # it has one already
-    else:
-        with _libraries().limit(limits=1):
-            yield
+    with own_threads():
+        if not _threads:
+            _limit_blas(1)
+        yield
 
 
 def _libraries() -> ThreadpoolController:
@@ -110,8 +152,12 @@ def _libraries_of(modules: int) -> ThreadpoolController:
 
 
 def each(call: Callable[[T], object], pieces: Iterable[T]) -> None:
-    """Call a function for every piece, on all threads of the task; pieces must not overlap in what they write."""
-    for _ in map(call, pieces) if _pool is None else _pool.map(call, pieces):
+    """Call a function for every piece, on all threads of the task; pieces must not overlap in what they write.
+
+    What a piece calls it for itself is done by the piece's own thread.
+    """
+    pool = None if getattr(_in_pool, "yes", False) else _pool  # once: another run may change it
+    for _ in map(call, pieces) if pool is None else pool.map(call, pieces):
         pass
 
 
@@ -229,20 +275,24 @@ def unpack(packed: F8) -> F8:
 
 
 def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2) -> float:
-    """Floating-point operations per second of bare ``syrk`` on (rows, m) blocks, m² a row: the ceiling of a Gram."""
+    """Floating-point operations per second of bare ``syrk`` on (rows, m) blocks, m² a row: the ceiling of a Gram.
+
+    Beside another run of this process, whose BLAS has to keep its one thread, that of one thread times their number.
+    """
     z = np.ones((rows, m), dtype)
     c = np.zeros((m, m), dtype, order="F")
     syrk = dsyrk if z.dtype == np.float64 else ssyrk
     times: list[float] = []
-    with own_threads():
-        _limit_blas(threads)
+    with own_threads() as alone:
+        if alone:
+            _limit_blas(threads)
         syrk(1.0, z.T, c=c, overwrite_c=1)
         end = time.perf_counter() + seconds
         while not times or time.perf_counter() < end:
             start = time.perf_counter()
             syrk(1.0, z.T, c=c, overwrite_c=1)
             times.append(time.perf_counter() - start)
-    return rows * m**2 / float(np.median(times))
+    return (1 if alone else threads) * rows * m**2 / float(np.median(times))
 
 
 def warm() -> None:

@@ -219,12 +219,13 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
     Raises
     ------
     DataError
-        If the dataset cannot be used.
+        If the dataset cannot be used, or its rows have a shape that the features do not take.
     SpecError
         If there are more folds than partitions, ``block_rows`` is below m/2 where a Gram is formed, or classes are
         weighed that there are not.
     """
     layout, table, m = job.dataset.layout(), job.plan, job.features.n_components
+    job.features.check_shape(layout.input_shape, job.dataset.store)
     folds = table.folds or (2 if job.dataset.holdout else 5)
     if folds > layout.partitions and not job.dataset.dealt:
         raise SpecError(

@@ -261,7 +261,7 @@ def test_refusals() -> None:
         CNTKRandomFeatures(31, 2, grid=2)
     with pytest.raises(SpecError, match=r"width is 3; expected at least 8"):
         CNTKRandomFeatures(64, 2, width=3)
-    with pytest.raises(DataError, match=r"maps images \(height, width, channels\), got rows of \(6,\)"):
+    with pytest.raises(DataError, match=r"CNTK takes images .*, but X has rows of shape \(6,\)"):
         CNTKRandomFeatures(64)(np.ones((2, 6)))
     with pytest.raises(DataError, match="too small"):
         CNTKRandomFeatures(64, 3, 4, "valid")(images(2))

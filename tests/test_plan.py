@@ -1,7 +1,9 @@
 """Plans: every partition in one task, nothing from the number of workers, memory as promised."""
 
 import re
+import shutil
 
+import dask.array as da
 import msgspec
 import numpy as np
 import pytest
@@ -47,6 +49,43 @@ def test_defaults_depend_on_data_and_m_only(make_dataset) -> None:
     assert nd.plan(job, threads=3).threads == 3
     elsewhere = nd.plan(msgspec.structs.replace(job, cluster=nd.Local(workers=7)))
     assert msgspec.structs.replace(elsewhere, job=job) == p
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        nd.CNTKSketch(64, depth=2),
+        nd.CNTKRandomFeatures(64, depth=2),
+        nd.Nystrom(16, nd.CNTK(2, 3)),
+        nd.Nystrom(16, nd.CNTK(2, 3), landmarks="leverage"),
+    ],
+)
+def test_features_of_images_refuse_a_table_before_it_is_read(features, make_dataset) -> None:
+    x, y = np.ones((60, 5)), np.arange(60.0)
+    store = make_dataset(x, y)
+    shutil.rmtree(f"{store}/x/c")
+    says = r"CNTK takes images \(rows, height, width, channels\), but {} has rows of shape \(5,\); give images, or use"
+    for call in (
+        lambda: nd.plan(nd.Job(nd.Dataset(store), features)),
+        lambda: nd.fit(nd.Job(nd.Dataset(store), features)),
+        lambda: nd.featurize(store, features, "out.zarr"),
+        lambda: nd.NTKRidge(features).fit(store),
+        lambda: nd.FeatureTransformer(features).fit(store),
+    ):
+        with pytest.raises((nd.DataError, ValueError), match=says.format(re.escape(store))):
+            call()
+    for rows in (x, da.from_array(x, chunks=(20, 5))):
+        for estimator in (nd.NTKRidgeCV(features), nd.FeatureTransformer(features)):
+            with pytest.raises(ValueError, match=says.format("X")):
+                estimator.fit(rows, y)
+
+
+def test_images_too_small_for_a_network_are_refused_as_a_plan(make_dataset) -> None:
+    dataset = nd.Dataset(make_dataset(np.ones((20, 4, 4, 1)), np.arange(20.0)))
+    kernel = nd.CNTK(2, 3, "valid", pool=(2, 1))
+    for features in (nd.CNTKRandomFeatures(64, 2, 3, "valid", pool=(2, 1)), nd.Nystrom(16, kernel)):
+        with pytest.raises(nd.DataError, match="images of 4 x 4 pixels are too small for CNTK"):
+            nd.plan(nd.Job(dataset, features))
 
 
 def test_plans_that_cannot_be_are_refused(make_dataset) -> None:

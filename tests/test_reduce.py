@@ -128,6 +128,87 @@ print(seen == 3 * [{1}, {2}, {1}])
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
+def test_fits_at_once_leave_the_threads_of_the_process(make_dataset: Any, table: Any) -> None:
+    """In a process of its own: the one that began first ends first, ends last, or fails, while the other is inside.
+
+    The other has one BLAS thread all the time, and the same bits as alone.
+    """
+    code = """
+import contextlib, sys, threading
+import numpy as np
+import ntkdist as nd
+from threadpoolctl import ThreadpoolController
+
+libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+counts = lambda: {library.num_threads for library in libraries}
+
+def fit(threads, meet=lambda: None):
+    @contextlib.contextmanager
+    def watch(phase, rows):
+        yield lambda rows: meet() if phase == "equations" else None
+
+    job = nd.Job(nd.Dataset(sys.argv[1]), nd.ZonalFeatures(64), plan=nd.PlanTable(folds=2, threads=threads))
+    return nd.fit(job, watch=watch).model.coef
+
+def at_once(how):
+    inside, ended = ({name: threading.Event() for name in ("first", "second")} for _ in range(2))
+    seen, found = [], {}
+
+    def first():
+        inside["first"].set()
+        (ended if how == "last" else inside)["second"].wait()
+        seen.append(counts())
+        if how == "fails":
+            raise KeyError
+
+    def second():
+        inside["second"].set()
+        if how != "last":
+            ended["first"].wait()
+        seen.append(counts())
+
+    def run(name, *args):
+        try:
+            found[name] = fit(*args)
+        except KeyError:
+            pass
+        ended[name].set()
+
+    calls = [threading.Thread(target=run, args=args) for args in (("first", 1, first), ("second", 2, second))]
+    calls[0].start()
+    inside["first"].wait()
+    calls[1].start()
+    for call in calls:
+        call.join()
+    assert ("first" in found) == (how != "fails")
+    return seen == [{1}] * len(seen), counts(), np.array_equal(found["second"], alone)
+
+alone = fit(2)
+print(*map(at_once, ("first", "last", "fails")))
+"""
+    environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "2")
+    command = [sys.executable, "-c", code, make_dataset(*table)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == (" ".join(3 * ["(True, {2}, True)"]) + "\n", "")
+
+
+def test_a_piece_may_be_cut_again() -> None:
+    """A kernel of images inside a map: pieces that wait for pieces would hold all threads for ever."""
+    code = """
+import numpy as np
+import ntkdist as nd
+from ntkdist import backend
+
+x = np.random.default_rng(0).standard_normal((2400, 2, 2, 1))
+features = nd.Nystrom(16, nd.CNTK(2, 3)).fit(x[:16])
+alone = features(x)
+backend.use_threads(2)
+print(np.array_equal(features(x), alone))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 @pytest.mark.parametrize("block_rows", [0, 1, 7, 50, 1000])
 def test_blocks_have_equal_size_whatever_the_partitions(make_dataset: Any, block_rows: int) -> None:
     x = np.arange(200.0).reshape(100, 2)

@@ -14,11 +14,11 @@ from ntkdist.apply import evaluate
 from ntkdist.arrays import Arrays
 from ntkdist.data import Dataset
 from ntkdist.errors import InputError
-from ntkdist.estimators.fitting import Learnt, Task, choose, learn, sums
+from ntkdist.estimators.fitting import Learnt, Task, choose, dealt, learn, sums
 from ntkdist.estimators.inputs import as_value_errors, dataset, is_dataset, is_outside, training_rows
 from ntkdist.estimators.mapped import Mapped
 from ntkdist.features import AnyFeatureMap
-from ntkdist.model import Equations, RidgeModel, class_labels
+from ntkdist.model import RidgeModel, class_labels
 from ntkdist.out_of_fold import temperature
 
 
@@ -34,7 +34,7 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
         alike in the sum.
     calibrated : bool
         Learn, by one more pass over X, how sharp probabilities have to be for the rows of a fold that the others
-        predict; else `predict_proba` gives scores that are clipped and made to sum to one.
+        predict (of a dataset with a holdout, for the rows held out), which needs two folds or more; else `predict_proba` gives scores that are clipped and made to sum to one.
 
     Attributes
     ----------
@@ -95,12 +95,15 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
         Parameters
         ----------
         X, y, sample_weight : as of `fit`
+            But no dataset; refused after one whose groups or holdout deal its rows to folds.
         classes : (k,) array, optional
-            All labels that will come, at the first call; by default those of its rows.
+            All labels that will come, at the first call; by default those of its rows.  Later the same, or absent.
         """
-        before: Equations | None = getattr(self, "equations_", None)
-        if before is None and hasattr(self, "model_"):
-            raise InputError("fit did not keep its sums, so none can be added; set keep_equations=True and fit again")
+        before = self._before(X)
+        if before is not None and classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise InputError(
+                f"classes are {np.unique(classes)}, but {self.classes_} in the rows before; leave them out"
+            )
         with as_value_errors():
             known = classes if before is None else self.classes_
             rows, self.classes_ = self._labelled(X, y, sample_weight, known, reset=before is None)
@@ -119,19 +122,35 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
         if len(labels) < 2:
             raise InputError(f"y holds one class, {labels[0]!r}; a classifier needs two or more")
         if isinstance(self.class_weight, dict):
+            self._check_weights(labels.tolist())
             each = np.array([float(self.class_weight.get(label, 1)) for label in labels.tolist()])[codes]
             found = replace(found, weight=each if found.weight is None else found.weight * each)
         names = tuple(str(label) for label in labels)
         return replace(found, y=codes.astype(np.min_scalar_type(len(labels))), classes=names), labels
 
+    def _check_weights(self, labels: list[Any]) -> None:
+        """Refuse weights of labels that there are not where others have none: a name may be misspelt."""
+        assert isinstance(self.class_weight, dict)
+        unknown, missing = self.class_weight.keys() - set(labels), set(labels) - self.class_weight.keys()
+        if unknown and missing:
+            raise InputError(
+                f"class_weight names {sorted(map(repr, unknown))[0]}, which is no class, but not "
+                f"{sorted(map(repr, missing))[0]}, which is; give the labels as they are in y"
+            )
+
     def _task(self) -> Task:
         if not (self.class_weight is None or self.class_weight == "balanced" or isinstance(self.class_weight, dict)):
             raise InputError(f'class_weight is {self.class_weight!r}; expected a dict, "balanced" or None')
+        if self.calibrated and self.folds == 1:
+            raise InputError(
+                "calibrated is True, but folds is 1, which leaves no rows that a model has not seen to calibrate "
+                "with; use more folds, or calibrated=False"
+            )
         alphas = self.alphas if isinstance(self.alphas, str) else tuple(float(a) for a in self.alphas)
         return Task(self.feature_map, self.inputs, alphas, self.folds, balanced=self.class_weight == "balanced")
 
     def _take(self, found: Learnt, rows: Arrays | Dataset, keep: bool) -> "NTKRidgeClassifier":
-        self.model_, self.cv_ = found.model, found.cv
+        self.model_, self.cv_, self._dealt = found.model, found.cv, dealt(rows, found)
         self.temperature_ = float("nan")
         if self.calibrated:
             seen = found.out_of_fold(rows, self.folds).values

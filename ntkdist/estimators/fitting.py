@@ -14,7 +14,7 @@ from ntkdist import progress
 from ntkdist.arrays import Arrays
 from ntkdist.cluster import connect, resources
 from ntkdist.data import Dataset
-from ntkdist.errors import DataError
+from ntkdist.errors import DataError, InputError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.fit import EquationsOf, fit, solve
 from ntkdist.influence import left_out
@@ -26,8 +26,10 @@ from ntkdist.prepare import learnt, scaling, verified_source
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.reduce import MAP_FAN_IN, reduce
 from ntkdist.scores import CVResult
+from ntkdist.select import AUTO_GRID
 from ntkdist.shards import Shard, Source, by_fold
-from ntkdist.solvers import Cholesky
+from ntkdist.solvers import Cholesky, TiledCholesky
+from ntkdist.solvers import choose as solver_of
 from ntkdist.sums import Rowwise
 from ntkdist.tree import evenly
 from ntkdist.uncertainty import Factor
@@ -64,7 +66,7 @@ class Learnt(NamedTuple):
                 source, shards = _source(rows, self.equations.features.n_components, folds, client)
             else:
                 features: Any = self.equations.features.spec
-                job = Job(rows, features, plan=_table(folds, self.equations.dtype))
+                job = Job(rows, features, plan=_table(rows, folds, self.equations.dtype))
                 p = msgspec.structs.replace(plan(job, threads=resources(client).threads), skip=self.skip)
                 source, shards = by_fold(p)
             return out_of_fold(source, shards, models, client, _watch(rows))
@@ -85,6 +87,11 @@ class Learnt(NamedTuple):
         return replace(model, factor=factor), residuals, weight
 
 
+def dealt(rows: Arrays | Dataset, found: Learnt) -> str:
+    """Name of the array of a dataset that says which of several folds a row is in; empty if there is none."""
+    return rows.dealt if isinstance(rows, Dataset) and len(found.equations.folds) > 1 else ""
+
+
 def learn(rows: Arrays | Dataset, task: Task) -> Learnt:
     """Fit to rows."""
     if isinstance(rows, Dataset):
@@ -95,8 +102,10 @@ def learn(rows: Arrays | Dataset, task: Task) -> Learnt:
 def sums(rows: Arrays, task: Task, before: Equations | None = None) -> Equations:
     """The equations of every fold of some rows; with the scaling and the map of others if they shall be added."""
     m, preprocess = task.features.n_components, Preprocess(inputs=task.inputs)
+    folds = _table(rows, task.folds, rows.dtype).folds or 1
     with _client(rows) as client:
-        source, shards = _source(rows, m, task.folds, client)
+        source, shards = _source(rows, m, folds, client)
+        task.features.check_shape(source.layout.input_shape, rows.store)
         if before is None:
             plain = source._replace(folds=0)
             pre = scaling(preprocess, plain, client, progress.silent, task.balanced)
@@ -118,6 +127,7 @@ def prepared(rows: Arrays | Dataset, features: AnyFeatureMap, inputs: Any) -> tu
             layout = rows.layout(labelled=False)
             source = Source(rows, layout, max(1024, features.n_components), resources(client).threads)
             source = verified_source(source, client, _watch(rows))
+        features.check_shape(source.layout.input_shape, rows.store)
         pre = scaling(preprocess, source, client, _watch(rows))
         return pre, learnt(features, preprocess, source, pre, client, _watch(rows))
 
@@ -141,22 +151,30 @@ def choose(equations: Equations, task: Task) -> Learnt:
 
 def _learn_dataset(dataset: Dataset, task: Task) -> Learnt:
     dtype = "float32" if dataset.layout().x_dtype == "float32" else "float64"
+    solver = solver_of(task.features.n_components, len(AUTO_GRID if isinstance(task.alphas, str) else task.alphas))
+    if isinstance(solver, TiledCholesky):
+        raise InputError(
+            f"n_components is {task.features.n_components}, of which sums are too large for an estimator to keep; use "
+            "ntkdist.fit with solver TiledCholesky or PCG, or fewer"
+        )
     job = Job(
         dataset,
         task.features,
         alphas=task.alphas,
         alpha_per_target=task.per_target,
         class_weight="balanced" if task.balanced else None,
-        plan=_table(task.folds, dtype),
+        plan=_table(dataset, task.folds, dtype),
         preprocess=Preprocess(inputs=task.inputs),
+        solver=solver,  # else one that forms no equations may be taken where these do not fit
     )
     found = fit(job)
     assert found.equations is not None
     return Learnt(found.model, found.cv, found.equations, tuple(found.report["data"]["skipped_partitions"]))
 
 
-def _table(folds: int, dtype: Any) -> PlanTable:
-    return PlanTable(folds=folds, dtype=dtype)
+def _table(rows: Arrays | Dataset, folds: int, dtype: Any) -> PlanTable:
+    """The plan of a task; beside a holdout the number of folds gives way, for the rows held out are scored once."""
+    return PlanTable(folds=None if isinstance(rows, Dataset) and rows.holdout else folds, dtype=dtype)
 
 
 def _source(rows: Arrays, m: int, folds: int, client: Any) -> tuple[Source, list[Shard]]:

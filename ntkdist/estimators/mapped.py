@@ -12,10 +12,11 @@ from sklearn.utils.validation import check_is_fitted
 from ntkdist import progress
 from ntkdist.cluster import resources, shared
 from ntkdist.data import Dataset
-from ntkdist.errors import SpecError
+from ntkdist.errors import InputError, SpecError
 from ntkdist.estimators.inputs import dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.features import AnyFeatureMap, FeatureMap, ZonalFeatures
 from ntkdist.kernels import NTK
+from ntkdist.model import Equations
 from ntkdist.order import column, order_of
 from ntkdist.preprocess import Preprocessing
 from ntkdist.shards import Source, blocks
@@ -50,6 +51,31 @@ class Mapped(BaseEstimator):
         self.n_features_in_ = pre.input_shape[0]
         if pre.columns:
             self.feature_names_in_ = np.array(pre.columns, object)
+
+    def _before(self, x: Any) -> Equations | None:
+        """The sums that those of rows x are to be added to; None if nothing was learnt before."""
+        if is_dataset(x):
+            raise InputError(
+                "X is the place of a dataset, but partial_fit adds rows of arrays; use fit, or add the sums of two "
+                "datasets that ntkdist.fit leaves"
+            )
+        before: Equations | None = getattr(self, "equations_", None)
+        if before is None and hasattr(self, "model_"):
+            raise InputError("fit did not keep its sums, so none can be added; set keep_equations=True and fit again")
+        if before is None:
+            return None
+        if dealt := getattr(self, "_dealt", ""):
+            raise InputError(
+                f"'{dealt}' of the dataset that was fitted to deals its rows to folds, and says nothing of rows of "
+                "arrays; fit to a dataset that has them all"
+            )
+        if before.features.spec != self.feature_map:
+            raise InputError("features is not the map of the rows learnt before, so sums do not add; call fit instead")
+        if len(before.folds) != (folds := getattr(self, "folds", 1)):
+            raise InputError(
+                f"folds is {folds}, but the rows learnt before are in {len(before.folds)}; set folds back, or call fit"
+            )
+        return before
 
     def _each(self, x: Any, block: Block, columns: int, pre: Preprocessing, dtype: Any = np.float64) -> Any:
         """Blocks of rows through a function; lazily and block by block if they are Dask's, those of a dataset in the

@@ -11,11 +11,10 @@ from ntkdist.apply import evaluate
 from ntkdist.arrays import Arrays
 from ntkdist.data import Dataset
 from ntkdist.errors import InputError
-from ntkdist.estimators.fitting import Learnt, Task, choose, learn, sums
+from ntkdist.estimators.fitting import Learnt, Task, choose, dealt, learn, sums
 from ntkdist.estimators.inputs import as_value_errors, dataset, is_dataset, training_rows
 from ntkdist.estimators.mapped import Mapped
 from ntkdist.features import AnyFeatureMap
-from ntkdist.model import Equations
 from ntkdist.uncertainty import conformal_radius
 
 
@@ -40,6 +39,8 @@ class _Ridge(MultiOutputMixin, RegressorMixin, Mapped):
         with as_value_errors():
             rows: Arrays | Dataset
             rows = dataset(X, y, sample_weight) if is_dataset(X) else training_rows(self, X, y, sample_weight)
+            if isinstance(rows, Dataset) and rows.layout().classes:
+                raise InputError(f"{rows.store}: targets are class labels; use NTKRidgeClassifier, or convert numbers")
             found = learn(rows, self._task())
             if isinstance(rows, Dataset):
                 self._know(found.model.preprocessing)
@@ -48,11 +49,10 @@ class _Ridge(MultiOutputMixin, RegressorMixin, Mapped):
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "_Ridge":
         """Add rows to those learnt from: their sums are added, and the solution is that of all rows.
 
-        The scaling, and what the map learns if it does, are those of the first rows.  Arguments as of `fit`.
+        The scaling, and what the map learns if it does, are those of the first rows.  Arguments as of `fit`, but no
+        dataset; refused after a dataset whose groups or holdout deal its rows to folds.
         """
-        before: Equations | None = getattr(self, "equations_", None)
-        if before is None and hasattr(self, "model_"):
-            raise InputError("fit did not keep its sums, so none can be added; set keep_equations=True and fit again")
+        before = self._before(X)
         with as_value_errors():
             rows = training_rows(self, X, y, sample_weight, reset=before is None)
             new = sums(rows, self._task(), before)
@@ -60,7 +60,7 @@ class _Ridge(MultiOutputMixin, RegressorMixin, Mapped):
             return self._take(found, rows, True)
 
     def _take(self, found: Learnt, rows: Arrays | Dataset, keep: bool) -> "_Ridge":
-        self.model_, self.cv_ = found.model, found.cv
+        self.model_, self.cv_, self._dealt = found.model, found.cv, dealt(rows, found)
         if self.keep_factor:
             self.model_, self.residuals_, self._weights = found.unsure(rows, self._task().folds)
         single = not found.model.preprocessing.vector_target
@@ -88,6 +88,8 @@ class _Ridge(MultiOutputMixin, RegressorMixin, Mapped):
             Whether the deviation is that of a target, instead of the function's.
         """
         check_is_fitted(self)
+        if noise and not return_std:
+            raise InputError("noise is part of the standard deviation, which is not asked for; set return_std=True")
         pre = self.model_.preprocessing
         columns = pre.t if pre.vector_target else 0
         mean = self._each(X, self.model_, columns, pre)
@@ -152,7 +154,8 @@ class NTKRidge(_Ridge):
     equations_ : Equations
         If kept.
     residuals_ : (n, t) array
-        Of the rows that were learnt from last by models that have not seen them, if the factor is kept.
+        Of the rows that were learnt from last by models that have not seen them, if the factor is kept; of a dataset
+        with a holdout, of the rows held out.
     """
 
     def __init__(
@@ -175,7 +178,8 @@ class NTKRidgeCV(_Ridge):
     """`NTKRidge` with a penalty chosen by cross-validation from the sums of the folds: no row is read again.
 
     A row's fold is a hash of its values, so that copies of a row are never in two folds, and a row of weight k is the
-    same as k rows; of a dataset by its place, folds are of partitions, or as its groups or holdout say.
+    same as k rows; of a dataset by its place, folds are of partitions, or as its groups or holdout say.  Beside a
+    holdout `folds` gives way: the rows held out are scored once, by the model of the others, and residuals are theirs.
 
     Parameters
     ----------

@@ -58,6 +58,15 @@ class FeatureMap(Spec, frozen=True):
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
         """The kernel that φ approximates, exactly, (n, n')."""
 
+    def check_shape(self, input_shape: tuple[int, ...], source: str = "X") -> None:
+        """Refuse rows of a shape that the map does not take; most flatten all.
+
+        Raises
+        ------
+        DataError
+            It names the ``source`` of the rows.
+        """
+
     def kernel_fitted(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
         """The kernel of a map that learnt these arrays."""
         return self.kernel(x, y)

@@ -19,7 +19,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from ntkdist import backend, devices
-from ntkdist.errors import DataError, SpecError
+from ntkdist.errors import SpecError
 from ntkdist.features.base import PIECE_BYTES, Arrays, FeatureMap, FittedMap, Params
 from ntkdist.features.conv_layers import (
     WHITENING_SIDE,
@@ -146,6 +146,9 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
 
     # Shapes.
 
+    def check_shape(self, input_shape: tuple[int, ...], source: str = "X") -> None:
+        self._exact().check_shape(input_shape, source)
+
     def _layers(self, channels: int) -> list[Layer]:
         """The sizes of each layer: a function of the spec and of the channels of an image."""
         cell, found = self.drawn // self.grid**2, []
@@ -165,8 +168,6 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
 
     def _maps(self, input_shape: tuple[int, ...]) -> list[tuple[int, int]]:
         """Height and width of the maps that the windows are taken from, and of the last layer's."""
-        if len(input_shape) != 3:
-            raise DataError(f"CNTKRandomFeatures maps images (height, width, channels), got rows of {input_shape}")
         return self._exact().sizes(*input_shape[:2])
 
     def _wide(self) -> "CNTKRandomFeatures":
@@ -218,7 +219,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
     # Drawing and fitting.
 
     def draw(self, input_shape: tuple[int, ...]) -> Params:
-        self._maps(input_shape)
+        self.check_shape(input_shape)
         return {f"layer{h}": layer.draw(h, self.seed) for h, layer in enumerate(self._layers(input_shape[2]))}
 
     def fit(self, sample: NDArray[Any]) -> FittedMap:

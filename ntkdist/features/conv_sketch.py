@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from ntkdist import draws
-from ntkdist.errors import DataError, SpecError
+from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params
 from ntkdist.kernels import CNTK, kappa0, one_minus_kappa1
 from ntkdist.kernels.conv import margins
@@ -92,12 +92,16 @@ class CNTKSketch(FeatureMap, frozen=True):
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
         return self._exact()(x, y)
 
+    def check_shape(self, input_shape: tuple[int, ...], source: str = "X") -> None:
+        self._exact().check_shape(input_shape, source)
+
     def polynomial_error(self) -> tuple[float, float]:
         """Uniform errors of the polynomials for κ₀ and κ₁, the larger of those on [−1, 1] (first layer) and [0, 1]."""
         zero, one = ([polynomial_error(k, self.degree, lowest) for lowest in (0.0, -1.0)] for k in (0, 1))
         return zero[0], max(one)  # the first layer has no κ₀
 
     def draw(self, input_shape: tuple[int, ...]) -> Params:
+        self.check_shape(input_shape)
         q, channels = self.filter_size, self._channels(input_shape)
         params: Params = {}
         if channels < input_shape[2]:
@@ -193,9 +197,6 @@ class CNTKSketch(FeatureMap, frozen=True):
 
     def _channels(self, input_shape: tuple[int, ...]) -> int:
         """Of the input; of a random projection of it, if they are more than an eighth of the columns."""
-        if len(input_shape) != 3:
-            raise DataError(f"CNTKSketch maps images (n, height, width, channels), got rows of shape {input_shape}")
-        self._exact().sizes(*input_shape[:2])
         return min(input_shape[2], self.n_components // 8)
 
     def _exact(self) -> CNTK:

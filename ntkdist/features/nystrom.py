@@ -70,6 +70,9 @@ class Nystrom(FeatureMap, frozen=True):
     landmarks: Literal["uniform", "leverage", "rpcholesky"] = "uniform"
     seed: Annotated[int, Meta(ge=0)] = 0
 
+    def check_shape(self, input_shape: tuple[int, ...], source: str = "X") -> None:
+        self.kernel.check_shape(input_shape, source)
+
     # Choosing landmarks.
 
     @property

@@ -39,6 +39,15 @@ class Kernel(Spec, frozen=True):
         (n, n') float64 array
         """
 
+    def check_shape(self, input_shape: tuple[int, ...], source: str = "X") -> None:
+        """Refuse rows of a shape that the kernel does not take: here none, for all are flattened.
+
+        Raises
+        ------
+        DataError
+            It names the ``source`` of the rows.
+        """
+
 
 def kappa0(theta: F8) -> F8:
     """κ₀ as a function of the angle: the share of half-spaces that hold both rows, times two."""

@@ -85,6 +85,10 @@ class CNTK(Kernel, frozen=True):
                 f"CNTK.pool has {len(self.pool)} numbers for {self.depth} layers; give one per layer, 1 for no pooling"
             )
 
+    def check_shape(self, input_shape: tuple[int, ...], source: str = "X") -> None:
+        check_images(input_shape, source)
+        self.sizes(*input_shape[:2])
+
     def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
         x = images(x)
         other = x if y is None else images(y)
@@ -192,9 +196,17 @@ class CNTK(Kernel, frozen=True):
 def images(x: NDArray[Any]) -> F8:
     """Images (n, h, w, channels) in float64."""
     x = np.asarray(x, np.float64)
-    if x.ndim != 4:
-        raise DataError(f"convolutional kernels take images (n, height, width, channels), got shape {x.shape}")
+    check_images(x.shape[1:], "X")
     return x
+
+
+def check_images(input_shape: tuple[int, ...], source: str) -> None:
+    """Refuse rows that are no images."""
+    if len(input_shape) != 3:
+        raise DataError(
+            f"CNTK takes images (rows, height, width, channels), but {source} has rows of shape {input_shape}; give "
+            "images, or use features for tables, such as ZonalFeatures"
+        )
 
 
 def cells(height: int, width: int, grid: int) -> list[tuple[slice, slice]]:
