@@ -40,8 +40,9 @@ def evaluate(
     Returns
     -------
     dict
-        ``rmse``, ``mae``, ``r2`` or ``accuracy``, ``log_loss``; ``rows`` and ``seconds``; where the dataset says that
-        damaged partitions are skipped, ``skipped_rows``.
+        ``rmse``, ``mae``, ``r2`` or ``accuracy``, ``log_loss``; ``rows``, ``clipped_rows`` (those with values outside
+        the range that the model has seen) and ``seconds``; where the dataset says that damaged partitions are skipped,
+        ``skipped_rows``.
 
     Raises
     ------
@@ -66,11 +67,12 @@ def errors_on(model: RidgeModel, source: Source, client: Client | None, watch: W
         raise DataError(
             f"{source.dataset.store}: targets are {theirs}, the model predicts {ours}; convert the same way"
         )
-    source = source._replace(block_rows=max(1024, model.features.n_components), threads=resources(client).threads)
-    summand = MetricsOf(model, model.preprocessing.match(layout, source.dataset.store))
-    part = reduce_all(source, summand, layout.rows_per_partition, client, "evaluate", watch)
-    found: dict[str, float] = part.total.summary()
-    return found
+    matching = model.preprocessing.match(layout, source.dataset.store)
+    block_rows, threads = max(1024, model.features.n_components), resources(client).threads
+    source = source._replace(block_rows=block_rows, threads=threads, range=matching.range)
+    part = reduce_all(source, MetricsOf(model, matching), layout.rows_per_partition, client, "evaluate", watch)
+    summary: dict[str, float] = part.total.summary()
+    return summary | {"clipped_rows": part.tally.clipped}
 
 
 def predict(
@@ -90,7 +92,8 @@ def predict(
     dataset says of them: every row gets its prediction.
 
     The attribute ``order`` is "source": entry i is that of row i of what was converted, or "dataset" where the dataset
-    has no array ``row`` that says so, or one that is not a permutation of its rows.
+    has no array ``row`` that says so, or one that is not a permutation of its rows.  The attribute ``clipped_rows``
+    counts the rows with values outside the range that the model has seen.
 
     Raises
     ------
@@ -103,12 +106,14 @@ def predict(
     matching = pre.match(layout, dataset.store)
     attrs: dict[str, Any] = {"classes": model.classes, "target_names": pre.target_names, "source": dataset.store}
     with connect(None, scheduler, client) as client:
-        source = Source(dataset.absolute(), layout, 0, resources(client).threads, labelled=False)
+        threads = resources(client).threads
+        source = Source(dataset.absolute(), layout, 0, threads, labelled=False, range=matching.range)
         table = Predictions(model, matching, source, _beside(dataset))
         with groups.new_group(out, PREDICTIONS, attrs) as place:
             lies = order.order_of(source, client, watch)
             attrs["order"] = "dataset" if lies == "dataset" else "source"
-            attrs["content"] = order.write(table, source, place, lies == "shuffled", client, watch).to_dict()
+            part = order.write(table, source, place, lies == "shuffled", client, watch)
+            attrs |= {"content": part.total.to_dict(), "clipped_rows": part.tally.clipped}
 
 
 def featurize(
@@ -139,7 +144,7 @@ def featurize(
     dataset = msgspec.structs.replace(_dataset(dataset), nan="error")
     layout, others, m = dataset.layout(), dataset.others(), features.n_components
     features.check_shape(layout.input_shape, dataset.store)
-    attrs = {
+    attrs: dict[str, Any] = {
         "classes": layout.classes,
         "target_names": layout.target_names,
         "source": {"name": dataset.store, "fingerprint": layout.fingerprint, "features": msgspec.to_builtins(features)},
@@ -147,15 +152,16 @@ def featurize(
     with connect(None, scheduler, client) as client, groups.new_group(out, data.FORMAT, attrs) as place:
         source = Source(dataset.absolute(), layout, max(1024, m), resources(client).threads)
         preprocess = preprocess or Preprocess()
-        pre = scaling(preprocess, source, client, watch)
+        pre, _ = scaling(preprocess, source, client, watch)
         ready = learnt(features, preprocess, source, pre, client, watch)
         size = min(groups.partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
         groups.create_array(place, "x", (layout.rows, m), dtype, size)
         for name, (shape, kind) in others.items():
             groups.create_array(place, name, shape, kind, size)
-        source = source._replace(block_rows=0)
+        source = source._replace(block_rows=0, range=pre.range)
         summand = WriteFeatures(ready, pre, dtype, source, place, tuple(others))
-        attrs["content"] = reduce_all(source, summand, size, client, "featurize", watch).total.to_dict()
+        part = reduce_all(source, summand, size, client, "featurize", watch)
+        attrs |= {"content": part.total.to_dict(), "clipped_rows": part.tally.clipped}
 
 
 def _dataset(dataset: Dataset | str) -> Dataset:

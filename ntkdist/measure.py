@@ -145,7 +145,7 @@ def cv_errors(cv: CVResult | None) -> dict[str, Any]:
 
 
 def errors_only(found: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in found.items() if name != "rows"}
+    return {name: value for name, value in found.items() if name not in ("rows", "clipped_rows")}
 
 
 def _saved_bytes(model: RidgeModel) -> int:

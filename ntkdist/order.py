@@ -21,7 +21,7 @@ from ntkdist.data import Dataset, Rows
 from ntkdist.groups import Content
 from ntkdist.progress import Watch
 from ntkdist.reduce import reduce_all
-from ntkdist.shards import Shard, Source
+from ntkdist.shards import Part, Shard, Source
 
 RANGE_BYTES = 64 * 2**20
 Order = Literal["source", "shuffled", "dataset"]  # as rows lie in the source, to be sorted by `row`, or not known
@@ -54,27 +54,30 @@ def order_of(source: Source, client: Client | None, watch: Watch | None) -> Orde
     return "dataset" if surplus else "shuffled" if moved else "source"
 
 
-def write(
-    table: Table, source: Source, place: str, shuffled: bool, client: Client | None, watch: Watch | None
-) -> Content:
-    """Create an array for each field and write the records of all rows, by ``row`` if shuffled, else as they lie."""
+def write(table: Table, source: Source, place: str, shuffled: bool, client: Client | None, watch: Watch | None) -> Part:
+    """Create an array for each field and write the records of all rows, by ``row`` if shuffled, else as they lie.
+
+    Returns
+    -------
+    Part
+        The `Content` of what was written, and what was counted of the rows.
+    """
     layout, record = source.layout, table.record
     rows, width = layout.rows, record.itemsize
     size = min(groups.partition_rows(rows, (width,), np.uint8), layout.rows_per_partition)
     for name in record.names or ():
         groups.create_array(place, name, (rows, *record[name].shape), record[name].base, size)
-    content: Content
     if not shuffled:
-        content = reduce_all(source, Written(table, place), size, client, "predict", watch).total
-        return content
+        return reduce_all(source, Written(table, place), size, client, "predict", watch)
     span = size * max(1, RANGE_BYTES // (size * width))
     scratch = f"unsorted-{uuid.uuid4().hex}"  # which names its content, too, for readers that keep arrays open
     groups.create_array(place, scratch, (rows, width), np.uint8, size, chunks=-(-rows // span))
     ranges = np.arange(0, rows + span, span)
-    spans = reduce_all(source, SortedSpans(table, place, scratch, ranges), size, client, "predict", watch).total
-    content = reduce_all(source, Gathered(place, scratch, record, span, spans), span, client, "sort", watch).total
+    sorted_spans = reduce_all(source, SortedSpans(table, place, scratch, ranges), size, client, "predict", watch)
+    gathered = Gathered(place, scratch, record, span, sorted_spans.total)
+    content = reduce_all(source, gathered, span, client, "sort", watch).total
     places.remove(places.join(place, scratch))
-    return content
+    return Part(content, sorted_spans.tally)
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ def test_equations_of_several_runs_add_and_subtract(command: Command) -> None:
     done(command("fit", write_job("new.toml", "new.zarr"), "--out", "own-run"))
     assert_refused(["solve", "old-run", "+", "other-run"], "Equations of different features do not add")
     assert_refused(["solve", "old-run", "+", "own-run"], "Equations of different scaling do not add")
+    assert_refused(["solve", "old-run", "+", "old-run/equations.zarr"], "which would be added twice; add each run once")
     for wrong in (["old-run", "new-run"], ["old-run", "+"], ["old-run", "x", "new-run"]):
         assert command("solve", *wrong).exit_code == 2
 
