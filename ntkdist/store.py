@@ -20,7 +20,9 @@ from ntkdist.sums import Moments, NormalEquations
 from ntkdist.uncertainty import Factor
 from ntkdist.versions import versions
 
-MODEL, EQUATIONS, VERSION = "ntkdist.model", "ntkdist.equations", 2  # 1 had neither a range of inputs nor moments
+MODEL, EQUATIONS = "ntkdist.model", "ntkdist.equations"
+VERSION = 2  # 1 had no range of inputs, no moments, and did not count rounding
+SUMS = ("triangle", "cross", "inner", "rounding")  # of a fold, `NormalEquations.arrays`
 SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
 RANGE = ("x_low", "x_high")
 PROBES, PROBE_ROLE = 8, 1000
@@ -68,12 +70,12 @@ def save(value: RidgeModel | Equations, url: str) -> None:
             arrays |= {"triangle": backend.pack(factor.lower), "z_mean": factor.z_mean, "noise": factor.noise}
     else:
         kind = EQUATIONS
-        attrs |= {"folds": len(value.folds), "scored": value.scored, "datasets": value.datasets}
+        attrs |= {"folds": len(value.folds), "scored": value.scored, "sums": SUMS, "datasets": value.datasets}
         if (moments := value.moments) is not None:
             attrs |= {"moments": {"rows": moments.rows, "arrays": list(moments.arrays())}}
             arrays |= {f"moments.{name}": array for name, array in moments.arrays().items()}
         for k, fold in enumerate(value.folds):
-            arrays |= {f"triangle{k}": backend.pack(fold._gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
+            arrays |= {f"{name}{k}": array for name, array in fold.arrays().items()}
     with groups.new_group(url, kind, attrs) as place:
         for name, array in arrays.items():
             groups.write_whole(place, name, np.ascontiguousarray(array))
@@ -120,10 +122,8 @@ def load(url: str) -> Any:
             factor = Factor(backend.unpack(array("triangle")), array("z_mean"), kept["weight"], array("noise"))
         weights = {name: array(name) for name in ("coef", "intercept", "alpha")}
         return RidgeModel(preprocessing, features, **weights, dtype=attrs["dtype"], factor=factor)
-    folds = [
-        NormalEquations(backend.unpack(array(f"triangle{k}")), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
-        for k in range(attrs["folds"])
-    ]
+    names = attrs.get("sums", SUMS[:3])
+    folds = [NormalEquations.of_arrays({name: array(f"{name}{k}") for name in names}) for k in range(attrs["folds"])]
     scored, moments = attrs.get("scored"), None
     if kept := attrs.get("moments"):
         moments = Moments.of_arrays(kept["rows"], {name: array(f"moments.{name}") for name in kept["arrays"]})
