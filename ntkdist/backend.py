@@ -232,8 +232,7 @@ def add_products(gram: F8, cross: F8, z: NDArray[Any], y: NDArray[Any]) -> None:
     data.  On a GPU it is panel by panel, of which fewer are as fast there.
     """
     if devices.of(z) is not np:
-        for i in range(0, len(gram), devices.PANEL):
-            end = min(i + devices.PANEL, len(gram))
+        for i, end in devices.panels(len(gram)):
             gram[i:end, :end] += z[:, i:end].T @ z[:, :end]
             cross[i:end] += z[:, i:end].T @ y
         return
@@ -246,6 +245,14 @@ def add_products(gram: F8, cross: F8, z: NDArray[Any], y: NDArray[Any]) -> None:
             cross[a] += z[:, a].T @ y
 
     each(add, combinations_with_replacement(range(0, len(gram), TILE), 2))
+
+
+def gram_operations(m: int, device: str = "cpu") -> int:
+    """Count the operations of a row in the Gram of `add_products`, as the rate of a bare product counts its own.
+
+    That is m² by ``syrk``; on a GPU, where panels are products of general matrices, between m² and 2m².
+    """
+    return m**2 if device == "cpu" else sum(2 * (end - i) * end for i, end in devices.panels(m))
 
 
 def mirror(gram: F8) -> None:

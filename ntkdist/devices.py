@@ -6,6 +6,7 @@ What computes on either asks an array for its module (`of`), and multiplies by `
 
 import importlib.util
 import time
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ Device = Literal["cpu", "gpu", "gpu-tf32"]
 PIECE_BYTES = 2**30  # of what mapping some rows holds on a GPU at a time
 PANEL = 4096  # rows of the Gram that are multiplied at a time: large enough for the full rate of cuBLAS
 PROBE = 512  # size of the product that a GPU is tried with
+_constants: dict[tuple[Any, ...], Any] = {}  # on GPUs, by their number
 
 
 class Gpu(NamedTuple):
@@ -98,13 +100,44 @@ def put(value: Any) -> Any:
     return cupy().asarray(value)
 
 
+def keep(value: Any) -> Any:
+    """Move to the GPU, as `put` does, what stays there when its task is over.
+
+    It gets memory of its own: cut from a block of CuPy's pool, it would keep the pool from giving back all of that.
+    """
+    cp = cupy()
+    free()  # for memory of its own, CuPy does not look for room in the pool
+    with cp.cuda.using_allocator(None):
+        kept = put(value)
+    cp.cuda.Device().synchronize()  # the threads that use it may have a stream each
+    return kept
+
+
+def constant(xp: Any, make: Callable[..., NDArray[Any]], *args: Any) -> Any:
+    """Give ``make(*args)``, which never changes, as an array of a module: moved to a GPU once a process."""
+    if xp is np:
+        return make(*args)
+    key = (number(), make, args)
+    if key not in _constants:
+        _constants[key] = keep(make(*args))
+    return _constants[key]
+
+
+def number() -> int:
+    """Look up CuPy's number of the GPU that this thread computes on."""
+    return int(cupy().cuda.Device().id)
+
+
 def taken(a: Any) -> NDArray[Any]:
     """An array on the host; one that is there already, as it is."""
     return a if isinstance(a, np.ndarray) else cast(NDArray[Any], cupy().asnumpy(a))
 
 
 def free() -> None:
-    """Give back what CuPy keeps of memory that no array has any more, on the GPU and, for transfers, on the host."""
+    """Give back what CuPy keeps of memory that no array has any more, on the GPU and, for transfers, on the host.
+
+    CuPy's pool cuts blocks that it gets from the GPU into parts, and gives back those of which no part is in use.
+    """
     cupy().get_default_memory_pool().free_all_blocks()
     cupy().get_default_pinned_memory_pool().free_all_blocks()
 
@@ -117,16 +150,38 @@ def product(a: Any, b: Any, out: Any) -> Any:
     return out
 
 
+def squared_norms(x: Any) -> Any:
+    """Sum the squares of every row (n, d), (n,)."""
+    if of(x) is np:
+        return np.einsum("ij,ij->i", x, x)
+    return (x * x).sum(axis=1)  # CuPy makes n products of 1×d and d×1 of the einsum
+
+
 def solve_lower(a: Any, b: Any) -> Any:
-    """a⁻¹b on the GPU, of a's lower triangle."""
+    """Solve a x = b on the GPU, by a's lower triangle, a in rows and b in columns; x is in b's own memory.
+
+    As the upper triangle of aᵀ, which is in columns as cuBLAS wants it: in rows, CuPy would copy it.
+    """
+    return _solve_triangular()(a.T, b, trans="T", lower=False, overwrite_b=True)
+
+
+def _solve_triangular() -> Any:
     cupy()
     from cupyx.scipy.linalg import solve_triangular
 
-    return solve_triangular(a, b, lower=True)
+    return solve_triangular
+
+
+def panels(m: int) -> list[tuple[int, int]]:
+    """List the first rows and the ends of the panels that a Gram of m features is multiplied in."""
+    return [(i, min(i + PANEL, m)) for i in range(0, m, PANEL)]
 
 
 def product_rate(m: int, rows: int, dtype: str, seconds: float = 0.2) -> float:
-    """Operations a second of a bare product zᵀz of (rows, m) blocks on the GPU: the ceiling of a Gram there."""
+    """Measure the operations a second of a bare product zᵀz of (rows, m) blocks on the GPU, 2m² a row.
+
+    That is the ceiling of a Gram there.
+    """
     cp = cupy()
     z = cp.ones((rows, m), dtype=dtype)
     z.T @ z

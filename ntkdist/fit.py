@@ -27,11 +27,11 @@ from ntkdist.plan import Plan
 from ntkdist.prefixes import curve_of
 from ntkdist.prepare import counting, prepare, verified
 from ntkdist.preprocess import Preprocessing
-from ntkdist.products import check_finite
+from ntkdist.products import check_finite, not_finite
 from ntkdist.progress import Watch
 from ntkdist.reduce import on_each_worker, phase, reduce
 from ntkdist.select import CVResult, cross_validate, penalties
-from ntkdist.shards import by_fold
+from ntkdist.shards import Shard, by_fold
 from ntkdist.solvers import PCG, AnySolver, choose
 from ntkdist.sums import NormalEquations
 from ntkdist.tiling import fit_by_tiles
@@ -247,11 +247,15 @@ class EquationsOf:
         return NormalEquations.zeros(self.features.n_components, self.preprocessing.t)
 
     def update(self, total: NormalEquations, rows: Rows) -> NormalEquations:
+        self.add(total, rows)
+        check_finite(total.z_sum, rows, self.dtype)
+        return total
+
+    def add(self, total: NormalEquations, rows: Rows) -> NormalEquations:
+        """Add some rows, whatever their features are."""
         assert rows.y is not None
         z = self.mapped(self.preprocessing.inputs(rows.x, self.dtype))
-        total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
-        check_finite(devices.taken(total.z_sum), rows, self.dtype)
-        return total
+        return total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
 
     def mapped(self, x: Any) -> Any:
         """Features of scaled rows."""
@@ -268,12 +272,17 @@ class EquationsOnGpu(EquationsOf):
         devices.free()  # what a task that failed has left
         return NormalEquations.zeros(self.features.n_components, self.preprocessing.t, on_gpu=True, tf32=self.tf32)
 
+    def update(self, total: NormalEquations, rows: Rows) -> NormalEquations:
+        return self.add(total, rows)  # a look at the sum would wait for the GPU, at every block
+
     def mapped(self, x: Any) -> Any:
         return mapped_on_gpu(self.features, x)
 
-    def taken(self, total: NormalEquations) -> NormalEquations:
+    def taken(self, total: NormalEquations, shard: Shard) -> NormalEquations:
         total = total.taken()
         devices.free()
+        if not np.isfinite(total.z_sum).all():
+            raise not_finite(shard.which, self.dtype)
         # No other product is larger than those on the diagonal are, and no library of a GPU says that one overflowed.
         if not np.isfinite(total.squares).all():
             raise DataError(

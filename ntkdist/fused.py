@@ -14,7 +14,6 @@ from ntkdist import devices
 
 HALF = 7  # coefficients of an even or odd part, at most: one compilation does for every polynomial up to degree 13
 ZONAL_HALF = 12  # the same of `zonal`: more would not be unrolled, and cost many times as much
-AT_ONCE = 2**22  # numbers of pairs of rows, where there are no loops
 CLOSE = {4: 1e-2, 8: 1e-3}  # by the bytes of a number: below, 1 − |cosine| is taken from the difference of the rows
 
 
@@ -87,17 +86,40 @@ def _even_odd_by_arrays(t: Any, even: Any, odd: Any, shift: Any, reach: Any, sca
 def _zonal_by_arrays(t: Any, u: Any, v: Any, near: Any, far: Any) -> None:
     """The same as `zonal` likewise."""
     xp = devices.of(t)
-    positive, size = t > 0, xp.abs(t)
-    i, j = xp.nonzero(size > 1 - CLOSE[t.itemsize])
-    b = xp.maximum((1 - size) / 2, 0)
-    pairs = max(1, AT_ONCE // u.shape[1])
+    positive = t > 0
+    xp.abs(t, out=t)
+    close = xp.nonzero(t > 1 - CLOSE[t.itemsize])
+    t *= -0.5
+    t += 0.5
+    xp.maximum(t, 0, out=t)
+    _refine(t, positive, u, v, *close)
+    del close
+    a = xp.sqrt(t)
+    values = [_polynomial(t, c[1::2]) for c in (near, far)]
+    for value, c in zip(values, (near, far), strict=True):
+        value *= a
+        value += _polynomial(t, c[0::2])
+    t[:] = xp.where(positive, *values)
+
+
+def _refine(b: Any, positive: Any, u: Any, v: Any, i: Any, j: Any) -> None:
+    """Put the squares of half the distances of some pairs of rows in their places, no more at a time than `b` has."""
+    xp, pairs = devices.of(b), max(len(b), b.size // u.shape[1])
     for at in range(0, len(i), pairs):
         k, l = i[at : at + pairs], j[at : at + pairs]  # noqa: E741
-        apart = u[k] - xp.where(positive[k, l], 1, -1).astype(t.dtype)[:, None] * v[l]
-        b[k, l] = xp.einsum("ij,ij->i", apart, apart) / 4
-    a = xp.sqrt(b)
-    values = (_polynomial(b, c[0::2]) + a * _polynomial(b, c[1::2]) for c in (near, far))
-    t[:] = xp.where(positive, *values)
+        apart = v[l]
+        apart *= xp.where(positive[k, l], 1, -1).astype(b.dtype)[:, None]
+        apart -= u[k]
+        b[k, l] = devices.squared_norms(apart) / 4
+
+
+def zonal_bytes(m: int, d: int, size: int) -> int:
+    """Count the bytes of a row that `zonal` takes beside its arguments without loops, if all pairs of rows are close.
+
+    Signs; then the places of close pairs and, of some of these, two differences; or roots, values and a part of these.
+    """
+    pairs = -(-m // d)
+    return m + max(16 * m + pairs * (2 * size * d + 32), 4 * size * m)
 
 
 def _polynomial(s: Any, c: Any) -> Any:

@@ -72,18 +72,21 @@ def why_not(p: Plan, found: Resources) -> str:
 
 
 def memory(p: Plan) -> dict[str, int]:
-    """Peak bytes of a task on its GPU, by part."""
-    size, m, panel = np.dtype(p.dtype).itemsize, p.m, min(p.m, devices.PANEL)
-    row = p.features.gpu_row_bytes(p.layout.input_shape, p.dtype)
-    # The columns of a panel and all columns, which are copied to be contiguous, and their product.
-    multiplied = size * (p.block_rows * (panel + m) + panel * m)
+    """Peak bytes of a task on its GPU, by part.
+
+    Of a batch, mapping and multiplying count both, though one is over when the other begins: CuPy's pool keeps the
+    blocks of either, which are of other sizes.
+    """
+    size, m, panel, shape = np.dtype(p.dtype).itemsize, p.m, min(p.m, devices.PANEL), p.layout.input_shape
+    row = p.features.gpu_row_bytes(shape, p.dtype)
+    # Of several panels, the columns of one and those up to its end are copied to be contiguous; then their product.
+    multiplied = size * (p.block_rows * (panel + m) * (m > panel) + panel * max(m, p.t + 1))
     several = 1 + bool(p.dataset.weight or p.job.class_weight)  # beside features, their product with root weights
     return {
-        "map": p.features.draw_bytes(p.layout.input_shape, p.dtype) * size // (8 + size)
-        + p.features.learnt_bytes(p.layout.input_shape, p.dtype),
+        "map": p.features.gpu_draw_bytes(shape, p.dtype) + p.features.learnt_bytes(shape, p.dtype),
         "accumulator": p.sum_bytes,
-        "features": several * p.block_rows * m * size,
-        "batch": max(multiplied, min(p.block_rows * row, max(devices.PIECE_BYTES, row))),
+        "features": p.block_rows * (several * m + p.t + 2) * size,  # and targets, with a 1 and the root weight
+        "batch": multiplied + min(p.block_rows * row, max(devices.PIECE_BYTES, row)),
     }
 
 

@@ -239,10 +239,14 @@ def _centred_products(z: NDArray[Any], v: NDArray[Any], shift: F8) -> NDArray[An
 def check_finite(z_sum: NDArray[Any], rows: Rows, dtype: str) -> None:
     """Stop at the first rows whose features overflow, by a sum of features."""
     if not np.isfinite(z_sum).all():
-        raise DataError(
-            f"Features of rows from {rows.start} on are not finite in {dtype}; look for huge values there, "
-            "or use dtype float64"
-        )
+        raise not_finite(f"from {rows.start} on", dtype)
+
+
+def not_finite(which: str, dtype: str) -> DataError:
+    """Say that features of some rows overflow."""
+    return DataError(
+        f"Features of rows {which} are not finite in {dtype}; look for huge values there, or use dtype float64"
+    )
 
 
 class Passes:

@@ -121,7 +121,7 @@ def as_json(value: Any, indent: int = 0) -> str:
 def syrk_rate(m: int, rows: int, dtype: str, threads: int, device: str = "cpu", seconds: float = 0.2) -> float:
     """This process's rate of bare ``syrk``, on a GPU of ``gemm``, at the size of a run, but not for long."""
     if device != "cpu":
-        return devices.product_rate(min(m, 8192), min(rows, 8192), dtype)
+        return devices.product_rate(min(m, 8192), min(rows, 8192), dtype, seconds)
     return backend.syrk_rate(min(m, 4096), min(rows, 2048), dtype, threads, seconds)
 
 
@@ -223,7 +223,8 @@ def _rates(p: Plan, passed: Passed) -> dict[str, Any]:
     if passed.products:
         per_second = rows * passed.products["passes"] / (seconds["sums"] + seconds["iterations"])
         return {"rows_per_second": per_second, "products": passed.products}
-    gram, syrk = rows * p.m**2 / seconds["equations"], sum(passed.syrk_rates)
+    operations = rows * backend.gram_operations(p.m, p.device)
+    gram, syrk = operations / seconds["equations"], sum(passed.syrk_rates)
     return {
         "rows_per_second": rows / seconds["equations"],
         "syrk_flops_per_second": syrk,

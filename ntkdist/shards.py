@@ -46,8 +46,8 @@ class Remembering(Protocol):
 class Elsewhere(Protocol):
     """A summand whose sum grows on a device that other tasks do not reach."""
 
-    def taken(self, total: Any) -> Any:
-        """The sum on the host, as it leaves the task."""
+    def taken(self, total: Any, shard: "Shard") -> Any:
+        """The sum of a shard on the host, as it leaves the task."""
 
 
 @runtime_checkable
@@ -92,6 +92,11 @@ class Shard(NamedTuple):
     @property
     def rows(self) -> int:
         return sum(stop - start for start, stop in self.spans)
+
+    @property
+    def which(self) -> str:
+        """Name its rows in a message, by the first and the last."""
+        return f"{self.spans[0][0]}–{self.spans[-1][1] - 1}"
 
 
 class Source(NamedTuple):
@@ -144,9 +149,8 @@ def _tried(source: Source, summand: Summand, shard: Shard) -> Part:
             raise
         except Exception as error:
             if pause is None:
-                rows = f"{shard.spans[0][0]}–{shard.spans[-1][1] - 1}"
                 raise ClusterError(
-                    f"The task of rows {rows} failed {len(PAUSES) + 1} times, last "
+                    f"The task of rows {shard.which} failed {len(PAUSES) + 1} times, last "
                     f"with {type(error).__name__}: {error} ({backend.process_name()}); see to the cause, and run again"
                 ) from error
         time.sleep(pause)  # not in the handler, where the error would still hold the sum
@@ -160,7 +164,7 @@ def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
     for rows in summand.blocks(shard, read) if isinstance(summand, Remembering) else read:
         total = summand.update(total, rows)
     if isinstance(summand, Elsewhere):
-        total = summand.taken(total)
+        total = summand.taken(total, shard)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
     name, peak = backend.peak()
     tally.saw([(name, peak)])

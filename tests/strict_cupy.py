@@ -2,11 +2,13 @@
 
 Arrays do not turn into NumPy's unless asked to, do not mix with them, and are multiplied into no other array's columns;
 a function that is not here is not called.  That each name here is CuPy's, with these arguments, a test sees to.
+Memory is counted as CuPy's pool takes it, and so are products and what is sent and waited for.
 """
 
 import operator
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,37 +18,130 @@ from scipy.linalg import solve_triangular
 NUMBERS = (bool, int, float, np.generic)
 
 
-class Memory:
-    """Bytes of arrays that are alive, the most that were, and what a pool would keep; and the mode of products."""
+UNIT = 512  # bytes that memory is given out in
 
-    def __init__(self, tf32: bool = False) -> None:
-        self.tf32 = tf32
-        self.used = self.peak = self.kept = 0
-        self.seen: set[int] = set()
 
-    def holds(self, a: np.ndarray) -> None:
-        """Count the memory of an array, once, until it is gone."""
-        while isinstance(a.base, np.ndarray):
-            a = a.base
-        if id(a) in self.seen:
-            return
-        self.seen.add(id(a))
-        self.used += a.nbytes
-        self.peak, self.kept = max(self.peak, self.used), max(self.kept, self.used)
-        weakref.finalize(a, self._gone, id(a), a.nbytes)
+class Part:
+    """A piece of memory, of a block that was taken from the GPU at once."""
 
-    def _gone(self, name: int, nbytes: int) -> None:
-        self.seen.discard(name)
-        self.used -= nbytes
+    def __init__(self, size: int, block: "list[Part]", used: bool = True) -> None:
+        self.size, self.block, self.used = size, block, used
+
+
+class Pool:
+    """CuPy's pool: free parts are cut to size and joined with their neighbours, and whole blocks given back.
+
+    Attributes
+    ----------
+    total, used : int
+        Bytes that it has of the GPU, and that arrays have of those.
+    hooks : list
+        Told when it takes a block.
+    """
+
+    def __init__(self) -> None:
+        self.blocks, self.total, self.used, self.hooks = list[list[Part]](), 0, 0, list[Any]()
+
+    def take(self, size: int) -> Part:
+        """Give out the smallest part that is free and large enough, or a new block."""
+        self.used += size
+        fits = [part for block in self.blocks for part in block if not part.used and part.size >= size]
+        if not fits:
+            block = list[Part]()
+            block.append(Part(size, block))
+            self.blocks.append(block)
+            self.total += size
+            for hook in self.hooks:
+                hook.alloc_postprocess(device_id=0, mem_size=size, mem_ptr=1)
+            return block[0]
+        part = min(fits, key=lambda part: part.size)
+        if part.size > size:
+            part.block.insert(part.block.index(part) + 1, Part(part.size - size, part.block, used=False))
+        part.size, part.used = size, True
+        return part
+
+    def give(self, part: Part) -> None:
+        """Take a part back."""
+        self.used -= part.size
+        part.used = False
+        joined = list[Part]()
+        for each in part.block:
+            if joined and not joined[-1].used and not each.used:
+                joined[-1].size += each.size
+            else:
+                joined.append(each)
+        part.block[:] = joined
 
     def used_bytes(self) -> int:
         return self.used
 
     def total_bytes(self) -> int:
-        return self.kept
+        return self.total
 
     def free_all_blocks(self) -> None:
-        self.kept = self.used
+        self.blocks = [block for block in self.blocks if len(block) > 1 or block[0].used]
+        self.total = sum(part.size for block in self.blocks for part in block)
+
+
+class Gpu:
+    """What a GPU holds, and what it was asked to do.
+
+    Attributes
+    ----------
+    pool : Pool
+    beside : int
+        Bytes of arrays that are not of the pool.
+    pooled : bool
+        Whether new arrays are.
+    peak : int
+        The most bytes of arrays that were alive at once.
+    operations : int
+        In products of matrices.
+    sent, waits : int
+        Arrays that came from the host, and how often that waited for the GPU.
+    tf32 : bool
+        Whether products are rounded.
+    """
+
+    def __init__(self, tf32: bool = False) -> None:
+        self.pool, self.beside, self.pooled, self.peak = Pool(), 0, True, 0
+        self.operations = self.sent = self.waits = 0
+        self.tf32 = tf32
+        self.seen: set[int] = set()
+
+    @property
+    def used(self) -> int:
+        return self.pool.used + self.beside
+
+    def holds(self, a: np.ndarray) -> None:
+        """Count the memory of an array, once, until it is gone."""
+        while isinstance(a.base, np.ndarray):
+            a = a.base
+        if id(a) in self.seen or not a.nbytes:
+            return
+        self.seen.add(id(a))
+        size = -(-a.nbytes // UNIT) * UNIT
+        part = self.pool.take(size) if self.pooled else None
+        self.beside += size * (not self.pooled)
+        self.peak = max(self.peak, self.used)
+        weakref.finalize(a, self._gone, id(a), size, part)
+
+    def _gone(self, name: int, size: int, part: Part | None) -> None:
+        self.seen.discard(name)
+        if part is None:
+            self.beside -= size
+        else:
+            self.pool.give(part)
+
+    @contextmanager
+    def using_allocator(self, allocator: None) -> Iterator[None]:
+        """Have new arrays beside the pool."""
+        assert allocator is None
+        before, self.pooled = self.pooled, False
+        try:
+            yield
+        finally:
+            self.pooled = before
 
 
 class Array:
@@ -54,9 +149,9 @@ class Array:
 
     __array_ufunc__ = None  # NumPy's arrays do not operate on it
 
-    def __init__(self, a: np.ndarray, memory: Memory) -> None:
-        self._a, self._memory = a, memory
-        memory.holds(a)
+    def __init__(self, a: np.ndarray, gpu: Gpu) -> None:
+        self._a, self._gpu = a, gpu
+        gpu.holds(a)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -77,7 +172,7 @@ class Array:
     nbytes = property(lambda self: self._a.nbytes)
 
     def _new(self, a: Any) -> "Array":
-        return Array(np.asarray(a), self._memory)
+        return Array(np.asarray(a), self._gpu)
 
     @property
     def T(self) -> "Array":
@@ -95,13 +190,18 @@ class Array:
     def any(self) -> "Array":
         return self._new(self._a.any())
 
+    def sum(self, axis: int) -> "Array":
+        return self._new(self._a.sum(axis=axis))
+
     def __len__(self) -> int:
         return len(self._a)
 
     def __int__(self) -> int:
+        self._gpu.waits += 1
         return int(self._a)
 
     def __bool__(self) -> bool:
+        self._gpu.waits += 1
         return bool(self._a)
 
     def __getitem__(self, key: Any) -> "Array":
@@ -116,8 +216,17 @@ class Array:
     def __matmul__(self, other: Any) -> "Array":
         if not isinstance(other, Array):
             raise TypeError(f"Unsupported type {type(other)}")
-        a, b = (rounded(each._a) if self._memory.tf32 else each._a for each in (self, other))
+        self._gpu.operations += 2 * len(self) * other.size
+        operands = [contiguous(each) for each in (self, other)]
+        a, b = (rounded(each._a) if self._gpu.tf32 else each._a for each in operands)
         return self._new(a @ b)
+
+
+def contiguous(a: Array, columns: bool = False) -> Array:
+    """Copy a matrix that lies neither by its rows nor by its columns, or only if not by its columns."""
+    if a.flags.f_contiguous or (a.flags.c_contiguous and not columns):
+        return a
+    return a._new(a._a.copy(order="F" if columns else "C"))
 
 
 def places(key: Any) -> Any:
@@ -165,7 +274,7 @@ class Module:
 
     Attributes
     ----------
-    memory : Memory
+    gpu : Gpu
     called : dict of str to set
         Names of functions that were called, and of arguments that were given by name.
     """
@@ -173,7 +282,7 @@ class Module:
     ndarray = Array
 
     def __init__(self, free_bytes: int = 2**40, count: int = 1, tf32: bool = False) -> None:
-        self.memory, self.called = Memory(tf32), dict[str, set[str]]()
+        self.gpu, self.called = Gpu(tf32), dict[str, set[str]]()
         device = SimpleNamespace(
             id=0, pci_bus_id="0000:01:00.0", mem_info=(free_bytes, free_bytes), synchronize=lambda: None
         )
@@ -181,13 +290,15 @@ class Module:
             is_available=lambda: count > 0,
             Device=lambda: device,
             runtime=SimpleNamespace(getDeviceProperties=lambda _: {"name": b"a strict GPU"}),
+            using_allocator=self.gpu.using_allocator,
+            MemoryHook=_hook_of(self.gpu.pool),
         )
 
-    def get_default_memory_pool(self) -> Memory:
-        return self.memory
+    def get_default_memory_pool(self) -> Pool:
+        return self.gpu.pool
 
-    def get_default_pinned_memory_pool(self) -> Memory:
-        return Memory()
+    def get_default_pinned_memory_pool(self) -> Pool:
+        return Pool()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in FUNCTIONS:
@@ -200,24 +311,48 @@ class Module:
         return call
 
     def array(self, a: Any) -> Array:
-        return Array(np.asarray(a), self.memory)
+        return Array(np.asarray(a), self.gpu)
 
     def asarray(self, a: Any) -> Array:
-        return a if isinstance(a, Array) else Array(np.array(a), self.memory)
+        if isinstance(a, Array):
+            return a
+        self.gpu.sent += 1
+        return Array(np.array(a), self.gpu)
 
     def asnumpy(self, a: Any) -> np.ndarray:
         assert isinstance(a, Array)
+        self.gpu.waits += 1
         return np.array(a._a)
 
     def nonzero(self, a: Any) -> tuple[Array, ...]:
         self.called.setdefault("nonzero", set())
-        return tuple(map(self.array, np.nonzero(a._a)))
+        self.gpu.waits += 1
+        found = self.array(np.ascontiguousarray(np.argwhere(a._a)))
+        return tuple(found[:, i] for i in range(a.ndim))
 
-    def solve_lower(self, a: Any, b: Any) -> Array:
-        """What `ntkdist.devices` has cupyx do, which cannot be imported without CUDA's libraries."""
+    def solve_triangular(self, a: Any, b: Any, trans: str, lower: bool, overwrite_b: bool) -> Array:
+        """What `ntkdist.devices` takes from cupyx, which cannot be imported without CUDA's libraries."""
         assert isinstance(a, Array)
         assert isinstance(b, Array)
-        return self.array(solve_triangular(a._a, b._a, lower=True))
+        a, out = contiguous(a, columns=True), contiguous(b, columns=True)
+        if out is b and not overwrite_b:
+            out = b._new(b._a.copy(order="F"))
+        out._a[:] = solve_triangular(a._a, out._a, trans=trans, lower=lower)
+        return out
+
+
+def _hook_of(pool: Pool) -> type:
+    """Make the class whose objects, while they are entered, are told what a pool does."""
+
+    class MemoryHook:
+        def __enter__(self) -> Any:
+            pool.hooks.append(self)
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            pool.hooks.remove(self)
+
+    return MemoryHook
 
 
 def _made(name: str) -> Callable[..., Array]:
@@ -244,5 +379,5 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         name: _of_arrays(name)
         for name in ("sqrt", "rint", "cos", "sin", "abs", "multiply", "maximum", "clip", "where", "take")
     },
-    **{name: _of_arrays(name) for name in ("einsum", "matmul", "concatenate", "ascontiguousarray", "zeros_like")},
+    **{name: _of_arrays(name) for name in ("matmul", "concatenate", "ascontiguousarray", "zeros_like")},
 }

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from strict_cupy import Array, Module
+from strict_cupy import UNIT, Array, Gpu, Module
 from test_checkpoint import Cut, CutAfter
 from test_features import ROUNDING
 from test_fit import assert_close
@@ -14,7 +14,7 @@ from test_maps import CASES, MAPS, both_dtypes, rows
 
 import ntkdist as nd
 from ntkdist import NTK, backend, cluster, devices, gpu_plan, machine
-from ntkdist.features import base
+from ntkdist.features import base, nystrom
 from ntkdist.features.base import mapped_on_gpu
 from ntkdist.sums import NormalEquations
 
@@ -28,8 +28,12 @@ ON_THE_CPU = (
     "cntk-sketch",
 )  # maps that have no form for GPUs, by their first words
 SUPPORTED = [name for name in CASES if not name.startswith(ON_THE_CPU)]
+DEEP = nd.NTKRandomFeatures(360, depth=3)  # so wide that products are mixed by Hadamard matrices
+WIDE = nd.CNTKRandomFeatures(64, 2, filter_size=2, padding="valid", pool=(2, 1))
+LARGER: dict[str, Any] = {"deep": (DEEP, (40,)), "wide": (WIDE, (9, 8, 3))}
+ALL = {name: (MAPS[name], CASES[name].shape) for name in SUPPORTED} | LARGER  # with the shapes of rows
+every_map = pytest.mark.parametrize(("features", "shape"), ALL.values(), ids=ALL)
 MB = 10**6
-SMALLEST = 512  # bytes of an array of CuPy's
 MISSING = "CuPy is not installed; pip install 'ntkdist[gpu]'"
 
 
@@ -49,13 +53,14 @@ def strict(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Module:
     module = Module(**options)
     stand_in(monkeypatch, module)
     monkeypatch.setattr(base, "_drawn", {})  # another module's arrays
+    monkeypatch.setattr(devices, "_constants", {})
     return module
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, module: Module) -> None:
     monkeypatch.setattr(devices, "_installed", lambda: True)
     monkeypatch.setattr(devices, "cupy", lambda: module)
-    monkeypatch.setattr(devices, "solve_lower", module.solve_lower)
+    monkeypatch.setattr(devices, "_solve_triangular", lambda: module.solve_triangular)
     monkeypatch.setattr(devices, "PROBE", 16)
 
 
@@ -95,28 +100,90 @@ def test_features_are_those_of_the_cpu(name: str, dtype: type, gpu: Any, monkeyp
     assert mapped_on_gpu(features, x[:0]).shape == (0, features.n_components)
 
 
-DEEP = nd.NTKRandomFeatures(700, depth=3)  # so wide that products are mixed by Hadamard matrices
-WIDE = nd.CNTKRandomFeatures(64, 2, filter_size=2, padding="valid", pool=(2, 1))
-
-
-@pytest.mark.parametrize(("features", "shape"), [(DEEP, (40,)), (WIDE, (9, 8, 3))])
+@pytest.mark.parametrize(("features", "shape"), LARGER.values())
 def test_features_of_larger_maps_are_those_of_the_cpu(features: Any, shape: tuple[int, ...], gpu: Any) -> None:
     assert any("signs" in v for v in DEEP.draw((40,)).values() if isinstance(v, dict))
     x = rows(11, shape)
     same_features(devices.taken(mapped_on_gpu(features, x)), features(x))
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
-def test_mapping_takes_the_memory_that_it_promises(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = strict(monkeypatch)
-    features, x, dtype = MAPS[name], rows(200, CASES[name].shape).astype(np.float32), np.float32
-    out = mapped_on_gpu(features, x[:1])  # draws
-    before = module.memory.peak = module.memory.used
-    del out
-    mapped_on_gpu(features, x)
-    took = module.memory.peak - before
-    promised = len(x) * (features.spec.gpu_row_bytes(x.shape[1:], dtype) + features.n_components * x.itemsize)
+@every_map
+@both_dtypes
+def test_mapping_takes_the_memory_that_it_promises(features: Any, shape: Any, dtype: type, monkeypatch: Any) -> None:
+    took, promised = peak_of(strict(monkeypatch).gpu, features, rows(200, shape).astype(dtype))
     assert 0.1 * promised < took <= promised
+
+
+def peak_of(gpu: Gpu, features: Any, x: np.ndarray) -> tuple[int, int]:
+    """Measure the bytes that mapping rows in one piece takes beside the drawn map, and count how many it may."""
+    mapped_on_gpu(features, x[:1])  # draws
+    before = gpu.peak = gpu.used
+    mapped_on_gpu(features, x)
+    promised = len(x) * (features.spec.gpu_row_bytes(x.shape[1:], x.dtype) + features.n_components * x.itemsize)
+    return gpu.peak - before, promised
+
+
+@pytest.mark.parametrize("d", [3, 50, 400])
+@both_dtypes
+def test_a_nystrom_of_float64_and_close_rows_takes_no_more(d: int, dtype: type, monkeypatch: Any) -> None:
+    """Where all pairs of rows and landmarks are close, and float32 would show, L among what is kept included."""
+    gpu = strict(monkeypatch).gpu
+    monkeypatch.setattr(nystrom, "SINGLE", -1.0)
+    x = (1 + 0.05 * np.random.default_rng(0).standard_normal((500, d))).astype(dtype)
+    features = nd.Nystrom(300).fit(x)
+    assert len(features.arrays["landmarks"]) == 300
+    took, promised = peak_of(gpu, features, x)
+    assert 0.5 * promised < took <= promised
+    assert 0.8 * features.spec.gpu_draw_bytes((d,), dtype) < gpu.beside <= features.spec.gpu_draw_bytes((d,), dtype)
+
+
+def test_a_factor_in_rows_is_not_copied(gpu: Any) -> None:
+    pool, rng = gpu.get_default_memory_pool(), np.random.default_rng(0)
+    lower, k = np.tril(rng.uniform(size=(40, 40))) + 9 * np.eye(40), rng.standard_normal((50, 40))
+    a, b = devices.put(lower), devices.put(k)
+    devices.free()
+    before = pool.total_bytes()
+    solved = devices.solve_lower(a, b.T).T
+    assert pool.total_bytes() == before
+    np.testing.assert_allclose(devices.taken(solved) @ lower.T, k, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_kept_is_no_part_of_the_pool(gpu: Any) -> None:
+    """Which would have cut it from the block that is free, and could not give that back."""
+    pool = gpu.get_default_memory_pool()
+    devices.free()
+    before = pool.total_bytes()
+    large = devices.put(np.ones(10**5))
+    del large
+    assert pool.total_bytes() > before
+    kept = devices.keep({"a": np.arange(5)})
+    assert pool.total_bytes() == before
+    np.testing.assert_array_equal(devices.taken(kept["a"]), np.arange(5))
+
+
+@every_map
+@both_dtypes
+def test_a_drawn_map_takes_what_it_promises(features: Any, shape: Any, dtype: type, monkeypatch: Any) -> None:
+    """With what it is multiplied by beside that, such as Hadamard matrices; nothing of it in blocks of the pool."""
+    gpu = strict(monkeypatch).gpu
+    mapped_on_gpu(features, rows(9, shape).astype(dtype))
+    devices.free()
+    promised = features.spec.gpu_draw_bytes(shape, dtype) + features.spec.learnt_bytes(shape, dtype)
+    assert (gpu.beside > 0) == (type(features) is not nd.Linear)
+    assert gpu.beside <= promised + UNIT * len(gpu.seen)
+    assert gpu.pool.total == 0
+
+
+@every_map
+def test_a_piece_of_rows_is_all_that_is_sent(features: Any, shape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = strict(monkeypatch).gpu
+    mapped_on_gpu(features, rows(1, shape))
+    sent, waits = gpu.sent, gpu.waits
+    monkeypatch.setattr(devices, "PIECE_BYTES", 7 * features.spec.gpu_row_bytes(shape, np.float64))
+    mapped_on_gpu(features, rows(23, shape))
+    assert gpu.sent - sent == 4
+    close = 4 * isinstance(features.spec, nd.Nystrom)  # whose close pairs have to be counted
+    assert gpu.waits - waits == close
 
 
 # Sums.
@@ -133,12 +200,25 @@ def test_sums_are_those_of_the_cpu(dtype: str, weighted: bool, gpu: Any, monkeyp
         weight = w[block] if weighted else None
         here.update(z[block], y[block], weight)
         there.update(devices.put(z[block]), y[block], weight)
-    there.taken()
+    there = there.taken()
     assert isinstance(there.gram, np.ndarray)
     assert_close(there, here, 1e-5 if dtype == "float32" else 1e-12)
     np.testing.assert_array_equal(there.yy, here.yy)
     assert there.weight == here.weight
     assert isinstance((there + here).z_sum, np.ndarray)
+
+
+@pytest.mark.parametrize(("m", "operations"), [(30, 2 * 30**2), (97, 2 * (40 * 40 + 40 * 80 + 17 * 97))])
+def test_operations_are_those_that_are_done(m: int, operations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = strict(monkeypatch).gpu
+    monkeypatch.setattr(devices, "PANEL", 40)
+    z, y = devices.put(np.ones((50, m))), devices.put(np.ones((50, 1)))
+    backend.add_products(devices.put(np.zeros((m, m))), devices.put(np.zeros((m, 1))), z, y)
+    assert gpu.operations == 50 * (operations + 2 * m)
+    assert backend.gram_operations(m, "gpu") == operations
+    gpu.operations = 0
+    z.T @ z  # as `product_rate` counts it
+    assert gpu.operations == 50 * 2 * m**2
 
 
 # Fits.
@@ -166,25 +246,65 @@ def test_a_fit_is_that_of_the_cpu(make_dataset: Any, gpu: Any) -> None:
         assert_close(one, other, 1e-12)
     x = rows(50, (4,))
     np.testing.assert_allclose(there.model(x), here.model(x), rtol=1e-7)
-    assert there.report["run"]["gram_to_syrk_ratio"] > 0
+    run = there.report["run"]
+    seconds = run["seconds"]["equations"]
+    assert run["gram_flops_per_second"] == pytest.approx(600 * backend.gram_operations(64, "gpu") / seconds)
+    assert run["gram_to_syrk_ratio"] == run["gram_flops_per_second"] / run["syrk_flops_per_second"]
     assert not [note for note in there.report["notes"] if "CPU" in note]
 
 
-def test_tasks_leave_nothing_on_the_gpu_but_the_drawn_map(make_dataset: Any, gpu: Any) -> None:
+@pytest.mark.parametrize("features", [nd.ZonalFeatures(64), DEEP])
+def test_tasks_leave_nothing_on_the_gpu_but_the_drawn_map(features: Any, make_dataset: Any, gpu: Any) -> None:
+    """Which is not of the pool: that gives all back, though a Hadamard matrix comes when blocks are free."""
+    pool = gpu.get_default_memory_pool()
+    devices.free()
+    before = pool.total_bytes()
+    nd.fit(job(make_dataset, features=features))
+    assert pool.total_bytes() == before
+
+
+def test_blocks_wait_for_nothing(make_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tasks do, for their two sums, however many blocks they have."""
+    gpu, asked = strict(monkeypatch).gpu, job(make_dataset)
+    for block_rows in (40, 150):
+        p = machine.planned(on(asked, "gpu", block_rows=block_rows), cluster.resources(None, gpus=True))
+        before = gpu.waits
+        nd.normal_equations(p)
+        assert gpu.waits - before == 2 * len(p.tasks())
+
+
+@pytest.mark.parametrize(
+    ("features", "dtype", "panel"),
+    [
+        (nd.ZonalFeatures(256), "float64", 1000),
+        (nd.Nystrom(256), "float64", 1000),
+        (DEEP, "float64", 100),
+        (nd.RandomFourier(300), "float32", 1000),
+    ],
+)
+def test_memory_is_as_the_plan_says(
+    features: Any, dtype: str, panel: int, make_dataset: Any, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What CuPy's pool takes of a GPU, with blocks that no array has; the map is beside it."""
+    devices.free()
     pool = gpu.get_default_memory_pool()
     before = pool.total_bytes()
-    nd.fit(job(make_dataset))
-    drawn = [a.nbytes for params in base._drawn.values() for a in params.values() if not isinstance(a, np.ndarray)]
-    assert 0 < pool.total_bytes() - before <= sum(drawn) + SMALLEST * len(drawn)
 
+    class Peak(gpu.cuda.MemoryHook):
+        name, nbytes = "peak", 0
 
-def test_memory_is_as_the_plan_says(make_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = strict(monkeypatch)
+        def alloc_postprocess(self, **_: Any) -> None:
+            self.nbytes = max(self.nbytes, pool.total_bytes() - before)
+
     monkeypatch.setattr(devices, "PIECE_BYTES", MB)
-    asked = job(make_dataset, features=nd.ZonalFeatures(256), block_rows=200)
+    monkeypatch.setattr(devices, "PANEL", panel)
+    asked = job(make_dataset, features=features, block_rows=180, dtype=dtype, shards=2)
     p = machine.planned(asked, cluster.resources(None, gpus=True))
-    nd.fit(p)
-    assert 0.5 * sum(gpu_plan.memory(p).values()) < module.memory.peak <= sum(gpu_plan.memory(p).values())
+    with Peak() as peak:
+        nd.normal_equations(p)
+    parts = gpu_plan.memory(p)
+    pooled = sum(parts.values()) - parts["map"]
+    assert 0.5 * pooled < peak.nbytes <= pooled
 
 
 def test_features_that_overflow_are_said(make_dataset: Any, gpu: Any) -> None:
@@ -196,7 +316,7 @@ def test_features_that_overflow_are_said(make_dataset: Any, gpu: Any) -> None:
         nd.fit(asked)
     x[7] = 1e39
     asked = msgspec.structs.replace(asked, dataset=nd.Dataset(make_dataset(x, x[:, 0], name="more")))
-    with pytest.raises(nd.DataError, match="not finite in float32"), np.errstate(all="ignore"):
+    with pytest.raises(nd.DataError, match="rows 2–19 are not finite in float32"), np.errstate(all="ignore"):
         nd.fit(asked)
 
 
@@ -246,6 +366,7 @@ def test_all_that_is_called_is_in_cupy(monkeypatch: pytest.MonkeyPatch, make_dat
         if not isinstance(function, cupy.ufunc):
             assert arguments <= inspect.signature(function).parameters.keys()
     assert {name for name in vars(Module) if name.startswith("get_")} <= vars(cupy).keys()
+    assert vars(module.cuda).keys() <= vars(cupy.cuda).keys()
     for name in vars(Array).keys() - vars(object).keys() - {"__dict__", "__weakref__", "__init__", "_new"}:
         assert hasattr(cupy.ndarray, name)
 

@@ -109,7 +109,7 @@ def test_blocks_are_as_large_as_fit(make_dataset: Any, monkeypatch: pytest.Monke
     assert (p.device, p.block_rows) == ("gpu", 600)
     need = sum(gpu_plan.memory(p).values())
     smaller = machine.planned(asked, found(one(need)))
-    assert (smaller.device, smaller.block_rows) == ("gpu", 300)
+    assert (smaller.device, smaller.block_rows) == ("gpu", 150)
     assert sum(gpu_plan.memory(smaller).values()) <= 0.7 * need
     said = f"gpu (speed and time are a CPU's), a task {sum(gpu_plan.memory(smaller).values()) / 1e9:.2f} GB (map"
     assert gpu_plan.table(smaller, found(one(need))).startswith(said)

@@ -83,6 +83,11 @@ class FeatureMap(Spec, frozen=True):
         """Bytes of what is drawn and kept in the process, at its peak."""
         return 0
 
+    def gpu_draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Count the bytes of what is drawn and kept on a GPU: the share of `draw_bytes` that is cast for the rows."""
+        size = np.dtype(dtype).itemsize
+        return self.draw_bytes(input_shape, dtype) * size // (8 + size)
+
     def learnt_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Bytes of what `fit` learns and every process keeps; 0 where it is little."""
         return 0
@@ -320,13 +325,13 @@ def _sparse(features: AnyMap, x: Any) -> csr_array:
 
 
 def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype[Any], on_gpu: bool = False) -> Params:
-    key = (features, input_shape, dtype.str, on_gpu)
+    key = (features, input_shape, dtype.str, devices.number() if on_gpu else None)
     with _drawing:  # threads that start together must not all draw
         if key not in _drawn:
             if len(_drawn) >= 4:
                 del _drawn[next(iter(_drawn))]
             drawn = {k: _cast(v, dtype) for k, v in features.draw(input_shape).items()}
-            _drawn[key] = devices.put(drawn) if on_gpu else drawn
+            _drawn[key] = devices.keep(drawn) if on_gpu else drawn
         return _drawn[key]
 
 
@@ -353,5 +358,5 @@ def flat(x: NDArray[Any]) -> NDArray[Any]:
 def normalised(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Unit rows and their lengths (n, 1); a zero row stays zero."""
     xp = devices.of(x)
-    r = xp.sqrt(xp.einsum("ij,ij->i", x, x))[:, None]
+    r = xp.sqrt(devices.squared_norms(x))[:, None]
     return x / xp.where(r == 0, 1, r), r

@@ -6,6 +6,7 @@ as blocks side by side; q the filter size; c = E|√d û·w| for a random direct
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,7 +101,7 @@ class Layer(NamedTuple):
     def covariance(self, w: Params, u: NDArray[Any], average: Average) -> NDArray[Any]:
         """[c r/√2; u/√2; (|√d u·w| − c r)/√(2m)], averaged: κ₁ times the norms."""
         xp = devices.of(u)
-        r = xp.sqrt(xp.einsum("ij,ij->i", u, u))[:, None]
+        r = xp.sqrt(devices.squared_norms(u))[:, None]
         c, half = mean_abs(self.d), math.sqrt(0.5)
         parts = [average(r) * u.dtype.type(c * half)]
         linear = average(u)
@@ -166,19 +167,27 @@ def pooling(shape: tuple[int, ...], factor: int) -> Average:
 
 def averaging(shape: tuple[int, ...], factor: int, grid: int) -> Average:
     """Means over the cells of a grid, of a map that is pooled first, (n, 1, cells, k): each pixel by its weight."""
-    h, w = shape[1] // factor, shape[2] // factor
-    weights = np.zeros((grid**2, *shape[1:3]))
-    for cell, (rows, columns) in zip(weights, cells(h, w, grid), strict=True):
-        inside = np.zeros((h, w))
-        inside[rows, columns] = 1 / inside[rows, columns].size
-        cell[: h * factor, : w * factor] = np.kron(inside, np.full((factor, factor), factor**-2.0))
 
     def average(x: NDArray[Any]) -> NDArray[Any]:
         x = x.reshape(shape[0], shape[1] * shape[2], x.shape[1])
         xp = devices.of(x)
-        return xp.matmul(xp.asarray(weights.reshape(grid**2, -1).astype(x.dtype)), x)[:, None]
+        return xp.matmul(devices.constant(xp, cell_weights, *shape[1:3], factor, grid, x.dtype.name), x)[:, None]
 
     return average
+
+
+@cache
+def cell_weights(height: int, width: int, factor: int, grid: int, dtype: str) -> NDArray[Any]:
+    """Weigh the pixels of a map for the mean over each cell of its grid, (cells, height·width)."""
+    h, w = height // factor, width // factor
+    weights = np.zeros((grid**2, height, width))
+    for cell, (rows, columns) in zip(weights, cells(h, w, grid), strict=True):
+        inside = np.zeros((h, w))
+        inside[rows, columns] = 1 / inside[rows, columns].size
+        cell[: h * factor, : w * factor] = np.kron(inside, np.full((factor, factor), factor**-2.0))
+    flat = weights.reshape(grid**2, -1).astype(dtype)
+    flat.flags.writeable = False
+    return flat
 
 
 def whitening_filter(images: NDArray[Any], share: float) -> F8:

@@ -210,6 +210,17 @@ class Nystrom(FeatureMap, frozen=True):
         d, m = math.prod(input_shape) + 1, self.n_components
         return m * (20 * m + 24 * d) + ROWS * self.row_bytes(input_shape, np.float64) + 2**18
 
+    def gpu_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Count the row and its features, and all else in float64, as where float32 would show."""
+        d, m, size = math.prod(input_shape) + 1, self.n_components, np.dtype(dtype).itemsize
+        return size * (d + m) + 8 * (4 * d + m) + fused.zonal_bytes(m, d, 8)
+
+    def gpu_draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Count the landmarks, L's first `HEAD` columns and the square that these leave of L, all in float64."""
+        d, m = math.prod(input_shape) + 1, self.n_components
+        head, tail = min(m, HEAD), max(m - HEAD, 0)
+        return 8 * (m * (d + head) + tail**2) + 2**13
+
     @property
     def piece_rows(self) -> int:
         return ROWS
@@ -328,7 +339,7 @@ def _diagonal(kernel: Kernel, x: F8) -> F8:
 
 
 def _solved(lower: NDArray[Any], k: NDArray[Any]) -> NDArray[Any]:
-    """k L⁻ᵀ in k's own memory."""
+    """k L⁻ᵀ in k's own memory, a contiguous array."""
     if not k.size:
         return k
     if devices.of(k) is not np:

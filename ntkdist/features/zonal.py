@@ -98,7 +98,6 @@ class ZonalFeatures(FeatureMap, frozen=True):
         scales = [np.ones(1), np.ones(p), *(monomials.root_multinomials(d, j) for j in range(2, e + 1))]
         params = {
             "scale": np.concatenate([math.sqrt(a) * s for a, s in zip(powers(b[: e + 1], d), scales, strict=True)]),
-            "degree": np.array(e),
             "directions": draws.directions(d, r, self.seed, 0, DIRECTION) * math.sqrt(d),
             "even": even,
             "odd": odd,
@@ -134,9 +133,9 @@ class ZonalFeatures(FeatureMap, frozen=True):
             last = devices.product(u, params["project"], out=out[:, 1:])
         else:
             last[:] = u
-        stop = 1 + last.shape[1]
-        for j in range(2, int(params["degree"]) + 1):
-            start, stop = stop, stop + monomials.count(u.shape[1], j)
+        j, stop = 1, 1 + last.shape[1]  # out has as many columns as degrees: a number on a GPU would be waited for
+        while stop < out.shape[1]:
+            j, start, stop = j + 1, stop, stop + monomials.count(u.shape[1], j + 1)
             last = monomials.next_degree(u, last, j, out[:, start:stop])
         out *= params["scale"]
 

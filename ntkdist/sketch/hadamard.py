@@ -40,7 +40,7 @@ def mix(x: NDArray[Any]) -> NDArray[Any]:
     """x H along the last axis, whose length is a power of two."""
     w, xp = x.shape[-1], devices.of(x)
     b = 1 << (w.bit_length() // 2)
-    left, right = (xp.asarray(hadamard(width, x.dtype.name)) for width in (w // b, b))
+    left, right = (devices.constant(xp, hadamard, width, x.dtype.name) for width in (w // b, b))
     y = (xp.ascontiguousarray(x).reshape(-1, b) @ right).reshape(-1, w // b, b)
     return xp.matmul(left, y).reshape(x.shape)
 
