@@ -71,7 +71,7 @@ def main(data: str, images: int, seeds: int, threads: int, exact: str | None, ou
 
 
 def measured(features: Callable[[Any], Any], x: Any, k: Any) -> tuple[float, float, float, float, float]:
-    """Error, centred error, seconds of the first image beyond those of another, seconds of all by both clocks."""
+    """Measure errors, the seconds that the first image takes beyond another, and those of all by both clocks."""
     first, second = timed(lambda: features(x[:1])), timed(lambda: features(x[:1]))
     elapsed = started()
     z = features(x).astype(np.float64)
@@ -80,7 +80,7 @@ def measured(features: Callable[[Any], Any], x: Any, k: Any) -> tuple[float, flo
 
 
 def times(first: Any, points: Any) -> Any:
-    """Rates over those of the first map, at those of its errors that are between the others'."""
+    """Divide rates by those of the first map, at those of its errors that are between the others'."""
     error = first[:, 0]
     error = error[(points[:, 0].min() <= error) & (error <= points[:, 0].max())]
     return np.exp(np.polyval(np.polyfit(*points.T, 1), error) - np.polyval(np.polyfit(*first.T, 1), error))

@@ -2,9 +2,9 @@
 
     python jobs/bench_exact.py TABLE.npz [--m 512] [--json FILE]
 
-TABLE.npz holds `x` (rows, columns) and `y` (rows).  Finds how far cross-validated scores are from
-refitting scikit-learn's Ridge on the same features fold by fold; how far the sums are from one another over partition
-sizes, shards and schedulers in float64, relative to √(G_ii G_jj); and whether one plan gives the same bits under the
+TABLE.npz holds `x` (rows, columns) and `y` (rows).  Finds how far cross-validated scores are from refitting
+scikit-learn's Ridge on the same features fold by fold; how far the sums are from one another over partition sizes,
+shards and schedulers in float64, relative to √(G_ii G_jj); and whether one plan gives the same bits under the
 synchronous scheduler, threads, tasks of two threads, two processes, and two processes of which one is killed.
 """
 

@@ -83,7 +83,7 @@ def product(rows: int, d: int, m: int, threads: int, pairs: int, out: str) -> No
 
 
 def turns(ours: Map, other: Map, x: Any, threads: int, pairs: int) -> dict[str, Any]:
-    """Seconds of a map and of another by turns with as many threads, and the other's over the map's."""
+    """Time a map and another by turns, on as many threads; a ratio is the other's seconds over the map's."""
 
     def own(x: Any) -> None:
         with backend.own_threads():
