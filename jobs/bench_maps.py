@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 import numpy as np
-from harness import in_turns, json_option, median, ratios, report
+from harness import json_option, median, ratios, report, timed
 from plain_maps import PlainRandomFeatures, PlainSketch
 from threadpoolctl import threadpool_limits
 
@@ -84,23 +84,18 @@ def product(rows: int, d: int, m: int, threads: int, pairs: int, out: str) -> No
 
 def turns(ours: Map, other: Map, x: Any, threads: int, pairs: int) -> dict[str, Any]:
     """Time a map and another by turns, on as many threads; a ratio is the other's seconds over the map's."""
-
-    def own(x: Any) -> None:
+    fast, slow = [], []
+    for _ in range(pairs):
         with backend.own_threads():
             backend.use_threads(threads)
-            ours(x)
-
-    def others(x: Any) -> None:
+            ours(x[:64])  # what threads draw once is not timed
+            fast.append(timed(functools.partial(ours, x)))
         with threadpool_limits(threads):
-            other(x)
-
-    own(x[:64])
-    others(x[:64])
-    seconds = in_turns({"ours": functools.partial(own, x), "other": functools.partial(others, x)}, pairs)
-    ratio = ratios(seconds["other"], seconds["ours"])
+            other(x[:64])
+            slow.append(timed(functools.partial(other, x)))
     row: dict[str, Any] = {}
-    for clock, values in ratio.items():
-        row |= {f"{clock} s": [getattr(s, clock) for s in seconds["ours"]], f"{clock} ratio": values}
+    for clock, values in ratios(slow, fast).items():
+        row |= {f"{clock} s": [getattr(seconds, clock) for seconds in fast], f"{clock} ratio": values}
     return row
 
 
