@@ -1,10 +1,10 @@
 """What a fit promises to the last digits, on a table of numbers.
 
-    python jobs/bench_exact.py TABLE.npz [--m 512]
+    python jobs/bench_exact.py TABLE.npz [--m 512] [--json FILE]
 
-TABLE.npz holds `x` (rows, columns) and `y` (rows).  Prints, each as one line: how far cross-validated scores are from
-refitting scikit-learn's Ridge on the same features fold by fold; how far the sums are from one another over partition
-sizes, shards and schedulers in float64, relative to √(G_ii G_jj); and whether one plan gives the same bits under the
+TABLE.npz holds `x` (rows, columns) and `y` (rows).  Finds how far cross-validated scores are from refitting
+scikit-learn's Ridge on the same features fold by fold; how far the sums are from one another over partition sizes,
+shards and schedulers in float64, relative to √(G_ii G_jj); and whether one plan gives the same bits under the
 synchronous scheduler, threads, tasks of two threads, two processes, and two processes of which one is killed.
 """
 
@@ -20,6 +20,7 @@ import dask
 import msgspec
 import numpy as np
 from distributed import Client, LocalCluster
+from harness import file, json_option, report
 from sklearn.linear_model import Ridge
 
 import ntkdist as nd
@@ -31,22 +32,41 @@ ALPHAS = (0.01, 1.0, 100.0)
 @click.command()
 @click.argument("table")
 @click.option("--m", default=512)
-def main(table: str, m: int) -> None:
+@json_option
+def main(table: str, m: int, out: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         stores = {n: f"{place}/{n}.zarr" for n in (500, 2000, 7000)}
         for n, store in stores.items():
             nd.convert(table, store, target=["y"], rows_per_partition=n, shuffle_seed=None)
         table64 = nd.PlanTable(dtype="float64", threads=1)
         job = nd.Job(nd.Dataset(stores[2000]), nd.NTKRandomFeatures(m), alphas=ALPHAS, plan=table64)
-        print(f"cross-validation against scikit-learn, largest relative difference: {scores(job, table):.1e}")
+        apart = scores(job, table)
         changed = [(s, shards) for s in stores.values() for shards in (5, 20)]
         sums = [total(nd.normal_equations(nd.plan(with_plan(job, store=s, shards=n)))) for s, n in changed]
         with two_processes() as client:
             sums.append(total(nd.normal_equations(nd.plan(job), client=client)))
-        print(f"sums over partitions, shards and schedulers, largest difference: {spread(sums):.1e}")
-        plan = nd.plan(with_plan(job, dtype="float32", shards=20))
-        for name, folds in places(plan).items():
-            print(f"float32, {name}: {'the same bits' if folds else 'OTHER BITS'}")
+        moved = spread(sums)
+        same = places(nd.plan(with_plan(job, dtype="float32", shards=20)))
+    rows: list[dict[str, Any]] = [
+        {"what": "cross-validated errors against scikit-learn's, largest relative difference", "found": apart},
+        {"what": "sums, largest difference relative to √(G_ii G_jj)", "found": moved},
+        *(
+            {"what": f"float32, {name}", "found": "the same bits" if bits else "OTHER BITS"}
+            for name, bits in same.items()
+        ),
+    ]
+    bits = "the same bits" if all(same.values()) else "OTHER BITS"
+    size = f"m = {m:,}, {len(ALPHAS)} penalties, 5 folds"
+    claims = {
+        "cross-validated errors beside those of refitting scikit-learn's `Ridge` on the same features, fold by fold": (
+            f"largest relative difference {apart:.1e} (float64, {size})"
+        ),
+        "sums over other partitions, shards and schedulers": (
+            f"largest difference {moved:.1e} of √(G_ii G_jj), float64, {len(changed)} cuttings and 2 schedulers"
+        ),
+        f"one plan: {', '.join(same)}, beside one process": f"{bits} (float32)",
+    }
+    report("Exactness", rows, [file(table)], out, notes=[size], claims=claims)
 
 
 def with_plan(job: nd.Job, store: str = "", **changes: Any) -> nd.Job:

@@ -11,16 +11,15 @@ training images, in this process.  Seconds are those from Zarr to model and to t
 system together: on a machine that is shared, the ones to compare.
 """
 
-import resource
 import tempfile
-import time
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from tables import markdown, result, save
+from harness import file, json_option, result, save, started
+from tables import markdown
 
 import ntkdist as nd
 from ntkdist.backend import peak_memory_bytes
@@ -36,7 +35,7 @@ from ntkdist.spec import decode, read_toml
 @click.option("--rows", default=0, help="Training images, 0: all.")
 @click.option("--test-rows", default=0)
 @click.option("--seeds", default=1)
-@click.option("--out", default="")
+@json_option
 def main(
     train: str,
     test: str,
@@ -54,6 +53,7 @@ def main(
     with tempfile.TemporaryDirectory() as place:
         stores = [store(train, rows, f"{place}/train"), store(test, test_rows, f"{place}/test")]
         found: list[dict[str, Any]] = []
+        data = [file(train), file(test)]
         notes = [f"{count(stores[0]):,} images, {count(stores[1]):,} to test on", f"seeds 0 to {seeds - 1} of the maps"]
         for name, path, change in named:
             each = np.array([measured(job(path, change, seed, stores[0]), stores[1]) for seed in range(seeds)])
@@ -62,8 +62,8 @@ def main(
             found.append(row | {"peak GB so far": round(peak_memory_bytes() / 1e9, 1)})
             print(found[-1], flush=True)
             if out:
-                save(out, result(Path(train).stem, found, notes))
-        print(markdown(result(Path(train).stem, found, notes)))
+                save(out, result(Path(train).stem, found, data, notes))
+        print(markdown(result(Path(train).stem, found, data, notes)))
 
 
 def count(dataset: str) -> int:
@@ -91,14 +91,9 @@ def job(path: str, change: dict[str, Any], seed: int, train: str) -> nd.Job:
 
 def measured(what: nd.Job, test: str) -> list[float]:
     """Accuracy in percent, and the seconds of fitting and evaluating: of the processor, and by the clock."""
-    start, used = time.perf_counter(), processor_seconds()
+    elapsed = started()
     accuracy = nd.evaluate(nd.fit(what).model, test)["accuracy"]
-    return [100 * accuracy, processor_seconds() - used, time.perf_counter() - start]
-
-
-def processor_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+    return [100 * accuracy, elapsed().processor, elapsed().wall]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Relative error of each map's kernel matrix against the exact NTK, at equal columns, and the time of a row.
 
-    python jobs/bench_kernel_error.py [TABLE.npz ...] [--m 2048] [--rows 600] [--seeds 3] [--out RESULT.json]
+    python jobs/bench_kernel_error.py [TABLE.npz ...] [--m 2048] [--rows 600] [--seeds 3] [--json RESULT.json]
 
 A TABLE has an array ``x`` (or ``x_train``) of rows or images; its columns are standardised, images divided by their
 overall standard deviation.  Without any: normal rows in 9 and 90 dimensions.  ‖K̂ − K‖/‖K‖ (Frobenius) on a seeded
@@ -8,7 +8,7 @@ sample of rows, every redraw of the map; microseconds a row of mapping them in f
 Nystrom learns its landmarks from other rows.
 """
 
-import time
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from typing import Any
 import click
 import msgspec
 import numpy as np
-from tables import markdown, result, save
+from harness import file, json_option, result, save, timed
+from tables import markdown
 
 import ntkdist as nd
 from ntkdist import backend
@@ -36,11 +37,12 @@ MAPS: dict[str, Callable[[int, int], Any]] = {
 @click.option("--m", default=2048)
 @click.option("--rows", default=600)
 @click.option("--seeds", default=3)
-@click.option("--out", default="")
+@json_option
 def main(tables: tuple[str, ...], m: int, rows: int, seeds: int, out: str) -> None:
     found: list[dict[str, Any]] = []
     title = f"Kernel error of every map, m = {m:,}, {rows} rows, {seeds} seeds"
     notes = ["columns are depths 1, 2, 3; µs: of one row at depth 2, processor time of one thread, float32"]
+    data = [file(table) for table in tables] or [{"name": "normals, seed 0", "rows": 2 * (2 * m + rows)}]
     backend.use_threads(1)
     for table, sample, x in samples(tables, m, rows):
         exact = {depth: nd.NTK(depth)(x) for depth in (1, 2, 3)}
@@ -51,13 +53,12 @@ def main(tables: tuple[str, ...], m: int, rows: int, seeds: int, out: str) -> No
                 row[f"depth {depth}"] = [float(np.linalg.norm((z := f(x)) @ z.T - k) / np.linalg.norm(k)) for f in maps]
                 if depth == 2:
                     maps[0](x[:1].astype(np.float32))
-                    start = time.process_time()
-                    maps[0](x.astype(np.float32))
-                    row["µs"] = round(1e6 * (time.process_time() - start) / len(x), 1)
+                    single = x.astype(np.float32)
+                    row["µs"] = round(1e6 * timed(functools.partial(maps[0], single)).processor / len(x), 1)
             found.append(row)
             if out:
-                save(out, result(title, found, notes))
-    print(markdown(result(title, found, notes)))
+                save(out, result(title, found, data, notes))
+    print(markdown(result(title, found, data, notes)))
 
 
 def learnt(features: Any, sample: Any) -> Any:

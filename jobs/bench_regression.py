@@ -1,6 +1,6 @@
 """Test errors, seconds and memory of our maps and of others' models on the same splits of a table.
 
-    python jobs/bench_regression.py protein.npz --splits 1 --m 8192 --out jobs/results/protein-8192.json
+    python jobs/bench_regression.py protein.npz --splits 1 --m 8192 --json jobs/results/protein-8192.json
     python jobs/bench_regression.py protein.npz --protocol blocks        # four folds in source order: the papers'
     python jobs/bench_regression.py protein.npz --protocol random        # four folds at random
     python jobs/bench_regression.py uci_regression_small.npz:yacht --m 512
@@ -15,8 +15,9 @@ from typing import Any
 
 import click
 import numpy as np
+from harness import file, json_option, result, save
 from models import MODELS, run
-from tables import markdown, result, save
+from tables import markdown
 
 FOLDS = 4
 
@@ -28,17 +29,17 @@ FOLDS = 4
 @click.option("--m", default=1024)
 @click.option("--folds", default=3, help="Of the cross-validation within a training set.")
 @click.option("--model", "models", multiple=True, help="All, if none is named.")
-@click.option("--out", default="")
+@json_option
 def main(table: str, protocol: str, splits: int, m: int, folds: int, models: tuple[str, ...], out: str) -> None:
     title, x, y, tests = load(table, protocol)
     tests = tests[: splits or None]
     rows, notes = [], [f"{len(x):,} rows, {x.shape[1]} columns, {len(tests)} splits, m = {m:,}"]
     notes.append(SAID[protocol])
-    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
-        np.savez(file, x=x, y=y, test=tests)
-        file.flush()
+    with tempfile.NamedTemporaryFile(suffix=".npz") as split:
+        np.savez(split, x=x, y=y, test=tests)
+        split.flush()
         for model in models or MODELS:
-            found = run(model, file.name, m, folds)
+            found = run(model, split.name, m, folds)
             if isinstance(found, str):
                 notes.append(f"{model}: {found}")
                 print(notes[-1], flush=True)
@@ -46,8 +47,8 @@ def main(table: str, protocol: str, splits: int, m: int, folds: int, models: tup
             rows.append({"model": model, **found})
             print(rows[-1], flush=True)
             if out:
-                save(out, result(title, rows, notes))
-    print(markdown(result(title, rows, notes)))
+                save(out, result(title, rows, [file(table)], notes))
+    print(markdown(result(title, rows, [file(table)], notes)))
 
 
 SAID = {

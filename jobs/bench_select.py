@@ -1,16 +1,14 @@
 """Seconds of choosing the penalty: folds at once with a BLAS of one thread, against one fold after another.
 
-    python jobs/bench_select.py [--m 2048] [--folds 5] [--pairs 3]
+    python jobs/bench_select.py [--m 2048] [--folds 5] [--pairs 3] [--json FILE]
 
-Random equations; prints one line a pair, wall and processor seconds: the whole grid fold by fold with all the threads
+Random equations; by turns, wall and processor seconds: the whole grid fold by fold with all the threads
 of BLAS, the same grid folds at once, and as `cross_validate` does it (from 2,048 features on, a thin grid).
 """
 
-import time
-from collections.abc import Callable
-
 import click
 import numpy as np
+from harness import in_turns, json_option, report
 
 import ntkdist as nd
 from ntkdist.select import penalties
@@ -21,7 +19,8 @@ from ntkdist.sums import NormalEquations
 @click.option("--m", default=2048)
 @click.option("--folds", default=5)
 @click.option("--pairs", default=3)
-def main(m: int, folds: int, pairs: int) -> None:
+@json_option
+def main(m: int, folds: int, pairs: int, out: str) -> None:
     rng = np.random.default_rng(0)
     parts = []
     for _ in range(folds):
@@ -42,16 +41,12 @@ def main(m: int, folds: int, pairs: int) -> None:
     def thin() -> None:
         nd.cross_validate(parts, nd.Cholesky(), extend=False)
 
-    for _ in range(pairs):
-        found = {call.__name__: seconds(call) for call in (one_by_one, at_once, thin)}
-        print(f"m = {m}: " + ", ".join(f"{k} {wall:.1f} s ({cpu:.1f})" for k, (wall, cpu) in found.items()), flush=True)
-
-
-def seconds(call: Callable[[], None]) -> tuple[float, float]:
-    """Wall and processor seconds."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    seconds = in_turns({"fold by fold": one_by_one, "folds at once": at_once, "thin grid": thin}, pairs)
+    found = [
+        {"how": k, "wall s": [s.wall for s in v], "processor s": [s.processor for s in v]} for k, v in seconds.items()
+    ]
+    data = [{"name": "normals, seed 0", "rows": folds * (m // 2), "columns": m}]
+    report("Choosing the penalty", found, data, out, notes=[f"m = {m:,}, {folds} folds, {len(grid)} penalties"])
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
 """One pass beside bare syrk: how much of the machine a fit uses, and where the rest goes.
 
-    python jobs/bench_speed.py [--rows 32768] [--d 90] [--m 4096] [--depth 1] [--threads 1] [--pairs 3]
+    python jobs/bench_speed.py [--rows 32768] [--d 90] [--m 4096] [--depth 1] [--threads 1] [--pairs 3] [--json FILE]
 
 Makes rows of normals, converts them, and times by turns (a) one pass that reads, scales, maps and sums them and (b)
-bare ``syrk`` on as many blocks of the same shape, in the same process with the same BLAS threads.  Prints the ratio of
-every pair and the seconds of every part of (a).
+bare ``syrk`` on as many blocks of the same shape, in the same process with the same BLAS threads.  A row is a pair:
+both clocks of both, their ratios, and the seconds of every part of (a).
 """
 
-import json
 import tempfile
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 
 import click
 import numpy as np
+from harness import Seconds, json_option, median, report, started
 from scipy.linalg.blas import ssyrk
 from threadpoolctl import threadpool_limits
 
@@ -54,7 +54,8 @@ class Timed(EquationsOf):
 @click.option("--threads", default=1)
 @click.option("--pairs", default=3)
 @click.option("--variant", default="default")
-def main(rows: int, d: int, m: int, depth: int, threads: int, pairs: int, variant: str) -> None:
+@json_option
+def main(rows: int, d: int, m: int, depth: int, threads: int, pairs: int, variant: str, out: str) -> None:
     rng = np.random.default_rng(0)
     features = nd.NTKRandomFeatures(m, depth=depth, variant=variant)
     with tempfile.TemporaryDirectory() as place:
@@ -71,33 +72,40 @@ def main(rows: int, d: int, m: int, depth: int, threads: int, pairs: int, varian
         found: list[dict[str, Any]] = []
         for _ in range(pairs):
             Timed.seconds.clear()
-            start = time.perf_counter()
+            elapsed = started()
             tally = run_shard(source, Timed(features, scaling, "float32"), shard).tally
-            whole = time.perf_counter() - start
-            bare = bare_syrk(rows, plan.block_rows, m, threads)
-            parts = {"read": tally.read_seconds, **Timed.seconds}
-            found.append({"pass": whole, "syrk": bare, "ratio": bare / whole, **parts})
-            print("  ".join(f"{k} {v:.3f}" for k, v in found[-1].items()))
-    print(
-        json.dumps(
-            {"rows": rows, "d": d, "m": m, "depth": depth, "variant": variant, "threads": threads}
-            | {"block_rows": plan.block_rows}
-            | {f"median_{k}": round(float(np.median([f[k] for f in found])), 3) for k in found[0]}
+            whole, bare = elapsed(), bare_syrk(rows, plan.block_rows, m, threads)
+            row = {"pass s": whole.wall, "syrk s": bare.wall, "ratio": bare.wall / whole.wall}
+            row |= {
+                "processor s": whole.processor,
+                "of syrk": bare.processor,
+                "of them": bare.processor / whole.processor,
+            }
+            found.append(row | {"read s": tally.read_seconds} | {f"{k} s": v for k, v in Timed.seconds.items()})
+            print(found[-1], flush=True)
+    shape = f"n={rows:,}, d={d}, m={m:,}, depth {depth}, float32, {threads} thread{'s' if threads > 1 else ''}"
+    wall, processor = (median([row[name] for row in found]) for name in ("ratio", "of them"))
+    claims = {
+        f"a pass (read, scale, map, sum) beside bare `ssyrk` on the same blocks, {shape}": (
+            f"{wall:.2f} of its rate, {processor:.2f} by processor time, medians of {pairs} pairs"
         )
-    )
+    }
+    notes = [f"{variant} variant, blocks of {plan.block_rows:,} rows; each row is a pair by turns"]
+    data = [{"name": "normals, seed 0", "rows": rows, "columns": d}]
+    report("A pass beside bare syrk", found, data, out, notes=notes, claims=claims)
 
 
-def bare_syrk(rows: int, block_rows: int, m: int, threads: int) -> float:
+def bare_syrk(rows: int, block_rows: int, m: int, threads: int) -> Seconds:
     """Seconds of syrk on the same blocks."""
     z = np.random.default_rng(1).standard_normal((block_rows, m), dtype=np.float32)
     c = np.zeros((m, m), np.float32, order="F")
     with backend.own_threads():
         threadpool_limits(threads)
         ssyrk(1.0, z.T, c=c, overwrite_c=1)
-        start = time.perf_counter()
+        elapsed = started()
         for i in range(0, rows, block_rows):
             ssyrk(1.0, z[: rows - i].T, c=c, overwrite_c=1)
-        return time.perf_counter() - start
+        return elapsed()
 
 
 if __name__ == "__main__":

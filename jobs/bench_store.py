@@ -1,18 +1,19 @@
 """Seconds of a fit from an object store beside the same fit from disk, as a ratio of medians.
 
     python jobs/bench_store.py s3://bucket/place [--rows 100000] [--columns 64] [--m 1024] [--workers 0] [--repeats 5]
+        [--json FILE]
 
 Random rows in float32, the same in both places; two folds, one alpha.  The fits take turns, and only their passes over
 the data count (scaling and equations), with the share of them that reading took; a first fit of each warms up.
 """
 
-import statistics
 import tempfile
 import uuid
 from pathlib import Path
 
 import click
 import numpy as np
+from harness import json_option, median, report
 
 import ntkdist as nd
 from ntkdist import places
@@ -26,7 +27,8 @@ from ntkdist.cluster import connect
 @click.option("--m", default=1024)
 @click.option("--workers", default=0, help="Worker processes; 0 for none.")
 @click.option("--repeats", default=5)
-def main(url: str, rows: int, columns: int, m: int, workers: int, repeats: int) -> None:
+@json_option
+def main(url: str, rows: int, columns: int, m: int, workers: int, repeats: int, out: str) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, columns), np.float32)
     far = places.join(url, f"bench-{uuid.uuid4().hex}.zarr")
@@ -50,13 +52,15 @@ def main(url: str, rows: int, columns: int, m: int, workers: int, repeats: int) 
                         read[kind].append(run["read_share"])
         finally:
             places.remove(far)
-    for kind in jobs:
-        print(
-            f"{kind:<6}{statistics.median(seconds[kind]):8.2f} s  ({min(seconds[kind]):.2f}–{max(seconds[kind]):.2f}), "
-            f"reading {statistics.median(read[kind]):.0%} of the equations"
-        )
-    ratio = statistics.median(seconds["store"]) / statistics.median(seconds["disk"])
-    print(f"{rows:,} rows of {columns}, m = {m:,}, {workers} workers: store / disk = {ratio:.2f}")
+    found = [{"from": k, "seconds": seconds[k], "share of reading": read[k]} for k in jobs]
+    ratio = [a / b for a, b in zip(seconds["store"], seconds["disk"], strict=True)]
+    shape = f"{rows:,} rows of {columns}, m={m:,}, {workers} workers"
+    scheme = url.partition("://")[0]
+    claims = {
+        f"a fit from {scheme} beside one from disk, {shape}": f"{median(ratio):.2f} of its seconds, {repeats} pairs"
+    }
+    data = [{"name": "normals, seed 0", "rows": rows, "columns": columns}]
+    report(f"A fit from {scheme}", found, data, out, notes=[shape], claims=claims)
 
 
 if __name__ == "__main__":

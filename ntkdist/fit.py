@@ -63,12 +63,18 @@ def fit(
 ) -> FitResult:
     """Fit a ridge on features to a dataset, choosing the penalty by cross-validation.
 
-    Two reads and one Gram; with solver `PCG` no Gram, but a read (or a look into memory) an iteration.
+    The data are read twice: once for the moments that scale them (not if ``preprocess.reuse`` has those) and once for
+    the Gram, which serves every fold and penalty.  A map that is fitted to a sample of rows needs one more read, or two
+    if leverage scores draw its landmarks (none with ``preprocess.reuse``); ``damaged="skip"`` one before all others.
+    In place of the Gram's one, `TiledCholesky` reads once for every panel of tiles, and rows that are dealt to folds by
+    groups are read once for every fold.  `PCG` forms no Gram: it reads once for the right-hand sides, once for the
+    preconditioner, and in every iteration what the workers do not remember.
 
     Parameters
     ----------
     what : Job or Plan
-        A plan fixes what decides the bits; a job is resolved against the workers' machines.
+        A plan fixes what decides the bits; a job is resolved against the workers' machines: without a solver the
+        first that fits their memory is taken, and with the device "auto" their GPUs where each has one.
     out : str
         Run directory for ``model.zarr``, ``equations.zarr`` and ``report.json``.  A complete run of the same job is
         loaded, an incomplete one goes on from the shards that it finished, to the same bits; another's is refused.

@@ -1,5 +1,8 @@
 """The straight line, end to end: the same sums however they are cut and wherever they are made."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -323,3 +326,37 @@ def test_a_complete_run_comes_back_with_its_cross_validation(make_dataset: Any, 
     single = msgspec.structs.replace(job, alphas=(1.0,), plan=msgspec.structs.replace(EXACT, folds=1))
     for _ in range(2):
         assert nd.fit(single, out=str(tmp_path / "single")).cv is None
+
+
+LEVERAGE = nd.Nystrom(32, nd.NTK(2), landmarks="leverage")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reads"),
+    [
+        ({}, {"moments": 1, "equations": 1}),
+        ({"features": nd.Nystrom(32, nd.NTK(2))}, {"moments": 1, "landmarks": 1, "equations": 1}),
+        ({"features": LEVERAGE}, {"moments": 1, "landmarks": 2, "equations": 1}),
+        ({"solver": nd.TiledCholesky(32)}, {"moments": 1, "equations": 6}),
+        ({"damaged": "skip"}, {"verify": 1, "moments": 1, "equations": 1}),
+        ({"groups": "groups"}, {"moments": 1, "equations": 4}),
+    ],
+    ids=["dense", "landmarks", "leverage", "panels", "skip", "groups"],
+)
+def test_the_data_are_read_as_often_as_is_promised(
+    make_dataset: Any, table: Any, changes: dict[str, Any], reads: dict[str, int]
+) -> None:
+    store = make_dataset(*table, rows_per_partition=90, groups=np.arange(900) % 30)
+    named = {name: changes[name] for name in ("damaged", "groups") if name in changes}
+    job = job_on(store, dataset=nd.Dataset(store, **named), alphas=(1.0,))
+    plan = nd.plan(msgspec.structs.replace(job, **{k: v for k, v in changes.items() if k not in named}))
+    if plan.tile:
+        plan = msgspec.structs.replace(plan, panels=6)
+    done: Counter[str] = Counter()
+
+    @contextmanager
+    def watch(phase: str, rows: int) -> Iterator[Any]:
+        yield lambda count: done.update({phase: count})
+
+    nd.fit(plan, watch=watch)
+    assert done == {phase: 900 * count for phase, count in reads.items()}

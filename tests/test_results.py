@@ -1,0 +1,60 @@
+"""Results of benchmarks: one form of file, and a README whose tables are made of them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = sorted((ROOT / "jobs/results").glob("*.json"))
+TABLE = re.compile(r"<!-- [^\n]*: python jobs/tables\.py .*?<!-- end -->", re.DOTALL)
+
+
+def run(*words: str) -> str:
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def files() -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in RESULTS]
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
+    printed = TABLE.findall(run("jobs/tables.py", *files()))
+    assert len(printed) == 5
+    assert TABLE.findall((ROOT / "README.md").read_text()) == printed, (
+        "README.md is not up to date; run: python jobs/tables.py jobs/results/*.json --write README.md"
+    )
+
+
+def test_tables_are_written_between_their_marks(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    copy = tmp_path / "README.md"
+    copy.write_text(TABLE.sub(lambda found: found[0].splitlines()[0] + "\nold\n<!-- end -->", text))
+    run("jobs/tables.py", *files(), "--write", str(copy))
+    assert copy.read_text() == text
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_result_has_rows_that_its_command_wrote(path: Path) -> None:
+    found = json.loads(path.read_text())
+    script = found["command"].split()[1]
+    assert (ROOT / script).is_file()
+    assert found["rows"]
+    assert {"processor", "cores", "memory_gb"} <= set(found["machine"])
+    named = re.findall(r"--model (?:'([^']*)'|(\S+))", found["command"])
+    assert not named or {row["model"] for row in found["rows"]} <= {a or b for a, b in named}
+
+
+def test_a_benchmark_writes_that_form(tmp_path: Path) -> None:
+    out = tmp_path / "select.json"
+    run("jobs/bench_select.py", "--m", "32", "--pairs", "2", "--json", str(out))
+    found = json.loads(out.read_text())
+    assert found["command"] == f"python jobs/bench_select.py --m 32 --pairs 2 --json {out}"
+    assert set(found) == {"title", "command", "data", "machine", "versions", "notes", "rows", "claims"}
+    assert found["data"] == [{"name": "normals, seed 0", "rows": 80, "columns": 32}]
+    assert [len(row["processor s"]) for row in found["rows"]] == [2, 2, 2]
