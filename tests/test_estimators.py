@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.linear_model import Ridge
-from sklearn.metrics import log_loss, r2_score
+from sklearn.metrics import accuracy_score, log_loss, r2_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -127,6 +127,25 @@ def test_frames_of_parquet_files(xy: tuple[F8, F8], tmp_path: Path, place: str) 
     assert labels.classes_.tolist() == [0, 1, 2]
     transformer = nd.FeatureTransformer(SMALL).fit(lazy[NAMES])
     assert transformer.transform(lazy[NAMES]).compute().shape == (600, 40)
+
+
+def test_scores_are_weighted(xy: tuple[F8, F8], make_dataset: MakeDataset) -> None:
+    """Of arrays by ``sample_weight``, of a dataset by its own, which another fit has not seen."""
+    x, y = xy
+    labels = np.where(y > np.median(y), 1, 0)
+    weight = np.where(x[:, 0] > 0, 10.0, 0.1)
+    ridge, classifier = nd.NTKRidge(SMALL).fit(x[:90], y[:90]), nd.NTKRidgeClassifier(SMALL).fit(x[:90], labels[:90])
+    for fitted, target, metric, classes in ((ridge, y, r2_score, False), (classifier, labels, accuracy_score, True)):
+        right = metric(target, fitted.predict(x), sample_weight=weight)
+        assert abs(right - metric(target, fitted.predict(x))) > 0.01
+        for some in (weight, pd.Series(weight), da.from_array(weight, chunks=200)):
+            assert fitted.score(x, target, some) == pytest.approx(right)
+        assert fitted.score(da.from_array(x, chunks=(150, 5)), target, sample_weight=weight) == pytest.approx(right)
+        store = make_dataset(x, target, type(fitted).__name__, classes=classes, weights=weight)
+        assert fitted.score(nd.Dataset(store, weight="weight")) == pytest.approx(right)
+        assert fitted.score(store) == pytest.approx(fitted.score(x, target))
+        with pytest.raises(ValueError, match="leave out y and sample_weight"):
+            fitted.score(store, sample_weight=weight)
 
 
 def test_predictions_for_dask_are_lazy_and_in_blocks(xy: tuple[F8, F8]) -> None:

@@ -1,6 +1,7 @@
 """The mapper: cutting rows into blocks and adding sums in a tree, whatever the partitions."""
 
 import os
+import pickle
 import subprocess
 import sys
 from typing import Any
@@ -14,8 +15,8 @@ from threadpoolctl import ThreadpoolController
 import ntkdist as nd
 from ntkdist import backend
 from ntkdist.reduce import reduce
-from ntkdist.shards import Shard, Source, blocks
-from ntkdist.sums import Tally
+from ntkdist.shards import Part, Shard, Source, add_parts, blocks
+from ntkdist.sums import NormalEquations, Tally
 from ntkdist.tree import evenly, tree
 
 
@@ -222,6 +223,30 @@ def test_blocks_have_equal_size_whatever_the_partitions(make_dataset: Any, block
     else:
         assert [(rows.start, rows.start + len(rows.x)) for rows in found] == spans
     assert (tally.rows, tally.nbytes) == (100, x.nbytes + 800)
+
+
+def part_of(seed: int) -> Part:
+    rng = np.random.default_rng(seed)
+    total = NormalEquations.zeros(5, 1).update(rng.standard_normal((20, 5)), rng.standard_normal(20))
+    return Part(total, Tally(rows=20, workers={"one": seed}, worked={"one": (20, 0.5)}))
+
+
+def bits(part: Part) -> bytes:
+    return pickle.dumps((part.total.arrays(), part.tally))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_sums_that_are_added_stay_as_they_are(count: int, two_workers: Any) -> None:
+    """They are results of Dask's: a task that is tried again is given the same ones."""
+    parts = [part_of(seed) for seed in range(count)]
+    before = [bits(part) for part in parts]
+    right = bits(add_parts(parts))
+    assert [bits(part) for part in parts] == before
+    assert bits(add_parts(parts)) == right
+    held = two_workers.map(part_of, range(count), workers=min(two_workers.scheduler_info()["workers"]), pure=False)
+    for _ in range(2):
+        assert bits(two_workers.submit(add_parts, held, pure=False).result()) == right
+    assert [bits(part) for part in two_workers.gather(held)] == before
 
 
 class CountRows:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from test_features import NUMPY_BUFFERS, peak_bytes, rows
 from test_gegenbauer import every_kernel, gegenbauer
 
-from ntkdist import NTK, GammaExponential, Laplace, NTKRandomFeatures, SpecError, ZonalFeatures
+from ntkdist import NNGP, NTK, GammaExponential, Gaussian, Laplace, NTKRandomFeatures, SpecError, ZonalFeatures, fused
 from ntkdist.features import AnyFeatureMap, FeatureMap
 from ntkdist.features.base import _cast
 from ntkdist.kernels import ZonalKernel
@@ -173,8 +173,59 @@ def test_memory_is_projected(d: int, m: int, n: int, dtype: type) -> None:
     assert applying <= n * features.row_bytes((d,), dtype) + NUMPY_BUFFERS <= 4 * applying + 2 * NUMPY_BUFFERS
 
 
-def test_a_row_along_a_direction_has_no_large_feature() -> None:
-    """At d = 90 the polynomial there is some 10⁶."""
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("d", [9, 90, 700])
+def test_a_row_along_a_direction_has_no_large_feature(d: int, dtype: type) -> None:
+    """At d = 90 the activation there would be some 10⁵ times as long as the others are together."""
     features = ZonalFeatures(1024, NTK(2))
-    z = features(features.draw((90,))["directions"][:, :50].T)
-    assert np.abs(z).max() < 10 * np.linalg.norm(z, axis=1).min()
+    u = features.draw((d,))["directions"][:, :50].T.astype(dtype) / math.sqrt(d)
+    for row in (u, -u):
+        squares = np.square(features(row)).sum(axis=1) / features.kernel(u[:1])[0, 0]
+        assert ((squares > 0.8) & (squares < 1.4)).all()
+
+
+@pytest.mark.parametrize("loop", [fused.even_odd, fused._even_odd_by_arrays])
+def test_the_activation_stays_what_it_is_at_the_end_of_its_reach(loop: Any) -> None:
+    even, odd, scale = np.array([1.0, -2.0, 0.5]), np.array([0.3, 4.0]), np.array([2.0])
+    z = np.array([[-50.0, -3.1, -3.0, 0.5, 3.0, 3.1, 50.0]])
+    if loop is fused.even_odd:
+        loop(z, 0, even, odd, 1.0, 3.0, scale)
+    else:
+        z = loop(z, even, odd, 1.0, 3.0, scale)
+    left, middle, right = (
+        2 * (np.polyval(even[::-1], t**2 - 1) + t * np.polyval(odd[::-1], t**2 - 1)) for t in (-3, 0.5, 3)
+    )
+    np.testing.assert_allclose(z[0], [left, left, left, middle, right, right, right], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "d", "most"),
+    [
+        (NTK(1), 1600, 0.001),
+        (NTK(3), 900, 0.0025),
+        (NTK(10), 930, 0.004),
+        (NNGP(7), 1640, 0.001),
+        (Laplace(0.35, homogeneous=True), 930, 0.007),
+        (GammaExponential(0.45, 1.9, homogeneous=True), 930, 0.03),
+        (Gaussian(0.32, homogeneous=True), 930, 0.037),
+    ],
+    ids=str,
+)
+def test_what_holding_the_activation_takes_off(kernel: Any, d: int, most: float) -> None:
+    """Its mean square beyond the reach, less what it is held at, by quadrature; where each kind has the most of it."""
+    features = ZonalFeatures(16, kernel)
+    params, r = features.draw((d,)), features._columns(d)[2]
+    top = np.arccos(params["reach"] / math.sqrt(d))
+    x, w = np.polynomial.legendre.leggauss(1000)
+    theta = top * (1 + x) / 2
+    log = math.lgamma(d / 2) - math.lgamma((d - 1) / 2) - math.log(math.pi) / 2 + (d - 2) * np.log(np.sin(theta))
+    share = w * top / 2 * np.exp(log)
+    assert share.sum() == pytest.approx(5e-7, rel=1e-6)  # on either side
+    t, end = math.sqrt(d) * np.cos(theta), params["reach"]
+    even, odd = (np.polynomial.Polynomial(params[name]) for name in ("even", "odd"))
+    squares = [
+        sum(np.square(even(a**2 - params["shift"]) + s * a * odd(a**2 - params["shift"])) for s in (-1, 1))
+        for a in (t, end)
+    ]
+    lost = r * share @ (squares[0] - squares[1]) / float(kernel.zonal(np.zeros(1))[0])
+    assert most / 2 < lost < most

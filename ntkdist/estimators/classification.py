@@ -34,7 +34,7 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
         alike in the sum.
     calibrated : bool
         Learn, by one more pass over X, how sharp probabilities have to be for the rows of a fold that the others
-        predict (of a dataset with a holdout, for the rows held out), which needs two folds or more; else
+        predict, which needs two folds or more, or of a dataset with a holdout for the rows held out; else
         `predict_proba` gives scores that are clipped and made to sum to one.
 
     Attributes
@@ -136,8 +136,8 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
         unknown, missing = self.class_weight.keys() - set(labels), set(labels) - self.class_weight.keys()
         if unknown and missing:
             raise InputError(
-                f"class_weight names {sorted(map(repr, unknown))[0]}, which is no class, but not "
-                f"{sorted(map(repr, missing))[0]}, which is; give the labels as they are in y"
+                f"class_weight names {min(map(repr, unknown))}, which is no class, but not "
+                f"{min(map(repr, missing))}, which is; give the labels as they are in y"
             )
 
     def _task(self) -> Task:

@@ -43,7 +43,9 @@ class ZonalFeatures(FeatureMap, frozen=True):
 
     Promise: depends on seed and shape only; unbiased for the kernel without its degrees above l_max, whose mass is
     `tail_mass`, but for the largest |t|, one in a million, where A is held, or else one row in 10⁵ would have a feature
-    of thousands: that takes less than 0.5 % off k(x, x).  The error falls like n_components^-½ down to that.
+    of thousands.  That takes, whatever d and n_components, at most 0.4 % off k(x, x) of the NTK and 0.1 % of the NNGP;
+    of exponential kernels so short that the tail is half of them or more, up to 0.7 % (Laplace), 3 % (gamma to 1.9)
+    and 3.7 % (Gaussian).  The error falls like n_components^-½ down to that.
     l_max is 12, less in high dimension, where float64 cannot tell the coefficients (9 at d = 700).  On a line (d = 1)
     the kernel is exact, in the plane (d = 2) it is exact up to degree (n_components − 1)/2, both without random
     numbers.  A zero row has zero features.
