@@ -326,13 +326,11 @@ def _model(url: str) -> nd.RidgeModel:
 
 
 def _written(out: str) -> None:
-    """Say where rows were written, and on standard error if some were clipped."""
+    """Say where rows were written, and if some were clipped."""
     click.echo(out)
     _, attrs = groups.read_attributes(out, (PREDICTIONS, FORMAT))
     if clipped := attrs["clipped_rows"]:
-        click.echo(
-            f"Note: {clipped:,} rows had values outside the range that the model has seen, clipped to it.", err=True
-        )
+        click.echo(f"Note: {clipped:,} rows had values outside the range that the model has seen, clipped to it.")
 
 
 def _curve(curve: dict[str, Any]) -> str:

@@ -158,7 +158,8 @@ def class_labels(classes: tuple[str, ...]) -> NDArray[Any]:
 class Equations:
     """The sums of every fold, with what they are sums of: what a penalty is chosen from, without the data.
 
-    Two of them add, or one is subtracted, fold by fold, if they have the same features, scaling and folds.
+    Two of them add, or one is subtracted, fold by fold, if they have the same features, scaling and folds, and no
+    dataset is added or subtracted twice.
 
     Attributes
     ----------

@@ -241,15 +241,14 @@ def test_the_command_line_tells_of_clipped_rows(command: Command) -> None:
     for name in ("train", "far"):
         assert command("convert", f"{name}.csv", f"{name}.zarr", "--target", "y").exit_code == 0
     assert command("fit", write_job(), "--out", "run").exit_code == 0
-    said = command("predict", "run", "far.zarr", "predicted.zarr")
-    assert said.stdout == "predicted.zarr\n"
-    assert said.stderr == "Note: 2 rows had values outside the range that the model has seen, clipped to it.\n"
-    assert command("predict", "run", "train.zarr", "all.zarr").stderr == ""
+    note = "Note: 2 rows had values outside the range that the model has seen, clipped to it.\n"
+    assert command("predict", "run", "far.zarr", "predicted.zarr").stdout == f"predicted.zarr\n{note}"
+    assert command("predict", "run", "train.zarr", "all.zarr").stdout == "all.zarr\n"
     assert json.loads(command("evaluate", "run", "far.zarr", "--json").stdout)["clipped_rows"] == 2
     write_csv("far.csv", far, *"abcy")
     assert command("convert", "far.csv", "again.zarr", "--target", "y").exit_code == 0
     write_job("again.toml", "again.zarr", tables='[preprocess]\nreuse = "run"')
-    assert "2 rows had values" in command("featurize", "again.toml", "features.zarr").stderr
+    assert command("featurize", "again.toml", "features.zarr").stdout == f"features.zarr\n{note}"
     fitted = command("fit", "again.toml", "--out", "again")
     assert "Note: 2 rows had values outside the range reused, clipped to it: 2 in b, 1 in c." in fitted.stdout
     assert command("report", "again", "--no-data").exit_code == 0

@@ -216,6 +216,7 @@ def test_a_run_lends_the_moments_of_its_own_rows(make_dataset: Any, tmp_path: Pa
     for name in ("here", "there", "scaled") if old else ():
         as_before(tmp_path / f"{name}-run" / "equations.zarr")
     whole = nd.load(f"{tmp_path}/all-run/model.zarr").preprocessing
+    np.testing.assert_allclose([whole.x_mean, whole.x_scale], [x.mean(axis=0), x.std(axis=0)])
     for name in ("there", "scaled"):
         reuse = nd.Preprocess(reuse=f"{tmp_path}/here-run + {tmp_path}/{name}-run")
         job = msgspec.structs.replace(runs["here"], preprocess=reuse)
