@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,7 +37,8 @@ def evaluate(
     Returns
     -------
     dict
-        ``rmse``, ``mae``, ``r2`` or ``accuracy``, ``log_loss``; ``rows`` and ``seconds``.
+        ``rmse``, ``mae``, ``r2`` or ``accuracy``, ``log_loss``; ``rows``, ``clipped_rows`` (those with values outside
+        the range that the model has seen) and ``seconds``.
 
     Raises
     ------
@@ -49,13 +51,13 @@ def evaluate(
     theirs, ours = target_kind(layout.classes, layout.targets), target_kind(model.classes, len(model.intercept))
     if theirs != ours:
         raise DataError(f"{dataset.store}: targets are {theirs}, the model predicts {ours}; convert the same way")
-    summand = MetricsOf(model, model.preprocessing.match(layout, dataset.store))
+    matching = model.preprocessing.match(layout, dataset.store)
     with connect(None, scheduler, client) as client:
         block_rows = max(1024, model.features.n_components)
-        source = Source(dataset, layout, block_rows, resources(client).threads)
-        part = reduce_all(source, summand, layout.rows_per_partition, client, "evaluate", watch)
+        source = Source(dataset, layout, block_rows, resources(client).threads, range=matching.range)
+        part = reduce_all(source, MetricsOf(model, matching), layout.rows_per_partition, client, "evaluate", watch)
     summary: dict[str, float] = part.total.summary()
-    return summary | {"seconds": time.perf_counter() - start}
+    return summary | {"clipped_rows": part.tally.clipped, "seconds": time.perf_counter() - start}
 
 
 def predict(
@@ -71,7 +73,8 @@ def predict(
 
     Arrays: ``prediction`` in target units, or class codes with their names in the attribute ``classes`` and the scores
     in ``score``; ``std`` of numbers, if the model has its factor (see `RidgeModel.std`); ``row``, ``groups`` and
-    ``holdout`` as far as the dataset has them.  A row with a NaN is an error: every row gets its prediction.
+    ``holdout`` as far as the dataset has them.  The attribute ``clipped_rows`` counts the rows with values outside the
+    range that the model has seen.  A row with a NaN is an error: every row gets its prediction.
 
     Raises
     ------
@@ -89,14 +92,18 @@ def predict(
     else:
         for name in ("prediction", *(["std"] if model.factor else [])):
             arrays[name] = ((t,) if model.preprocessing.vector_target else (), "float64")
-    attrs = {"classes": model.classes, "target_names": model.preprocessing.target_names, "source": dataset.store}
+    attrs: dict[str, Any] = {
+        "classes": model.classes,
+        "target_names": model.preprocessing.target_names,
+        "source": dataset.store,
+    }
     with connect(None, scheduler, client) as client, groups.new_group(out, PREDICTIONS, attrs) as place:
         size = min(groups.partition_rows(layout.rows, (t,), "float64"), layout.rows_per_partition)
         for name, (shape, dtype) in arrays.items():
             groups.create_array(place, name, (layout.rows, *shape), dtype, size)
-        source = Source(dataset, layout, 0, resources(client).threads, labelled=False)
+        source = Source(dataset, layout, 0, resources(client).threads, labelled=False, range=matching.range)
         summand = WritePredictions(model, matching, source, place, tuple(copied))
-        reduce_all(source, summand, size, client, "predict", watch)
+        attrs["clipped_rows"] = reduce_all(source, summand, size, client, "predict", watch).tally.clipped
 
 
 def featurize(
@@ -124,7 +131,7 @@ def featurize(
     """
     dataset = msgspec.structs.replace(_dataset(dataset), nan="error")
     layout, others, m = dataset.layout(), dataset.others(), features.n_components
-    attrs = {
+    attrs: dict[str, Any] = {
         "classes": layout.classes,
         "target_names": layout.target_names,
         "source": {"name": dataset.store, "fingerprint": layout.fingerprint, "features": msgspec.to_builtins(features)},
@@ -132,15 +139,15 @@ def featurize(
     with connect(None, scheduler, client) as client, groups.new_group(out, data.FORMAT, attrs) as place:
         source = Source(dataset, layout, max(1024, m), resources(client).threads)
         preprocess = preprocess or Preprocess()
-        pre = scaling(preprocess, source, client, watch)
+        pre, _ = scaling(preprocess, source, client, watch)
         ready = learnt(features, preprocess, source, pre, client, watch)
         size = min(groups.partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
         groups.create_array(place, "x", (layout.rows, m), dtype, size)
         for name, (shape, kind) in others.items():
             groups.create_array(place, name, shape, kind, size)
-        source = source._replace(block_rows=0)
+        source = source._replace(block_rows=0, range=pre.range)
         summand = WriteFeatures(ready, pre, dtype, source, place, tuple(others))
-        reduce_all(source, summand, size, client, "featurize", watch)
+        attrs["clipped_rows"] = reduce_all(source, summand, size, client, "featurize", watch).tally.clipped
 
 
 def _dataset(dataset: Dataset | str) -> Dataset:

@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 
 from ntkdist import groups, places, store
 from ntkdist.errors import DataError, StoreError
-from ntkdist.features import AnyMap
 from ntkdist.job import gram_of, sums_digest
 from ntkdist.model import Equations
 from ntkdist.plan import Plan
-from ntkdist.preprocess import Preprocessing
 from ntkdist.shards import Part, Shard
 from ntkdist.spec import decode, digest
 from ntkdist.sums import NormalEquations, Tally, TileSums
@@ -208,14 +206,12 @@ def _resolved(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Plan:
     return msgspec.structs.replace(p, **{field: getattr(before, field) for field in fields})
 
 
-def prepared(place: str, p: Plan, prepare: Callable[[], tuple[Preprocessing, AnyMap]]) -> tuple[Equations, Kept | None]:
-    """Scaling and map, as kept or else made now and kept, as equations without a fold; and where shards are kept."""
+def prepared(place: str, p: Plan, prepare: Callable[[], Equations]) -> tuple[Equations, Kept | None]:
+    """Equations without a fold, with scaling and map, as kept or else made now and kept; and where shards are kept."""
     if not place:
-        pre, features = prepare()
-        return Equations([], features, pre, p.dtype, p.scored), None
+        return prepare(), None
     if (empty := _prepared_before(place)) is None:
-        pre, features = prepare()
-        made = Equations([], features, pre, p.dtype, p.scored)
+        made = prepare()
         _keep(place, "prepared", lambda url: store.save(made, url))
         empty = store.load(_kept(place, "prepared"))
         if empty.features == made.features:

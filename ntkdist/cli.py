@@ -14,7 +14,9 @@ import msgspec
 import ntkdist as nd
 from ntkdist import demo, estimate, groups, machine, places, plots, prefixes, preflight, report, runs
 from ntkdist import detach as detached
+from ntkdist.apply import PREDICTIONS
 from ntkdist.cluster import connect
+from ntkdist.data import FORMAT
 
 
 class _Command(click.Group):
@@ -234,7 +236,7 @@ def solve(
 def predict(model: str, dataset: str, out: str, scheduler: str) -> None:
     """Write predictions for every row of a dataset."""
     nd.predict(_model(model), dataset, out, scheduler=scheduler)
-    click.echo(out)
+    _written(out)
 
 
 @main.command()
@@ -257,7 +259,7 @@ def featurize(job: str, out: str, scheduler: str) -> None:
     read = nd.Job.read(job)
     with connect(read.cluster, scheduler) as client:
         nd.featurize(read.dataset, read.features, out, preprocess=read.preprocess, dtype=read.plan.dtype, client=client)
-    click.echo(out)
+    _written(out)
 
 
 @main.command()
@@ -321,6 +323,14 @@ def _model(url: str) -> nd.RidgeModel:
     if not isinstance(loaded, nd.RidgeModel):
         raise nd.DataError(f"{url} holds {type(loaded).__name__}; expected a model, or a run directory")
     return loaded
+
+
+def _written(out: str) -> None:
+    """Say where rows were written, and if some were clipped."""
+    click.echo(out)
+    _, attrs = groups.read_attributes(out, (PREDICTIONS, FORMAT))
+    if clipped := attrs["clipped_rows"]:
+        click.echo(f"Note: {clipped:,} rows had values outside the range that the model has seen, clipped to it.")
 
 
 def _curve(curve: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from ntkdist.job import Job, job_digest
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.plan import Plan
 from ntkdist.prefixes import curve_of
-from ntkdist.prepare import prepare, verified
+from ntkdist.prepare import counting, prepare, verified
 from ntkdist.preprocess import Preprocessing
 from ntkdist.products import check_finite
 from ntkdist.progress import Watch
@@ -285,7 +285,8 @@ def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: s
     source, shards = by_fold(p)
     _check_folds(p)
     start = time.perf_counter()
-    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source._replace(folds=0), client, watch))
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p, source._replace(folds=0), client, watch))
+    source = counting(source, p, empty.preprocessing)
     between = time.perf_counter()
     summand = (EquationsOf if p.device == "cpu" else EquationsOnGpu)(empty.features, empty.preprocessing, p.dtype)
     timeline: list[tuple[float, int]] = []

@@ -92,9 +92,9 @@ def _writer(url: str) -> str:
 def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
     """A group that appears whole or not at all.
 
-    Yields the URL to write arrays into, by any process, with `create_array` and `write_rows`.  When the block ends
-    the group is marked complete; on a file system it is written under another name and moved to ``url`` then, as a
-    bucket has no renaming.  When the block fails everything is removed.
+    Yields the URL to write arrays into, by any process, with `create_array` and `write_rows`.  When the block ends,
+    which may have added to ``attrs``, the group is marked complete; on a file system it is written under another name
+    and moved to ``url`` then, as a bucket has no renaming.  When the block fails everything is removed.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
             members = sorted(group.members(max_depth=None))
             del begun[WRITER]
             begun["arrays"] = {name: describe(array) for name, array in members if isinstance(array, zarr.Array)}
-            group.attrs.put({**begun, "complete": True})
+            group.attrs.put({**begun, **attrs, "complete": True})
             if place != url:
                 os.replace(place, places.local_path(url))
     except BaseException:

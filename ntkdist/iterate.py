@@ -48,10 +48,11 @@ def fit_by_products(
     source = Source(p.dataset, p.layout, p.block_rows, p.threads, skip=p.skip or ())
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
     start = time.perf_counter()
-    empty, kept = checkpoint.prepared(keep, p, lambda: prepare.prepare(p.job, source, client, watch))
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare.prepare(p, source, client, watch))
     pre, features = empty.preprocessing, empty.features
     limit = cache_bytes(p, solver, found, client is None)
     run = digest(p, features.digest(), pre.digest())
+    source = prepare.counting(source, p, pre)
     passes = Passes(source, shards, p.fan_in, client, Mapped(features, pre, p.dtype, run, limit))
     try:
         ready = time.perf_counter()

@@ -144,7 +144,7 @@ def cv_errors(cv: CVResult | None) -> dict[str, Any]:
 
 
 def errors_only(found: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in found.items() if name not in ("rows", "seconds")}
+    return {name: value for name, value in found.items() if name not in ("rows", "clipped_rows", "seconds")}
 
 
 def _saved_bytes(model: RidgeModel) -> int:

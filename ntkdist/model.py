@@ -6,7 +6,7 @@ Legend: z features, m their number, t targets (or classes).
 import functools
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.sparse import csr_array, issparse
 from ntkdist.errors import DataError, SpecError
 from ntkdist.features import AnyMap
 from ntkdist.preprocess import Preprocessing
-from ntkdist.sums import NormalEquations
+from ntkdist.sums import Moments, NormalEquations
 from ntkdist.uncertainty import Factor
 
 F8 = NDArray[np.float64]
@@ -158,7 +158,8 @@ def class_labels(classes: tuple[str, ...]) -> NDArray[Any]:
 class Equations:
     """The sums of every fold, with what they are sums of: what a penalty is chosen from, without the data.
 
-    Two of them add, or one is subtracted, fold by fold, if they have the same features, scaling and folds.
+    Two of them add, or one is subtracted, fold by fold, if they have the same features, scaling and folds, and no
+    dataset is added or subtracted twice.
 
     Attributes
     ----------
@@ -168,6 +169,10 @@ class Equations:
     dtype : str
     scored : tuple of int, optional
         The folds whose error a penalty is chosen by; all if absent.
+    moments : Moments, optional
+        Of the raw rows, whatever they were scaled by: inputs, then targets; equations saved before have none.
+    datasets : dict of str to int
+        How often the rows of each dataset, by its fingerprint, are in the sums: 1, or −1 if they were only subtracted.
     """
 
     folds: list[NormalEquations]
@@ -175,6 +180,8 @@ class Equations:
     preprocessing: Preprocessing
     dtype: str
     scored: tuple[int, ...] | None = None
+    moments: Moments | None = None
+    datasets: dict[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> NormalEquations:
@@ -182,10 +189,10 @@ class Equations:
         return functools.reduce(operator.add, self.folds)
 
     def __add__(self, other: "Equations") -> "Equations":
-        return self._combine(other, operator.add)
+        return self._combine(other, 1)
 
     def __sub__(self, other: "Equations") -> "Equations":
-        left = self._combine(other, operator.sub)
+        left = self._combine(other, -1)
         for k, (mine, fold) in enumerate(zip(self.folds, left.folds, strict=True)):
             before, after = (np.append(np.diagonal(each._gram), each.weight) for each in (mine, fold))
             if (after < -ROUNDING * before).any():
@@ -196,7 +203,7 @@ class Equations:
                 )
         return left
 
-    def _combine(self, other: "Equations", op: Any) -> "Equations":
+    def _combine(self, other: "Equations", sign: int) -> "Equations":
         for what, mine, theirs in (
             ("features", self.features.digest(), other.features.digest()),
             ("scaling", self.preprocessing.digest(), other.preprocessing.digest()),
@@ -209,5 +216,26 @@ class Equations:
                     f"Equations of different {what} do not add ({mine} and {theirs}); fit the second with "
                     "the same job and [preprocess] reuse = the first"
                 )
-        pairs = zip(self.folds, other.folds, strict=True)
-        return Equations([op(a, b) for a, b in pairs], self.features, self.preprocessing, self.dtype, self.scored)
+        datasets = added(self.datasets, other.datasets, sign)
+        op = operator.add if sign > 0 else operator.sub
+        folds = [op(a, b) for a, b in zip(self.folds, other.folds, strict=True)]
+        moments = None if self.moments is None or other.moments is None else op(self.moments, other.moments)
+        return replace(self, folds=folds, moments=moments, datasets=datasets)
+
+
+def added(mine: dict[str, int], theirs: dict[str, int], sign: int = 1) -> dict[str, int]:
+    """Add, or with sign −1 subtract, how often rows are in two sums; see `Equations`.
+
+    Raises
+    ------
+    DataError
+        If rows would be added or subtracted twice.
+    """
+    both = {name: mine.get(name, 0) + sign * theirs.get(name, 0) for name in mine | theirs}
+    if twice := [name for name, count in both.items() if abs(count) > 1]:
+        do = "add" if sign > 0 else "subtract"
+        raise DataError(
+            f"Both sums hold the rows of one dataset (fingerprint {twice[0]}), which would be {do}ed twice; "
+            f"{do} each run once"
+        )
+    return {name: count for name, count in both.items() if count}

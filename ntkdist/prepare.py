@@ -1,8 +1,6 @@
-"""What a job learns from the data before its equations: the scaling, and what some maps look at, such as landmarks."""
+"""Fit what the main pass needs: the scaling, and maps that need a sample of rows (landmarks, whitening)."""
 
-import functools
-import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +9,15 @@ import numpy as np
 from distributed import Client
 from scipy.sparse import csr_array
 
-from ntkdist import backend, draws, store
+from ntkdist import backend, draws, runs, store
 from ntkdist.data import Dataset, Layout, Rows
 from ntkdist.errors import Damaged, DataError, SpecError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.features.base import RowWeights
 from ntkdist.groups import find
-from ntkdist.job import Job
-from ntkdist.model import Equations
+from ntkdist.model import Equations, added
 from ntkdist.plan import Plan
-from ntkdist.preprocess import MomentsOf, Preprocess, Preprocessing
+from ntkdist.preprocess import Mode, MomentsOf, Preprocess, Preprocessing
 from ntkdist.progress import Watch
 from ntkdist.reduce import reduce_all
 from ntkdist.shards import Shard, Source
@@ -29,25 +26,52 @@ from ntkdist.sums import Moments, RowSample
 SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map
 
 
-def prepare(job: Job, source: Source, client: Client | None, watch: Watch | None) -> tuple[Preprocessing, AnyMap]:
-    """Scaling, and the map, fitted if it learns."""
-    pre = scaling(job.preprocess, source, client, watch, bool(job.class_weight))
-    return pre, learnt(job.features, job.preprocess, source, pre, client, watch)
+def prepare(p: Plan, source: Source, client: Client | None, watch: Watch | None) -> Equations:
+    """Fit scaling and map, and return them with the moments of the rows, as equations without a fold."""
+    job = p.job
+    pre, moments = scaling(job.preprocess, source, client, watch, bool(job.class_weight))
+    features = learnt(job.features, job.preprocess, source, pre, client, watch)
+    return Equations([], features, pre, p.dtype, p.scored, moments, {p.layout.fingerprint: 1})
+
+
+def counting(source: Source, p: Plan, pre: Preprocessing) -> Source:
+    """Make the main pass count the rows that are clipped; if the scaling was learnt from them, none is."""
+    return source._replace(range=pre.range) if p.job.preprocess.reuse else source
 
 
 def scaling(
     preprocess: Preprocess, source: Source, client: Client | None, watch: Watch | None, balanced: bool | None = None
-) -> Preprocessing:
-    """Fit or reuse the scaling of a dataset, with weights of classes if they shall be balanced; None: as is reused."""
-    layout = source.layout
-    mode = preprocess.resolve(layout)
-    if len(urls := preprocess.reuse.split(" + ")) > 1:
-        together = functools.reduce(operator.add, [_moments(url, source, balanced) for url in urls])
-        return Preprocessing.fit(mode, layout, together, bool(balanced))
-    if preprocess.reuse:
-        return _reused(preprocess.reuse, _before(preprocess.reuse).preprocessing, source, balanced)
-    part = reduce_all(source, MomentsOf(mode, layout), layout.rows_per_partition, client, "moments", watch)
-    return Preprocessing.fit(mode, layout, part.total, bool(balanced))
+) -> tuple[Preprocessing, Moments]:
+    """Fit or reuse the scaling of a dataset, and sum the moments of its own rows, which a later run may add to others'.
+
+    Parameters
+    ----------
+    balanced : bool, optional
+        Whether classes are weighted alike; None: as is reused.
+    """
+    mode, urls = preprocess.resolve(source.layout), preprocess.reuse.split(" + ")
+    if len(urls) > 1:
+        together = _moments_of_runs(urls, MomentsOf(mode, source.layout), source, balanced)
+        own = _moments_in(source, mode, client, watch)
+        return Preprocessing.fit(mode, source.layout, together, bool(balanced), preprocess.clip), own
+    if not preprocess.reuse:
+        own = _moments_in(source, mode, client, watch)
+        return Preprocessing.fit(mode, source.layout, own, bool(balanced), preprocess.clip), own
+    pre = _reused(preprocess.reuse, _before(preprocess.reuse).preprocessing, source, balanced)
+    if pre.range.bounded and preprocess.clip == "none":
+        raise DataError(f'clip is "none" but {preprocess.reuse} clips inputs; leave out clip, or reuse')
+    return pre, moments_of(source, pre, client, watch)
+
+
+def moments_of(source: Source, pre: Preprocessing, client: Client | None, watch: Watch | None) -> Moments:
+    """Sum the moments of rows that others' scaling is for, in one pass."""
+    return _moments_in(source, "channels" if pre.by_channel else "columns", client, watch)
+
+
+def _moments_in(source: Source, mode: Mode, client: Client | None, watch: Watch | None) -> Moments:
+    summand, size = MomentsOf(mode, source.layout), source.layout.rows_per_partition
+    moments: Moments = reduce_all(source, summand, size, client, "moments", watch).total
+    return moments
 
 
 def _reused(url: str, pre: Preprocessing, source: Source, balanced: bool | None) -> Preprocessing:
@@ -65,12 +89,45 @@ def _reused(url: str, pre: Preprocessing, source: Source, balanced: bool | None)
     return pre
 
 
-def _moments(url: str, source: Source, balanced: bool | None) -> Moments:
-    """The moments of the data of an earlier run."""
+def _moments_of_runs(urls: Sequence[str], summand: MomentsOf, source: Source, balanced: bool | None) -> Moments:
+    """Add the moments of the rows of earlier runs.
+
+    Raises
+    ------
+    DataError
+        If runs hold the same rows, or moments of other columns than these.
+    """
+    total, datasets = summand.zero(), dict[str, int]()
+    for url in urls:
+        moments, theirs = _moments(url, source, balanced)
+        if len(moments.mean) != len(total.mean):
+            raise DataError(
+                f"{url} holds moments of {len(moments.mean)} input and target columns, expected {len(total.mean)}; "
+                "fit it with the same [preprocess] inputs"
+            )
+        total, datasets = total + moments, added(datasets, theirs)
+    return total
+
+
+def _moments(url: str, source: Source, balanced: bool | None) -> tuple[Moments, dict[str, int]]:
+    """Load the moments of an earlier run's rows, and whose rows these are.
+
+    Equations saved without moments tell them if the run scaled by its own rows, as only its report says.
+    """
     before = store.load(find(url, "equations.zarr"))
     if not isinstance(before, Equations):
         raise DataError(f"{url} holds a {type(before).__name__}; to add its scaling to another's it needs equations")
-    return _reused(url, before.preprocessing, source, balanced).moments(source.layout, before.total)
+    pre = _reused(url, before.preprocessing, source, balanced)
+    if before.moments is not None:
+        return before.moments, before.datasets
+    asked = runs.plan_of(url)
+    how = asked["job"]["preprocess"] if asked else {"inputs": "none"}
+    if how["inputs"] == "none" or how["reuse"] or source.layout.sparse:
+        raise DataError(
+            f"{url} was saved without the moments of its rows, and its scaling does not tell them; fit that run again"
+        )
+    assert asked is not None
+    return pre.moments(source.layout, before.total), {asked["layout"]["fingerprint"]: 1}
 
 
 def learnt(

@@ -1,6 +1,7 @@
-"""Scaling of inputs and targets, learnt from one `Moments` pass; part of the model, so that predict takes raw rows."""
+"""Scaling and clipping of inputs, scaling of targets: learnt from one `Moments` pass, and part of the model, so that
+predict takes raw rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -9,11 +10,13 @@ from scipy.sparse import csr_array, issparse
 
 from ntkdist.data import Layout, Rows
 from ntkdist.errors import DataError, SpecError
+from ntkdist.ranges import Range
 from ntkdist.spec import Spec, digest, nearest
 from ntkdist.sums import Moments, NormalEquations
 
 F8 = NDArray[np.float64]
 Inputs = Literal["auto", "columns", "channels", "none"]
+Clip = Literal["range", "none"]
 Mode = Literal["columns", "channels", "scale", "none"]
 
 
@@ -26,13 +29,18 @@ class Preprocess(Spec, frozen=True):
         Subtract the mean and divide by the standard deviation of every column, or of every channel of images; "auto"
         is columns for vectors, channels for images, and for sparse rows only the division.
     reuse : str
-        URL of a run, a model or saved equations whose scaling is taken over unchanged, which is what makes sums of
-        different data addable.  Of several runs with " + " between, the scaling that their data have together: sites
-        that may not share rows fit alone, and then once more with the same sum.
+        URL of a run, a model or saved equations whose scaling and range are taken over unchanged, which is what makes
+        sums of different data addable.  Of several runs with " + " between, the scaling that their data have together:
+        sites that may not share rows fit alone, and then once more with the same sum.
+    clip : {"range", "none"}
+        Clip the inputs of new rows to the least and greatest value of every column, or of every channel of images,
+        among the rows with weight that are learnt from; with "none" a value far outside can throw a prediction as
+        far.  Cross-validated errors see the range of all folds.
     """
 
     inputs: Inputs = "auto"
     reuse: str = ""
+    clip: Clip = "range"
 
     def resolve(self, layout: Layout) -> Mode:
         """The same without "auto".
@@ -56,7 +64,7 @@ class Preprocess(Spec, frozen=True):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Fitted scaling: x ↦ (x − x_mean)/x_scale, y ↦ (y − y_mean)/y_scale, classes ↦ centred one-hot.
+    """Fitted scaling: x ↦ (clip(x) − x_mean)/x_scale, y ↦ (y − y_mean)/y_scale, classes ↦ centred one-hot.
 
     Attributes
     ----------
@@ -74,6 +82,8 @@ class Preprocessing:
         Columns without variance in the data that was fitted on.
     class_weight : tuple of float
         What rows of each class weigh, beside weights of their own; empty if all weigh the same.
+    x_low, x_high : (d,) arrays, or (c,) for channels
+        Raw values are clipped to these; (1,) of ∓inf where they are not.
     """
 
     input_shape: tuple[int, ...]
@@ -87,9 +97,13 @@ class Preprocessing:
     vector_target: bool = False
     constant: tuple[str, ...] = ()
     class_weight: tuple[float, ...] = ()
+    x_low: F8 = field(default_factory=lambda: np.full(1, -np.inf))
+    x_high: F8 = field(default_factory=lambda: np.full(1, np.inf))
 
     @classmethod
-    def fit(cls, mode: Mode, layout: Layout, moments: Moments, balanced: bool = False) -> "Preprocessing":
+    def fit(
+        cls, mode: Mode, layout: Layout, moments: Moments, balanced: bool = False, clip: Clip = "range"
+    ) -> "Preprocessing":
         """Scaling from the sum of `MomentsOf` over the rows, and weights that make classes balanced if they shall be.
 
         Raises
@@ -110,7 +124,7 @@ class Preprocessing:
         else:
             y_mean, y_scale = y.mean, np.where(y.constant(), 1.0, y.std)
         d = int(np.prod(layout.input_shape))
-        names = _names(layout, len(x.mean))
+        names = column_names(layout, len(x.mean))
         none = mode == "none"
         return cls(
             layout.input_shape,
@@ -124,28 +138,36 @@ class Preprocessing:
             layout.targets > 0,
             () if layout.sparse else tuple(names[i] for i in np.flatnonzero(x.constant())),
             _balancing(y.counts) if balanced else (),
+            **({} if clip == "none" else _range(mode, layout, x)),
         )
 
     def moments(self, layout: Layout, sums: NormalEquations) -> Moments:
-        """The sum of `MomentsOf` that this was fitted to, with means, from the sums of the scaled rows.
+        """Recover the sum of `MomentsOf` that this was fitted to from the sums of the scaled rows, of an unknown range.
 
-        Raises
-        ------
-        DataError
-            If the rows are sparse, whose means are not kept.
+        For equations saved without it; right only if means and deviations are those of the same rows.
         """
-        if layout.sparse:
-            raise DataError("the scaling of sparse rows does not add, as their means are not kept; reuse one run")
         weight, pixels = sums.weight, int(np.prod(layout.input_shape)) // len(self.x_mean)
-        constant = np.isin(_names(layout, len(self.x_mean)), self.constant)
+        constant = np.isin(column_names(layout, len(self.x_mean)), self.constant)
         x = np.full(len(self.x_mean), weight * pixels)
-        y_deviation = self.y_scale**2 * (np.diagonal(sums.yy) - sums.y_sum**2 / weight)
+        deviation, counts = np.where(constant, 0.0, x * self.x_scale**2), np.zeros(0)
+        mean = self.x_mean
         if self.classes:
-            return Moments(0, x, self.x_mean, np.where(constant, 0.0, x * self.x_scale**2), self.y_mean * weight)
-        return Moments(
-            *(0, np.append(x, np.full(self.t, weight)), np.append(self.x_mean, self.y_mean)),
-            *(np.append(np.where(constant, 0.0, x * self.x_scale**2), y_deviation), np.zeros(0)),
-        )
+            counts = self.y_mean * weight
+        else:
+            x, mean = np.append(x, np.full(self.t, weight)), np.append(mean, self.y_mean)
+            y_deviation = np.diagonal(sums.yy) - sums.y_sum**2 / weight
+            deviation = np.append(deviation, self.y_scale**2 * y_deviation)
+        return Moments(0, x, mean, deviation, np.full(len(x), -np.inf), np.full(len(x), np.inf), counts)
+
+    @property
+    def range(self) -> Range:
+        """The raw values that inputs are clipped to."""
+        return Range(self.x_low, self.x_high)
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether all pixels of a channel have one scale."""
+        return len(self.x_mean) != int(np.prod(self.input_shape))
 
     @property
     def t(self) -> int:
@@ -154,23 +176,25 @@ class Preprocessing:
 
     def digest(self) -> str:
         """A short name; equal scalings have equal names."""
-        arrays = [a.tolist() for a in (self.x_mean, self.x_scale, self.y_mean, self.y_scale)]
+        limits = self.range if self.range.bounded else ()
+        arrays = [a.tolist() for a in (self.x_mean, self.x_scale, self.y_mean, self.y_scale, *limits)]
         return digest(self.input_shape, arrays, self.classes, self.columns, self.class_weight)
 
     def inputs(self, x: NDArray[Any] | csr_array, dtype: Any) -> NDArray[Any] | csr_array:
-        """Scaled rows, computed in float64 and then cast; sparse rows stay sparse."""
+        """Clipped and scaled rows, computed in float64 and then cast; sparse rows stay sparse."""
         if x.shape[1:] != self.input_shape:
             raise DataError(f"Rows have shape {x.shape[1:]}; the model was fitted on {self.input_shape}")
         if issparse(x):
             if self.x_mean.any():
                 raise DataError("The model subtracts means, which would fill sparse rows; make the rows dense")
             x = csr_array(x)
-            data = (x.data / self.x_scale[x.indices]).astype(dtype, copy=False)
-            return csr_array((data, x.indices, x.indptr), x.shape)
-        whole = len(self.x_mean) != x.shape[-1]  # every pixel has its own scale, else every column or channel
-        mean, scale = (a.reshape(self.input_shape) if whole else a for a in (self.x_mean, self.x_scale))
-        scaled = x - mean
-        scaled /= scale
+            scaled = csr_array((x.data / self.x_scale[x.indices], x.indices, x.indptr), x.shape)
+        else:
+            whole = len(self.x_mean) != x.shape[-1]  # every pixel has its own scale, else every column or channel
+            mean, scale = (a.reshape(self.input_shape) if whole else a for a in (self.x_mean, self.x_scale))
+            scaled = x - mean
+            scaled /= scale
+        self.range.scaled(self.x_mean, self.x_scale).clip(scaled)  # in place, so after scaling: the bits are the same
         return scaled.astype(dtype, copy=False)
 
     def targets(self, y: NDArray[Any]) -> F8:
@@ -212,12 +236,32 @@ class Preprocessing:
         if self.classes and layout.classes:
             places = {name: i for i, name in enumerate(self.classes)}
             codes = np.array([places.get(name, -1) for name in layout.classes])
-        return Matching(source, columns, codes, layout.classes)
+        return Matching(source, columns, codes, layout.classes, self._range_in(columns, layout))
+
+    def _range_in(self, columns: NDArray[np.int64] | None, layout: Layout) -> Range:
+        """Put the range in the order of another dataset's columns; those that are no inputs have no limits."""
+        if columns is None or not self.range.bounded:
+            return self.range
+        low, high = np.full(len(layout.columns), -np.inf), np.full(len(layout.columns), np.inf)
+        low[columns], high[columns] = self.range
+        return Range(low, high)
 
 
-def _names(layout: Layout, d: int) -> tuple[str, ...]:
-    """Names of columns, or of channels."""
+def column_names(layout: Layout, d: int) -> tuple[str, ...]:
+    """Return the names of columns, or of channels."""
     return layout.columns or tuple(f"column {i}" for i in range(d))
+
+
+def _range(mode: Mode, layout: Layout, x: Moments) -> dict[str, F8]:
+    """Choose what inputs are clipped to: of images that are not scaled by pixel, the range of each channel."""
+    low, high = x.low, x.high
+    if layout.sparse:
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    if mode == "none":
+        pixels = len(low) // layout.input_shape[-1], layout.input_shape[-1]
+        low = np.tile(low.reshape(pixels).min(axis=0), pixels[0])
+        high = np.tile(high.reshape(pixels).max(axis=0), pixels[0])
+    return {"x_low": low, "x_high": high}
 
 
 def _balancing(counts: F8) -> tuple[float, ...]:
@@ -235,6 +279,7 @@ class Matching:
     columns: NDArray[np.int64] | None
     codes: NDArray[np.int64] | None
     classes: tuple[str, ...]
+    range: Range  # of its inputs, in its own order
 
     def __call__(self, rows: Rows) -> Rows:
         x = rows.x if self.columns is None else rows.x[:, self.columns]

@@ -9,7 +9,7 @@ a fold, or none; z̄ (m,) the mean of the features over it.
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -280,7 +280,7 @@ class Passes:
         for part in parts:
             tally = tally + part.tally
         if self.count:
-            tally = replace(tally, rows=self.tally.rows, dropped=self.tally.dropped)
+            tally = tally.of_rows(self.tally)
         self.tally, self.count = tally, self.count + 1
         return [part.total for part in parts]
 

@@ -104,6 +104,12 @@ def without_equations(out: str) -> bool:
         return False
 
 
+def plan_of(out: str) -> dict[str, Any] | None:
+    """Read the plan in the report of a complete run, as plain objects; None where there is no report."""
+    text = places.read_text(places.join(out, "report.json"))
+    return json.loads(text)["plan"] if text else None
+
+
 def as_json(value: Any, indent: int = 0) -> str:
     """Strict JSON: a number that there is not, such as r2 of constant targets, is null."""
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=float), indent=indent).decode()
@@ -161,6 +167,8 @@ def report(
         notes.append(f"{skipped:,} rows of the damaged partitions {', '.join(map(str, skip))} were skipped, as asked")
     if tally.dropped:
         notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
+    if tally.clipped:
+        notes.append(f"{tally.clipped:,} rows had values outside the range reused, clipped to it: {_most(tally)}")
     return {
         "digest": job_digest(p.job),
         "notes": notes,
@@ -170,6 +178,8 @@ def report(
             "store": p.dataset.store,
             "rows": tally.rows,
             "dropped_rows": tally.dropped,
+            "clipped_rows": tally.clipped,
+            "clipped_columns": tally.clipped_in,
             "skipped_rows": skipped,
             "skipped_partitions": list(skip),
             "constant_columns": list(constant),
@@ -197,6 +207,13 @@ def report(
     }
 
 
+def _most(tally: Tally) -> str:
+    """Name the columns in which most rows were clipped."""
+    most = sorted(tally.clipped_in, key=lambda name: (-tally.clipped_in[name], name))
+    said = ", ".join(f"{tally.clipped_in[name]:,} in {name}" for name in most[:3])
+    return said if len(most) <= 3 else f"{said}, fewer in {len(most) - 3:,} others"
+
+
 def _rates(p: Plan, passed: Passed) -> dict[str, Any]:
     """How fast the rows were added up, and what the machine can do."""
     rows, seconds = passed.tally.rows, passed.seconds
@@ -222,6 +239,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
         "alpha": alpha[0] if len(set(alpha)) == 1 else alpha,
         "rows": report["data"]["rows"],
         "dropped_rows": report["data"]["dropped_rows"],
+        "clipped_rows": report["data"].get("clipped_rows", 0),  # runs from before they were counted clipped none
         "seconds": report["run"]["seconds"]["total"],
     }
 

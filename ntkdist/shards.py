@@ -9,11 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+
 from ntkdist import backend
 from ntkdist.arrays import Arrays
 from ntkdist.data import Dataset, Layout, Rows
 from ntkdist.errors import ClusterError, NtkdistError
 from ntkdist.plan import Plan
+from ntkdist.preprocess import column_names
+from ntkdist.ranges import Range
 from ntkdist.sparse import concatenate
 from ntkdist.sums import Tally
 
@@ -94,7 +98,7 @@ class Source(NamedTuple):
     """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0.
 
     With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
-    Rows of the partitions in ``skip`` are left out.
+    Rows of the partitions in ``skip`` are left out.  With a ``range``, rows with values outside are counted.
     """
 
     dataset: Dataset | Arrays
@@ -104,6 +108,7 @@ class Source(NamedTuple):
     labelled: bool = True
     folds: int = 0
     skip: tuple[int, ...] = ()
+    range: Range | None = None
 
 
 def by_fold(p: Plan) -> tuple[Source, list[Shard]]:
@@ -183,6 +188,8 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold:
         tally.rows += rows.n
         tally.dropped += rows.dropped
         tally.nbytes += rows.nbytes
+        if source.range is not None:
+            _count_outside(source.range, source.layout, rows, tally)
         if not source.block_rows:
             yield rows
             continue
@@ -196,6 +203,16 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold:
                 held = []
     if held:
         yield _join(held)
+
+
+def _count_outside(range: Range, layout: Layout, rows: Rows, tally: Tally) -> None:
+    """Count the rows with values outside a range, which whoever maps them clips."""
+    clipped, columns = range.rows_outside(rows.x)
+    tally.clipped += clipped
+    if clipped:
+        names = column_names(layout, len(columns))
+        for i in np.flatnonzero(columns):
+            tally.clipped_in[names[i]] = tally.clipped_in.get(names[i], 0) + int(columns[i])
 
 
 def _join(held: list[Rows]) -> Rows:

@@ -16,12 +16,13 @@ from ntkdist.features import AnyFeatureMap, AnyMap, FittedMap
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.preprocess import Preprocessing
 from ntkdist.spec import decode
-from ntkdist.sums import NormalEquations
+from ntkdist.sums import Moments, NormalEquations
 from ntkdist.uncertainty import Factor
 from ntkdist.versions import versions
 
-MODEL, EQUATIONS, VERSION = "ntkdist.model", "ntkdist.equations", 1
+MODEL, EQUATIONS, VERSION = "ntkdist.model", "ntkdist.equations", 2  # 1 had neither a range of inputs nor moments
 SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
+RANGE = ("x_low", "x_high")
 PROBES, PROBE_ROLE = 8, 1000
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of the norm of a probe's features
 
@@ -41,6 +42,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
     """
     pre = value.preprocessing
     attrs = {
+        "version": VERSION,
         "features": msgspec.to_builtins(value.features.spec),
         "learnt": sorted(value.features.arrays),
         "dtype": value.dtype,
@@ -55,7 +57,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
         },
         "versions": versions(),
     }
-    arrays = {name: getattr(pre, name) for name in SCALES}
+    arrays = {name: getattr(pre, name) for name in (*SCALES, *RANGE)}
     arrays |= {f"features.{name}": array for name, array in value.features.arrays.items()}
     arrays["fingerprint"] = fingerprint(value.features, pre.input_shape, value.dtype)
     if isinstance(value, RidgeModel):
@@ -66,7 +68,10 @@ def save(value: RidgeModel | Equations, url: str) -> None:
             arrays |= {"triangle": backend.pack(factor.lower), "z_mean": factor.z_mean, "noise": factor.noise}
     else:
         kind = EQUATIONS
-        attrs |= {"folds": len(value.folds), "scored": value.scored}
+        attrs |= {"folds": len(value.folds), "scored": value.scored, "datasets": value.datasets}
+        if (moments := value.moments) is not None:
+            attrs |= {"moments": {"rows": moments.rows, "arrays": list(moments.arrays())}}
+            arrays |= {f"moments.{name}": array for name, array in moments.arrays().items()}
         for k, fold in enumerate(value.folds):
             arrays |= {f"triangle{k}": backend.pack(fold._gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
     with groups.new_group(url, kind, attrs) as place:
@@ -105,7 +110,7 @@ def load(url: str) -> Any:
     features: AnyMap = decode(attrs["features"], AnyFeatureMap, url)
     if attrs["learnt"]:
         features = FittedMap(features.spec, {name: array(f"features.{name}") for name in attrs["learnt"]})
-    scales: dict[str, Any] = {name: array(name) for name in SCALES}
+    scales: dict[str, Any] = {name: array(name) for name in (SCALES if attrs["version"] < 2 else (*SCALES, *RANGE))}
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in attrs["preprocessing"].items()}
     preprocessing = Preprocessing(**plain, **scales)
     _check_fingerprint(url, features, preprocessing.input_shape, attrs, array("fingerprint"))
@@ -119,8 +124,13 @@ def load(url: str) -> Any:
         NormalEquations(backend.unpack(array(f"triangle{k}")), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
         for k in range(attrs["folds"])
     ]
-    scored = attrs.get("scored")
-    return Equations(folds, features, preprocessing, attrs["dtype"], None if scored is None else tuple(scored))
+    scored, moments = attrs.get("scored"), None
+    if kept := attrs.get("moments"):
+        moments = Moments.of_arrays(kept["rows"], {name: array(f"moments.{name}") for name in kept["arrays"]})
+    return Equations(
+        *(folds, features, preprocessing, attrs["dtype"], None if scored is None else tuple(scored)),
+        *(moments, attrs.get("datasets", {})),
+    )
 
 
 def fingerprint(features: AnyMap, input_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:

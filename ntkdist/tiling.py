@@ -12,7 +12,7 @@ import operator
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from ntkdist.data import Rows
 from ntkdist.errors import NotPositiveDefinite
 from ntkdist.model import RidgeModel
 from ntkdist.plan import Plan
-from ntkdist.prepare import prepare
+from ntkdist.prepare import counting, prepare
 from ntkdist.products import Mapped, check_finite
 from ntkdist.progress import Progress, Watch
 from ntkdist.reduce import fetch, phase, settle, sums_in_place
@@ -52,7 +52,8 @@ def fit_by_tiles(
     """
     source, shards = by_fold(p)
     start = time.perf_counter()
-    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source._replace(folds=0), client, watch))
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p, source._replace(folds=0), client, watch))
+    source = counting(source, p, empty.preprocessing)
     ready = time.perf_counter()
     home = Home(client, p.threads, runs(p.m, p.tile))
     mapped = Mapped(empty.features, empty.preprocessing, p.dtype, "", 0)
@@ -143,7 +144,7 @@ def sum_tiles(
         for fold, part in zip(folds, parts, strict=True):
             fold.update({place: home(place, itself, home.beside(taken, part, place)) for place in panel})
         panel_tally = functools.reduce(operator.add, fetch(home.client, [home.beside(_tally, part) for part in parts]))
-        tally = replace(tally + panel_tally, rows=panel_tally.rows, dropped=panel_tally.dropped)
+        tally = (tally + panel_tally).of_rows(panel_tally)
         del parts, part  # before the next panel takes their room
         settle(home.client, [fold[place] for fold in folds for place in panel])
     return folds, tally

@@ -73,7 +73,7 @@ def test_from_a_table_to_predictions(command: Command, train: dict[str, NDArray[
         "r2": 1 - np.mean(error**2) / train["y"].var(),
     }
     found = json.loads(done(command("evaluate", "run", "train.zarr", "--json")))
-    assert found.keys() == {"rmse", "mae", "r2", "rows", "seconds"}
+    assert found.keys() == {"rmse", "mae", "r2", "rows", "clipped_rows", "seconds"}
     assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-9)
     assert "rmse" in done(command("evaluate", "run/model.zarr", "train.zarr"))
 
@@ -147,6 +147,7 @@ def test_equations_of_several_runs_add_and_subtract(command: Command) -> None:
     done(command("fit", write_job("new.toml", "new.zarr"), "--out", "own-run"))
     assert_refused(["solve", "old-run", "+", "other-run"], "Equations of different features do not add")
     assert_refused(["solve", "old-run", "+", "own-run"], "Equations of different scaling do not add")
+    assert_refused(["solve", "old-run", "+", "old-run/equations.zarr"], "which would be added twice; add each run once")
     for wrong in (["old-run", "new-run"], ["old-run", "+"], ["old-run", "x", "new-run"]):
         assert command("solve", *wrong).exit_code == 2
 
@@ -165,7 +166,7 @@ def test_classes_are_matched_by_name(command: Command) -> None:
     labels = model.predict(inputs(test))
     assert set(labels) <= {"low", "middle", "top"}
     found = json.loads(done(command("evaluate", "run", "test.zarr", "--json")))
-    assert found.keys() == {"accuracy", "log_loss", "rows", "seconds"}
+    assert found.keys() == {"accuracy", "log_loss", "rows", "clipped_rows", "seconds"}
     assert found["accuracy"] == pytest.approx(np.mean(labels == test["word"]))
     assert 0 < found["log_loss"] < 1
     assert found["accuracy"] > 0.7

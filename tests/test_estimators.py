@@ -176,8 +176,9 @@ def test_dask_rows_are_summed_where_they_are(xy: tuple[F8, F8], two_workers: Cli
 
 def test_partial_fits_add_up(xy: tuple[F8, F8]) -> None:
     x, y = (xy[0] - xy[0].mean(axis=0)) / xy[0].std(axis=0), xy[1]
-    whole = nd.NTKRidgeCV(SMALL, [0.1, 1.0], folds=3, inputs="none").fit(x, y)
-    parts = nd.NTKRidgeCV(SMALL, [0.1, 1.0], folds=3, inputs="none").fit(x[:200], y[:200])
+    raw = {"inputs": "none", "clip": "none"}
+    whole = nd.NTKRidgeCV(SMALL, [0.1, 1.0], folds=3, **raw).fit(x, y)
+    parts = nd.NTKRidgeCV(SMALL, [0.1, 1.0], folds=3, **raw).fit(x[:200], y[:200])
     parts.partial_fit(x[200:500], y[200:500]).partial_fit(x[500:], y[500:])
     assert parts.alpha_ == whole.alpha_
     np.testing.assert_allclose(parts.cv_.rmse, whole.cv_.rmse, rtol=1e-9)
@@ -185,7 +186,7 @@ def test_partial_fits_add_up(xy: tuple[F8, F8]) -> None:
     with pytest.raises(ValueError, match="keep_equations"):
         nd.NTKRidge(SMALL, keep_equations=False).fit(x, y).partial_fit(x, y)
     labels = (y > np.median(y)).astype(int)
-    classifier = nd.NTKRidgeClassifier(SMALL, folds=3).partial_fit(x[:20], labels[:20], classes=[0, 1])
+    classifier = nd.NTKRidgeClassifier(SMALL, folds=3, **raw).partial_fit(x[:20], labels[:20], classes=[0, 1])
     assert classifier.partial_fit(x[20:], labels[20:]).score(x, labels) > 0.8
 
 

@@ -7,6 +7,7 @@ import dask
 import msgspec
 import numpy as np
 import pytest
+from older import as_before
 from sklearn.linear_model import Ridge
 
 import ntkdist as nd
@@ -192,6 +193,69 @@ def test_sites_add_their_moments_and_then_their_sums(make_dataset: Any, table: A
     np.testing.assert_allclose(model(x), whole.model(x), rtol=1e-6, atol=1e-8)
     with pytest.raises(nd.SpecError, match="what Nystrom learnt in several runs does not add; reuse one run"):
         nd.fit(msgspec.structs.replace(runs["here"], features=nd.Nystrom(16), preprocess=reuse))
+
+
+@pytest.mark.parametrize("kind", ["numbers", "classes"])
+@pytest.mark.parametrize("old", [False, True], ids=["", "saved before"])
+def test_a_run_lends_the_moments_of_its_own_rows(make_dataset: Any, tmp_path: Path, kind: str, old: bool) -> None:
+    """Whatever it was scaled by; what was saved before lends them if it was scaled by these rows, or is refused."""
+    rng, parts = np.random.default_rng(0), {"here": slice(0, 500), "there": slice(500, 900), "all": slice(0, 900)}
+    x = rng.standard_normal((900, 3)) * [1, 30, 5] + np.where(np.arange(900) < 500, -2.0, 7.0)[:, None]
+    y = np.stack([x[:, 0] + x[:, 1], rng.standard_normal(900)], axis=1)
+    y = y if kind == "numbers" else np.digitize(y[:, 0], [-10, 10])
+    runs = {}
+    for name, rows in parts.items():
+        store = make_dataset(x[rows], y[rows], name=name, classes=kind == "classes", rows_per_partition=50)
+        runs[name] = job_on(store, alphas=(1.0,))
+        nd.fit(runs[name], out=str(tmp_path / f"{name}-run"))
+    reuse = nd.Preprocess(reuse=str(tmp_path / "here-run"))
+    nd.fit(msgspec.structs.replace(runs["there"], preprocess=reuse), out=str(tmp_path / "scaled-run"))
+    for name in ("here", "there", "scaled") if old else ():
+        as_before(tmp_path / f"{name}-run" / "equations.zarr")
+    whole = nd.load(f"{tmp_path}/all-run/model.zarr").preprocessing
+    np.testing.assert_allclose([whole.x_mean, whole.x_scale], [x.mean(axis=0), x.std(axis=0)])
+    for name in ("there", "scaled"):
+        reuse = nd.Preprocess(reuse=f"{tmp_path}/here-run + {tmp_path}/{name}-run")
+        job = msgspec.structs.replace(runs["here"], preprocess=reuse)
+        if old and name == "scaled":
+            with pytest.raises(nd.DataError, match=r"scaled-run was saved without the moments .*; fit that run again"):
+                nd.fit(job)
+            continue
+        found = nd.fit(job).model.preprocessing
+        for scale in ("x_mean", "x_scale", "y_mean", "y_scale", *(() if old else ("x_low", "x_high"))):
+            np.testing.assert_allclose(getattr(found, scale), getattr(whole, scale), rtol=1e-10, err_msg=scale)
+        assert found.range.bounded != old
+    if old:
+        reuse = nd.Preprocess(reuse=f"{tmp_path}/here-run/equations.zarr + {tmp_path}/there-run")
+        with pytest.raises(nd.DataError, match="fit that run again"):  # nothing says how it was scaled
+            nd.fit(msgspec.structs.replace(runs["here"], preprocess=reuse))
+
+
+def test_the_same_rows_are_not_added_twice(make_dataset: Any, table: Any, tmp_path: Path) -> None:
+    x, y = table
+    a = nd.fit(job_on(make_dataset(x, y), alphas=(1.0,)), out=str(tmp_path / "a")).equations
+    reuse = nd.Preprocess(reuse=str(tmp_path / "a"))
+    part = job_on(make_dataset(x[:450], y[:450], name="part"), preprocess=reuse, alphas=(1.0,))
+    b = nd.fit(part, out=str(tmp_path / "b")).equations
+    both = nd.load(str(tmp_path / "a" / "equations.zarr")) + b
+    for mine, theirs in ((a, a), (both, b), (a, both)):
+        with pytest.raises(nd.DataError, match=r"the rows of one dataset \(fingerprint \w+\).* added twice; add each"):
+            mine + theirs
+    assert (both - b + b).datasets == both.datasets
+    assert both.moments.rows == 1350
+    with pytest.raises(nd.DataError, match="would be subtracted twice; subtract each run once"):
+        (a - b) - b
+    for again in (f"{tmp_path}/b + {tmp_path}/a/../b/", f"{tmp_path}/b + {tmp_path}/b/equations.zarr"):
+        with pytest.raises(nd.DataError, match=r"the rows of one dataset .* would be added twice"):
+            nd.fit(msgspec.structs.replace(part, preprocess=nd.Preprocess(reuse=again)))
+
+
+def test_moments_of_other_columns_are_refused(make_dataset: Any, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (200, 2, 2, 3)).astype(np.uint8)
+    job = job_on(make_dataset(images, images[:, 0, 0, 0] / 9))
+    nd.fit(msgspec.structs.replace(job, preprocess=nd.Preprocess("columns")), out=str(tmp_path / "run"))
+    with pytest.raises(nd.DataError, match=r"moments of 13 input and target columns, expected 4; fit it with the same"):
+        nd.fit(msgspec.structs.replace(job, preprocess=nd.Preprocess(reuse=f"{tmp_path}/run + {tmp_path}/run")))
 
 
 def test_a_solution_in_float32_is_close_to_that_in_float64(make_dataset: Any, table: Any) -> None:

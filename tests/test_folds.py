@@ -209,7 +209,7 @@ def test_scored_folds_are_saved_and_must_agree_to_add(make_dataset: Any, table: 
     nd.save(held, str(tmp_path / "held.zarr"))
     loaded = nd.load(str(tmp_path / "held.zarr"))
     assert loaded.scored == (1,)
-    assert (held + loaded).scored == (1,)
+    assert (held - loaded).scored == (1,)
     _, cv = nd.solve(loaded, alphas=ALPHAS)
     assert cv is not None
     assert cv.scored == (1,)

@@ -37,6 +37,7 @@ ORDER = (
     "sources",
     "tables",
     "convert",
+    "ranges",
     "sums",
     "solvers",
     "scores",

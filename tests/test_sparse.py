@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import zarr
@@ -175,6 +176,22 @@ def test_fit_save_predict_and_featurize(dataset: nd.Dataset, tmp_path: Path, sou
     z = made.read(made.layout(), 0, N).x
     expected = nd.NTKSketch(64)(dataset.read(dataset.layout(), 0, N).x)
     np.testing.assert_allclose(z, expected, atol=1e-5)
+
+
+def test_sites_add_their_moments(dataset: nd.Dataset, tmp_path: Path) -> None:
+    rows, job = dataset.read(dataset.layout(), 0, N), nd.Job(dataset, nd.NTKSketch(64), alphas=(1.0,))
+    nd.fit(job, out=str(tmp_path / "all-run"))
+    for name, cut in (("here", slice(0, 400)), ("there", slice(400, N))):
+        save_npz(tmp_path / "x.npz", csr_array(rows.x[cut]))
+        np.save(tmp_path / "y.npy", rows.y[cut])
+        nd.convert(str(tmp_path / "x.npz"), str(tmp_path / f"{name}.zarr"), target=[str(tmp_path / "y.npy")])
+        here = msgspec.structs.replace(job, dataset=nd.Dataset(str(tmp_path / f"{name}.zarr")))
+        nd.fit(here, out=str(tmp_path / f"{name}-run"))
+    reuse = Preprocess(reuse=f"{tmp_path}/here-run + {tmp_path}/there-run")
+    found = nd.fit(msgspec.structs.replace(here, preprocess=reuse)).model.preprocessing
+    whole = nd.load(str(tmp_path / "all-run" / "model.zarr")).preprocessing
+    for scale in ("x_mean", "x_scale", "y_mean", "y_scale", "x_low", "x_high"):
+        np.testing.assert_allclose(getattr(found, scale), getattr(whole, scale), rtol=1e-10, err_msg=scale)
 
 
 def test_maps_for_dense_rows_are_refused_before_anything_runs(dataset: nd.Dataset) -> None:

@@ -86,7 +86,7 @@ def test_versions_that_differ_are_named_when_features_do(run: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"version": 99}, nd.StoreError, "saved in format 99, this ntkdist reads up to 1; update"),
+        ({"version": 99}, nd.StoreError, "saved in format 99, this ntkdist reads up to 2; update"),
         ({"complete": False}, nd.DataError, "never finished"),
         (
             {"kind": "something"},

@@ -39,7 +39,8 @@ def test_std_is_that_of_the_dense_gaussian_process_as_m_grows() -> None:
     new, alpha = problem(30, 1)[0], 2.0
     kernel, off = nd.NTK(1, bias=1.0), []
     for m in (32, 128, 512):
-        fitted = nd.NTKRidge(nd.NTKRandomFeatures(m, bias=1.0), alpha, inputs="none", keep_factor=True).fit(x, y)
+        raw = {"inputs": "none", "clip": "none", "keep_factor": True}
+        fitted = nd.NTKRidge(nd.NTKRandomFeatures(m, bias=1.0), alpha, **raw).fit(x, y)
         s = float(np.sqrt(fitted.model_.factor.noise[0]))
         z, z_new = fitted.model_.features(x), fitted.model_.features(new)
         std = fitted.predict(new, return_std=True)[1]

@@ -27,7 +27,7 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
 
     Parameters
     ----------
-    features, alphas, folds, inputs, keep_equations
+    features, alphas, folds, inputs, clip, keep_equations
         As of `NTKRidgeCV`.
     class_weight : dict or "balanced", optional
         What rows of a label weigh, beside weights of their own, 1 if it is not in the dict; balanced, all labels weigh
@@ -54,10 +54,11 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
         class_weight: dict[Any, float] | str | None = None,
         calibrated: bool = True,
         inputs: str = "auto",
+        clip: str = "range",
         keep_equations: bool = True,
     ) -> None:
         self.features, self.alphas, self.folds, self.class_weight = features, alphas, folds, class_weight
-        self.calibrated, self.inputs, self.keep_equations = calibrated, inputs, keep_equations
+        self.calibrated, self.inputs, self.clip, self.keep_equations = calibrated, inputs, clip, keep_equations
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "NTKRidgeClassifier":
         """Fit to rows; what was learnt before is forgotten.
@@ -89,8 +90,8 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
     ) -> "NTKRidgeClassifier":
         """Add rows to those learnt from: their sums are added, and the solution is that of all rows.
 
-        The scaling, the class means and weights, and what the map learns if it does, are those of the first rows, and
-        the temperature that of the last.
+        The scaling, the range that X is clipped to, the class means and weights, and what the map learns if it does
+        are those of the first rows, and the temperature that of the last; warns if later rows lie outside that range.
 
         Parameters
         ----------
@@ -128,7 +129,7 @@ class NTKRidgeClassifier(ClassifierMixin, Mapped):
         if not (self.class_weight is None or self.class_weight == "balanced" or isinstance(self.class_weight, dict)):
             raise InputError(f'class_weight is {self.class_weight!r}; expected a dict, "balanced" or None')
         alphas = self.alphas if isinstance(self.alphas, str) else tuple(float(a) for a in self.alphas)
-        return Task(self.feature_map, self.inputs, alphas, self.folds, balanced=self.class_weight == "balanced")
+        return Task(self.feature_map, self.preprocess, alphas, self.folds, balanced=self.class_weight == "balanced")
 
     def _take(self, found: Learnt, rows: Arrays | Dataset, keep: bool) -> "NTKRidgeClassifier":
         self.model_, self.cv_ = found.model, found.cv

@@ -1,6 +1,7 @@
 """How estimators learn: arrays by the same passes as datasets, datasets by `ntkdist.fit`; both leave the same."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,7 +22,7 @@ from ntkdist.job import Job, PlanTable
 from ntkdist.model import Equations, RidgeModel
 from ntkdist.out_of_fold import fold_models, out_of_fold
 from ntkdist.plan import plan
-from ntkdist.prepare import learnt, scaling
+from ntkdist.prepare import learnt, moments_of, scaling
 from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.reduce import MAP_FAN_IN, reduce
 from ntkdist.scores import CVResult
@@ -39,7 +40,7 @@ class Task(NamedTuple):
     """What is asked for: a map, a scaling, and among how many folds and by which penalties to choose."""
 
     features: AnyFeatureMap
-    inputs: Any
+    preprocess: Preprocess
     alphas: Any = "auto"
     folds: int = 1
     per_target: bool = False
@@ -89,31 +90,40 @@ def learn(rows: Arrays | Dataset, task: Task) -> Learnt:
 
 
 def sums(rows: Arrays, task: Task, before: Equations | None = None) -> Equations:
-    """The equations of every fold of some rows; with the scaling and the map of others if they shall be added."""
-    m, preprocess = task.features.n_components, Preprocess(inputs=task.inputs)
+    """Sum the equations of every fold of some rows; with the scaling and the map of others if they shall be added.
+
+    Warns of rows that are clipped to the range of the others.
+    """
     with _client(rows) as client:
-        source, shards = _source(rows, m, task.folds, client)
+        source, shards = _source(rows, task.features.n_components, task.folds, client)
+        plain = source._replace(folds=0)
         if before is None:
-            plain = source._replace(folds=0)
-            pre = scaling(preprocess, plain, client, progress.silent, task.balanced)
-            ready = learnt(task.features, preprocess, plain, pre, client, progress.silent)
+            pre, moments = scaling(task.preprocess, plain, client, progress.silent, task.balanced)
+            ready = learnt(task.features, task.preprocess, plain, pre, client, progress.silent)
         else:
             pre, ready = before.preprocessing, before.features
+            moments = moments_of(plain, pre, client, progress.silent)
+            source = source._replace(range=pre.range)
         summand = EquationsOf(ready, pre, rows.dtype if before is None else before.dtype)
         parts = reduce(source, summand, shards, MAP_FAN_IN, client, lambda done: None)
-    return Equations([part.total for part in parts], ready, pre, summand.dtype)
+    if clipped := sum(part.tally.clipped for part in parts):
+        warnings.warn(
+            f"{clipped:,} of {source.layout.rows:,} new rows have values outside the range of the first rows and were "
+            'clipped to it; fit all rows at once, or set clip="none"',
+            stacklevel=3,
+        )
+    return Equations([part.total for part in parts], ready, pre, summand.dtype, moments=moments)
 
 
-def prepared(rows: Arrays | Dataset, features: AnyFeatureMap, inputs: Any) -> tuple[Preprocessing, AnyMap]:
+def prepared(rows: Arrays | Dataset, features: AnyFeatureMap, preprocess: Preprocess) -> tuple[Preprocessing, AnyMap]:
     """The scaling of rows, and a map that is ready to use."""
-    preprocess = Preprocess(inputs=inputs)
     with _client(rows) as client:
         if isinstance(rows, Arrays):
             source = _source(rows, features.n_components, 1, client)[0]
         else:
             layout = rows.layout(labelled=False)
             source = Source(rows, layout, max(1024, features.n_components), resources(client).threads)
-        pre = scaling(preprocess, source, client, _watch(rows))
+        pre, _ = scaling(preprocess, source, client, _watch(rows))
         return pre, learnt(features, preprocess, source, pre, client, _watch(rows))
 
 
@@ -143,7 +153,7 @@ def _learn_dataset(dataset: Dataset, task: Task) -> Learnt:
         alpha_per_target=task.per_target,
         class_weight="balanced" if task.balanced else None,
         plan=_table(task.folds, dtype),
-        preprocess=Preprocess(inputs=task.inputs),
+        preprocess=task.preprocess,
     )
     found = fit(job)
     assert found.equations is not None

@@ -13,7 +13,7 @@ from ntkdist.errors import SpecError
 from ntkdist.estimators.inputs import dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.features import AnyFeatureMap, FeatureMap, ZonalFeatures
 from ntkdist.kernels import NTK
-from ntkdist.preprocess import Preprocessing
+from ntkdist.preprocess import Preprocess, Preprocessing
 from ntkdist.shards import Source, blocks
 from ntkdist.sums import Tally
 
@@ -26,6 +26,8 @@ class Mapped(BaseEstimator):
     """An estimator that maps rows first."""
 
     features: AnyFeatureMap | None
+    inputs: Any
+    clip: Any
 
     @property
     def feature_map(self) -> AnyFeatureMap:
@@ -35,6 +37,11 @@ class Mapped(BaseEstimator):
         if not isinstance(self.features, FeatureMap):
             raise SpecError(f"features is {self.features!r}; expected a feature map, such as nd.ZonalFeatures(1024)")
         return self.features
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How inputs are scaled and clipped."""
+        return Preprocess(inputs=self.inputs, clip=self.clip)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -48,7 +48,8 @@ class _Ridge(MultiOutputMixin, RegressorMixin, Mapped):
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "_Ridge":
         """Add rows to those learnt from: their sums are added, and the solution is that of all rows.
 
-        The scaling, and what the map learns if it does, are those of the first rows.  Arguments as of `fit`.
+        The scaling, the range that X is clipped to, and what the map learns if it does, are those of the first rows;
+        warns if later rows lie outside that range.  Arguments as of `fit`.
         """
         before: Equations | None = getattr(self, "equations_", None)
         if before is None and hasattr(self, "model_"):
@@ -134,6 +135,9 @@ class NTKRidge(_Ridge):
         Of ‖y − Zw − b‖² + alpha‖w‖², as of `sklearn.linear_model.Ridge`, for scaled X; the intercept is not penalised.
     inputs : {"auto", "columns", "channels", "none"}
         How X is scaled.
+    clip : {"range", "none"}
+        Clip new values to the range of every column of the X that was fitted to, so that one far outside does not throw
+        a prediction as far.
     keep_equations : bool
         Keep the sums, m² numbers for a map of m columns, so that `partial_fit` can go on after `fit`; without, the
         estimator is small to pickle.
@@ -160,14 +164,15 @@ class NTKRidge(_Ridge):
         alpha: float = 1.0,
         *,
         inputs: str = "auto",
+        clip: str = "range",
         keep_equations: bool = True,
         keep_factor: bool = False,
     ) -> None:
-        self.features, self.alpha, self.inputs = features, alpha, inputs
+        self.features, self.alpha, self.inputs, self.clip = features, alpha, inputs, clip
         self.keep_equations, self.keep_factor = keep_equations, keep_factor
 
     def _task(self) -> Task:
-        return Task(self.feature_map, self.inputs, (self.alpha,))
+        return Task(self.feature_map, self.preprocess, (self.alpha,))
 
 
 class NTKRidgeCV(_Ridge):
@@ -185,7 +190,7 @@ class NTKRidgeCV(_Ridge):
     folds : int
     alpha_per_target : bool
         Choose a penalty for every target instead of one for all.
-    inputs, keep_equations, keep_factor
+    inputs, clip, keep_equations, keep_factor
         As of `NTKRidge`; the sums are m² numbers a fold, and residuals are out of fold.
 
     Attributes
@@ -205,12 +210,13 @@ class NTKRidgeCV(_Ridge):
         *,
         alpha_per_target: bool = False,
         inputs: str = "auto",
+        clip: str = "range",
         keep_equations: bool = True,
         keep_factor: bool = False,
     ) -> None:
         self.features, self.alphas, self.folds, self.alpha_per_target = features, alphas, folds, alpha_per_target
-        self.inputs, self.keep_equations, self.keep_factor = inputs, keep_equations, keep_factor
+        self.inputs, self.clip, self.keep_equations, self.keep_factor = inputs, clip, keep_equations, keep_factor
 
     def _task(self) -> Task:
         alphas = self.alphas if isinstance(self.alphas, str) else tuple(float(a) for a in self.alphas)
-        return Task(self.feature_map, self.inputs, alphas, self.folds, self.alpha_per_target)
+        return Task(self.feature_map, self.preprocess, alphas, self.folds, self.alpha_per_target)

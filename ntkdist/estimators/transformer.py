@@ -25,6 +25,8 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mapp
         By default ``ZonalFeatures(512, NTK(depth=2, bias=1.0))``.
     inputs : {"auto", "columns", "channels", "none"}
         How X is scaled first.
+    clip : {"range", "none"}
+        Clip new values to the range of every column of the X that was fitted to.
 
     Attributes
     ----------
@@ -33,14 +35,14 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Mapp
         The map, with what it learnt from X if it is one that learns.
     """
 
-    def __init__(self, features: AnyFeatureMap | None = None, *, inputs: str = "auto") -> None:
-        self.features, self.inputs = features, inputs
+    def __init__(self, features: AnyFeatureMap | None = None, *, inputs: str = "auto", clip: str = "range") -> None:
+        self.features, self.inputs, self.clip = features, inputs, clip
 
     def fit(self, X: Any, y: Any = None) -> "FeatureTransformer":
         """Learn the scaling, and what the map learns if it does; y is ignored."""
         with as_value_errors():
             rows: Arrays | Dataset = dataset(X, None) if is_dataset(X) else training_rows(self, X).without_targets()
-            self.preprocessing_, self.features_ = prepared(rows, self.feature_map, self.inputs)
+            self.preprocessing_, self.features_ = prepared(rows, self.feature_map, self.preprocess)
         if isinstance(rows, Dataset):
             self._know(self.preprocessing_)
         self._n_features_out = self.features_.n_components

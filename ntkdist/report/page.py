@@ -191,6 +191,7 @@ def _read(report: dict[str, Any]) -> dict[str, Any]:
         ("fingerprint", plan["layout"]["fingerprint"]),
         ("rows added", f"{data['rows']:,} of {plan['layout']['rows']:,}"),
         ("rows dropped for NaN or Inf", f"{data['dropped_rows']:,}"),
+        ("rows clipped to the range reused", f"{data.get('clipped_rows', 0):,}"),
         ("read and verified by checksum", f"{run['bytes_read'] / 1e6:,.1f} MB, {run['read_share']:.1%} of the pass"),
         ("weight of each fold", ", ".join(f"{w:,.6g}" for w in data["fold_weights"])),
     ]

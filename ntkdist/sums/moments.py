@@ -1,5 +1,6 @@
-"""Weighted means, variances and class counts, for standardising."""
+"""Weighted means, variances, ranges and class counts, for standardising and clipping."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,15 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 F8 = NDArray[np.float64]
+COLUMNS = ("weight", "mean", "deviation", "low", "high")  # what there is of every column, in the constructor's order
+NONE = np.zeros(0)
 
 
 class Moments:
-    """Weight, mean and sum of squared deviations of columns, and class counts: a value with ``+`` and ``-``.
+    """Weight, mean, sum of squared deviations and range of columns, and class counts: a value with ``+`` and ``-``.
 
-    Combined by the pairwise formula of Chan, Golub, LeVeque (1979), which does not cancel when means are large.
+    Combined by the pairwise formula of Chan, Golub, LeVeque (1979), which does not cancel when means are large.  A
+    range cannot be subtracted: a difference keeps the wider one.
 
     Attributes
     ----------
@@ -22,17 +26,33 @@ class Moments:
     mean : (d,) float64 array
     deviation : (d,) float64 array
         Σ w (x − mean)²
+    low, high : (d,) float64 array
+        Least and greatest value among rows with weight, of sparse rows with 0 among them; ±inf if there are none.
     counts : (k,) float64 array
         Σ w of each class; empty for regression.
     """
 
-    def __init__(self, rows: int, weight: F8, mean: F8, deviation: F8, counts: F8) -> None:
-        self.rows, self.weight, self.mean, self.deviation, self.counts = rows, weight, mean, deviation, counts
+    def __init__(self, rows: int, weight: F8, mean: F8, deviation: F8, low: F8, high: F8, counts: F8 = NONE) -> None:
+        self.rows, self.weight, self.mean, self.deviation = rows, weight, mean, deviation
+        self.low, self.high, self.counts = low, high, counts
 
     @classmethod
-    def zeros(cls, d: int, classes: int = 0) -> "Moments":
-        """The empty sum for d columns and a number of classes."""
-        return cls(0, np.zeros(d), np.zeros(d), np.zeros(d), np.zeros(classes))
+    def zeros(cls, d: int, classes: int = 0, rows: int = 0) -> "Moments":
+        """The empty sum for d columns and a number of classes; of so many rows, none of which has weight."""
+        return cls(
+            *(rows, np.zeros(d), np.zeros(d), np.zeros(d)),
+            *(np.full(d, np.inf), np.full(d, -np.inf), np.zeros(classes)),
+        )
+
+    @classmethod
+    def of_arrays(cls, rows: int, arrays: Mapping[str, F8]) -> "Moments":
+        """Rebuild moments from their `arrays`."""
+        return cls(rows, **arrays)
+
+    def arrays(self) -> dict[str, F8]:
+        """Return what is kept of them beside the number of rows; counts of no classes are left out."""
+        columns = {name: getattr(self, name) for name in COLUMNS}
+        return columns | ({"counts": self.counts} if self.counts.size else {})
 
     @classmethod
     def of(
@@ -54,14 +74,15 @@ class Moments:
         inner = int(np.prod(columns.shape[1:-1]))
         total = w.sum() * inner
         if total == 0:
-            return cls(n, np.zeros(d), np.zeros(d), np.zeros(d), counts)
+            return cls.zeros(d, len(counts), n)
+        low, high = _range(columns if w.all() else columns[w > 0])
         if isinstance(columns, csr_array):
-            return cls(n, np.full(d, total), *_sparse_moments(columns, w, total), counts)
+            return cls(n, np.full(d, total), *_sparse_moments(columns, w, total), low, high, counts)
         w = np.repeat(w, inner)
         x = columns.reshape(n * inner, d)
         mean = w @ x / total
         centred = x - mean
-        return cls(n, np.full(d, total), mean, np.einsum("i,ij,ij->j", w, centred, centred), counts)
+        return cls(n, np.full(d, total), mean, np.einsum("i,ij,ij->j", w, centred, centred), low, high, counts)
 
     def __add__(self, other: "Moments") -> "Moments":
         return self._combine(other, 1)
@@ -81,22 +102,21 @@ class Moments:
             weight,
             np.where(empty, 0.0, mean),
             np.where(empty, 0.0, np.maximum(deviation, 0.0)),
+            np.where(empty, np.inf, np.minimum(self.low, other.low)),
+            np.where(empty, -np.inf, np.maximum(self.high, other.high)),
             self.counts + sign * other.counts,
         )
 
     def beside(self, other: "Moments") -> "Moments":
         """Moments of the columns of both, of the same rows."""
-        pairs = zip(
-            (self.weight, self.mean, self.deviation, self.counts),
-            (other.weight, other.mean, other.deviation, other.counts),
-            strict=True,
-        )
+        pairs = ((getattr(self, name), getattr(other, name)) for name in (*COLUMNS, "counts"))
         return Moments(self.rows, *(np.concatenate(pair) for pair in pairs))
 
     def split(self, d: int) -> tuple["Moments", "Moments"]:
         """The first d columns, and the others with the class counts: the inverse of `beside`."""
-        first = Moments(self.rows, self.weight[:d], self.mean[:d], self.deviation[:d], self.counts[:0])
-        return first, Moments(self.rows, self.weight[d:], self.mean[d:], self.deviation[d:], self.counts)
+        first = [getattr(self, name)[:d] for name in COLUMNS]
+        others = [getattr(self, name)[d:] for name in COLUMNS]
+        return Moments(self.rows, *first), Moments(self.rows, *(*others, self.counts))
 
     @property
     def std(self) -> F8:
@@ -108,7 +128,17 @@ class Moments:
         return self.std <= 1e-12 * np.abs(self.mean)
 
     def __sizeof__(self) -> int:
-        return 3 * self.mean.nbytes + self.counts.nbytes
+        return len(COLUMNS) * self.mean.nbytes + self.counts.nbytes
+
+
+def _range(x: NDArray[Any] | csr_array) -> tuple[F8, F8]:
+    """Find the least and greatest value of the last axis, of sparse rows with 0 among them."""
+    if isinstance(x, csr_array):
+        low, high = (np.asarray(end(axis=0).todense(), np.float64).ravel() for end in (x.min, x.max))
+        return np.minimum(low, 0.0), np.maximum(high, 0.0)
+    pixels = int(np.prod(x.shape[1:-1])), x.shape[-1]
+    low, high = (end(axis=0).reshape(pixels) for end in (x.min, x.max))  # first over rows, which is fast
+    return low.min(axis=0).astype(np.float64), high.max(axis=0).astype(np.float64)
 
 
 def _sparse_moments(x: csr_array, w: F8, total: float) -> tuple[F8, F8]:

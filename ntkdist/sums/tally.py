@@ -1,7 +1,7 @@
 """What a pass did, counted beside what it summed."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 IDLE = (0, 0.0)
 
@@ -10,13 +10,16 @@ IDLE = (0, 0.0)
 class Tally:
     """Rows, bytes, seconds and memory of some tasks: a value with ``+``.
 
-    ``rows`` does not count those that were ``dropped``; ``resumed`` counts the tasks whose sum was kept from before;
-    ``workers`` holds the peak resident bytes of each process that took part, ``worked`` its rows and the seconds of its
-    tasks.
+    ``rows`` does not count those that were ``dropped``, but those that were ``clipped`` to a range of other rows;
+    ``clipped_in`` holds how many of these in each column, if any, by its name.  ``resumed`` counts the tasks whose sum
+    was kept from before; ``workers`` holds the peak resident bytes of each process that took part, ``worked`` its rows
+    and the seconds of its tasks.
     """
 
     rows: int = 0
     dropped: int = 0
+    clipped: int = 0
+    clipped_in: dict[str, int] = field(default_factory=dict)
     resumed: int = 0
     nbytes: int = 0
     read_seconds: float = 0.0
@@ -34,6 +37,8 @@ class Tally:
         return Tally(
             self.rows + other.rows,
             self.dropped + other.dropped,
+            self.clipped + other.clipped,
+            _added(self.clipped_in, other.clipped_in),
             self.resumed + other.resumed,
             self.nbytes + other.nbytes,
             self.read_seconds + other.read_seconds,
@@ -42,9 +47,18 @@ class Tally:
             {n: _both(self.worked.get(n, IDLE), other.worked.get(n, IDLE)) for n in sorted(both)},
         )
 
+    def of_rows(self, other: "Tally") -> "Tally":
+        """Replace the counts of rows by another's, so that passes over the same rows do not count them twice."""
+        counts = {name: getattr(other, name) for name in ("rows", "dropped", "clipped", "clipped_in")}
+        return replace(self, **counts)
+
     def rates(self) -> dict[str, float]:
         """Rows a second of each process while a task of it ran; of one task, where several run at once."""
         return {name: rows / max(seconds, 1e-9) for name, (rows, seconds) in self.worked.items()}
+
+
+def _added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in sorted(one.keys() | other.keys())}
 
 
 def _both(one: tuple[int, float], other: tuple[int, float]) -> tuple[int, float]:
