@@ -9,9 +9,9 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import data, groups, order
+from ntkdist import groups, order
 from ntkdist.cluster import connect, resources
-from ntkdist.data import Dataset, Rows
+from ntkdist.data import FORMAT, Dataset, Rows
 from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.groups import Content
@@ -149,7 +149,7 @@ def featurize(
         "target_names": layout.target_names,
         "source": {"name": dataset.store, "fingerprint": layout.fingerprint, "features": msgspec.to_builtins(features)},
     }
-    with connect(None, scheduler, client) as client, groups.new_group(out, data.FORMAT, attrs) as place:
+    with connect(None, scheduler, client) as client, groups.new_group(out, FORMAT, attrs) as place:
         source = Source(dataset.absolute(), layout, max(1024, m), resources(client).threads)
         preprocess = preprocess or Preprocess()
         pre, _ = scaling(preprocess, source, client, watch)

@@ -15,10 +15,11 @@ from typing import Any, Literal
 import msgspec
 from distributed import Client, Scheduler, SchedulerPlugin, fire_and_forget, worker_client
 
-from ntkdist import fit, places, runs
+from ntkdist import places, runs
 from ntkdist.cluster import connect
 from ntkdist.clusters import DETACHABLE, Gateway
 from ntkdist.errors import ClusterError, DataError, NtkdistError, StoreError
+from ntkdist.fit import fit
 from ntkdist.job import Job, job_digest
 from ntkdist.progress import Progress, Watch, default_watch
 from ntkdist.spec import decode, encode
@@ -138,7 +139,7 @@ def drive(job: str, out: str) -> str:
     decoded: Job = decode(msgspec.json.decode(job), Job, "job")
     with worker_client() as client, _speaking(out, len(client.nthreads())) as watch:
         try:
-            fit.fit(decoded, out=out, client=client, watch=watch)
+            fit(decoded, out=out, client=client, watch=watch)
         except Cancelled:
             state, said = "cancelled", ""
         except NtkdistError as error:

@@ -17,11 +17,11 @@ from ntkdist.features.base import RowWeights
 from ntkdist.groups import find
 from ntkdist.model import Equations, added
 from ntkdist.plan import Plan
-from ntkdist.preprocess import Mode, MomentsOf, Preprocess, Preprocessing
+from ntkdist.preprocess import Mode, MomentsOf, Preprocess, Preprocessing, column_names
 from ntkdist.progress import Watch
 from ntkdist.reduce import reduce_all
 from ntkdist.shards import Shard, Source, source_of
-from ntkdist.sums import Moments, RowSample
+from ntkdist.sums import Moments, NormalEquations, RowSample
 
 SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map
 
@@ -127,7 +127,25 @@ def _moments(url: str, source: Source, balanced: bool | None) -> tuple[Moments, 
             f"{url} was saved without the moments of its rows, and its scaling does not tell them; fit that run again"
         )
     assert asked is not None
-    return pre.moments(source.layout, before.total), {asked["layout"]["fingerprint"]: 1}
+    return _recovered_moments(pre, source.layout, before.total), {asked["layout"]["fingerprint"]: 1}
+
+
+def _recovered_moments(pre: Preprocessing, layout: Layout, sums: NormalEquations) -> Moments:
+    """Recover the sum of `MomentsOf` that a scaling was fitted to from the sums of the scaled rows, of an unknown range.
+
+    For equations saved without it; right only if means and deviations are those of the same rows.
+    """
+    weight, pixels = sums.weight, int(np.prod(layout.input_shape)) // len(pre.x_mean)
+    constant = np.isin(column_names(layout, len(pre.x_mean)), pre.constant)
+    x = np.full(len(pre.x_mean), weight * pixels)
+    deviation, counts, mean = np.where(constant, 0.0, x * pre.x_scale**2), np.zeros(0), pre.x_mean
+    if pre.classes:
+        counts = pre.y_mean * weight
+    else:
+        x, mean = np.append(x, np.full(pre.t, weight)), np.append(mean, pre.y_mean)
+        y_deviation = np.diagonal(sums.yy) - sums.y_sum**2 / weight
+        deviation = np.append(deviation, pre.y_scale**2 * y_deviation)
+    return Moments(0, x, mean, deviation, np.full(len(x), -np.inf), np.full(len(x), np.inf), counts)
 
 
 def learnt(

@@ -12,7 +12,7 @@ from ntkdist.data import Layout, Rows
 from ntkdist.errors import DataError, SpecError
 from ntkdist.ranges import Range
 from ntkdist.spec import Spec, digest, nearest
-from ntkdist.sums import Moments, NormalEquations
+from ntkdist.sums import Moments
 
 F8 = NDArray[np.float64]
 Inputs = Literal["auto", "columns", "channels", "none"]
@@ -140,24 +140,6 @@ class Preprocessing:
             _balancing(y.counts) if balanced else (),
             **({} if clip == "none" else _range(mode, layout, x)),
         )
-
-    def moments(self, layout: Layout, sums: NormalEquations) -> Moments:
-        """Recover the sum of `MomentsOf` that this was fitted to from the sums of the scaled rows, of an unknown range.
-
-        For equations saved without it; right only if means and deviations are those of the same rows.
-        """
-        weight, pixels = sums.weight, int(np.prod(layout.input_shape)) // len(self.x_mean)
-        constant = np.isin(column_names(layout, len(self.x_mean)), self.constant)
-        x = np.full(len(self.x_mean), weight * pixels)
-        deviation, counts = np.where(constant, 0.0, x * self.x_scale**2), np.zeros(0)
-        mean = self.x_mean
-        if self.classes:
-            counts = self.y_mean * weight
-        else:
-            x, mean = np.append(x, np.full(self.t, weight)), np.append(mean, self.y_mean)
-            y_deviation = np.diagonal(sums.yy) - sums.y_sum**2 / weight
-            deviation = np.append(deviation, self.y_scale**2 * y_deviation)
-        return Moments(0, x, mean, deviation, np.full(len(x), -np.inf), np.full(len(x), np.inf), counts)
 
     @property
     def range(self) -> Range:

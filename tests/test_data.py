@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ntkdist import data, groups
-from ntkdist.data import Dataset
+from ntkdist import groups
+from ntkdist.data import FORMAT, Dataset, Layout
 from ntkdist.errors import DataError, SpecError, StoreError
 
 ROWS, SIZE = 50, 20
@@ -28,7 +28,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(url: Path, attributes: dict[str, Any] | None = None, **arrays: np.ndarray) -> Dataset:
-    with groups.new_group(str(url), data.FORMAT, attributes or {}) as partial:
+    with groups.new_group(str(url), FORMAT, attributes or {}) as partial:
         for name, values in arrays.items():
             groups.create_array(partial, name, values.shape, values.dtype, SIZE)
             for start in range(0, len(values), SIZE):
@@ -92,7 +92,7 @@ def test_wanted_partitions_are_kept_where_one_chunk_suffices() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 19, 20, 21, 39, 40, 1000])
 def test_layout_spans_cover_the_rows_once(tmp_path: Path, rows: int) -> None:
-    layout = data.Layout(rows, groups.partition_rows(rows, (3,), "f4"), (3,), "float32", "")
+    layout = Layout(rows, groups.partition_rows(rows, (3,), "f4"), (3,), "float32", "")
     spans = [layout.span(i) for i in range(layout.partitions)]
     assert [a for start, stop in spans for a in range(start, stop)] == list(range(rows))
     assert all(start < stop for start, stop in spans)
@@ -135,7 +135,7 @@ def test_arrays_by_name(store: Path) -> None:
 def test_zeros_are_stored_with_all_their_chunks(tmp_path: Path) -> None:
     """A partition of three chunks: its shard ends in an index of three places, none of them empty, and a checksum."""
     x = np.zeros((2 * 12, 500_000), np.float32)
-    with groups.new_group(str(tmp_path / "d"), data.FORMAT, {}) as partial:
+    with groups.new_group(str(tmp_path / "d"), FORMAT, {}) as partial:
         groups.create_array(partial, "x", x.shape, x.dtype, 12)
         groups.write_rows(partial, "x", 0, x)
     for i in range(2):
@@ -145,7 +145,7 @@ def test_zeros_are_stored_with_all_their_chunks(tmp_path: Path) -> None:
 
 
 def test_only_whole_shards_are_written(tmp_path: Path) -> None:
-    with groups.new_group(str(tmp_path / "d"), data.FORMAT, {}) as partial:
+    with groups.new_group(str(tmp_path / "d"), FORMAT, {}) as partial:
         groups.create_array(partial, "x", X.shape, X.dtype, SIZE)
         for start, stop in [(0, 10), (10, 30), (20, 45)]:
             with pytest.raises(ValueError, match="not whole shards of 20 rows"):
@@ -325,7 +325,7 @@ def test_fingerprint_is_of_the_data_not_of_the_place(tmp_path: Path) -> None:
 
 
 def test_new_group_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(TypeError), groups.new_group(str(tmp_path / "d"), data.FORMAT, {}) as partial:
+    with pytest.raises(TypeError), groups.new_group(str(tmp_path / "d"), FORMAT, {}) as partial:
         groups.create_array(partial, "x", X.shape, "no such type", SIZE)
     assert list(tmp_path.iterdir()) == []
     write(tmp_path / "d", x=X)
@@ -335,7 +335,7 @@ def test_new_group_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_existing_destination_is_refused(store: Path) -> None:
     with (
         pytest.raises(StoreError, match="exists already; choose another destination"),
-        groups.new_group(str(store), data.FORMAT, {}),
+        groups.new_group(str(store), FORMAT, {}),
     ):
         pass
     assert Dataset(str(store)).layout().rows == ROWS

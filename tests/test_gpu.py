@@ -38,7 +38,7 @@ MISSING = "CuPy is not installed; pip install 'ntkdist[gpu]'"
 
 
 @pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
-def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """CuPy on a GPU, or what stands in for both."""
     if request.param == "cupy":
         pytest.importorskip("cupy", reason=MISSING)
@@ -86,7 +86,7 @@ def test_few_dimensions_are_for_the_cpu() -> None:
 
 @pytest.mark.parametrize("name", SUPPORTED)
 @both_dtypes
-def test_features_are_those_of_the_cpu(name: str, dtype: type, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_those_of_the_cpu(name: str, dtype: type, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the piece; a zero row, rows along landmarks, and none."""
     features, x = MAPS[name], rows(23, CASES[name].shape).astype(dtype)
     x[3] = 0
@@ -95,13 +95,13 @@ def test_features_are_those_of_the_cpu(name: str, dtype: type, gpu: Any, monkeyp
     for piece in (2**30, 7 * features.spec.gpu_row_bytes(x.shape[1:], dtype)):
         monkeypatch.setattr(devices, "PIECE_BYTES", piece)
         z = mapped_on_gpu(features, x)
-        assert isinstance(z, gpu.ndarray)
+        assert isinstance(z, device.ndarray)
         same_features(devices.taken(z), features(x))
     assert mapped_on_gpu(features, x[:0]).shape == (0, features.n_components)
 
 
 @pytest.mark.parametrize(("features", "shape"), LARGER.values())
-def test_features_of_larger_maps_are_those_of_the_cpu(features: Any, shape: tuple[int, ...], gpu: Any) -> None:
+def test_features_of_larger_maps_are_those_of_the_cpu(features: Any, shape: tuple[int, ...], device: Any) -> None:
     assert any("signs" in v for v in DEEP.draw((40,)).values() if isinstance(v, dict))
     x = rows(11, shape)
     same_features(devices.taken(mapped_on_gpu(features, x)), features(x))
@@ -114,13 +114,13 @@ def test_mapping_takes_the_memory_that_it_promises(features: Any, shape: Any, dt
     assert 0.1 * promised < took <= promised
 
 
-def peak_of(gpu: Gpu, features: Any, x: np.ndarray) -> tuple[int, int]:
+def peak_of(device: Gpu, features: Any, x: np.ndarray) -> tuple[int, int]:
     """Measure the bytes that mapping rows in one piece takes beside the drawn map, and count how many it may."""
     mapped_on_gpu(features, x[:1])  # draws
-    before = gpu.peak = gpu.used
+    before = device.peak = device.used
     mapped_on_gpu(features, x)
     promised = len(x) * (features.spec.gpu_row_bytes(x.shape[1:], x.dtype) + features.n_components * x.itemsize)
-    return gpu.peak - before, promised
+    return device.peak - before, promised
 
 
 @pytest.mark.parametrize("d", [3, 50, 400])
@@ -132,13 +132,13 @@ def test_a_nystrom_of_float64_and_close_rows_takes_no_more(d: int, dtype: type, 
     x = (1 + 0.05 * np.random.default_rng(0).standard_normal((500, d))).astype(dtype)
     features = nd.Nystrom(300).fit(x)
     assert len(features.arrays["landmarks"]) == 300
-    took, promised = peak_of(gpu, features, x)
+    took, promised = peak_of(device, features, x)
     assert 0.5 * promised < took <= promised
-    assert 0.8 * features.spec.gpu_draw_bytes((d,), dtype) < gpu.beside <= features.spec.gpu_draw_bytes((d,), dtype)
+    assert 0.8 * features.spec.gpu_draw_bytes((d,), dtype) < device.beside <= features.spec.gpu_draw_bytes((d,), dtype)
 
 
-def test_a_factor_in_rows_is_not_copied(gpu: Any) -> None:
-    pool, rng = gpu.get_default_memory_pool(), np.random.default_rng(0)
+def test_a_factor_in_rows_is_not_copied(device: Any) -> None:
+    pool, rng = device.get_default_memory_pool(), np.random.default_rng(0)
     lower, k = np.tril(rng.uniform(size=(40, 40))) + 9 * np.eye(40), rng.standard_normal((50, 40))
     a, b = devices.put(lower), devices.put(k)
     devices.free()
@@ -148,9 +148,9 @@ def test_a_factor_in_rows_is_not_copied(gpu: Any) -> None:
     np.testing.assert_allclose(devices.taken(solved) @ lower.T, k, rtol=1e-9, atol=1e-12)
 
 
-def test_what_is_kept_is_no_part_of_the_pool(gpu: Any) -> None:
+def test_what_is_kept_is_no_part_of_the_pool(device: Any) -> None:
     """Which would have cut it from the block that is free, and could not give that back."""
-    pool = gpu.get_default_memory_pool()
+    pool = device.get_default_memory_pool()
     devices.free()
     before = pool.total_bytes()
     large = devices.put(np.ones(10**5))
@@ -169,21 +169,21 @@ def test_a_drawn_map_takes_what_it_promises(features: Any, shape: Any, dtype: ty
     mapped_on_gpu(features, rows(9, shape).astype(dtype))
     devices.free()
     promised = features.spec.gpu_draw_bytes(shape, dtype) + features.spec.learnt_bytes(shape, dtype)
-    assert (gpu.beside > 0) == (type(features) is not nd.Linear)
-    assert gpu.beside <= promised + UNIT * len(gpu.seen)
-    assert gpu.pool.total == 0
+    assert (device.beside > 0) == (type(features) is not nd.Linear)
+    assert device.beside <= promised + UNIT * len(device.seen)
+    assert device.pool.total == 0
 
 
 @every_map
 def test_a_piece_of_rows_is_all_that_is_sent(features: Any, shape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = strict(monkeypatch).gpu
     mapped_on_gpu(features, rows(1, shape))
-    sent, waits = gpu.sent, gpu.waits
+    sent, waits = device.sent, device.waits
     monkeypatch.setattr(devices, "PIECE_BYTES", 7 * features.spec.gpu_row_bytes(shape, np.float64))
     mapped_on_gpu(features, rows(23, shape))
-    assert gpu.sent - sent == 4
+    assert device.sent - sent == 4
     close = 4 * isinstance(features.spec, nd.Nystrom)  # whose close pairs have to be counted
-    assert gpu.waits - waits == close
+    assert device.waits - waits == close
 
 
 # Sums.
@@ -191,7 +191,7 @@ def test_a_piece_of_rows_is_all_that_is_sent(features: Any, shape: Any, monkeypa
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_sums_are_those_of_the_cpu(dtype: str, weighted: bool, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_are_those_of_the_cpu(dtype: str, weighted: bool, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "PANEL", 40)
     rng = np.random.default_rng(0)
     z, y, w = rng.standard_normal((300, 97)).astype(dtype), rng.standard_normal((300, 2)), rng.uniform(size=300)
@@ -214,11 +214,11 @@ def test_operations_are_those_that_are_done(m: int, operations: int, monkeypatch
     monkeypatch.setattr(devices, "PANEL", 40)
     z, y = devices.put(np.ones((50, m))), devices.put(np.ones((50, 1)))
     backend.add_products(devices.put(np.zeros((m, m))), devices.put(np.zeros((m, 1))), z, y)
-    assert gpu.operations == 50 * (operations + 2 * m)
+    assert device.operations == 50 * (operations + 2 * m)
     assert backend.gram_operations(m, "gpu") == operations
-    gpu.operations = 0
+    device.operations = 0
     z.T @ z  # as `product_rate` counts it
-    assert gpu.operations == 50 * 2 * m**2
+    assert device.operations == 50 * 2 * m**2
 
 
 # Fits.
@@ -238,7 +238,7 @@ def on(job: nd.Job, device: str, **table: Any) -> nd.Job:
     return msgspec.structs.replace(job, plan=msgspec.structs.replace(job.plan, device=device, **table))
 
 
-def test_a_fit_is_that_of_the_cpu(make_dataset: Any, gpu: Any) -> None:
+def test_a_fit_is_that_of_the_cpu(make_dataset: Any, device: Any) -> None:
     asked = job(make_dataset, features=nd.Nystrom(64))  # which learns from the data first
     there, here = nd.fit(asked), nd.fit(on(asked, "cpu"))
     assert (there.report["plan"]["device"], here.report["plan"]["device"]) == ("gpu", "cpu")
@@ -254,9 +254,9 @@ def test_a_fit_is_that_of_the_cpu(make_dataset: Any, gpu: Any) -> None:
 
 
 @pytest.mark.parametrize("features", [nd.ZonalFeatures(64), DEEP])
-def test_tasks_leave_nothing_on_the_gpu_but_the_drawn_map(features: Any, make_dataset: Any, gpu: Any) -> None:
+def test_tasks_leave_nothing_on_the_gpu_but_the_drawn_map(features: Any, make_dataset: Any, device: Any) -> None:
     """Which is not of the pool: that gives all back, though a Hadamard matrix comes when blocks are free."""
-    pool = gpu.get_default_memory_pool()
+    pool = device.get_default_memory_pool()
     devices.free()
     before = pool.total_bytes()
     nd.fit(job(make_dataset, features=features))
@@ -265,12 +265,12 @@ def test_tasks_leave_nothing_on_the_gpu_but_the_drawn_map(features: Any, make_da
 
 def test_blocks_wait_for_nothing(make_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only tasks do, for their two sums, however many blocks they have."""
-    gpu, asked = strict(monkeypatch).gpu, job(make_dataset)
+    device, asked = strict(monkeypatch).gpu, job(make_dataset)
     for block_rows in (40, 150):
         p = machine.planned(on(asked, "gpu", block_rows=block_rows), cluster.resources(None, gpus=True))
-        before = gpu.waits
+        before = device.waits
         nd.normal_equations(p)
-        assert gpu.waits - before == 2 * len(p.tasks())
+        assert device.waits - before == 2 * len(p.tasks())
 
 
 @pytest.mark.parametrize(
@@ -283,14 +283,14 @@ def test_blocks_wait_for_nothing(make_dataset: Any, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_memory_is_as_the_plan_says(
-    features: Any, dtype: str, panel: int, make_dataset: Any, gpu: Any, monkeypatch: pytest.MonkeyPatch
+    features: Any, dtype: str, panel: int, make_dataset: Any, device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What CuPy's pool takes of a GPU, with blocks that no array has; the map is beside it."""
     devices.free()
-    pool = gpu.get_default_memory_pool()
+    pool = device.get_default_memory_pool()
     before = pool.total_bytes()
 
-    class Peak(gpu.cuda.MemoryHook):
+    class Peak(device.cuda.MemoryHook):
         name, nbytes = "peak", 0
 
         def alloc_postprocess(self, **_: Any) -> None:
@@ -307,7 +307,7 @@ def test_memory_is_as_the_plan_says(
     assert 0.5 * pooled < peak.nbytes <= pooled
 
 
-def test_features_that_overflow_are_said(make_dataset: Any, gpu: Any) -> None:
+def test_features_that_overflow_are_said(make_dataset: Any, device: Any) -> None:
     x = np.ones((40, 3))
     x[7] = 1e20
     table, none = nd.PlanTable(folds=2, device="gpu"), nd.preprocess.Preprocess(inputs="none")

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 import ntkdist as nd
-from ntkdist import data, groups, order
+from ntkdist import groups, order
+from ntkdist.data import FORMAT
 from ntkdist.groups import read_attributes, read_whole
 
 F8 = NDArray[np.float64]
@@ -89,7 +90,7 @@ def test_without_places_in_a_source_rows_stay_as_they_are(
     model = fitted(make_dataset(*table))
     x = table[0][:8]
     arrays: dict[str, Any] = {"x": x} | ({} if row is None else {"row": np.array(row)})
-    with groups.new_group(str(tmp_path / "d"), data.FORMAT, {}) as place:
+    with groups.new_group(str(tmp_path / "d"), FORMAT, {}) as place:
         for name, values in arrays.items():
             groups.create_array(place, name, values.shape, values.dtype, 3)
             for start in range(0, 8, 3):
