@@ -131,7 +131,7 @@ def _moments(url: str, source: Source, balanced: bool | None) -> tuple[Moments, 
 
 
 def _recovered_moments(pre: Preprocessing, layout: Layout, sums: NormalEquations) -> Moments:
-    """Recover the sum of `MomentsOf` that a scaling was fitted to from the sums of the scaled rows, of an unknown range.
+    """Recover the moments that a scaling was fitted to from the sums of the scaled rows; their range stays unknown.
 
     For equations saved without it; right only if means and deviations are those of the same rows.
     """
