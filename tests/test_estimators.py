@@ -108,6 +108,7 @@ def test_a_dataset_by_its_place_is_fitted_as_fit_does(xy: tuple[F8, F8], make_da
         fitted.fit(store, y)
 
 
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.reset_index is deprecated")  # as Dask uses it
 @pytest.mark.parametrize("place", ["{tmp_path}", "memory://{tmp_path}"])
 def test_frames_of_parquet_files(xy: tuple[F8, F8], tmp_path: Path, place: str) -> None:
     """Of files of unequal length: Dask reads several at once where few of their columns are taken, as for y."""
