@@ -20,7 +20,7 @@ import numpy as np
 from harness import Rows, file, json_option, median, report
 
 import ntkdist as nd
-from ntkdist import estimate
+from ntkdist.planning import estimate
 
 
 @click.command()

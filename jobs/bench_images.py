@@ -22,7 +22,7 @@ from harness import file, json_option, result, save, started
 from tables import markdown
 
 import ntkdist as nd
-from ntkdist.backend import peak_memory_bytes
+from ntkdist.memory import peak_memory_bytes
 from ntkdist.spec import decode, read_toml
 
 

@@ -114,7 +114,7 @@ def landmark_block(m: int, d: int) -> Map:
         def piece(start: int) -> None:
             out[start] = spec._block(params, spec._rows(x[start : start + 256])[0])
 
-        backend.each(piece, range(0, len(x), 256))
+        backend.parallel_for(piece, range(0, len(x), 256))
 
     return call
 

@@ -16,8 +16,8 @@ import click
 import numpy as np
 
 import ntkdist as nd
-from ntkdist import estimate
-from ntkdist.cluster import connect
+from ntkdist.cluster.connect import connect
+from ntkdist.planning import estimate
 
 ITERATIVE = nd.PCG(512, max_iterations=20, unconverged="keep")
 # Name: rows, shape of a row, features, options of the job, of [plan], workers.

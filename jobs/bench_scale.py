@@ -29,10 +29,9 @@ from harness import json_option, median, report, started
 
 import ntkdist as nd
 from ntkdist.backend import syrk_rate
-from ntkdist.data import Layout
-from ntkdist.plan import Plan
-from ntkdist.reduce import reduce
-from ntkdist.shards import Shard, by_fold
+from ntkdist.cluster.reduce import reduce
+from ntkdist.data.dataset import Layout, Shard
+from ntkdist.planning.plan import Plan, by_fold
 
 
 @click.group()

@@ -11,7 +11,7 @@ import numpy as np
 from harness import in_turns, json_option, report
 
 import ntkdist as nd
-from ntkdist.select import penalties
+from ntkdist.solvers.cross_validation import penalties
 from ntkdist.sums import NormalEquations
 
 

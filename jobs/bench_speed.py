@@ -21,11 +21,11 @@ from threadpoolctl import threadpool_limits
 
 import ntkdist as nd
 from ntkdist import backend
-from ntkdist.data import Rows
-from ntkdist.fit import EquationsOf
-from ntkdist.preprocess import Preprocessing
-from ntkdist.shards import Shard, Source, run_shard
+from ntkdist.cluster.shards import Source, run_shard
+from ntkdist.data.dataset import Rows, Shard
+from ntkdist.data.scaling import Preprocessing
 from ntkdist.sums import NormalEquations
+from ntkdist.sums.equations import EquationsOf
 
 
 class Timed(EquationsOf):

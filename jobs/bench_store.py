@@ -16,8 +16,8 @@ import numpy as np
 from harness import json_option, median, report
 
 import ntkdist as nd
-from ntkdist import places
-from ntkdist.cluster import connect
+from ntkdist.cluster.connect import connect
+from ntkdist.data import storage
 
 
 @click.command()
@@ -31,7 +31,7 @@ from ntkdist.cluster import connect
 def main(url: str, rows: int, columns: int, m: int, workers: int, repeats: int, out: str) -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, columns), np.float32)
-    far = places.join(url, f"bench-{uuid.uuid4().hex}.zarr")
+    far = storage.join(url, f"bench-{uuid.uuid4().hex}.zarr")
     with tempfile.TemporaryDirectory() as name, connect(nd.Local(workers) if workers else None) as client:
         np.savez(Path(name) / "data.npz", x=x, y=np.abs(x).sum(axis=1))
         stores = {"disk": f"{name}/data.zarr", "store": far}
@@ -51,7 +51,7 @@ def main(url: str, rows: int, columns: int, m: int, workers: int, repeats: int, 
                         seconds[kind].append(run["seconds"]["prepare"] + run["seconds"]["equations"])
                         read[kind].append(run["read_share"])
         finally:
-            places.remove(far)
+            storage.remove(far)
     found = [{"from": k, "seconds": seconds[k], "share of reading": read[k]} for k in jobs]
     ratio = [a / b for a, b in zip(seconds["store"], seconds["disk"], strict=True)]
     shape = f"{rows:,} rows of {columns}, m={m:,}, {workers} workers"

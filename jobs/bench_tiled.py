@@ -21,7 +21,7 @@ from distributed import Client, LocalCluster
 from harness import Rows, in_turns, json_option, median, report
 
 import ntkdist as nd
-from ntkdist.cluster import resources
+from ntkdist.cluster.connect import resources
 from ntkdist.solvers.tiled import solve_tiles
 from ntkdist.sums.tiles import places, run, runs
 

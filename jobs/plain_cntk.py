@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft
 
 from ntkdist import backend
-from ntkdist.features.conv_sketch import polynomial
+from ntkdist.features.cntk_sketch import polynomial
 
 Array = np.ndarray[Any, Any]
 
@@ -30,7 +30,7 @@ class PlainCNTK:
         def one(i: int) -> None:
             out[i] = self._image(x[i], np.random.default_rng(self.seed))
 
-        backend.each(one, range(len(x)))
+        backend.parallel_for(one, range(len(x)))
         return out
 
     def _image(self, y: Array, rng: np.random.Generator) -> Array:

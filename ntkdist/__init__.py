@@ -7,13 +7,10 @@ that knows nothing of clusters turns the sum into weights.  Start reading at `nt
 
 from typing import TYPE_CHECKING, Any
 
-from ntkdist.apply import evaluate, featurize, predict
-from ntkdist.clusters import Address, Cuda, Gateway, Kubernetes, Local, SchedulerFile, Slurm, SlurmRunner
-from ntkdist.compare import compare
-from ntkdist.comparison import Comparison
-from ntkdist.convert import convert
-from ntkdist.data import Dataset
-from ntkdist.detach import attach, cancel, status, submit
+from ntkdist.cluster.kinds import Address, Cuda, Gateway, Kubernetes, Local, SchedulerFile, Slurm, SlurmRunner
+from ntkdist.data.convert import convert
+from ntkdist.data.dataset import Dataset
+from ntkdist.data.scaling import Preprocess
 from ntkdist.errors import (
     ClusterError,
     DataError,
@@ -34,21 +31,24 @@ from ntkdist.features import (
     RandomFourier,
     ZonalFeatures,
 )
-from ntkdist.fit import FitResult, fit, normal_equations, solve
-from ntkdist.influence import leave_one_out
-from ntkdist.job import Job, PlanTable
 from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace
-from ntkdist.model import Equations, RidgeModel
-from ntkdist.plan import Plan, plan
-from ntkdist.prefixes import PrefixCurve, prefix_curve
-from ntkdist.preprocess import Preprocess
-from ntkdist.select import CVResult, cross_validate
+from ntkdist.planning.job import Job, PlanTable
+from ntkdist.planning.plan import Plan, plan
+from ntkdist.report.compare import compare
+from ntkdist.report.comparison import Comparison
+from ntkdist.ridge.detach import attach, cancel, status, submit
+from ntkdist.ridge.fit import FitResult, fit, normal_equations, solve
+from ntkdist.ridge.leave_one_out import leave_one_out
+from ntkdist.ridge.model import Equations, RidgeModel
+from ntkdist.ridge.predict import evaluate, featurize, predict
+from ntkdist.ridge.prefix_curve import PrefixCurve, prefix_curve
+from ntkdist.ridge.store import load, save
 from ntkdist.solvers import PCG, Cholesky, Eigh, TiledCholesky
-from ntkdist.store import load, save
-from ntkdist.uncertainty import Factor, conformal_radius
+from ntkdist.solvers.cross_validation import CVResult, cross_validate
+from ntkdist.solvers.uncertainty import Factor, conformal_radius
 
 if TYPE_CHECKING:
-    from ntkdist.estimators import FeatureTransformer, NTKRidge, NTKRidgeClassifier, NTKRidgeCV
+    from ntkdist.ridge.estimators import FeatureTransformer, NTKRidge, NTKRidgeClassifier, NTKRidgeCV
 
 __all__ = [
     "CNTK",
@@ -126,7 +126,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The estimators, which load scikit-learn when they are first asked for."""
     if name in ("FeatureTransformer", "NTKRidge", "NTKRidgeCV", "NTKRidgeClassifier"):
-        from ntkdist import estimators
+        from ntkdist.ridge import estimators
 
         return getattr(estimators, name)
     raise AttributeError(f"module 'ntkdist' has no attribute '{name}'")

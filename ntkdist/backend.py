@@ -10,8 +10,6 @@ import ctypes
 import functools
 import math
 import os
-import resource
-import socket
 import sys
 import threading
 import time
@@ -28,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dsyrk, ssyrk
 from threadpoolctl import ThreadpoolController, threadpool_info
 
-from ntkdist import devices
+from ntkdist import gpu
 
 F8 = NDArray[np.float64]
 T = TypeVar("T")
@@ -151,7 +149,7 @@ def _libraries_of(modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def each(call: Callable[[T], object], pieces: Iterable[T]) -> None:
+def parallel_for(call: Callable[[T], object], pieces: Iterable[T]) -> None:
     """Call a function for every piece, on all threads of the task; pieces must not overlap in what they write.
 
     What a piece calls it for itself is done by the piece's own thread.
@@ -161,7 +159,7 @@ def each(call: Callable[[T], object], pieces: Iterable[T]) -> None:
         pass
 
 
-def at_once(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> list[R]:
+def parallel_map(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> list[R]:
     """Results of independent calls, some at a time, each on one thread with a BLAS of one thread.
 
     For calls that are large themselves, such as factorisations: so their bits do not depend on the machine's cores.
@@ -194,45 +192,14 @@ def gpus() -> tuple[str, ...]:
     return tuple(line.split(":", 1)[1].strip() for text in said for line in text.splitlines() if "Model" in line)
 
 
-def free_memory_bytes(root: str = "/") -> int | None:
-    """What the machine has to give without swapping, or this process's control group (version 2), if that is less.
-
-    None where neither says.
-    """
-    available = _number(root, "proc/meminfo", "MemAvailable:")
-    found = [] if available is None else [available * 1024]
-    own = (_word(root, "proc/self/cgroup", "0::") or "").strip("/")
-    for group in {"sys/fs/cgroup", f"sys/fs/cgroup/{own}".rstrip("/")}:
-        limit = _number(root, f"{group}/memory.max")
-        if limit is not None:
-            used = _number(root, f"{group}/memory.current") or 0
-            files = _number(root, f"{group}/memory.stat", "inactive_file") or 0  # which give way
-            found.append(max(0, limit - used + files))
-    return min(found, default=None)
-
-
-def _number(root: str, file: str, name: str = "") -> int | None:
-    word = _word(root, file, name)
-    return int(word) if word and word.isdigit() else None
-
-
-def _word(root: str, file: str, name: str = "") -> str | None:
-    """What follows a name in a file of the system, in the first line that begins with it."""
-    try:
-        lines = Path(root, file).read_text().splitlines()
-        return next(line.removeprefix(name).split()[0] for line in lines if line.startswith(name))
-    except (OSError, StopIteration, IndexError):
-        return None
-
-
 def add_products(gram: F8, cross: F8, z: NDArray[Any], y: NDArray[Any]) -> None:
     """gram += zᵀz in the lower triangle and cross += zᵀy, in place, tile by tile.
 
     A tile is multiplied in z's precision and added in float64, so that rounding grows with the block and not with the
     data.  On a GPU it is panel by panel, of which fewer are as fast there.
     """
-    if devices.of(z) is not np:
-        for i, end in devices.panels(len(gram)):
+    if gpu.array_module(z) is not np:
+        for i, end in gpu.panels(len(gram)):
             gram[i:end, :end] += z[:, i:end].T @ z[:, :end]
             cross[i:end] += z[:, i:end].T @ y
         return
@@ -244,7 +211,7 @@ def add_products(gram: F8, cross: F8, z: NDArray[Any], y: NDArray[Any]) -> None:
         if i == j:
             cross[a] += z[:, a].T @ y
 
-    each(add, combinations_with_replacement(range(0, len(gram), TILE), 2))
+    parallel_for(add, combinations_with_replacement(range(0, len(gram), TILE), 2))
 
 
 def gram_operations(m: int, device: str = "cpu") -> int:
@@ -252,7 +219,7 @@ def gram_operations(m: int, device: str = "cpu") -> int:
 
     That is m² by ``syrk``; on a GPU, where panels are products of general matrices, between m² and 2m².
     """
-    return m**2 if device == "cpu" else sum(2 * (end - i) * end for i, end in devices.panels(m))
+    return m**2 if device == "cpu" else sum(2 * (end - i) * end for i, end in gpu.panels(m))
 
 
 def mirror(gram: F8) -> None:
@@ -309,33 +276,8 @@ def warm() -> None:
         tile @ tile
 
 
-def peak_memory_bytes() -> int:
-    """The most memory that this process has had resident, since `resident_bytes` where the system can forget."""
-    # getrusage would count what the parent had when it started us
-    unit = 1 if sys.platform == "darwin" else 1024
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def process_name() -> str:
-    """What reports call this process."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def peak() -> tuple[str, int]:
-    """This process's name, and `peak_memory_bytes`."""
-    return process_name(), peak_memory_bytes()
-
-
-def resident_bytes() -> int:
-    """The memory that this process has resident once what is free in its heap is given back; peaks count anew."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):  # not glibc, not Linux
-        pass
-    return _status("VmRSS") or peak_memory_bytes()
-
-
-def _status(name: str) -> int:
-    """Bytes of an entry of /proc/self/status; 0 where there is none."""
-    return 1024 * (_number("/", "proc/self/status", f"{name}:") or 0)
+def product_rate(m: int, rows: int, dtype: str, threads: int, device: str = "cpu", seconds: float = 0.2) -> float:
+    """Measure this process's rate of bare ``syrk``, on a GPU of ``gemm``, at the size of a run, but not for long."""
+    if device != "cpu":
+        return gpu.product_rate(min(m, 8192), min(rows, 8192), dtype, seconds)
+    return syrk_rate(min(m, 4096), min(rows, 2048), dtype, threads, seconds)

@@ -12,11 +12,16 @@ import click
 import msgspec
 
 import ntkdist as nd
-from ntkdist import demo, estimate, groups, machine, places, plots, prefixes, preflight, report, runs
-from ntkdist import detach as detached
-from ntkdist.apply import PREDICTIONS
-from ntkdist.cluster import connect
-from ntkdist.data import FORMAT
+from ntkdist import demo, report
+from ntkdist.cluster import preflight
+from ntkdist.cluster.connect import connect
+from ntkdist.data import storage, zarr_groups
+from ntkdist.data.dataset import FORMAT
+from ntkdist.planning import estimate, resolve
+from ntkdist.report import comparison_plots
+from ntkdist.ridge import detach as detached
+from ntkdist.ridge import prefix_curve, run_directory
+from ntkdist.ridge.predict import PREDICTIONS
 
 
 class _Command(click.Group):
@@ -107,10 +112,10 @@ def plan(job: str, scheduler: str, price: float, as_json: bool) -> None:
     with connect(read.cluster, scheduler) as client:
         resolved, found, cost = estimate.planned(read, client, price)
     if as_json:
-        click.echo(runs.as_json(cost))
+        click.echo(run_directory.as_json(cost))
     else:
         click.echo(estimate.table(resolved, found, cost))
-    machine.check(resolved, found)
+    resolve.check(resolved, found)
 
 
 @main.command()
@@ -141,22 +146,22 @@ def fit(
         if performance_report:
             raise click.UsageError("--performance-report is for a fit that is waited for; leave out --detach")
         run = nd.submit(nd.Job.read(job), out, scheduler=scheduler)
-        click.echo(runs.as_json({"out": run}) if as_json else run)
+        click.echo(run_directory.as_json({"out": run}) if as_json else run)
         return
     try:
         read = nd.Job.read(job)
         result = nd.fit(read, out=out, resume=resume, scheduler=scheduler, performance_report=performance_report)
     except KeyboardInterrupt:
-        left = f"the same command goes on from what {out} holds" if places.exists(out) else "nothing was finished yet"
+        left = f"the same command goes on from what {out} holds" if storage.exists(out) else "nothing was finished yet"
         click.echo(f"ntkdist: stopped; {left}", err=True)
         sys.exit(130)
     _fitted(out, result.report, as_json)
 
 
 def _fitted(out: str, report: dict[str, Any], as_json: bool) -> None:
-    found = runs.summary(report)
+    found = run_directory.summary(report)
     if as_json:
-        click.echo(runs.as_json(found | {"out": out}))
+        click.echo(run_directory.as_json(found | {"out": out}))
         return
     click.echo("  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()))
     if curve := report.get("curve"):
@@ -172,7 +177,7 @@ def _fitted(out: str, report: dict[str, Any], as_json: bool) -> None:
 def status(run: str, as_json: bool) -> None:
     """Say how far a detached run is."""
     at = detached.status(run)
-    click.echo(runs.as_json(msgspec.to_builtins(at)) if as_json else str(at))
+    click.echo(run_directory.as_json(msgspec.to_builtins(at)) if as_json else str(at))
 
 
 @main.command()
@@ -183,7 +188,7 @@ def attach(run: str, as_json: bool) -> None:
     at = detached.attach(run)
     if at.state != "done":
         raise nd.NtkdistError(f"{run}: {at}")
-    _fitted(run, runs.read(run)[2], as_json)
+    _fitted(run, run_directory.read_run(run)[2], as_json)
 
 
 @main.command()
@@ -213,9 +218,9 @@ def solve(
     for sign, each in zip(signs, equations[2::2], strict=True):
         loaded = loaded + _equations(each) if sign == "+" else loaded - _equations(each)
     if out:
-        groups.refuse_existing(out)
+        zarr_groups.refuse_existing(out)
     model, cv = nd.solve(loaded, keep_factor=keep_factor, **grid)  # type: ignore[arg-type]
-    curve = prefixes.curve_of(loaded, cv)
+    curve = prefix_curve.curve_of(loaded, cv)
     if out:
         nd.save(model, out)
     found = {"alpha": model.alpha.tolist()}
@@ -225,7 +230,7 @@ def solve(
     if curve:
         text = f"{text}\n{_curve(curve)}"
         found |= {"curve": curve}
-    click.echo(runs.as_json(found) if as_json else text)
+    click.echo(run_directory.as_json(found) if as_json else text)
 
 
 @main.command()
@@ -247,7 +252,7 @@ def predict(model: str, dataset: str, out: str, scheduler: str) -> None:
 def evaluate(model: str, dataset: str, scheduler: str, as_json: bool) -> None:
     """Measure a model's errors on a labelled dataset."""
     found = nd.evaluate(_model(model), dataset, scheduler=scheduler)
-    click.echo(runs.as_json(found) if as_json else "  ".join(f"{k} {v:.6g}" for k, v in found.items()))
+    click.echo(run_directory.as_json(found) if as_json else "  ".join(f"{k} {v:.6g}" for k, v in found.items()))
 
 
 @main.command()
@@ -279,8 +284,8 @@ def compare(
 ) -> None:
     """Compare jobs on a dataset: errors against the exact kernel, errors of prediction, and seconds."""
     if out:
-        groups.refuse_existing(out)
-        plots.check()
+        zarr_groups.refuse_existing(out)
+        comparison_plots.check()
     counts = components.replace(" ", "").split(",") if components else []
     if not all(m.isdigit() and int(m) for m in counts):
         raise click.BadParameter(f"expected whole numbers from 1 on, got {components!r}", param_hint="--components")
@@ -293,8 +298,8 @@ def compare(
         **options,
     )
     if out:
-        plots.write(found, out)
-    click.echo(runs.as_json(found.to_dict()) if as_json else found.to_text())
+        comparison_plots.write(found, out)
+    click.echo(run_directory.as_json(found.to_dict()) if as_json else found.to_text())
     if out and not as_json:
         click.echo(f"\nWritten to {out}.")
 
@@ -310,16 +315,16 @@ def report_(run: str, out: str, no_data: bool, scheduler: str) -> None:
 
 
 def _equations(url: str) -> nd.Equations:
-    if runs.without_equations(url):
+    if run_directory.without_equations(url):
         raise nd.DataError(f"{url} has no equations: its solver kept no Gram; fit again, with other alphas or solver")
-    loaded = nd.load(groups.find(url, "equations.zarr"))
+    loaded = nd.load(zarr_groups.find(url, "equations.zarr"))
     if not isinstance(loaded, nd.Equations):
         raise nd.DataError(f"{url} holds a {type(loaded).__name__}; expected equations, or a run directory")
     return loaded
 
 
 def _model(url: str) -> nd.RidgeModel:
-    loaded = nd.load(groups.find(url, "model.zarr"))
+    loaded = nd.load(zarr_groups.find(url, "model.zarr"))
     if not isinstance(loaded, nd.RidgeModel):
         raise nd.DataError(f"{url} holds {type(loaded).__name__}; expected a model, or a run directory")
     return loaded
@@ -328,7 +333,7 @@ def _model(url: str) -> nd.RidgeModel:
 def _written(out: str) -> None:
     """Say where rows were written, and if some were clipped."""
     click.echo(out)
-    _, attrs = groups.read_attributes(out, (PREDICTIONS, FORMAT))
+    _, attrs = zarr_groups.read_attributes(out, (PREDICTIONS, FORMAT))
     if clipped := attrs["clipped_rows"]:
         click.echo(f"Note: {clipped:,} rows had values outside the range that the model has seen, clipped to it.")
 

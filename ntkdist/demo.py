@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 
 import ntkdist as nd
+from ntkdist.data.storage import join, write_text
+from ntkdist.data.zarr_groups import refuse_existing
 from ntkdist.errors import NtkdistError
-from ntkdist.groups import refuse_existing
-from ntkdist.places import join, write_text
 
 TEST_EVERY = 4
 

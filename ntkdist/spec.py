@@ -8,7 +8,9 @@ import abc
 import difflib
 import hashlib
 import math
+import platform
 import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform
 
@@ -145,3 +147,17 @@ def _unknown(data: Any, info: Any, path: str) -> str:
         elif key != "type" or not names:
             return f"unknown key '{place}'{nearest(key, list(fields))}"
     return ""
+
+
+def installed(name: str) -> str:
+    """The version of an installed package, or "unknown"."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of every package that features, sums and files go through."""
+    names = ("ntkdist", "numpy", "scipy", "zarr", "dask", "distributed")
+    return {"python": platform.python_version(), **{name: installed(name) for name in names}}

@@ -19,7 +19,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 import ntkdist as nd
-from ntkdist import cluster
+from ntkdist.cluster import connect
 
 threadpoolctl.threadpool_limits(1)  # of a NumPy that a plugin of pytest has loaded before
 settings.register_profile("shared machine", deadline=None)
@@ -80,7 +80,7 @@ def npz(tmp_path: Path) -> Path:
 def few_rounds_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small fits of trees, which on a machine that others use too would wait for their own threads."""
     few = {"max_iter": 25, "learning_rate": 0.2, "early_stopping": True, "random_state": 0}
-    monkeypatch.setattr("ntkdist.yardsticks.TREES", few)
+    monkeypatch.setattr("ntkdist.report.baselines.TREES", few)
     with threadpoolctl.threadpool_limits(1):
         yield
 
@@ -89,7 +89,7 @@ def few_rounds_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def alone() -> Iterator[None]:
     """Unless a test says where, in this process: not on the cluster of other tests."""
     with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it patches itself
-        patch.setattr(cluster, "_active_client", lambda: None)
+        patch.setattr(connect, "_active_client", lambda: None)
         yield
 
 

@@ -23,7 +23,7 @@ from command_line import (
 from numpy.typing import NDArray
 
 import ntkdist as nd
-from ntkdist import groups
+from ntkdist.data import zarr_groups
 
 STRICT = '[plan]\ndtype = "float64"\nfolds = 4'
 
@@ -38,8 +38,8 @@ def done(result: Any) -> str:
 
 def read(place: str, *names: str) -> list[NDArray[Any]]:
     """Arrays of a group, in the order of the source's rows."""
-    order = np.argsort(groups.read_whole(place, "row"))
-    return [groups.read_whole(place, name)[order] for name in names]
+    order = np.argsort(zarr_groups.read_whole(place, "row"))
+    return [zarr_groups.read_whole(place, name)[order] for name in names]
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_classes_are_matched_by_name(command: Command) -> None:
     for name, rows in (("test", test), ("some", some)):
         done(command("predict", "run", f"{name}.zarr", f"{name}-predicted.zarr"))
         codes, scores = read(f"{name}-predicted.zarr", "prediction", "score")
-        _, attrs = groups.read_attributes(f"{name}-predicted.zarr", ("ntkdist.predictions",))
+        _, attrs = zarr_groups.read_attributes(f"{name}-predicted.zarr", ("ntkdist.predictions",))
         np.testing.assert_array_equal(np.array(attrs["classes"])[codes], model.predict(inputs(rows)))
         np.testing.assert_allclose(scores, model(inputs(rows)), atol=1e-5)
 

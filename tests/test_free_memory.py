@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ntkdist import backend
+from ntkdist import memory
 
 GROUP = "sys/fs/cgroup/kubepods/pod"
 
@@ -33,10 +33,10 @@ LIMITED = {"memory.max": "500000\n", "memory.current": "300000\n", "memory.stat"
     ids=["silent", "machine", "group", "container", "no limit", "over"],
 )
 def test_free_memory_is_the_least_of_what_is_said(tmp_path: Path, files: dict[str, str], free: int | None) -> None:
-    assert backend.free_memory_bytes(system(tmp_path, files)) == free
+    assert memory.free_memory_bytes(system(tmp_path, files)) == free
 
 
 def test_this_machine_says() -> None:
-    free = backend.free_memory_bytes()
+    free = memory.free_memory_bytes()
     assert free is not None
     assert 2**20 < free < 2**50

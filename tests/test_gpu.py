@@ -13,9 +13,10 @@ from test_fit import assert_close
 from test_maps import CASES, MAPS, both_dtypes, rows
 
 import ntkdist as nd
-from ntkdist import NTK, backend, cluster, devices, gpu_plan, machine
+from ntkdist import NTK, backend, gpu
+from ntkdist.cluster import connect
 from ntkdist.features import base, nystrom
-from ntkdist.features.base import mapped_on_gpu
+from ntkdist.planning import resolve, resolve_gpu
 from ntkdist.sums import NormalEquations
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -42,9 +43,9 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
     """CuPy on a GPU, or what stands in for both."""
     if request.param == "cupy":
         pytest.importorskip("cupy", reason=MISSING)
-        if devices.gpu() is None:
+        if gpu.gpu() is None:
             pytest.skip("CuPy sees no GPU here")
-        return devices.cupy()
+        return gpu.cupy()
     return strict(monkeypatch)
 
 
@@ -53,15 +54,15 @@ def strict(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Module:
     module = Module(**options)
     stand_in(monkeypatch, module)
     monkeypatch.setattr(base, "_drawn", {})  # another module's arrays
-    monkeypatch.setattr(devices, "_constants", {})
+    monkeypatch.setattr(gpu, "_constants", {})
     return module
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, module: Module) -> None:
-    monkeypatch.setattr(devices, "_installed", lambda: True)
-    monkeypatch.setattr(devices, "cupy", lambda: module)
-    monkeypatch.setattr(devices, "_solve_triangular", lambda: module.solve_triangular)
-    monkeypatch.setattr(devices, "PROBE", 16)
+    monkeypatch.setattr(gpu, "_installed", lambda: True)
+    monkeypatch.setattr(gpu, "cupy", lambda: module)
+    monkeypatch.setattr(gpu, "_solve_triangular", lambda: module.solve_triangular)
+    monkeypatch.setattr(gpu, "PROBE", 16)
 
 
 def same_features(z: np.ndarray, expected: np.ndarray) -> None:
@@ -93,18 +94,18 @@ def test_features_are_those_of_the_cpu(name: str, dtype: type, device: Any, monk
     if "landmarks" in features.arrays:
         x[4:7] = features.arrays["landmarks"][:3] * np.array([[2.0], [-1.0], [1.001]])
     for piece in (2**30, 7 * features.spec.gpu_row_bytes(x.shape[1:], dtype)):
-        monkeypatch.setattr(devices, "PIECE_BYTES", piece)
-        z = mapped_on_gpu(features, x)
+        monkeypatch.setattr(gpu, "PIECE_BYTES", piece)
+        z = features.on_gpu(x)
         assert isinstance(z, device.ndarray)
-        same_features(devices.taken(z), features(x))
-    assert mapped_on_gpu(features, x[:0]).shape == (0, features.n_components)
+        same_features(gpu.to_host(z), features(x))
+    assert features.on_gpu(x[:0]).shape == (0, features.n_components)
 
 
 @pytest.mark.parametrize(("features", "shape"), LARGER.values())
 def test_features_of_larger_maps_are_those_of_the_cpu(features: Any, shape: tuple[int, ...], device: Any) -> None:
     assert any("signs" in v for v in DEEP.draw((40,)).values() if isinstance(v, dict))
     x = rows(11, shape)
-    same_features(devices.taken(mapped_on_gpu(features, x)), features(x))
+    same_features(gpu.to_host(features.on_gpu(x)), features(x))
 
 
 @every_map
@@ -116,9 +117,9 @@ def test_mapping_takes_the_memory_that_it_promises(features: Any, shape: Any, dt
 
 def peak_of(device: Gpu, features: Any, x: np.ndarray) -> tuple[int, int]:
     """Measure the bytes that mapping rows in one piece takes beside the drawn map, and count how many it may."""
-    mapped_on_gpu(features, x[:1])  # draws
+    features.on_gpu(x[:1])  # draws
     before = device.peak = device.used
-    mapped_on_gpu(features, x)
+    features.on_gpu(x)
     promised = len(x) * (features.spec.gpu_row_bytes(x.shape[1:], x.dtype) + features.n_components * x.itemsize)
     return device.peak - before, promised
 
@@ -127,7 +128,7 @@ def peak_of(device: Gpu, features: Any, x: np.ndarray) -> tuple[int, int]:
 @both_dtypes
 def test_a_nystrom_of_float64_and_close_rows_takes_no_more(d: int, dtype: type, monkeypatch: Any) -> None:
     """Where all pairs of rows and landmarks are close, and float32 would show, L among what is kept included."""
-    gpu = strict(monkeypatch).gpu
+    device = strict(monkeypatch).gpu
     monkeypatch.setattr(nystrom, "SINGLE", -1.0)
     x = (1 + 0.05 * np.random.default_rng(0).standard_normal((500, d))).astype(dtype)
     features = nd.Nystrom(300).fit(x)
@@ -140,34 +141,34 @@ def test_a_nystrom_of_float64_and_close_rows_takes_no_more(d: int, dtype: type, 
 def test_a_factor_in_rows_is_not_copied(device: Any) -> None:
     pool, rng = device.get_default_memory_pool(), np.random.default_rng(0)
     lower, k = np.tril(rng.uniform(size=(40, 40))) + 9 * np.eye(40), rng.standard_normal((50, 40))
-    a, b = devices.put(lower), devices.put(k)
-    devices.free()
+    a, b = gpu.to_device(lower), gpu.to_device(k)
+    gpu.free()
     before = pool.total_bytes()
-    solved = devices.solve_lower(a, b.T).T
+    solved = gpu.solve_lower(a, b.T).T
     assert pool.total_bytes() == before
-    np.testing.assert_allclose(devices.taken(solved) @ lower.T, k, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(gpu.to_host(solved) @ lower.T, k, rtol=1e-9, atol=1e-12)
 
 
 def test_what_is_kept_is_no_part_of_the_pool(device: Any) -> None:
     """Which would have cut it from the block that is free, and could not give that back."""
     pool = device.get_default_memory_pool()
-    devices.free()
+    gpu.free()
     before = pool.total_bytes()
-    large = devices.put(np.ones(10**5))
+    large = gpu.to_device(np.ones(10**5))
     del large
     assert pool.total_bytes() > before
-    kept = devices.keep({"a": np.arange(5)})
+    kept = gpu.keep({"a": np.arange(5)})
     assert pool.total_bytes() == before
-    np.testing.assert_array_equal(devices.taken(kept["a"]), np.arange(5))
+    np.testing.assert_array_equal(gpu.to_host(kept["a"]), np.arange(5))
 
 
 @every_map
 @both_dtypes
 def test_a_drawn_map_takes_what_it_promises(features: Any, shape: Any, dtype: type, monkeypatch: Any) -> None:
     """With what it is multiplied by beside that, such as Hadamard matrices; nothing of it in blocks of the pool."""
-    gpu = strict(monkeypatch).gpu
-    mapped_on_gpu(features, rows(9, shape).astype(dtype))
-    devices.free()
+    device = strict(monkeypatch).gpu
+    features.on_gpu(rows(9, shape).astype(dtype))
+    gpu.free()
     promised = features.spec.gpu_draw_bytes(shape, dtype) + features.spec.learnt_bytes(shape, dtype)
     assert (device.beside > 0) == (type(features) is not nd.Linear)
     assert device.beside <= promised + UNIT * len(device.seen)
@@ -176,11 +177,11 @@ def test_a_drawn_map_takes_what_it_promises(features: Any, shape: Any, dtype: ty
 
 @every_map
 def test_a_piece_of_rows_is_all_that_is_sent(features: Any, shape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = strict(monkeypatch).gpu
-    mapped_on_gpu(features, rows(1, shape))
+    device = strict(monkeypatch).gpu
+    features.on_gpu(rows(1, shape))
     sent, waits = device.sent, device.waits
-    monkeypatch.setattr(devices, "PIECE_BYTES", 7 * features.spec.gpu_row_bytes(shape, np.float64))
-    mapped_on_gpu(features, rows(23, shape))
+    monkeypatch.setattr(gpu, "PIECE_BYTES", 7 * features.spec.gpu_row_bytes(shape, np.float64))
+    features.on_gpu(rows(23, shape))
     assert device.sent - sent == 4
     close = 4 * isinstance(features.spec, nd.Nystrom)  # whose close pairs have to be counted
     assert device.waits - waits == close
@@ -192,14 +193,14 @@ def test_a_piece_of_rows_is_all_that_is_sent(features: Any, shape: Any, monkeypa
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_sums_are_those_of_the_cpu(dtype: str, weighted: bool, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "PANEL", 40)
+    monkeypatch.setattr(gpu, "PANEL", 40)
     rng = np.random.default_rng(0)
     z, y, w = rng.standard_normal((300, 97)).astype(dtype), rng.standard_normal((300, 2)), rng.uniform(size=300)
     here, there = NormalEquations.zeros(97, 2), NormalEquations.zeros(97, 2, on_gpu=True)
     for block in (slice(0, 200), slice(200, 300)):
         weight = w[block] if weighted else None
         here.update(z[block], y[block], weight)
-        there.update(devices.put(z[block]), y[block], weight)
+        there.update(gpu.to_device(z[block]), y[block], weight)
     there = there.taken()
     assert isinstance(there.gram, np.ndarray)
     assert_close(there, here, 1e-5 if dtype == "float32" else 1e-12)
@@ -210,10 +211,10 @@ def test_sums_are_those_of_the_cpu(dtype: str, weighted: bool, device: Any, monk
 
 @pytest.mark.parametrize(("m", "operations"), [(30, 2 * 30**2), (97, 2 * (40 * 40 + 40 * 80 + 17 * 97))])
 def test_operations_are_those_that_are_done(m: int, operations: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = strict(monkeypatch).gpu
-    monkeypatch.setattr(devices, "PANEL", 40)
-    z, y = devices.put(np.ones((50, m))), devices.put(np.ones((50, 1)))
-    backend.add_products(devices.put(np.zeros((m, m))), devices.put(np.zeros((m, 1))), z, y)
+    device = strict(monkeypatch).gpu
+    monkeypatch.setattr(gpu, "PANEL", 40)
+    z, y = gpu.to_device(np.ones((50, m))), gpu.to_device(np.ones((50, 1)))
+    backend.add_products(gpu.to_device(np.zeros((m, m))), gpu.to_device(np.zeros((m, 1))), z, y)
     assert device.operations == 50 * (operations + 2 * m)
     assert backend.gram_operations(m, "gpu") == operations
     device.operations = 0
@@ -257,7 +258,7 @@ def test_a_fit_is_that_of_the_cpu(make_dataset: Any, device: Any) -> None:
 def test_tasks_leave_nothing_on_the_gpu_but_the_drawn_map(features: Any, make_dataset: Any, device: Any) -> None:
     """Which is not of the pool: that gives all back, though a Hadamard matrix comes when blocks are free."""
     pool = device.get_default_memory_pool()
-    devices.free()
+    gpu.free()
     before = pool.total_bytes()
     nd.fit(job(make_dataset, features=features))
     assert pool.total_bytes() == before
@@ -267,7 +268,7 @@ def test_blocks_wait_for_nothing(make_dataset: Any, monkeypatch: pytest.MonkeyPa
     """Only tasks do, for their two sums, however many blocks they have."""
     device, asked = strict(monkeypatch).gpu, job(make_dataset)
     for block_rows in (40, 150):
-        p = machine.planned(on(asked, "gpu", block_rows=block_rows), cluster.resources(None, gpus=True))
+        p = resolve.planned(on(asked, "gpu", block_rows=block_rows), connect.resources(None, gpus=True))
         before = device.waits
         nd.normal_equations(p)
         assert device.waits - before == 2 * len(p.tasks())
@@ -286,7 +287,7 @@ def test_memory_is_as_the_plan_says(
     features: Any, dtype: str, panel: int, make_dataset: Any, device: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What CuPy's pool takes of a GPU, with blocks that no array has; the map is beside it."""
-    devices.free()
+    gpu.free()
     pool = device.get_default_memory_pool()
     before = pool.total_bytes()
 
@@ -296,13 +297,13 @@ def test_memory_is_as_the_plan_says(
         def alloc_postprocess(self, **_: Any) -> None:
             self.nbytes = max(self.nbytes, pool.total_bytes() - before)
 
-    monkeypatch.setattr(devices, "PIECE_BYTES", MB)
-    monkeypatch.setattr(devices, "PANEL", panel)
+    monkeypatch.setattr(gpu, "PIECE_BYTES", MB)
+    monkeypatch.setattr(gpu, "PANEL", panel)
     asked = job(make_dataset, features=features, block_rows=180, dtype=dtype, shards=2)
-    p = machine.planned(asked, cluster.resources(None, gpus=True))
+    p = resolve.planned(asked, connect.resources(None, gpus=True))
     with Peak() as peak:
         nd.normal_equations(p)
-    parts = gpu_plan.memory(p)
+    parts = resolve_gpu.memory(p)
     pooled = sum(parts.values()) - parts["map"]
     assert 0.5 * pooled < peak.nbytes <= pooled
 
@@ -358,7 +359,7 @@ def test_all_that_is_called_is_in_cupy(monkeypatch: pytest.MonkeyPatch, make_dat
     cupy = pytest.importorskip("cupy", reason=MISSING)
     module = strict(monkeypatch)
     for name in SUPPORTED:
-        mapped_on_gpu(MAPS[name], rows(3, CASES[name].shape))
+        MAPS[name].on_gpu(rows(3, CASES[name].shape))
     nd.fit(job(make_dataset))
     assert len(module.called) > 15
     for name, arguments in module.called.items():
@@ -377,5 +378,5 @@ def test_cupy_without_a_gpu_is_no_gpu() -> None:
         pytest.skip("there is a GPU here")
     with pytest.raises(cupy.cuda.runtime.CUDARuntimeError):
         cupy.cuda.runtime.getDeviceCount()
-    assert devices.gpu() is None
+    assert gpu.gpu() is None
     assert backend.gpus() == ()

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 import ntkdist as nd
-from ntkdist import draws
-from ntkdist.data import Rows
-from ntkdist.prepare import SAMPLE, WEIGHTED, SampleOf
-from ntkdist.preprocess import Preprocessing
+from ntkdist import random
+from ntkdist.data.dataset import Rows
+from ntkdist.data.scaling import Preprocessing
+from ntkdist.sums.sample import SAMPLE, WEIGHTED, SampleOf
 
 F8 = NDArray[np.float64]
 N, SIZE, KINDS = 24_000, 3000, 24  # weights, classes and what is a function of a row repeat with its place
@@ -98,7 +98,7 @@ def test_leverage_landmarks_of_a_fit_are_those_of_its_second_pass(make_dataset: 
 
     def drawn(role: int, chance: F8) -> NDArray[np.int64]:
         with np.errstate(divide="ignore"):
-            return np.argsort(-np.log(draws.uniforms_of(np.arange(800), 2, 0, role)) / chance)[:40]
+            return np.argsort(-np.log(random.uniforms_of(np.arange(800), 2, 0, role)) / chance)[:40]
 
     first = drawn(SAMPLE, weight)
     np.testing.assert_array_equal(found["uniform"], x[first])

@@ -10,7 +10,7 @@ from distributed import Worker
 
 def dask_setup(worker: Worker) -> None:
     """Import what every task needs, now and not in the first task, and see that a task has all cores to itself."""
-    from ntkdist import preflight, reduce  # noqa: F401
+    from ntkdist.cluster import preflight, reduce  # noqa: F401
 
     log = logging.getLogger("distributed.preload")
     log.warning("ntkdist worker: %s", preflight.machine())

@@ -1,13 +1,13 @@
 """Feature maps: small values that turn rows into features whose inner products are a kernel's."""
 
 from ntkdist.features.base import AnyMap, FeatureMap, FittedMap
-from ntkdist.features.conv import CNTKRandomFeatures
-from ntkdist.features.conv_sketch import CNTKSketch
+from ntkdist.features.cntk_random_features import CNTKRandomFeatures
+from ntkdist.features.cntk_sketch import CNTKSketch
 from ntkdist.features.fourier import RandomFourier
 from ntkdist.features.linear import Linear
+from ntkdist.features.ntk_random_features import NTKRandomFeatures
+from ntkdist.features.ntk_sketch import NTKSketch
 from ntkdist.features.nystrom import Nystrom
-from ntkdist.features.random_features import NTKRandomFeatures
-from ntkdist.features.sketch_features import NTKSketch
 from ntkdist.features.zonal import ZonalFeatures
 
 # What a job file or a saved model may name; a new map is a new file and a new name here.

@@ -17,7 +17,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
-from ntkdist import backend, devices
+from ntkdist import backend, gpu
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import Spec, encode
 
@@ -198,6 +198,10 @@ class FeatureMap(Spec, frozen=True):
             )
         return _mapped(self, x)
 
+    def on_gpu(self, x: NDArray[Any]) -> Any:
+        """φ(x) of rows on the host, as an array on this process's GPU."""
+        return _mapped_on_gpu(self, x)
+
 
 @dataclass(frozen=True, eq=False)
 class FittedMap:
@@ -219,6 +223,10 @@ class FittedMap:
     def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
         """φ(x), as `FeatureMap.__call__`."""
         return _mapped(self, x)
+
+    def on_gpu(self, x: NDArray[Any]) -> Any:
+        """φ(x), as `FeatureMap.on_gpu`."""
+        return _mapped_on_gpu(self, x)
 
     def draw(self, input_shape: tuple[int, ...]) -> Params:
         return self.spec.draw_fitted(input_shape, self.arrays)
@@ -269,6 +277,7 @@ class AnyMap(Protocol):
     @property
     def piece_rows(self) -> int: ...
     def __call__(self, x: NDArray[Any], /) -> NDArray[Any]: ...
+    def on_gpu(self, x: NDArray[Any], /) -> Any: ...
     def draw(self, input_shape: tuple[int, ...], /) -> Params: ...
     def apply(self, params: Params, x: NDArray[Any], /) -> NDArray[Any]: ...
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any, /) -> int: ...
@@ -298,17 +307,17 @@ def _mapped(features: AnyMap, x: NDArray[Any]) -> NDArray[Any]:
     def piece(start: int) -> None:
         out[start : start + rows] = features.apply(params, x[start : start + rows])
 
-    backend.each(piece, range(0, count, rows))
+    backend.parallel_for(piece, range(0, count, rows))
     return out
 
 
-def mapped_on_gpu(features: AnyMap, x: NDArray[Any]) -> Any:
+def _mapped_on_gpu(features: AnyMap, x: NDArray[Any]) -> Any:
     """φ(x), piece by piece, on this process's GPU; x is on the host."""
     params = _cached_draw(features, x.shape[1:], x.dtype, on_gpu=True)
-    out = devices.cupy().empty((len(x), features.n_components), dtype=x.dtype)
-    rows = max(1, devices.PIECE_BYTES // features.spec.gpu_row_bytes(x.shape[1:], x.dtype))
+    out = gpu.cupy().empty((len(x), features.n_components), dtype=x.dtype)
+    rows = max(1, gpu.PIECE_BYTES // features.spec.gpu_row_bytes(x.shape[1:], x.dtype))
     for start in range(0, len(x), rows):
-        out[start : start + rows] = features.apply(params, devices.put(x[start : start + rows]))
+        out[start : start + rows] = features.apply(params, gpu.to_device(x[start : start + rows]))
     return out
 
 
@@ -325,13 +334,13 @@ def _sparse(features: AnyMap, x: Any) -> csr_array:
 
 
 def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype[Any], on_gpu: bool = False) -> Params:
-    key = (features, input_shape, dtype.str, devices.number() if on_gpu else None)
+    key = (features, input_shape, dtype.str, gpu.number() if on_gpu else None)
     with _drawing:  # threads that start together must not all draw
         if key not in _drawn:
             if len(_drawn) >= 4:
                 del _drawn[next(iter(_drawn))]
             drawn = {k: _cast(v, dtype) for k, v in features.draw(input_shape).items()}
-            _drawn[key] = devices.keep(drawn) if on_gpu else drawn
+            _drawn[key] = gpu.keep(drawn) if on_gpu else drawn
         return _drawn[key]
 
 
@@ -357,6 +366,6 @@ def flat(x: NDArray[Any]) -> NDArray[Any]:
 
 def normalised(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Unit rows and their lengths (n, 1); a zero row stays zero."""
-    xp = devices.of(x)
-    r = xp.sqrt(devices.squared_norms(x))[:, None]
+    xp = gpu.array_module(x)
+    r = xp.sqrt(gpu.squared_norms(x))[:, None]
     return x / xp.where(r == 0, 1, r), r

@@ -12,7 +12,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtri
 
-from ntkdist import devices, draws
+from ntkdist import gpu, random
 from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
 from ntkdist.kernels import GammaExponential, Gaussian, Laplace
@@ -57,14 +57,14 @@ class RandomFourier(FeatureMap, frozen=True):
 
     def draw(self, input_shape: tuple[int, ...]) -> Params:
         d, count = math.prod(input_shape), -(-self.n_components // 2)
-        w = draws.directions(d, count, self.seed, 0, DIRECTION)
-        length = np.sqrt(2 * gammaincinv(d / 2, draws.uniforms(count, self.seed, 0, RADIUS)))
+        w = random.directions(d, count, self.seed, 0, DIRECTION)
+        length = np.sqrt(2 * gammaincinv(d / 2, random.uniforms(count, self.seed, 0, RADIUS)))
         w *= length * spread(self.kernel, count, self.seed) / (2 * np.pi * self.kernel.lengthscale)
         # The bits of w/2π as integers, which keep float64 also for rows of float32: the Cauchy law has no moments.
-        return {"turns": w.view(np.int64), "phase": draws.uniforms(1, self.seed, 0, PHASE)}
+        return {"turns": w.view(np.int64), "phase": random.uniforms(1, self.seed, 0, PHASE)}
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        half, dtype, xp = self.n_components // 2, x.dtype, devices.of(x)
+        half, dtype, xp = self.n_components // 2, x.dtype, gpu.array_module(x)
         x, length = flat(x).astype(np.float64), None
         if self.kernel.homogeneous:
             x, length = normalised(x)
@@ -115,11 +115,11 @@ def spread(kernel: Gaussian | Laplace | GammaExponential, count: int, seed: int)
     if isinstance(kernel, Gaussian):
         return np.ones(count)
     if isinstance(kernel, Laplace):
-        return np.abs(1 / ndtri(draws.uniforms(count, seed, 0, SCALE) / 2))
+        return np.abs(1 / ndtri(random.uniforms(count, seed, 0, SCALE) / 2))
     alpha = kernel.gamma / 2
     if alpha == 1:
         return np.full(count, math.sqrt(2))
-    a = np.pi * draws.uniforms(count, seed, 0, SCALE)
-    e = -np.log(draws.uniforms(count, seed, 0, SCALE, 1))
+    a = np.pi * random.uniforms(count, seed, 0, SCALE)
+    e = -np.log(random.uniforms(count, seed, 0, SCALE, 1))
     s = np.sin(alpha * a) / np.sin(a) ** (1 / alpha) * (np.sin((1 - alpha) * a) / e) ** ((1 - alpha) / alpha)
     return np.sqrt(2 * s)

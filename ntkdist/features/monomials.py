@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist import devices
+from ntkdist import gpu
 
 F8 = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ def root_multinomials(d: int, j: int) -> F8:
 
 def next_degree(u: NDArray[Any], last: NDArray[Any], j: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """Monomials of degree j from those of degree j − 1: u_i times those without a variable before i, for every i."""
-    (n, d), xp = u.shape, devices.of(u)
+    (n, d), xp = u.shape, gpu.array_module(u)
     if out is None:
         out = xp.empty((n, count(d, j)), u.dtype)
     at = 0

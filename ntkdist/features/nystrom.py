@@ -17,8 +17,9 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.linalg.blas import dtrsm, strsm
 from scipy.linalg.lapack import dpotrf, dpstrf
 
-from ntkdist import backend, devices, draws, fused
+from ntkdist import backend, gpu, random
 from ntkdist.errors import SpecError
+from ntkdist.features import loops
 from ntkdist.features.base import Arrays, FeatureMap, FittedMap, Params, RowWeights, _cast, flat, normalised
 from ntkdist.kernels import NTK, AnyKernel, Kernel, RadialKernel, ZonalKernel
 
@@ -101,7 +102,7 @@ class Nystrom(FeatureMap, frozen=True):
             if self.landmarks == "rpcholesky":
                 z = z[self._pivots(z)]
             elif len(z) > self.n_components:
-                key = -np.log(draws.uniforms(len(z), self.seed, 0, CHOICE))
+                key = -np.log(random.uniforms(len(z), self.seed, 0, CHOICE))
                 weights = self.row_weights(z[np.argsort(key, kind="stable")[: self.n_components]])
                 with np.errstate(divide="ignore"):
                     key /= 1 if weights is None else weights(z)
@@ -127,7 +128,7 @@ class Nystrom(FeatureMap, frozen=True):
             chance = np.cumsum(weight * left)
             if len(chosen) == len(factor) or chance[-1] <= 0:
                 break
-            w = draws.uniforms(2 * BLOCK, self.seed, 0, PIVOT, block)
+            w = random.uniforms(2 * BLOCK, self.seed, 0, PIVOT, block)
             proposed = np.minimum(np.searchsorted(chance, w[:BLOCK] * chance[-1], side="right"), len(x) - 1)
             done = factor[: len(chosen)]
             g = self._block(self._kernel_at(u[proposed]), u[proposed]) - done[:, proposed].T @ done[:, proposed]
@@ -178,7 +179,7 @@ class Nystrom(FeatureMap, frozen=True):
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
         z, head, tail = (_numbers(params[name]) for name in ("rows", "head", "tail"))
-        xp = devices.of(x)
+        xp = gpu.array_module(x)
         out = xp.zeros((len(x), self.n_components), x.dtype)
         if len(x) and len(z):
             u, length = self._rows(x.astype(z.dtype, copy=False))
@@ -199,7 +200,7 @@ class Nystrom(FeatureMap, frozen=True):
         types = {np.dtype(dtype), np.dtype(np.float64)}  # the landmarks' own block is in the latter
         for each in types if _polynomials(self.kernel) is not None else ():
             one = np.ones((1, 1), each)
-            fused.zonal(one, one, one, one[0], one[0])
+            loops.zonal(one, one, one, one[0], one[0])
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = math.prod(input_shape) + 1, np.dtype(dtype).itemsize
@@ -213,7 +214,7 @@ class Nystrom(FeatureMap, frozen=True):
     def gpu_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Count the row and its features, and all else in float64, as where float32 would show."""
         d, m, size = math.prod(input_shape) + 1, self.n_components, np.dtype(dtype).itemsize
-        return size * (d + m) + 8 * (4 * d + m) + fused.zonal_bytes(m, d, 8)
+        return size * (d + m) + 8 * (4 * d + m) + loops.zonal_bytes(m, d, 8)
 
     def gpu_draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Count the landmarks, L's first `HEAD` columns and the square that these leave of L, all in float64."""
@@ -230,7 +231,7 @@ class Nystrom(FeatureMap, frozen=True):
         if not _homogeneous(self.kernel):
             return np.ascontiguousarray(x), None
         assert isinstance(self.kernel, ZonalKernel)
-        return normalised(devices.of(x).ascontiguousarray(self.kernel.rows(flat(x))))
+        return normalised(gpu.array_module(x).ascontiguousarray(self.kernel.rows(flat(x))))
 
     def _kernel_at(self, z: F8) -> Params:
         """Parameters of `_block` for the landmarks z."""
@@ -243,7 +244,7 @@ class Nystrom(FeatureMap, frozen=True):
         if "near" not in params:
             return np.ascontiguousarray(_without_bias(self.kernel)(u, z), u.dtype)
         t = u @ z.T
-        fused.zonal(t, u, z, _numbers(params["near"]), _numbers(params["far"]))
+        loops.zonal(t, u, z, _numbers(params["near"]), _numbers(params["far"]))
         return t
 
     def _square(self, params: Params, z: F8) -> F8:
@@ -305,7 +306,7 @@ def _polynomials(kernel: Kernel) -> tuple[F8, F8] | None:
     """
     if not isinstance(kernel, ZonalKernel) or isinstance(kernel, RadialKernel):
         return None
-    n, top = 2 * fused.ZONAL_HALF, math.sqrt(0.5)
+    n, top = 2 * loops.ZONAL_HALF, math.sqrt(0.5)
     a = top * np.sin((np.arange(16 * n) + 0.5) * np.pi / (32 * n)) ** 2  # close to the ends, as Chebyshev's points
     powers, whole = np.vander(a, n, increasing=True), float(kernel.zonal(np.zeros(1))[0])
     found = []
@@ -342,8 +343,8 @@ def _solved(lower: NDArray[Any], k: NDArray[Any]) -> NDArray[Any]:
     """k L⁻ᵀ in k's own memory, a contiguous array."""
     if not k.size:
         return k
-    if devices.of(k) is not np:
-        return devices.solve_lower(lower, k.T).T
+    if gpu.array_module(k) is not np:
+        return gpu.solve_lower(lower, k.T).T
     return (strsm if k.dtype == np.float32 else dtrsm)(1.0, lower.T, k.T, trans_a=1, overwrite_b=1).T
 
 

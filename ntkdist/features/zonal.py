@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy.fft import dct
 from scipy.special import betaincinv, roots_legendre
 
-from ntkdist import devices, draws, fused
+from ntkdist import gpu, random
 from ntkdist.errors import SpecError
-from ntkdist.features import monomials
+from ntkdist.features import loops, monomials
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
 from ntkdist.kernels import NTK, RadialKernel, RowKernel, ZonalKernel
 
@@ -100,27 +100,27 @@ class ZonalFeatures(FeatureMap, frozen=True):
         scales = [np.ones(1), np.ones(p), *(monomials.root_multinomials(d, j) for j in range(2, e + 1))]
         params = {
             "scale": np.concatenate([math.sqrt(a) * s for a, s in zip(powers(b[: e + 1], d), scales, strict=True)]),
-            "directions": draws.directions(d, r, self.seed, 0, DIRECTION) * math.sqrt(d),
+            "directions": random.directions(d, r, self.seed, 0, DIRECTION) * math.sqrt(d),
             "even": even,
             "odd": odd,
             "shift": np.array(shift),
             "reach": np.array(reach(d)),
         }
         if p < d:
-            params["project"] = draws.directions(d, p, self.seed, 0, INPUT) * math.sqrt(d / p)
+            params["project"] = random.directions(d, p, self.seed, 0, INPUT) * math.sqrt(d / p)
         return params
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
         u, length = normalised(self.kernel.rows(flat(x)))
         d = u.shape[1]
-        out = devices.of(x).empty((len(x), self.n_components), x.dtype)
+        out = gpu.array_module(x).empty((len(x), self.n_components), x.dtype)
         if d <= 2:
             (_line if d == 1 else _plane)(params["root"], u, out)
         else:
             exact = len(params["scale"])
-            devices.product(u, params["directions"], out=out[:, exact:])
+            gpu.product(u, params["directions"], out=out[:, exact:])
             even, odd, shift, reach = (params[k] for k in ("even", "odd", "shift", "reach"))
-            fused.even_odd(out, exact, even, odd, shift, reach, length[:, 0])
+            loops.even_odd(out, exact, even, odd, shift, reach, length[:, 0])
             self._exact(params, u, out[:, :exact])
             out[:, :exact] *= length
             return out
@@ -132,7 +132,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
         out[:, 0] = 1
         last = out[:, 1 : 1 + u.shape[1]]
         if "project" in params:
-            last = devices.product(u, params["project"], out=out[:, 1:])
+            last = gpu.product(u, params["project"], out=out[:, 1:])
         else:
             last[:] = u
         j, stop = 1, 1 + last.shape[1]  # out has as many columns as degrees: a number on a GPU would be waited for
@@ -146,7 +146,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
 
     def warm(self, dtype: Any) -> None:
         one = np.ones((1, 1), dtype)
-        fused.even_odd(one, 0, one[0], one[0], 0.0, 1.0, one[0])
+        loops.even_odd(one, 0, one[0], one[0], 0.0, 1.0, one[0])
 
     def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], F8]:
         """The first k columns and, if it is a projection, a share of the linear part; see `FeatureMap.prefix`.

@@ -6,9 +6,9 @@ the digits, so angles of nearly parallel rows are taken from the length of xÌ‚ â
 """
 
 from ntkdist.kernels.base import Kernel, angle_of, kappa0, one_minus_kappa1, with_bias
-from ntkdist.kernels.conv import CNTK
+from ntkdist.kernels.cntk import CNTK
+from ntkdist.kernels.ntk import NNGP, NTK, ZonalKernel
 from ntkdist.kernels.radial import GammaExponential, Gaussian, Laplace, RadialKernel
-from ntkdist.kernels.zonal import NNGP, NTK, ZonalKernel
 
 RowKernel = NTK | NNGP | Gaussian | Laplace | GammaExponential  # of rows, whatever their shape
 AnyKernel = RowKernel | CNTK  # what a job file or a saved model may name

@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from ntkdist import devices
+from ntkdist import gpu
 from ntkdist.spec import Spec
 
 F8 = NDArray[np.float64]
@@ -70,7 +70,7 @@ def angle_of(gap: F8) -> F8:
 
 def with_bias(x: NDArray[Any], bias: float) -> NDArray[Any]:
     """Rows with the constant column ``bias`` appended; unchanged if ``bias`` is 0."""
-    xp = devices.of(x)
+    xp = gpu.array_module(x)
     x = xp.asarray(x)
     return x if bias == 0 else xp.concatenate([x, xp.full((len(x), 1), bias, x.dtype)], axis=1)
 

@@ -11,7 +11,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from ntkdist.kernels.base import F8, chosen, flat
-from ntkdist.kernels.zonal import CLOSE, ZonalKernel
+from ntkdist.kernels.ntk import CLOSE, ZonalKernel
 
 Positive = Annotated[float, Meta(gt=0)]
 

@@ -7,25 +7,26 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from distributed import Client
 from numpy.typing import NDArray
 
-from ntkdist import places, runs
-from ntkdist.cluster import connect, resources
+from ntkdist.cluster import Client
+from ntkdist.cluster.connect import connect, resources
+from ntkdist.cluster.progress import Watch
+from ntkdist.data import storage
+from ntkdist.data.scaling import Preprocessing
 from ntkdist.errors import NtkdistError
 from ntkdist.features import AnyMap, CNTKRandomFeatures, CNTKSketch
-from ntkdist.held_out import edges_of, held_out
-from ntkdist.kernel_error import gram_of
-from ntkdist.plan import Plan
-from ntkdist.prepare import SampleOf, sample
-from ntkdist.preprocess import Preprocessing
-from ntkdist.progress import Watch
+from ntkdist.kernels.error import gram_of
+from ntkdist.planning.plan import Plan, source_of
 from ntkdist.report import pictures
+from ntkdist.report.held_out import edges_of, held_out
+from ntkdist.report.largest_errors import HeldOut
 from ntkdist.report.pictures import Picture
-from ntkdist.scores import CVResult
-from ntkdist.shards import source_of
+from ntkdist.ridge import run_directory
+from ntkdist.ridge.prepare import sample
+from ntkdist.solvers.cv_result import CVResult
 from ntkdist.spec import decode
-from ntkdist.sums import HeldOut
+from ntkdist.sums.sample import SampleOf
 
 F8 = NDArray[np.float64]
 KERNEL_ROWS, KERNEL_SEED = 400, 2**31 - 2  # of the sample that kernels are compared on
@@ -74,7 +75,7 @@ def write(
         If the run is not complete, or its data are not what they were.
     """
     check()
-    model, cv, report, equations = runs.read(run)
+    model, cv, report, equations = run_directory.read_run(run)
     p: Plan = decode(report["plan"], Plan, f"{run}/report.json")
     shown = [pictures.of_choice(cv, model.classes)] if cv else []
     if report.get("curve"):
@@ -88,8 +89,8 @@ def write(
                 shown += pictures.of_held_out(found, equations, edges_of(equations))
             shown.append(_kernel(p, model.preprocessing, model.features, report, client, watch))
     shown += pictures.of_run(report["run"])
-    out = out or places.join(run, "report.html")
-    places.write_text(out, render(run, p, report, cv, found, model.preprocessing, shown))
+    out = out or storage.join(run, "report.html")
+    storage.write_text(out, render(run, p, report, cv, found, model.preprocessing, shown))
     return out
 
 

@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erf
 
-from ntkdist.kernel_error import SpectralError, frobenius_error
-from ntkdist.model import Equations
+from ntkdist.kernels.error import SpectralError, frobenius_error
 from ntkdist.report import figures
-from ntkdist.scores import CVResult
-from ntkdist.sums import HeldOut
-from ntkdist.sums.held_out import ERROR_BINS, ERROR_SPAN
+from ntkdist.report.largest_errors import ERROR_BINS, ERROR_SPAN, HeldOut
+from ntkdist.ridge.model import Equations
+from ntkdist.solvers.cv_result import CVResult
 
 F8 = NDArray[np.float64]
 

@@ -56,7 +56,7 @@ class State(NamedTuple):
     last: F8
 
 
-class Keep(Protocol):
+class KeepsState(Protocol):
     """Where a state survives the process."""
 
     def load(self) -> dict[str, NDArray[Any]] | None:
@@ -159,7 +159,7 @@ def conjugate_gradients(
     precondition: Precondition,
     tol: float,
     max_iterations: int,
-    keep: Keep | None = None,
+    keep: KeepsState | None = None,
 ) -> Solved:
     """Solve (G + alpha) x = b for every column from x = 0 (Hestenes, Stiefel 1952, preconditioned).
 

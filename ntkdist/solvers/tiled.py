@@ -145,7 +145,7 @@ def divide(a: F8, lower: F8) -> F8:
         rows = slice(i, i + backend.TILE)
         out[rows] = dtrsm(1.0, lower, a[rows].T, lower=1).T
 
-    backend.each(fill, range(0, len(a), backend.TILE))
+    backend.parallel_for(fill, range(0, len(a), backend.TILE))
     return out
 
 
@@ -158,7 +158,7 @@ def subtract_product(a: F8, left: F8, right: F8) -> F8:
         np.matmul(left[rows], right.T, out=out[rows])
         np.subtract(a[rows], out[rows], out=out[rows])
 
-    backend.each(fill, range(0, len(a), backend.TILE))
+    backend.parallel_for(fill, range(0, len(a), backend.TILE))
     return out
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist import backend
-from ntkdist.sums.normal import TargetSums
+from ntkdist.sums.equations import TargetSums
 
 F8 = NDArray[np.float64]
 
@@ -40,7 +40,7 @@ class CrossSums(TargetSums):
             self._cross[i : i + backend.TILE] += tile.T @ right
             squares[i // backend.TILE] = wy1[:, -1] @ np.einsum("ij,ij->i", tile, tile)
 
-        backend.each(add, range(0, self.m, backend.TILE))
+        backend.parallel_for(add, range(0, self.m, backend.TILE))
         self._inner += y1.T @ wy1
         self._square += float(squares.sum())
         return self

@@ -1,11 +1,14 @@
 """Errors of predictions, summed."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist.sums.moments import Moments
+from ntkdist.data.dataset import Rows
+from ntkdist.data.moments import Moments
+from ntkdist.data.scaling import Matching
 
 F8 = NDArray[np.float64]
 
@@ -53,3 +56,37 @@ class Metrics:
             r2 = np.where(spread > 0, 1 - mean["squared"] / spread, np.nan)
         rmse, mae = np.sqrt(mean["squared"]), mean["absolute"]
         return {"rmse": float(rmse.mean()), "mae": float(mae.mean()), "r2": float(r2.mean()), "rows": self.rows}
+
+
+class Model(Protocol):
+    """A model, as far as its errors know one."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def intercept(self) -> F8: ...
+    def scores(self, x: Any, /) -> F8: ...
+
+
+@dataclass(frozen=True)
+class MetricsOf:
+    """Errors of a model."""
+
+    model: Model
+    matching: Matching
+
+    def zero(self) -> Metrics:
+        t = len(self.model.intercept)
+        y = np.empty(0, np.int64) if self.model.classes else np.empty((0, t))
+        return self._metrics(y, np.empty((0, t)), None)
+
+    def update(self, total: Metrics, rows: Rows) -> Metrics:
+        rows = self.matching(rows)
+        assert rows.y is not None
+        new = self._metrics(rows.y, self.model.scores(rows.x), rows.weight)
+        return total + new if total.rows else new
+
+    def _metrics(self, y: NDArray[Any], scores: NDArray[Any], weight: NDArray[Any] | None) -> Metrics:
+        if self.model.classes:
+            return Metrics.of_classes(y, scores, weight)
+        return Metrics.of_regression(y.reshape(scores.shape), scores, weight)

@@ -1,12 +1,21 @@
 """A seeded sample of rows: the k of smallest key are a sum too."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from ntkdist.sparse import concatenate
+from ntkdist import random
+from ntkdist.data.dataset import Rows
+from ntkdist.data.scaling import Preprocessing
+from ntkdist.data.sparse import concatenate
+
+SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map
+
+RowWeights = Callable[[NDArray[Any]], NDArray[np.float64]]  # (n, *input_shape) → (n,), how likely rows are drawn
 
 
 class RowSample:
@@ -34,3 +43,47 @@ class RowSample:
     def __sizeof__(self) -> int:
         x: Any = self.x
         return self.keys.nbytes + (x.data.nbytes + x.indices.nbytes if isinstance(x, csr_array) else x.nbytes)
+
+
+@dataclass(frozen=True)
+class SampleOf:
+    """A seeded sample of scaled rows; rows without weight never enter.
+
+    Attributes
+    ----------
+    size, seed : int
+    preprocessing : Preprocessing
+    weights : callable, optional
+        Rows enter in proportion to it.
+    role : int
+        Of the random stream.
+    by_weight : bool
+        Rows enter in proportion to what they weigh in the equations, too.
+    sparse : bool
+        Whether the rows are.
+    """
+
+    size: int
+    seed: int
+    preprocessing: Preprocessing
+    weights: RowWeights | None = None
+    role: int = SAMPLE
+    by_weight: bool = False
+    sparse: bool = False
+
+    def zero(self) -> RowSample:
+        shape = (0, *self.preprocessing.input_shape)
+        return RowSample(self.size, np.empty(0), csr_array(shape) if self.sparse else np.empty(shape))
+
+    def update(self, total: RowSample, rows: Rows) -> RowSample:
+        keys = random.uniforms_of(rows.places, self.seed, 0, self.role)
+        weight = self.preprocessing.weights(rows) if self.by_weight else rows.weight
+        scale = np.ones(len(keys)) if weight is None else weight
+        if not self.by_weight:
+            scale = (scale > 0).astype(np.float64)
+        x = self.preprocessing.inputs(rows.x, np.float64)
+        if self.weights is not None:
+            scale = scale * self.weights(x)
+        with np.errstate(divide="ignore"):
+            keys = -np.log(keys) / scale
+        return total + RowSample(self.size, keys, x)

@@ -7,13 +7,16 @@ right-hand sides and sums of features.  A *place* (i, j), j ≤ i, is that of a 
 
 import functools
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist import backend
-from ntkdist.sums.normal import UNKNOWN, block_rounding, with_roots
+from ntkdist.data.dataset import Rows
+from ntkdist.sums.equations import UNKNOWN, block_rounding, with_roots
+from ntkdist.sums.mapped_rows import RowMapper, check_finite
 
 F8 = NDArray[np.float64]
 Place = tuple[int, int]
@@ -34,7 +37,7 @@ def places(m: int, tile: int) -> list[Place]:
     return [(i, j) for i in range(runs(m, tile) + 1) for j in range(i + 1)]
 
 
-def turn(place: Place, last: int) -> int:
+def owner_index(place: Place, last: int) -> int:
     """When its tile is dealt to the workers; in the last row it goes where the one on the diagonal of its column is,
     which asks for the same tiles of a factor."""
     i, j = place
@@ -49,11 +52,11 @@ def nbytes(m: int, t: int, tile: int) -> tuple[int, ...]:
     return tuple(8 * width[i] * width[j] for i, j in places(m, tile))
 
 
-def at_home(m: int, t: int, tile: int, workers: int, count: int) -> int:
+def worker_bytes(m: int, t: int, tile: int, workers: int, count: int) -> int:
     """The most that one of some workers is dealt of the first ``count`` tiles, in bytes."""
     dealt = [0] * workers
     for place, size in zip(places(m, tile)[:count], nbytes(m, t, tile), strict=False):
-        dealt[turn(place, runs(m, tile)) % workers] += size
+        dealt[owner_index(place, runs(m, tile)) % workers] += size
     return max(dealt)
 
 
@@ -110,7 +113,7 @@ class TileSums:
             into = self.tiles[i, j][a.start - top : a.stop - top, b.start - j * tile : b.stop - j * tile]
             into += left[:, a].T @ z[:, b]
 
-        backend.each(add, pieces())
+        backend.parallel_for(add, pieces())
         if (last, last) in self.tiles:
             self.tiles[last, last] += y1.T @ y1
         self.rounding += block_rounding(len(y1), float(y1[:, -1] @ y1[:, -1]), z.dtype)
@@ -133,3 +136,21 @@ class TileSums:
 def _pieces(columns: slice) -> Iterator[slice]:
     for a in range(columns.start, columns.stop, backend.TILE):
         yield slice(a, min(a + backend.TILE, columns.stop))
+
+
+@dataclass(frozen=True)
+class TilesOf:
+    """Some tiles of the features' Gram: a summand."""
+
+    mapped: RowMapper
+    tile: int
+    panel: tuple[Place, ...]
+
+    def zero(self) -> TileSums:
+        return TileSums.zeros(self.mapped.features.n_components, self.mapped.preprocessing.t, self.tile, self.panel)
+
+    def update(self, total: TileSums, rows: Rows) -> TileSums:
+        rows = self.mapped.of(rows)
+        assert rows.y is not None
+        check_finite(np.ones(rows.n, rows.x.dtype) @ rows.x, rows, self.mapped.dtype)
+        return total.update(rows.x, rows.y, rows.weight, self.tile)

@@ -1,0 +1,237 @@
+"""Where a run happens: a Dask cluster, found by a fixed precedence, or this process."""
+
+import functools
+import logging
+import pickle
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import dask
+from dask.delayed import delayed
+from dask.system import CPU_COUNT
+from dask.tokenize import tokenize
+from distributed import Client, Future, default_client
+from distributed.system import MEMORY_LIMIT
+from distributed.utils import get_ip
+
+from ntkdist import backend, gpu, memory
+from ntkdist.cluster import preflight
+from ntkdist.cluster.kinds import Address, AnyCluster, Cuda, Local
+from ntkdist.cluster.launch import WORKERS_SECONDS, client_at, client_of, wait_for_workers
+
+T = TypeVar("T")
+EMBED_BYTES = 2**20  # of a value for many tasks; a larger one is the result of a task of its own
+
+
+class Resources(NamedTuple):
+    """What a run can use.
+
+    Attributes
+    ----------
+    workers : int
+        Processes.
+    tasks_at_once : int
+        Most Dask threads of any of them.
+    threads : int
+        Threads of a task so that a node's cores are used once: cores over tasks on the node.
+    memory_bytes : int
+        Least memory limit of any worker.
+    driver_memory_bytes : int
+        Memory of this machine, over this process and the workers beside it.
+    process_bytes : int
+        Most that any worker has resident before it starts.
+    driver_process_bytes : int
+        The same of this process.
+    gpus : tuple of Gpu or None
+        What each worker computes on, if that was asked for, with the memory that a task has of it.
+    """
+
+    workers: int
+    tasks_at_once: int
+    threads: int
+    memory_bytes: int
+    driver_memory_bytes: int
+    process_bytes: int
+    driver_process_bytes: int
+    gpus: tuple[gpu.Gpu | None, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What the memory of a worker depends on beside the plan: workers, tasks at once, bytes of the process."""
+        return self.workers, self.tasks_at_once, self.process_bytes
+
+
+@contextmanager
+def connect(
+    table: AnyCluster | None = None,
+    scheduler: str = "",
+    client: Client | None = None,
+    check: bool = True,
+    leave: bool = False,
+) -> Iterator[Client | None]:
+    """The client to use: the one given, the scheduler's address, the job's table, the client that is active in this
+    process, Dask's ``scheduler-address`` (environment variable DASK_SCHEDULER_ADDRESS), or None for this process.
+
+    What was started or connected here is closed at the end.
+
+    Parameters
+    ----------
+    table : spec of a cluster, optional
+    scheduler : str
+    client : distributed.Client, optional
+    check : bool
+        Refuse a cluster whose versions differ from those here.
+    leave : bool
+        As in `client_of`.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler does not answer, no worker comes, or versions differ.
+    """
+    with _found(table, scheduler, client, leave) as client:
+        if client is not None and check:
+            preflight.check(client)
+        yield client
+
+
+@contextmanager
+def _found(table: AnyCluster | None, scheduler: str, client: Client | None, leave: bool) -> Iterator[Client | None]:
+    configured = dask.config.get("scheduler-address", None)
+    if client is not None:
+        yield client
+    elif scheduler or isinstance(table, Address):
+        with client_at(scheduler or table.address) as client:  # type: ignore[union-attr]
+            yield client
+    elif table is not None:
+        with client_of(table, leave) as client:
+            if isinstance(table, (Local, Cuda)):
+                client.run(_leave_errors_to_the_driver)
+            yield client
+    elif active := _active_client():
+        yield active
+    elif configured:
+        with client_at(configured) as client:
+            yield client
+    else:
+        yield None
+
+
+def resources(client: Client | None, warm: Callable[[], object] = int, gpus: bool = False) -> Resources:
+    """What the workers of a client have, or this process.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+    warm : callable
+        Called in each of them before its memory is measured, to load what it will need.
+    gpus : bool
+        Look for GPUs, too.
+
+    Raises
+    ------
+    ClusterError
+        If a GPU is there but does not compute, or there are no workers and none comes.
+    """
+    if client is None:
+        pool = local_scheduler() == "threads"
+        at_once = (dask.config.get("num_workers", None) or CPU_COUNT) if pool else 1
+        threads = max(1, CPU_COUNT // at_once)
+        shares = _shared({"": gpu.gpu()} if gpus else {}, {"": ("", at_once)})
+        process = _resident(warm)
+        return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, process, process, shares)
+    wait_for_workers(client, 1, WORKERS_SECONDS, "The cluster", "see why its workers end")  # a nanny starts another
+    seen = client.run(gpu.gpu) if gpus else {}  # first: CUDA takes memory of a process, too
+    machines = client.run(preflight.machine)
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    here = {name: one for name, one in machines.items() if name in workers}
+    beside = sum(info["host"] in ("127.0.0.1", get_ip()) for info in workers.values())
+    return Resources(
+        len(workers),
+        max(info["nthreads"] for info in workers.values()),
+        min(preflight.threads(workers, here).values()),
+        min(info["memory_limit"] or MEMORY_LIMIT for info in workers.values()),
+        MEMORY_LIMIT // (1 + beside),
+        max(client.run(_resident, warm).values()),
+        memory.resident_bytes(),
+        _shared(seen, {name: (info["host"], info["nthreads"]) for name, info in workers.items()}),
+    )
+
+
+def _shared(seen: dict[str, gpu.Gpu | None], workers: dict[str, tuple[str, int]]) -> tuple[gpu.Gpu | None, ...]:
+    """What each worker, of a host and so many tasks at once, computes on, the memory cut among those that share it."""
+    seen = {name: one for name, one in seen.items() if name in workers}  # one may be gone meanwhile
+    tasks: Counter[tuple[str, str]] = Counter()
+    for name, one in seen.items():
+        if one is not None:
+            tasks[workers[name][0], one.bus] += workers[name][1]
+    return tuple(
+        one and one._replace(free_bytes=one.free_bytes // tasks[workers[name][0], one.bus])
+        for name, one in seen.items()
+    )
+
+
+def local_scheduler() -> str:
+    """Dask's scheduler for work in this process: "threads" if that is configured, else "synchronous".
+
+    One task on all cores is the default: it keeps one accumulator, not one a core.
+    """
+    return "threads" if dask.config.get("scheduler", None) in ("threads", "threading") else "synchronous"
+
+
+def _leave_errors_to_the_driver() -> None:
+    """Keep a worker, which shares the driver's terminal, from printing a failed task's error as well, that the others
+    were cancelled for it, and where a Ctrl-C met it: the driver hears that too, and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("distributed.worker", "distributed.core"):
+        logging.getLogger(name).addFilter(
+            lambda record: not (record.exc_info or str(record.msg).startswith("Compute Failed"))
+        )
+    logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)
+
+
+def as_delayed(value: T, client: Client | None = None) -> Any:
+    """A value for a graph of Dask's: the result of one task, which all tasks that are given this take from it.
+
+    A large one is sent ahead where there is a client, that given or the active one, so that no graph carries it.
+    """
+    client = client or _active_client()
+    if client is not None and is_large(value):
+        return delayed(upload_once(value, client, (f"ntkdist-shared-{tokenize(value)}", 0)))
+    return delayed(functools.partial(identity, value), traverse=False, pure=True)()
+
+
+def is_large(value: object) -> bool:
+    """Whether a value is too large to be in each of many tasks, or in a graph."""
+    arrays: list[pickle.PickleBuffer] = []  # counted without a copy
+    rest = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
+    return len(rest) + sum(array.raw().nbytes for array in arrays) > EMBED_BYTES
+
+
+def upload_once(value: T, client: Client, key: tuple[str, int]) -> Future[T]:
+    """A value as the result of a task: of one that is lost with its worker, the task is done again."""
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):  # once a key
+        future: Future[T] = client.submit(identity, value, key=key)
+    return future
+
+
+def identity(value: T) -> T:
+    """A value as a task's result, which goes from worker to worker from then on."""
+    return value
+
+
+def _resident(warm: Callable[[], object]) -> int:
+    """The memory that this process has once it is warm."""
+    warm()
+    backend.warm()
+    return memory.resident_bytes()
+
+
+def _active_client() -> Client | None:
+    try:
+        return default_client()
+    except ValueError:
+        return None

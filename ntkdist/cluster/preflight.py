@@ -1,0 +1,135 @@
+"""What the processes of a cluster are, before work starts: versions that have to agree, and one row a worker."""
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from dask.system import CPU_COUNT
+from distributed import Client
+from distributed.system import MEMORY_LIMIT
+
+from ntkdist import backend
+from ntkdist.errors import ClusterError
+from ntkdist.spec import versions
+
+AGREE = ("ntkdist", "dask", "numpy")  # in major and minor version, in all processes: they pickle to one another
+HEAD = ("worker", "host", "python", *AGREE, "BLAS", "tasks", "threads", "memory", "GPU")
+
+
+class Machine(NamedTuple):
+    """What a process can use.
+
+    Attributes
+    ----------
+    cores : frozenset of int
+        Numbers of those that it may run on.
+    grant : str
+        What it shares ``granted`` with others by, if they are on the same host.
+    granted : int
+        Most cores at once, by SLURM or a container's quota.
+    blas : str
+    gpus : tuple of str
+    """
+
+    cores: frozenset[int]
+    grant: str
+    granted: int
+    blas: str
+    gpus: tuple[str, ...]
+
+
+def machine() -> Machine:
+    """Of this process."""
+    cores, env = backend.core_numbers(), os.environ
+    quota = CPU_COUNT if len(cores) > CPU_COUNT else os.cpu_count() or 1
+    by_slurm = env.get("SLURM_CPUS_PER_TASK") or env.get("SLURM_CPUS_ON_NODE") or quota
+    grant = "/".join(env.get(f"SLURM_{key}", "") for key in ("JOB_ID", "STEP_ID", "PROCID"))
+    return Machine(cores, grant, min(quota, int(by_slurm)), backend.blas(), backend.gpus())
+
+
+def threads(workers: dict[str, Any], machines: dict[str, Machine]) -> dict[str, int]:
+    """Threads that a task of each worker has, so that a node's cores are used once.
+
+    Tasks share a core that several may run on, and a grant that several run under.
+
+    Parameters
+    ----------
+    workers : dict
+        The scheduler's description of each worker, by address.
+    machines : dict
+        What each worker says of itself.
+    """
+    on_core: Counter[tuple[str, int]] = Counter()
+    under: Counter[tuple[str, str]] = Counter()
+    for name, one in machines.items():
+        host, tasks = workers[name]["host"], workers[name]["nthreads"]
+        on_core.update({(host, core): tasks for core in one.cores})
+        under.update({(host, one.grant): tasks})
+    shares = {}
+    for name, one in machines.items():
+        host = workers[name]["host"]
+        share = sum(1 / on_core[host, core] for core in one.cores) + 1e-9
+        shares[name] = max(1, min(int(share), one.granted // under[host, one.grant]))
+    return shares
+
+
+def check(client: Client) -> None:
+    """Refuse a cluster whose processes differ in the versions that have to agree.
+
+    Raises
+    ------
+    ClusterError
+        With the package, its versions and where they are.
+    """
+    said: Any = client.get_versions(packages=AGREE)
+    for package in AGREE:
+        here = said["client"]["packages"][package]
+        others: dict[str, list[str]] = {}
+        for name, one in {"the scheduler": said["scheduler"], **said["workers"]}.items():
+            version = _version(one, package)
+            if version.split(".")[:2] != str(here).split(".")[:2]:
+                others.setdefault(version, []).append(name)
+        if others:
+            there = ", ".join(f"{version} on {_some(names)}" for version, names in others.items())
+            raise ClusterError(
+                f"{package} is {here} here but {there}; install one major.minor version everywhere "
+                "('ntkdist workers' shows all)"
+            )
+
+
+def table(client: Client | None) -> str:
+    """One row for each worker, as text; for this process if there is no client."""
+    workers: dict[str, Any]
+    packages: dict[str, Any]
+    if client is None:
+        here = "this process"
+        workers = {here: {"host": socket.gethostname(), "nthreads": 1, "memory_limit": MEMORY_LIMIT}}
+        packages = {here: {"packages": versions()}}
+        machines = {here: machine()}
+    else:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        said: Any = client.get_versions(packages=AGREE)
+        packages = said["workers"]
+        answers = client.run(machine, on_error="return")  # an error where ntkdist is absent or another
+        machines = {name: one for name, one in answers.items() if isinstance(one, Machine)}
+    shares = threads(workers, machines)
+    rows: list[Sequence[str]] = [HEAD]
+    for name, info in sorted(workers.items()):
+        python = ".".join(_version(packages.get(name), "python").split(".")[:3])
+        agree = (_version(packages.get(name), package) for package in AGREE)
+        one = machines.get(name)
+        blas, gpus = (one.blas, ", ".join(one.gpus) or "none") if one else ("-", "-")
+        share, memory = str(shares.get(name, "-")), f"{(info['memory_limit'] or MEMORY_LIMIT) / 1e9:.1f} GB"
+        rows.append((name, info["host"], python, *agree, blas, str(info["nthreads"]), share, memory, gpus))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _version(said: Any, package: str) -> str:
+    return str((said or {}).get("packages", {}).get(package) or "absent")
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

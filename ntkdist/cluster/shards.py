@@ -1,0 +1,204 @@
+"""What a task is: spans of rows, streamed from a dataset through one accumulator, and how such sums are added.
+
+A *shard* is a task that streams its spans of rows through one accumulator.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from ntkdist import backend, memory
+from ntkdist.cluster.tally import Tally
+from ntkdist.data.arrays import Arrays
+from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
+from ntkdist.data.ranges import Range
+from ntkdist.data.scaling import column_names
+from ntkdist.data.sparse import concatenate
+from ntkdist.errors import ClusterError, NtkdistError
+
+PAUSES = (0.5, 2.0)  # seconds until a task that failed is tried again
+
+
+class Summand(Protocol):
+    """What a pass computes: a picklable value that says where a sum starts and how rows enter it."""
+
+    def zero(self) -> Any:
+        """The empty sum."""
+
+    def update(self, total: Any, rows: Rows) -> Any:
+        """The sum with some rows added; may change ``total`` in place."""
+
+
+@runtime_checkable
+class ServesRows(Protocol):
+    """A summand of many passes that may have a shard's rows in the memory of the process that saw them before."""
+
+    def blocks(self, shard: "Shard", read: Iterator[Rows]) -> Iterator[Rows]:
+        """The blocks of a shard: from memory, or as read."""
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A summand whose sum grows on a device that other tasks do not reach."""
+
+    def taken(self, total: Any, shard: "Shard") -> Any:
+        """The sum of a shard on the host, as it leaves the task."""
+
+
+@runtime_checkable
+class PerFold(Protocol):
+    """A summand that is another one for every group."""
+
+    def of(self, group: int) -> Summand:
+        """The summand of a group."""
+
+
+AnySummand = Summand | PerFold
+
+
+class KeepsShards(Protocol):
+    """Where the sums of finished shards are kept, if anywhere."""
+
+    def load(self, shard: "Shard") -> "Part | None":
+        """A shard's sum, if it was finished before."""
+
+    def save(self, shard: "Shard", part: "Part") -> None:
+        """Keep a shard's sum."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sum, and what was done for it."""
+
+    total: Any
+    tally: Tally
+
+    def __sizeof__(self) -> int:
+        """What a worker counts, and spills by."""
+        return sys.getsizeof(self.total)
+
+
+class Source(NamedTuple):
+    """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0.
+
+    With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
+    Rows of the partitions in ``skip`` are left out.  With a ``range``, rows with values outside are counted.
+    """
+
+    dataset: Dataset | Arrays
+    layout: Layout
+    block_rows: int
+    threads: int
+    labelled: bool = True
+    folds: int = 0
+    skip: tuple[int, ...] = ()
+    range: Range | None = None
+
+
+def run_shard(source: Source, summand: AnySummand, shard: Shard, keep: KeepsShards | None = None) -> Part:
+    """What one task does: read, map, add; a pure function of its arguments, so that it can be tried again."""
+    if keep is not None and (part := keep.load(shard)) is not None:
+        return part
+    if isinstance(summand, PerFold):
+        summand = summand.of(shard.group)
+    backend.use_threads(source.threads)
+    part = _tried(source, summand, shard)
+    if keep is not None:
+        keep.save(shard, part)
+    return part
+
+
+def _tried(source: Source, summand: Summand, shard: Shard) -> Part:
+    """A shard's sum, tried again after what may be a mishap; errors of ours say what another try would not change."""
+    for pause in (*PAUSES, None):
+        try:
+            return _sum(source, summand, shard)
+        except NtkdistError:
+            raise
+        except Exception as error:
+            if pause is None:
+                raise ClusterError(
+                    f"The task of rows {shard.which} failed {len(PAUSES) + 1} times, last "
+                    f"with {type(error).__name__}: {error} ({memory.process_name()}); see to the cause, and run again"
+                ) from error
+        time.sleep(pause)  # not in the handler, where the error would still hold the sum
+    raise AssertionError
+
+
+def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
+    tally, total = Tally(), summand.zero()
+    start = time.perf_counter()
+    read = blocks(source, shard.spans, tally, shard.group)
+    for rows in summand.blocks(shard, read) if isinstance(summand, ServesRows) else read:
+        total = summand.update(total, rows)
+    if isinstance(summand, OnDevice):
+        total = summand.taken(total, shard)
+    tally.work_seconds = time.perf_counter() - start - tally.read_seconds
+    name, peak = memory.peak()
+    tally.saw([(name, peak)])
+    tally.worked[name] = (tally.rows, tally.read_seconds + tally.work_seconds)
+    return Part(total, tally)
+
+
+def add_parts(parts: Sequence[Part]) -> Part:
+    """Add sums from left to right; the first addition makes memory of its own, which the others may reuse."""
+    total, tally = parts[0].total + parts[1].total, parts[0].tally + parts[1].tally
+    for part in parts[2:]:
+        total += part.total
+        tally += part.tally
+    return Part(total, tally)
+
+
+def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold: int = 0) -> Iterator[Rows]:
+    """The rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are."""
+    held: list[Rows] = []
+    for start, stop in spans:
+        if start // source.layout.rows_per_partition in source.skip:
+            continue
+        began = time.perf_counter()
+        keep = source.dataset.folds(source.layout, start, stop, source.folds) == fold if source.folds else None
+        if keep is not None and not keep.any():
+            continue
+        rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled, keep=keep)
+        tally.read_seconds += time.perf_counter() - began
+        tally.rows += rows.n
+        tally.dropped += rows.dropped
+        tally.nbytes += rows.nbytes
+        if source.range is not None:
+            _count_outside(source.range, source.layout, rows, tally)
+        if not source.block_rows:
+            yield rows
+            continue
+        at = 0
+        while at < rows.n:
+            size = source.block_rows - sum(h.n for h in held)
+            held.append(rows.take(slice(at, at + size)))
+            at += held[-1].n
+            if sum(h.n for h in held) == source.block_rows:
+                yield _join(held)
+                held = []
+    if held:
+        yield _join(held)
+
+
+def _count_outside(range: Range, layout: Layout, rows: Rows, tally: Tally) -> None:
+    """Count the rows with values outside a range, which whoever maps them clips."""
+    clipped, columns = range.rows_outside(rows.x)
+    tally.clipped += clipped
+    if clipped:
+        names = column_names(layout, len(columns))
+        for i in np.flatnonzero(columns):
+            tally.clipped_in[names[i]] = tally.clipped_in.get(names[i], 0) + int(columns[i])
+
+
+def _join(held: list[Rows]) -> Rows:
+    if len(held) == 1:
+        return held[0]
+    pick = [None if a is None else concatenate([h[i] for h in held]) for i, a in enumerate(held[0][:4])]
+    assert pick[0] is not None
+    assert pick[3] is not None
+    return held[0]._replace(x=pick[0], y=pick[1], weight=pick[2], places=pick[3])

@@ -1,0 +1,135 @@
+"""Rows of arrays that somebody else holds, read like those of a dataset: in memory, or sliced from Zarr or Dask."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from ntkdist import random
+from ntkdist.data import sparse
+from ntkdist.data.dataset import FOLD, Layout, Rows
+from ntkdist.errors import InputError
+
+ROW = 1  # role of the random stream that deals rows to folds, beside the one for groups
+SPAN_BYTES = 64 * 2**20
+HASH_VALUES = 2**20  # at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Row-aligned arrays with the reading side of a `Dataset`.
+
+    Attributes
+    ----------
+    x : (n, *input_shape) array
+        NumPy, sparse, or anything that gives NumPy arrays when it is sliced; of Dask, slices stay lazy.
+    y : (n,) or (n, t) array or None
+        Numbers, or codes of ``classes``.
+    weight : (n,) array or None
+    dtype : str
+        That x is read as.
+    classes, columns, target_names : tuple of str
+    first : int
+        Place of the first row, of arrays that are a part of others.
+    """
+
+    x: Any
+    y: Any
+    weight: Any
+    dtype: str
+    classes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    target_names: tuple[str, ...] = ()
+    first: int = 0
+
+    store = "X"  # what errors call it
+
+    @property
+    def lazy(self) -> bool:
+        """Whether rows are Dask's to compute."""
+        return hasattr(self.x, "__dask_graph__")
+
+    def layout(self) -> Layout:
+        """What is known of the rows without looking at them."""
+        rows, *shape = (int(s) for s in self.x.shape)
+        size = np.dtype(self.dtype).itemsize
+        if self.lazy:
+            span = max(self.x.chunks[0])
+        else:
+            span = rows if isinstance(self.x, csr_array) else SPAN_BYTES // (int(np.prod(shape)) * size)
+        return Layout(
+            rows=rows,
+            rows_per_partition=max(1, min(rows, span)),
+            input_shape=tuple(shape),
+            x_dtype=self.dtype,
+            fingerprint="",
+            targets=self.y.shape[1] if self.y is not None and self.y.ndim == 2 else 0,
+            labelled=self.y is not None,
+            classes=self.classes,
+            columns=self.columns,
+            target_names=self.target_names,
+            max_nonzeros=max(self.x.nnz, 1) if isinstance(self.x, csr_array) else 0,
+        )
+
+    def read(
+        self, layout: Layout, start: int, stop: int, *, labelled: bool = True, keep: NDArray[np.bool_] | None = None
+    ) -> Rows:
+        """Rows ``start`` to ``stop``, or those to ``keep`` of them.
+
+        Raises
+        ------
+        InputError
+            If a value is NaN or infinite, or a weight negative.
+        """
+        cut = slice(start - self.first, stop - self.first)
+        x = self.x[cut]
+        x = x.astype(self.dtype) if isinstance(x, csr_array) else np.asarray(x).astype(self.dtype, copy=False)
+        y, weight = (None if a is None else np.asarray(a[cut]) for a in (self.y if labelled else None, self.weight))
+        weight = None if weight is None else weight.astype(np.float64)
+        for name, array in (("X", x), ("y", y), ("sample_weight", weight)):
+            if array is not None and array.dtype.kind == "f" and (bad := sparse.bad_rows(array)).any():
+                raise InputError(f"{name} contains NaN or infinity in row {start + int(bad.argmax())}; fill or drop it")
+        if weight is not None and (weight < 0).any():
+            raise InputError(f"sample_weight is negative in row {start + int((weight < 0).argmax())}")
+        nbytes = sum(a.nbytes for a in (x.data if isinstance(x, csr_array) else x, y, weight) if a is not None)
+        rows = Rows(x, y, weight, np.arange(start, stop), 0, nbytes)
+        return rows if keep is None or keep.all() else rows.take(keep)
+
+    def folds(self, layout: Layout, start: int, stop: int, count: int) -> NDArray[np.int64]:
+        """The fold, of ``count``, of some rows: a function of a row's values alone, so that copies stay together."""
+        x = self.x[start - self.first : stop - self.first]
+        return np.floor(random.uniforms_of(_names(x, self.dtype), 0, FOLD, ROW) * count).astype(np.int64)
+
+    def between(self, start: int, stop: int) -> tuple[Any, Any, Any]:
+        """x, y and weights of some rows; those of Dask not computed."""
+        x, y, weight = (None if a is None else a[start:stop] for a in (self.x, self.y, self.weight))
+        return x, y, weight
+
+    def holding(self, first: int, x: Any, y: Any, weight: Any) -> "Arrays":
+        """The same of some rows from ``first`` on."""
+        return replace(self, x=x, y=y, weight=weight, first=first)
+
+    def without_targets(self) -> "Arrays":
+        """The same rows with a target of zeros, of which nothing is learnt."""
+        return replace(self, y=np.broadcast_to(np.zeros(1), self.x.shape[:1]))
+
+    def without_rows(self) -> "Arrays":
+        """What is left to send where the rows travel by themselves."""
+        return replace(self, x=None, y=None, weight=None)
+
+
+def _names(x: Any, dtype: str) -> NDArray[np.int64]:
+    """A number for every row, equal for equal rows."""
+    if isinstance(x, csr_array):
+        out = np.zeros(x.shape[0], np.uint64)
+        np.add.at(out, np.repeat(np.arange(x.shape[0]), np.diff(x.indptr)), random.hashes(x.data, x.indices))
+        return out.view(np.int64)
+    x = np.asarray(x).astype(dtype, copy=False)
+    x = x.reshape(len(x), -1)
+    out, columns = np.empty(len(x), np.uint64), np.arange(x.shape[1])
+    step = max(1, HASH_VALUES // max(x.shape[1], 1))
+    for i in range(0, len(x), step):
+        out[i : i + step] = random.hashes(x[i : i + step], columns).sum(axis=1, dtype=np.uint64)
+    return out.view(np.int64)

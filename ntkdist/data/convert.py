@@ -1,0 +1,260 @@
+"""From a raw table to a dataset: a seeded shuffle on disk in bounded memory, then whole partitions in order.
+
+Rows go in their order to random buckets of about 64 MiB in a scratch directory beside the destination (for one in a
+bucket: among the system's temporary files); each bucket
+is then permuted in memory, and the buckets, one after the other, are cut into partitions.  A row's place depends on
+the seed and its number only, so the same source and seed give the same dataset bit for bit.
+
+Memory: four blocks of the source (16 MiB each), two buckets (64 MiB each) and three partitions (one, at most 128 MiB
+by default, and what Zarr encodes of it): at most 0.6 GB, for tables about 0.2 GB more (Arrow, and the pages of a row
+group of parquet).  Nothing grows with the rows.
+Scratch: the size of the decoded rows, and that of an array once more where it is stored columns first.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from ntkdist import random
+from ntkdist.data import dataset, sparse, storage, zarr_groups
+from ntkdist.data.dataset import Dataset, Layout
+from ntkdist.data.sources import RawSparseTable, RawTable, Wanted, open_arrays, open_sparse
+from ntkdist.data.tables import open_table
+from ntkdist.data.zarr_groups import Content, new_group, refuse_existing
+from ntkdist.errors import DataError, SpecError, StoreError
+from ntkdist.spec import installed
+
+BUCKET_BYTES = 64 * 2**20
+DRAW_ROWS = 65536  # rows whose buckets are drawn together, whatever the blocks of the source
+SHUFFLE, BUCKET, ORDER = 1000, 0, 1  # names of the random streams: a layer that no map has, and two roles
+
+
+def convert(
+    source: str,
+    dest: str,
+    *,
+    target: Sequence[str] = (),
+    x: str = "x",
+    classes: bool = False,
+    weight: str = "",
+    drop: Sequence[str] = (),
+    rows_per_partition: int | None = None,
+    shuffle_seed: int | None = 0,
+    groups: str = "",
+    holdout: str = "",
+) -> Layout:
+    """Convert npz, npy, IDX, csv or parquet to a dataset in Zarr v3; it appears whole or not at all.
+
+    An npz that `scipy.sparse.save_npz` wrote gives sparse rows; it is held in memory, and so is its target.
+
+    Parameters
+    ----------
+    source : str
+        A file, or an object (which is copied): npz, npy, csv, csv.gz, parquet, or IDX, known by its first bytes.
+    dest : str
+        Where the dataset shall be.
+    target : sequence of str
+        The target: columns of a table, an array of an npz (default: ``y`` where there is one), or for npy, IDX
+        and sparse rows another file.
+    x : str
+        The input array of an npz.
+    classes : bool
+        Integers are class labels, not numbers to regress on; strings and booleans always are.
+    weight, groups, holdout : str
+        Named as the target is: sample weights; which rows belong together in cross-validation, by integers, or strings,
+        which are hashed; which rows to choose a penalty by, 1 or true for those.
+    drop : sequence of str
+        Columns of a table to leave out.
+    rows_per_partition : int, optional
+        By default at least 20 partitions of at most 128 MiB.
+    shuffle_seed : int or None
+        Seed of the shuffle; None keeps the order of the source.
+
+    Returns
+    -------
+    Layout
+        Of the new dataset.  Its arrays are ``x``, ``y``, ``weight``, ``groups`` and ``holdout``, as far as they were
+        named, and ``row``, each row's place in the source.
+
+    Raises
+    ------
+    DataError
+        If the source is damaged, empty, or does not hold what was asked for.
+    SpecError
+        If the options contradict each other.
+    StoreError
+        If the destination exists or has no space.
+    """
+    target, drop = (target,) if isinstance(target, str) else target, (drop,) if isinstance(drop, str) else drop
+    _check(source, rows_per_partition, shuffle_seed)
+    refuse_existing(dest)
+    wanted = Wanted(tuple(target), x, classes, weight, tuple(drop), groups, holdout)
+    with _scratch(dest) as scratch:
+        _convert(source, dest, wanted, rows_per_partition, shuffle_seed, Path(scratch))
+    return Dataset(dest).layout(labelled=False)
+
+
+def _convert(source: str, dest: str, wanted: Wanted, rows: int | None, seed: int | None, scratch: Path) -> None:
+    """By the kind of source; partitions are of some rows."""
+    path = storage.fetch(source, scratch / "source")
+    table = path.name.lower().endswith((".csv", ".csv.gz", ".parquet"))
+    if not table and (sparse_rows := open_sparse(path, wanted, scratch)):
+        _write_sparse(dest, sparse_rows, rows, seed)
+        return
+    opened = (open_table if table else open_arrays)(path, wanted, scratch)
+    if opened.rows == 0:
+        raise DataError(f"{source} has no rows; convert a source that has some")
+    _write_dense(dest, opened, rows, seed, scratch)
+
+
+def _check(source: str, rows_per_partition: int | None, shuffle_seed: int | None) -> None:
+    """Refuse what can be told without reading."""
+    if shuffle_seed is not None and shuffle_seed < 0:
+        raise SpecError(f"shuffle_seed is {shuffle_seed}; expected a number of at least 0, or none to keep the order")
+    if rows_per_partition is not None and rows_per_partition < 1:
+        raise SpecError(f"rows_per_partition is {rows_per_partition}; expected at least 1")
+    if storage.is_local(source) and not storage.local_path(source).is_file():
+        raise DataError(f"{source}: no such file; check the path")
+
+
+def _scratch(dest: str) -> tempfile.TemporaryDirectory[str]:
+    """A directory beside the destination; for a bucket, where the system has temporary files."""
+    if not storage.is_local(dest):
+        return tempfile.TemporaryDirectory(prefix="ntkdist-scratch-")
+    final = storage.local_path(dest).absolute()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=f".{final.name}.scratch-", dir=final.parent)
+
+
+def _attributes(source: RawTable, seed: int | None) -> dict[str, Any]:
+    hashes = {}
+    for role, path in source.files.items():
+        with path.open("rb") as file:
+            hashes[role] = {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {
+        "columns": list(source.columns),
+        "target_names": list(source.target_names),
+        "classes": list(source.classes),
+        "source": {"rows": source.rows, **hashes.pop("source"), **hashes},
+        "shuffle_seed": seed,
+        "ntkdist": installed("ntkdist"),
+    }
+
+
+def _record(source: RawTable) -> np.dtype[Any]:
+    """A row as it lies in a bucket."""
+    return np.dtype([*((k, dtype, shape) for k, (dtype, shape) in source.fields.items()), ("row", np.int64)])
+
+
+def _fill_buckets(source: RawTable, seed: int | None, scratch: Path) -> list[Path]:
+    """Append each row of the source to the file of its bucket."""
+    record = _record(source)
+    needed, free = source.rows * record.itemsize, shutil.disk_usage(scratch).free
+    if needed > free:
+        raise StoreError(
+            f"Converting needs {needed / 1e9:.1f} GB of scratch space in {scratch.parent} but {free / 1e9:.1f} GB "
+            "are free; make room or choose a destination on another disk"
+        )
+    buckets = [scratch / str(b) for b in range(-(-needed // BUCKET_BYTES))]
+    start = 0
+    for block in source.blocks():
+        stop = start + len(block["x"])
+        rows = np.empty(stop - start, record)
+        for name, values in block.items():
+            rows[name] = values
+        rows["row"] = np.arange(start, stop)
+        bucket = _bucket_of(start, stop, len(buckets), source.rows, seed)
+        order = np.argsort(bucket, kind="stable")
+        rows, edges = rows[order], np.searchsorted(bucket[order], np.arange(len(buckets) + 1))
+        for b in np.flatnonzero(np.diff(edges)):
+            with buckets[b].open("ab") as file:
+                rows[edges[b] : edges[b + 1]].tofile(file)
+        start = stop
+    if start != source.rows:
+        raise DataError(f"{source.files['source']} had {source.rows} rows, then {start}; it changed while it was read")
+    return buckets
+
+
+def _bucket_of(start: int, stop: int, buckets: int, rows: int, seed: int | None) -> NDArray[np.int64]:
+    """The bucket of each of some rows; without a seed, consecutive rows share one."""
+    if seed is None:
+        return np.arange(start, stop) * buckets // rows
+    first, last = start // DRAW_ROWS, -(-stop // DRAW_ROWS)
+    drawn = [random.integers(buckets, DRAW_ROWS, seed, SHUFFLE, BUCKET, g) for g in range(first, last)]
+    return np.concatenate(drawn)[start - first * DRAW_ROWS : stop - first * DRAW_ROWS]
+
+
+def _shuffled(
+    buckets: list[Path], record: np.dtype[Any], seed: int | None
+) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    """Each bucket's rows, and the order to take them in; its file is removed."""
+    for b, path in enumerate(buckets):
+        rows = np.fromfile(path, record) if path.exists() else np.empty(0, record)
+        path.unlink(missing_ok=True)
+        keys = np.arange(len(rows)) if seed is None else random.uniforms(len(rows), seed, SHUFFLE, ORDER, b)
+        yield rows, np.argsort(keys, kind="stable")
+
+
+def _write_dense(dest: str, source: RawTable, wanted: int | None, seed: int | None, scratch: Path) -> None:
+    """Shuffle rows by way of buckets, and write them partition by partition."""
+    buckets = _fill_buckets(source, seed, scratch)
+    attrs = _attributes(source, seed)
+    with new_group(dest, dataset.FORMAT, attrs) as url:
+        attrs["content"] = _write(url, source, wanted, _shuffled(buckets, _record(source), seed)).to_dict()
+
+
+def _write(
+    url: str, source: RawTable, wanted: int | None, shuffled: Iterator[tuple[NDArray[Any], NDArray[np.int64]]]
+) -> Content:
+    """Cut the shuffled rows into partitions, each written once, and digest them."""
+    dtype, shape = source.fields["x"]
+    size = zarr_groups.partition_rows(source.rows, shape, dtype, wanted)
+    fields = {**source.fields, "row": (np.dtype(np.int64), ())}
+    for name, (dtype, shape) in fields.items():
+        zarr_groups.create_array(url, name, (source.rows, *shape), dtype, size)
+    part = {k: np.empty((min(size, source.rows), *shape), dtype) for k, (dtype, shape) in fields.items()}
+    start, filled, content = 0, 0, Content()
+    for rows, order in shuffled:
+        at = 0
+        while at < len(order):
+            take = order[at : at + size - filled]
+            for name, values in part.items():
+                values[filled : filled + len(take)] = rows[name][take]
+            at, filled = at + len(take), filled + len(take)
+            if filled == size or start + filled == source.rows:
+                for name, values in part.items():
+                    content += zarr_groups.write_content(url, name, start, values[:filled])
+                start, filled = start + filled, 0
+    return content
+
+
+def _write_sparse(dest: str, source: RawSparseTable, wanted: int | None, seed: int | None) -> None:
+    """Permute sparse rows, and write them partition by partition."""
+    x, beside = source.x, source.beside
+    n, d = x.shape
+    keys = np.arange(n) if seed is None else random.uniforms(n, seed, SHUFFLE, ORDER)
+    order = np.argsort(keys, kind="stable")
+    row_bytes = max(1, -(-x.nnz * (x.dtype.itemsize + 4) // n))
+    shape = sparse.Shape(n, d, zarr_groups.partition_rows(n, (row_bytes,), np.uint8, wanted))
+    counts = np.diff(x.indptr)[order]
+    edges = np.arange(0, n, shape.rows_per_partition)
+    attrs = _attributes(source.described, seed) | {"sparse": {"x": [n, d]}}
+    with zarr_groups.new_group(dest, dataset.FORMAT, attrs) as url:
+        width = sparse.create(url, "x", shape, int(np.add.reduceat(counts, edges).max()), x.dtype)
+        arrays = beside | {"row": np.arange(n)}
+        for name, values in arrays.items():
+            zarr_groups.create_array(url, name, values.shape, values.dtype, shape.rows_per_partition)
+        content = Content()
+        for p, start in enumerate(edges):
+            take = order[start : start + shape.rows_per_partition]
+            content += sparse.write(url, "x", p, csr_array(x[take]), shape, width)
+            for name, values in arrays.items():
+                content += zarr_groups.write_content(url, name, int(start), values[take])
+        attrs["content"] = content.to_dict()

@@ -1,0 +1,296 @@
+"""Datasets: row-aligned arrays in one group of Zarr, cut into partitions, read verified or not at all.
+
+A dataset has an array ``x`` (rows first; of sparse rows, the three of `ntkdist.data.sparse`), usually a ``y``, and
+whatever else has one entry a row, all cut into the same partitions.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from ntkdist import random
+from ntkdist.data import sparse, storage, zarr_groups
+from ntkdist.errors import DataError, SpecError
+from ntkdist.spec import Spec, digest
+
+FORMAT = "ntkdist.dataset"
+IDENTITY = ("content", "arrays", "sparse", "columns", "target_names", "classes")  # attributes that say what data are
+FOLD, GROUP = 1001, 0  # names of the random stream that deals groups to folds: a layer that no map has, and a role
+
+
+class Rows(NamedTuple):
+    """Some rows of a dataset, as read: raw values, nothing scaled."""
+
+    x: NDArray[Any] | csr_array
+    y: NDArray[Any] | None
+    weight: NDArray[np.float64] | None
+    places: NDArray[np.int64]  # positions of the rows in the dataset
+    dropped: int = 0  # rows left out because of NaN or Inf
+    nbytes: int = 0  # bytes of the arrays before rows were dropped
+
+    @property
+    def n(self) -> int:
+        return int(self.x.shape[0])
+
+    @property
+    def start(self) -> int:
+        """Position of the first row."""
+        return int(self.places[0])
+
+    def take(self, rows: slice | NDArray[Any]) -> "Rows":
+        """The same with some of the rows."""
+        y, weight = (None if a is None else a[rows] for a in (self.y, self.weight))
+        return self._replace(x=self.x[rows], y=y, weight=weight, places=self.places[rows])
+
+
+class Layout(Spec, frozen=True):
+    """What is known of a dataset without reading a row.
+
+    ``fingerprint`` names the data, wherever they lie: it is a hash of the arrays' names, types, shapes, partitions and
+    contents, and of the names of columns, targets and classes.
+    """
+
+    rows: int
+    rows_per_partition: int
+    input_shape: tuple[int, ...]
+    x_dtype: str
+    fingerprint: str
+    targets: int = 0  # 0: no y, or y is one-dimensional
+    labelled: bool = False
+    classes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    target_names: tuple[str, ...] = ()
+    max_nonzeros: int = 0  # of a partition; 0: rows are dense
+
+    @property
+    def sparse(self) -> bool:
+        return self.max_nonzeros > 0
+
+    @property
+    def row_values(self) -> int:
+        """Numbers stored of a row; of a sparse one, an upper bound of their mean over a partition."""
+        return -(-self.max_nonzeros // self.rows_per_partition) if self.sparse else int(np.prod(self.input_shape))
+
+    @property
+    def partitions(self) -> int:
+        return -(-self.rows // self.rows_per_partition)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.row_values * (np.dtype(self.x_dtype).itemsize + 4 * self.sparse)
+
+    def span(self, partition: int) -> tuple[int, int]:
+        """First row of a partition and the row after its last."""
+        start = partition * self.rows_per_partition
+        return start, min(start + self.rows_per_partition, self.rows)
+
+    def rows_of(self, partitions: Iterable[int]) -> int:
+        """Rows of some partitions together."""
+        return sum(stop - start for start, stop in map(self.span, partitions))
+
+
+class Dataset(Spec, frozen=True):
+    """A dataset by its place and the names of its arrays.
+
+    Parameters
+    ----------
+    store : str
+        Path or URL of the Zarr group.
+    x, y : str
+        Names of the input and target arrays.
+    weight : str
+        Name of an array of non-negative sample weights; empty for none.
+    nan : {"error", "drop"}
+        What to do with rows that hold a NaN or an infinity: refuse, or leave them out and count them.
+    damaged : {"error", "skip"}
+        What to do with partitions that cannot be read as they were written: refuse, or first read all of them, leave
+        those out of everything, and name them.  What owes every row something, as predict and featurize do, refuses.
+    groups : str
+        Name of an array of integers; rows of one value are never in different folds.  Empty for none.
+    holdout : str
+        Name of an array of 0 and 1 (or booleans); the rows with 1 are what a penalty is chosen by.  Empty for none.
+    """
+
+    store: str
+    x: str = "x"
+    y: str = "y"
+    weight: str = ""
+    nan: Literal["error", "drop"] = "error"
+    damaged: Literal["error", "skip"] = "error"
+    groups: str = ""
+    holdout: str = ""
+
+    def validate(self) -> None:
+        if self.groups and self.holdout:
+            raise SpecError(
+                f"both groups ('{self.groups}') and holdout ('{self.holdout}') are given; give one: a holdout array "
+                "that keeps groups together does both"
+            )
+
+    def absolute(self) -> "Dataset":
+        """Return the same dataset for a process with another working directory."""
+        return msgspec.structs.replace(self, store=storage.absolute(self.store))
+
+    @property
+    def dealt(self) -> str:
+        """Name of the array that says the fold of every row; empty where whole partitions are dealt to folds."""
+        return self.groups or self.holdout
+
+    def layout(self, *, labelled: bool = True) -> Layout:
+        """Open the group, check that it is complete and consistent, and describe it.
+
+        Parameters
+        ----------
+        labelled : bool
+            Whether targets are needed.  Without, a dataset that has none is fine.
+
+        Raises
+        ------
+        DataError
+            If there is no such dataset, it is incomplete or empty, or an array is absent or of the wrong length.
+        """
+        group = zarr_groups.open_group(self.store, FORMAT)
+        attrs: dict[str, Any] = dict(group.attrs)
+        stored = attrs.get("sparse", {}).get(self.x)
+        parts = {k: zarr_groups.member(self.store, group, k) for k in self._parts()} if stored else {}
+        x = parts[f"{self.x}/data"] if stored else zarr_groups.member(self.store, group, self.x)
+        shape: tuple[int, ...] = tuple(stored) if stored else x.shape
+        rows = shape[0]
+        size = parts[f"{self.x}/indptr"].shape[1] - 1 if stored else (x.shards or x.chunks)[0]
+        if rows == 0:
+            raise DataError(f"{self.store}: the dataset has no rows; convert a source that has some")
+        if len(shape) < 2:
+            raise DataError(f"{self.store}: array '{self.x}' has shape {shape}; expected (rows, columns) or images")
+        has_y = zarr_groups.has(self.store, group, self.y)
+        arrays = {} if stored else {self.x: x}
+        if labelled or has_y:
+            arrays[self.y] = y = zarr_groups.member(self.store, group, self.y)
+        if self.weight:
+            arrays[self.weight] = zarr_groups.member(self.store, group, self.weight)
+        if self.dealt:
+            arrays[self.dealt] = dealt = zarr_groups.member(self.store, group, self.dealt)
+            if dealt.ndim != 1 or dealt.dtype.kind not in "iub":
+                raise DataError(
+                    f"{self.store}: array '{self.dealt}' has shape {dealt.shape} and type {dealt.dtype}; expected "
+                    f"{'integers' if self.groups else '0 and 1'}, one a row; convert again with "
+                    f"--{'groups' if self.groups else 'holdout'}"
+                )
+        for name, array in arrays.items():
+            if array.shape[0] != rows:
+                raise DataError(
+                    f"{self.store}: array '{name}' has {array.shape[0]} rows but '{self.x}' has {rows}; convert again"
+                )
+        for name, array in (arrays | parts).items():
+            found, recorded = zarr_groups.describe(array), attrs.get("arrays", {}).get(name)
+            if found != recorded:
+                raise DataError(f"{self.store}: array '{name}' is {found} but {recorded} was recorded; convert again")
+        return Layout(
+            rows=rows,
+            rows_per_partition=size,
+            input_shape=shape[1:],
+            x_dtype=str(x.dtype),
+            fingerprint=_fingerprint(attrs),
+            targets=y.shape[1] if has_y and y.ndim == 2 else 0,
+            labelled=has_y,
+            classes=tuple(attrs.get("classes", ())),
+            columns=tuple(attrs.get("columns", ())) if self.x == "x" else (),
+            target_names=tuple(attrs.get("target_names", ())) if self.y == "y" else (),
+            max_nonzeros=x.shape[1] if stored else 0,
+        )
+
+    def read(
+        self, layout: Layout, start: int, stop: int, *, labelled: bool = True, keep: NDArray[np.bool_] | None = None
+    ) -> Rows:
+        """Rows ``start`` to ``stop``, or those to ``keep`` of them, verified.
+
+        Raises
+        ------
+        DataError
+            If a chunk is missing or damaged (`Damaged`), or a value is NaN or infinite and ``nan`` is "error".  The
+            message names the array and the rows.
+        """
+        x = self._inputs(layout, start, stop)
+        y = self.column(layout, self.y, start, stop) if labelled else None
+        w = self.column(layout, self.weight, start, stop).astype(np.float64) if self.weight else None
+        held = [x.data, x.indices, x.indptr] if isinstance(x, csr_array) else [x]
+        rows = Rows(x, y, w, np.arange(start, stop), 0, sum(a.nbytes for a in (*held, y, w) if a is not None))
+        bad = np.zeros(stop - start, bool)
+        for name, array, values in ((self.x, x, held[0]), (self.y, y, y), (self.weight, w, w)):
+            if array is not None and array.dtype.kind == "f" and not np.isfinite(np.asarray(values)).all():
+                bad |= sparse.bad_rows(array)
+                if self.nan == "error":
+                    raise DataError(
+                        f"{self.store}: array '{name}' has NaN or Inf in {bad.sum()} of the rows {start}–{stop - 1}, "
+                        f'first in row {start + int(bad.argmax())}; mend the source, or set nan = "drop"'
+                    )
+        if w is not None and (w[~bad] < 0).any():
+            raise DataError(f"{self.store}: array '{self.weight}' has negative weights in rows {start}–{stop - 1}")
+        mine = np.ones(stop - start, bool) if keep is None else keep
+        dropped = int((bad & mine).sum())
+        return rows if (mine & ~bad).all() else rows.take(mine & ~bad)._replace(dropped=dropped)
+
+    def folds(self, layout: Layout, start: int, stop: int, count: int) -> NDArray[np.int64]:
+        """The fold, of ``count``, of each of some rows: a function of the row's value in `dealt` alone.
+
+        Groups are dealt by a hash; of a holdout there are two folds, and fold 1 is held out.
+
+        Raises
+        ------
+        DataError
+            If a holdout is neither 0 nor 1, or as in `read`.
+        """
+        values = self.column(layout, self.dealt, start, stop)
+        if self.groups:
+            return np.floor(random.uniforms_of(values, 0, FOLD, GROUP) * count).astype(np.int64)
+        if (wrong := (values != 0) & (values != 1)).any():
+            raise DataError(
+                f"{self.store}: array '{self.holdout}' is {values[wrong.argmax()]} in row "
+                f"{start + int(wrong.argmax())}; expected 0, or 1 to hold a row out"
+            )
+        return values.astype(np.int64)
+
+    def column(self, layout: Layout, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows of one array of the dataset, verified as in `read`."""
+        return zarr_groups.read_rows(self.store, name, start, stop, layout.fingerprint)
+
+    def _inputs(self, layout: Layout, start: int, stop: int) -> NDArray[Any] | csr_array:
+        if not layout.sparse:
+            return self.column(layout, self.x, start, stop)
+        shape = sparse.Shape(layout.rows, layout.input_shape[0], layout.rows_per_partition)
+        return sparse.read(self.store, self.x, shape, start, stop, layout.fingerprint)
+
+    def _parts(self) -> list[str]:
+        return [f"{self.x}/{part}" for part in ("indptr", "indices", "data")]
+
+    def others(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of every array beside the input."""
+        arrays = zarr_groups.open_group(self.store, FORMAT).arrays()
+        return {str(k): (a.shape, str(a.dtype)) for k, a in sorted(arrays) if k != self.x}
+
+
+def _fingerprint(attrs: dict[str, Any]) -> str:
+    """Name the data of a group by what its writer recorded.
+
+    Where that was before contents were recorded, all attributes stand for them, the SHA-256 of the source among them.
+    """
+    return digest({name: attrs.get(name) for name in IDENTITY} if "content" in attrs else attrs)
+
+
+class Shard(NamedTuple):
+    """One task: spans of rows (start, stop), read in this order."""
+
+    group: int
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+    @property
+    def which(self) -> str:
+        """Name its rows in a message, by the first and the last."""
+        return f"{self.spans[0][0]}–{self.spans[-1][1] - 1}"

@@ -1,0 +1,274 @@
+"""Scaling and clipping of inputs, scaling of targets: learnt from one `Moments` pass, and part of the model, so that
+predict takes raw rows."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, issparse
+
+from ntkdist.data.dataset import Layout, Rows
+from ntkdist.data.moments import Mode, Moments, MomentsOf
+from ntkdist.data.ranges import Range
+from ntkdist.errors import DataError, SpecError
+from ntkdist.spec import Spec, digest, nearest
+
+F8 = NDArray[np.float64]
+Inputs = Literal["auto", "columns", "channels", "none"]
+Clip = Literal["range", "none"]
+
+
+class Preprocess(Spec, frozen=True):
+    """How inputs are scaled, and where the scale comes from.
+
+    Parameters
+    ----------
+    inputs : {"auto", "columns", "channels", "none"}
+        Subtract the mean and divide by the standard deviation of every column, or of every channel of images; "auto"
+        is columns for vectors, channels for images, and for sparse rows only the division.
+    reuse : str
+        URL of a run, a model or saved equations whose scaling and range are taken over unchanged, which is what makes
+        sums of different data addable.  Of several runs with " + " between, the scaling that their data have together:
+        sites that may not share rows fit alone, and then once more with the same sum.
+    clip : {"range", "none"}
+        Clip the inputs of new rows to the least and greatest value of every column, or of every channel of images,
+        among the rows with weight that are learnt from; with "none" a value far outside can throw a prediction as
+        far.  Cross-validated errors see the range of all folds.
+    """
+
+    inputs: Inputs = "auto"
+    reuse: str = ""
+    clip: Clip = "range"
+
+    def resolve(self, layout: Layout) -> Mode:
+        """The same without "auto".
+
+        Raises
+        ------
+        SpecError
+            If means would be subtracted from sparse rows.
+        """
+        if self.inputs != "auto":
+            if layout.sparse and self.inputs != "none":
+                raise SpecError(
+                    f'inputs = "{self.inputs}" subtracts means, which would fill sparse rows; use "auto", which only '
+                    'divides by standard deviations, or "none"'
+                )
+            return self.inputs
+        if layout.sparse:
+            return "scale"
+        return "columns" if len(layout.input_shape) == 1 else "channels"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Fitted scaling: x ↦ (clip(x) − x_mean)/x_scale, y ↦ (y − y_mean)/y_scale, classes ↦ centred one-hot.
+
+    Attributes
+    ----------
+    input_shape : tuple of int
+    x_mean, x_scale : (d,) arrays, or (c,) for channels
+        A column without variance keeps scale 1: it becomes zero, and harmless.
+    y_mean, y_scale : (t,) arrays
+    classes : tuple of str
+        Names in the order of the codes; empty for regression.
+    columns, target_names : tuple of str
+        Names, if the dataset has them.
+    vector_target : bool
+        Whether predictions have a second axis.
+    constant : tuple of str
+        Columns without variance in the data that was fitted on.
+    class_weight : tuple of float
+        What rows of each class weigh, beside weights of their own; empty if all weigh the same.
+    x_low, x_high : (d,) arrays, or (c,) for channels
+        Raw values are clipped to these; (1,) of ∓inf where they are not.
+    """
+
+    input_shape: tuple[int, ...]
+    x_mean: F8
+    x_scale: F8
+    y_mean: F8
+    y_scale: F8
+    classes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    target_names: tuple[str, ...] = ()
+    vector_target: bool = False
+    constant: tuple[str, ...] = ()
+    class_weight: tuple[float, ...] = ()
+    x_low: F8 = field(default_factory=lambda: np.full(1, -np.inf))
+    x_high: F8 = field(default_factory=lambda: np.full(1, np.inf))
+
+    @classmethod
+    def fit(
+        cls, mode: Mode, layout: Layout, moments: Moments, balanced: bool = False, clip: Clip = "range"
+    ) -> "Preprocessing":
+        """Scaling from the sum of `MomentsOf` over the rows, and weights that make classes balanced if they shall be.
+
+        Raises
+        ------
+        DataError
+            If there are no rows, or fewer than two classes among them.
+        """
+        x, y = moments.split(MomentsOf(mode, layout).d)
+        if not x.weight.any():
+            raise DataError("No rows with weight are left to fit on; check nan = and the weights")
+        if layout.classes:
+            present = [name for name, count in zip(layout.classes, y.counts, strict=True) if count > 0]
+            if len(present) < 2:
+                raise DataError(
+                    f"All rows have the class '{present[0]}'; a classifier needs at least two, check the target"
+                )
+            y_mean, y_scale = y.counts / y.counts.sum(), np.ones(len(y.counts))
+        else:
+            y_mean, y_scale = y.mean, np.where(y.constant(), 1.0, y.std)
+        d = int(np.prod(layout.input_shape))
+        names = column_names(layout, len(x.mean))
+        none = mode == "none"
+        return cls(
+            layout.input_shape,
+            np.zeros(d) if none or mode == "scale" else x.mean,
+            np.ones(d) if none else np.where(x.constant(), 1.0, x.std),
+            y_mean,
+            y_scale,
+            layout.classes,
+            layout.columns,
+            layout.target_names,
+            layout.targets > 0,
+            () if layout.sparse else tuple(names[i] for i in np.flatnonzero(x.constant())),
+            _balancing(y.counts) if balanced else (),
+            **({} if clip == "none" else _range(mode, layout, x)),
+        )
+
+    @property
+    def range(self) -> Range:
+        """The raw values that inputs are clipped to."""
+        return Range(self.x_low, self.x_high)
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether all pixels of a channel have one scale."""
+        return len(self.x_mean) != int(np.prod(self.input_shape))
+
+    @property
+    def t(self) -> int:
+        """Target columns that the solver sees."""
+        return len(self.y_mean)
+
+    def digest(self) -> str:
+        """A short name; equal scalings have equal names."""
+        limits = self.range if self.range.bounded else ()
+        arrays = [a.tolist() for a in (self.x_mean, self.x_scale, self.y_mean, self.y_scale, *limits)]
+        return digest(self.input_shape, arrays, self.classes, self.columns, self.class_weight)
+
+    def inputs(self, x: NDArray[Any] | csr_array, dtype: Any) -> NDArray[Any] | csr_array:
+        """Clipped and scaled rows, computed in float64 and then cast; sparse rows stay sparse."""
+        if x.shape[1:] != self.input_shape:
+            raise DataError(f"Rows have shape {x.shape[1:]}; the model was fitted on {self.input_shape}")
+        if issparse(x):
+            if self.x_mean.any():
+                raise DataError("The model subtracts means, which would fill sparse rows; make the rows dense")
+            x = csr_array(x)
+            scaled = csr_array((x.data / self.x_scale[x.indices], x.indices, x.indptr), x.shape)
+        else:
+            whole = len(self.x_mean) != x.shape[-1]  # every pixel has its own scale, else every column or channel
+            mean, scale = (a.reshape(self.input_shape) if whole else a for a in (self.x_mean, self.x_scale))
+            scaled = x - mean
+            scaled /= scale
+        self.range.scaled(self.x_mean, self.x_scale).clip(scaled)  # in place, so after scaling: the bits are the same
+        return scaled.astype(dtype, copy=False)
+
+    def targets(self, y: NDArray[Any]) -> F8:
+        """Scaled targets or centred one-hot codes, (n, t)."""
+        if self.classes:
+            onehot = np.zeros((len(y), self.t))
+            onehot[np.arange(len(y)), y] = 1.0
+            return onehot - self.y_mean
+        return (y.reshape(len(y), -1) - self.y_mean) / self.y_scale
+
+    def weights(self, rows: Rows) -> F8 | None:
+        """What rows weigh in the equations, (n,): their own weights times those of their classes."""
+        if not self.class_weight:
+            return rows.weight
+        each: F8 = np.array(self.class_weight)[rows.y]
+        return each if rows.weight is None else each * rows.weight
+
+    def match(self, layout: Layout, source: str) -> "Matching":
+        """How another dataset's columns and class codes map to this one's, by name where both have names.
+
+        Raises
+        ------
+        DataError
+            If a column is missing, the shape differs, or (when its labels are used) a class is unknown.
+        """
+        columns = None
+        if self.columns and layout.columns and self.columns != layout.columns:
+            missing = [c for c in self.columns if c not in layout.columns]
+            if missing:
+                raise DataError(
+                    f"{source}: column '{missing[0]}' of the model is missing{nearest(missing[0], layout.columns)}"
+                )
+            columns = np.array([layout.columns.index(c) for c in self.columns])
+        elif layout.input_shape != self.input_shape:
+            raise DataError(
+                f"{source}: rows have shape {layout.input_shape}; the model was fitted on {self.input_shape}"
+            )
+        codes = None
+        if self.classes and layout.classes:
+            places = {name: i for i, name in enumerate(self.classes)}
+            codes = np.array([places.get(name, -1) for name in layout.classes])
+        return Matching(source, columns, codes, layout.classes, self._range_in(columns, layout))
+
+    def _range_in(self, columns: NDArray[np.int64] | None, layout: Layout) -> Range:
+        """Put the range in the order of another dataset's columns; those that are no inputs have no limits."""
+        if columns is None or not self.range.bounded:
+            return self.range
+        low, high = np.full(len(layout.columns), -np.inf), np.full(len(layout.columns), np.inf)
+        low[columns], high[columns] = self.range
+        return Range(low, high)
+
+
+def column_names(layout: Layout, d: int) -> tuple[str, ...]:
+    """Return the names of columns, or of channels."""
+    return layout.columns or tuple(f"column {i}" for i in range(d))
+
+
+def _range(mode: Mode, layout: Layout, x: Moments) -> dict[str, F8]:
+    """Choose what inputs are clipped to: of images that are not scaled by pixel, the range of each channel."""
+    low, high = x.low, x.high
+    if layout.sparse:
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+    if mode == "none":
+        pixels = len(low) // layout.input_shape[-1], layout.input_shape[-1]
+        low = np.tile(low.reshape(pixels).min(axis=0), pixels[0])
+        high = np.tile(high.reshape(pixels).max(axis=0), pixels[0])
+    return {"x_low": low, "x_high": high}
+
+
+def _balancing(counts: F8) -> tuple[float, ...]:
+    """Weights n/(K·n_k) of classes with n_k rows, of K classes that have any: all classes weigh n/K in the sum."""
+    weights = np.zeros(len(counts))
+    np.divide(counts.sum() / np.count_nonzero(counts), counts, out=weights, where=counts > 0)
+    return tuple(weights.tolist())
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Reorders another dataset's columns and renumbers its classes."""
+
+    source: str
+    columns: NDArray[np.int64] | None
+    codes: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    range: Range  # of its inputs, in its own order
+
+    def __call__(self, rows: Rows) -> Rows:
+        x = rows.x if self.columns is None else rows.x[:, self.columns]
+        y = rows.y
+        if y is not None and self.codes is not None:
+            codes = self.codes[y]
+            if (codes < 0).any():
+                name = self.classes[int(y[codes < 0][0])]
+                raise DataError(f"{self.source}: class '{name}' is unknown to the model; evaluate on rows it knows")
+            y = codes
+        return rows._replace(x=x, y=y)

@@ -1,0 +1,189 @@
+"""Element-wise loops compiled to one pass over memory, where NumPy would take thirty.
+
+The loops release the interpreter, so that a task's threads run them side by side.  They are compiled at first use, once
+a process: nothing is written to disk, and importing this costs nothing.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist import gpu
+
+HALF = 7  # coefficients of an even or odd part, at most: one compilation does for every polynomial up to degree 13
+ZONAL_HALF = 12  # the same of `zonal`: more would not be unrolled, and cost many times as much
+CLOSE = {4: 1e-2, 8: 1e-3}  # by the bytes of a number: below, 1 − |cosine| is taken from the difference of the rows
+
+
+def even_odd(
+    out: NDArray[Any],
+    first: int,
+    even: NDArray[Any],
+    odd: NDArray[Any],
+    shift: float,
+    reach: float,
+    scale: NDArray[Any],
+) -> None:
+    """In the columns of ``out`` from ``first`` on, t becomes scale·(even(t² − shift) + t·odd(t² − shift)).
+
+    Parameters
+    ----------
+    out : (n, m) contiguous array
+        t is clipped to ±reach before.
+    first : int
+    even, odd : (≤ HALF,) arrays
+        Coefficients, lowest degree first.
+    shift, reach : float
+    scale : (n,) array
+        Of out's dtype.
+    """
+    if gpu.array_module(out) is not np:
+        out[:, first:] = _even_odd_by_arrays(out[:, first:], even, odd, shift, reach, scale)
+        return
+    number = out.dtype.type
+    coefficients = (tuple(np.pad(c, (0, HALF - len(c))).astype(out.dtype)) for c in (even, odd))
+    _loops()[0](out, first, *coefficients, number(shift), number(reach), scale)
+
+
+def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any], far: NDArray[Any]) -> None:
+    """In place, cosines t of unit rows become a function of the angle: near(a) where t > 0, far(a) elsewhere.
+
+    a = √((1 − |t|)/2) is half the distance of u and v, or of u and −v: the sine of half the angle, in which the
+    arc-cosine kernels are smooth.  Of rows that are nearly (anti)parallel it is computed from their difference.
+
+    Parameters
+    ----------
+    t : (n, m) contiguous array
+    u, v : (n, d) and (m, d) contiguous arrays
+        Of t's dtype.
+    near, far : (≤ 2·ZONAL_HALF,) arrays
+        Coefficients of powers of a, lowest degree first.
+    """
+    if gpu.array_module(t) is not np:
+        _zonal_by_arrays(t, u, v, near, far)
+        return
+    coefficients = (
+        tuple(np.pad(part, (0, ZONAL_HALF - len(part))).astype(t.dtype))
+        for c in (near, far)
+        for part in (c[0::2], c[1::2])
+    )
+    _loops()[1](t, u, v, t.dtype.type(1 - CLOSE[t.itemsize]), t.dtype.type(0.5), *coefficients)
+
+
+def _even_odd_by_arrays(t: Any, even: Any, odd: Any, shift: Any, reach: Any, scale: Any) -> Any:
+    """The same where there are no compiled loops: the values, as an array."""
+    t = gpu.array_module(t).clip(t, -reach, reach)
+    s = t * t
+    s -= shift
+    t *= _polynomial(s, odd)
+    t += _polynomial(s, even)
+    t *= scale[:, None]
+    return t
+
+
+def _zonal_by_arrays(t: Any, u: Any, v: Any, near: Any, far: Any) -> None:
+    """The same as `zonal` likewise."""
+    xp = gpu.array_module(t)
+    positive = t > 0
+    xp.abs(t, out=t)
+    close = xp.nonzero(t > 1 - CLOSE[t.itemsize])
+    t *= -0.5
+    t += 0.5
+    xp.maximum(t, 0, out=t)
+    _refine(t, positive, u, v, *close)
+    del close
+    a = xp.sqrt(t)
+    values = [_polynomial(t, c[1::2]) for c in (near, far)]
+    for value, c in zip(values, (near, far), strict=True):
+        value *= a
+        value += _polynomial(t, c[0::2])
+    t[:] = xp.where(positive, *values)
+
+
+def _refine(b: Any, positive: Any, u: Any, v: Any, i: Any, j: Any) -> None:
+    """Put the squares of half the distances of some pairs of rows in their places, no more at a time than `b` has."""
+    xp, pairs = gpu.array_module(b), max(len(b), b.size // u.shape[1])
+    for at in range(0, len(i), pairs):
+        k, l = i[at : at + pairs], j[at : at + pairs]  # noqa: E741
+        apart = v[l]
+        apart *= xp.where(positive[k, l], 1, -1).astype(b.dtype)[:, None]
+        apart -= u[k]
+        b[k, l] = gpu.squared_norms(apart) / 4
+
+
+def zonal_bytes(m: int, d: int, size: int) -> int:
+    """Count the bytes of a row that `zonal` takes beside its arguments without loops, if all pairs of rows are close.
+
+    Signs; then the places of close pairs and, of some of these, two differences; or roots, values and a part of these.
+    """
+    pairs = -(-m // d)
+    return m + max(16 * m + pairs * (2 * size * d + 32), 4 * size * m)
+
+
+def _polynomial(s: Any, c: Any) -> Any:
+    """Σ c_k s^k by Horner's rule."""
+    out = gpu.array_module(s).zeros_like(s)
+    for k in range(len(c) - 1, -1, -1):
+        out *= s
+        out += c[k]
+    return out
+
+
+@functools.cache
+def _loops() -> tuple[Any, ...]:
+    import numba
+
+    # Contracting a·b + c to one instruction is the only liberty: NaN and infinity keep their meaning.
+    compiled = numba.njit(nogil=True, fastmath={"contract", "nsz"}, error_model="numpy")
+
+    @compiled
+    def even_odd(out, first, even, odd, shift, reach, scale):  # type: ignore[no-untyped-def]
+        for i in range(out.shape[0]):
+            r, row = scale[i], out[i][first:]  # a row cut like this is known to be contiguous, which SIMD needs
+            for j in range(row.shape[0]):
+                t = row[j]
+                t = reach if t > reach else t
+                t = -reach if t < -reach else t
+                s = t * t - shift
+                a, b = even[-1], odd[-1]
+                for k in range(len(even) - 2, -1, -1):
+                    a = a * s + even[k]
+                for k in range(len(odd) - 2, -1, -1):
+                    b = b * s + odd[k]
+                row[j] = (a + t * b) * r
+
+    @numba.njit(nogil=True, fastmath={"contract", "nsz"}, error_model="numpy", inline="always")
+    def value(positive, b, ne, no, fe, fo):  # type: ignore[no-untyped-def]
+        even = ne[-1] if positive else fe[-1]
+        for k in range(len(ne) - 2, -1, -1):
+            even = even * b + (ne[k] if positive else fe[k])
+        odd = no[-1] if positive else fo[-1]
+        for k in range(len(no) - 2, -1, -1):
+            odd = odd * b + (no[k] if positive else fo[k])
+        return even + np.sqrt(b) * odd
+
+    @compiled
+    def zonal(t, u, v, close, half, ne, no, fe, fo):  # type: ignore[no-untyped-def]
+        for i in range(t.shape[0]):
+            row, count = t[i], 0
+            for j in range(row.shape[0]):
+                count += abs(row[j]) > close
+            at, refined = np.empty(count, np.int64), np.empty(count, t.dtype)
+            if count:
+                k = 0
+                for j in range(row.shape[0]):
+                    if abs(row[j]) > close:
+                        b = half - half
+                        for c in range(u.shape[1]):
+                            apart = u[i, c] - v[j, c] if row[j] > 0 else u[i, c] + v[j, c]
+                            b += apart * apart
+                        at[k], refined[k] = j, value(row[j] > 0, half * half * b, ne, no, fe, fo)
+                        k += 1
+            for j in range(row.shape[0]):
+                row[j] = value(row[j] > 0, max(half - half * abs(row[j]), half - half), ne, no, fe, fo)
+            for k in range(count):
+                row[at[k]] = refined[k]
+
+    return even_odd, zonal

@@ -1,0 +1,214 @@
+"""NTKSketch: the tangent kernel of a deep ReLU network as a polynomial of the cosine, by sketches of tensor powers.
+
+Legend: u unit input rows of dimension d; c_j the polynomial's coefficients, p its degree; m_j columns of degree j;
+e the largest degree that is exact, N_j = C(d + j − 1, j) its monomials.
+"""
+
+import math
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, hstack, issparse
+
+from ntkdist.errors import SpecError
+from ntkdist.features import monomials, sketch
+from ntkdist.features.base import FeatureMap, Params, flat, normalised
+from ntkdist.features.ntk_polynomial import UNIT, coefficients, uniform_error
+from ntkdist.kernels import NTK, with_bias
+
+F8 = NDArray[np.float64]
+LINEAR = 1000  # the layer of the random stream of a sketched linear part
+
+
+class Columns(NamedTuple):
+    """How the columns are spent: on exact degrees up to e, and, each m_j of them, on sketched ones."""
+
+    exact: int
+    sketched: dict[int, int]
+    state: int  # columns of what sketches of higher degrees start from
+
+
+class NTKSketch(FeatureMap, frozen=True):
+    """An oblivious polynomial sketch of `NTK`: ‖x‖·[√c₀; √c₁ u; …; monomials of degree e; sketches √c_j S u^{⊗j}].
+
+    Algorithm 1 of Zandieh et al., NeurIPS 2021, sketches two polynomials a layer, of κ₁ and κ₀, and products of what
+    they give.  Their composition is one polynomial of t = cos θ with non-negative coefficients, so that the whole
+    network, of any depth, is collapsed here into one, K_p(t) = Σ c_j t^j (as in the authors' program), and no error of
+    a layer enters the next.  c_j ≥ 0 has the least error weighted by 1/t²; see `coefficients` and `uniform_error`.
+    Low degrees are exact where their monomials take fewer columns than would leave sketches the smaller variance;
+    the others share one chain of products (`ntkdist.features.sketch.tensor_powers`), each with columns in proportion
+    to c_j, which minimises Σ c_j²/m_j, the variance of products of rows that are nearly orthogonal.
+
+    Promise: depends on seed and shape only; unbiased for ‖x‖‖y‖ K_p, which is positive definite; the error falls like
+    n_components^-½ down to `uniform_error`.  Where all monomials up to degree p fit, it is ‖x‖‖y‖ K_p to rounding and
+    columns that are left are zero.  A zero row (with ``bias`` 0) has zero features.  Sparse rows are taken as they are:
+    where d > 1024 the cost follows their non-zeros, and dense rows have the same features.
+
+    Parameters
+    ----------
+    n_components : int
+        Columns, at least degree + 1.
+    depth : int
+        Hidden layers of the network.
+    degree : int
+        p, at most 32.  A higher one has a smaller uniform error and more variance: its terms matter between nearly
+        parallel rows only.
+    bias : float
+        Constant column appended to every row before mapping.
+    seed : int
+    """
+
+    takes_sparse: ClassVar[bool] = True
+    depth: Annotated[int, Meta(ge=1)] = 1
+    degree: Annotated[int, Meta(ge=1, le=32)] = 8
+    bias: float = 0.0
+    seed: Annotated[int, Meta(ge=0)] = 0
+
+    def validate(self) -> None:
+        if self.n_components <= self.degree:
+            raise SpecError(
+                f"NTKSketch.n_components is {self.n_components}; expected at least degree + 1 = {self.degree + 1}"
+            )
+
+    def coefficients(self) -> F8:
+        """c_0 … c_p of the kernel K_p(t) = Σ c_j t^j on unit rows that the features are unbiased for, (p + 1,)."""
+        return coefficients(self.depth, self.degree)
+
+    def uniform_error(self) -> float:
+        """max |K_p(t) − K(t)| over t of [−1, 1]: what no number of columns takes away; K(1) is depth + 1."""
+        return uniform_error(self.depth, self.coefficients())
+
+    def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
+        return NTK(self.depth, self.bias)(_dense(x), None if y is None else _dense(y))
+
+    def draw(self, input_shape: tuple[int, ...]) -> Params:
+        d, root = self._width(input_shape), np.sqrt(self.coefficients())
+        columns = self._columns(d)
+        scales: list[float | F8] = [1.0, *(monomials.root_multinomials(d, j) for j in range(2, columns.exact + 1))]
+        params: Params = {"one": root[:1]}
+        params |= {f"exact{j}": root[j] * scales[j - 1] for j in range(1, columns.exact + 1) if root[j] > 0}
+        if m := columns.sketched.get(1, 0):
+            params["factor1"] = root[1:2]
+            draw = sketch.draw_osnap if d > sketch.WIDE else sketch.draw_srht
+            params["linear"] = draw(d, m, self.seed, LINEAR, 0)
+        if chain := self._chain(columns):
+            params["poly"] = sketch.draw_poly(self._dims(d, columns), scales, chain, columns.state, self.seed)
+            params |= {
+                f"factor{j}": root[j : j + 1] * math.sqrt(columns.state / m)
+                for j, m in columns.sketched.items()
+                if j > 1
+            }
+        return params
+
+    def apply(self, params: Params, x: NDArray[Any] | csr_array) -> NDArray[Any]:
+        columns = self._columns(self._width(x.shape[1:]))
+        u, length = _unit_rows(x, self.bias)
+        out = np.empty((u.shape[0], self.n_components), x.dtype)
+        out[:, 0] = params["one"]
+        at, powers = 1, [u]
+
+        def put(z: NDArray[Any], m: int, factor: Any) -> None:
+            nonlocal at
+            np.multiply(z[:, :m], factor, out=out[:, at : at + m])
+            at += m
+
+        for j in range(1, columns.exact + 1):
+            if j > 1:
+                powers.append(monomials.next_degree(u, powers[-1], j))
+            if (factor := params.get(f"exact{j}")) is not None:
+                z = _dense(powers[-1])
+                put(z, z.shape[1], factor)
+        if m := columns.sketched.get(1, 0):
+            put(_sketch(params["linear"], u, m), m, params["factor1"])
+        if chain := self._chain(columns):
+            for j, z in sketch.poly_sketch(params["poly"], powers, chain, columns.state):
+                if m := columns.sketched.get(j, 0):
+                    put(z, m, params[f"factor{j}"])
+        out[:, at:] = 0
+        out *= length
+        return out
+
+    def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        d = self._width(input_shape)
+        dense = 4 * d * np.dtype(dtype).itemsize
+        return dense + self.sparse_row_bytes(input_shape, dtype, d if d > sketch.WIDE else 0)
+
+    def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int) -> int:
+        d, size = self._width(input_shape), np.dtype(dtype).itemsize
+        columns = self._columns(d)
+        powers = columns.exact * d if d > sketch.WIDE else d + sum(self._dims(d, columns))
+        values = self.n_components + powers
+        if chain := self._chain(columns):
+            factors = self._factors(d, columns, chain)
+            values += 3 * columns.state
+            values += max(3 * columns.state, *(sketch.factor_values(q, k, d > sketch.WIDE) for q, k in factors))
+        if m := columns.sketched.get(1, 0):
+            values += sketch.factor_values(d, m, d > sketch.WIDE)
+        return size * values + (3 * size + 24) * nonzeros + 64
+
+    def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        d, size = self._width(input_shape), np.dtype(dtype).itemsize
+        columns = self._columns(d)
+        factors = self._factors(d, columns, self._chain(columns))
+        if m := columns.sketched.get(1, 0):
+            factors.append((d, m))
+        kept = [sketch.drawn_values(q, k, d > sketch.WIDE) for q, k in factors] or [0]
+        # Multinomials are made one by one, as Python's numbers.
+        return (8 + size) * sum(kept) + 16 * max(kept) + 300 * sum(self._dims(d, columns)[1:]) + 2**18
+
+    def _width(self, input_shape: tuple[int, ...]) -> int:
+        return math.prod(input_shape) + (self.bias != 0)
+
+    def _columns(self, d: int) -> Columns:
+        c, left, e = self.coefficients(), self.n_components - 1, 0
+        degrees = [j for j in range(1, self.degree + 1) if c[j] > 0]
+        while degrees and (d <= sketch.WIDE or e == 0):
+            j, after = degrees[0], float(c[degrees[1:]].sum())
+            fits = left - monomials.count(d, j) - len(degrees) + 1
+            # The variance of sketched degrees is (Σ c_j)² over their columns, with this degree among them or without.
+            better = after**2 * left <= (c[j] + after) ** 2 * fits
+            if fits < 0 or not (better or (j == 1 and 2 * (1 + d) <= self.n_components)):
+                break
+            left, e, degrees = left - monomials.count(d, j), j, degrees[1:]
+        weights = c[degrees]
+        ends = np.floor((left - len(degrees)) * np.cumsum([0.0, *weights]) / max(weights.sum(), UNIT)).astype(int)
+        sketched = {j: 1 + int(m) for j, m in zip(degrees, np.diff(ends), strict=True)}
+        return Columns(e, sketched, sketch.next_power(max((m for j, m in sketched.items() if j > 1), default=1)))
+
+    def _chain(self, columns: Columns) -> list[sketch.Step]:
+        higher = {j: m for j, m in columns.sketched.items() if j > 1}
+        return sketch.steps(max(columns.exact, 1), higher, columns.state) if higher else []
+
+    def _dims(self, d: int, columns: Columns) -> list[int]:
+        """Lengths of the powers that are exact, and of the rows."""
+        return [monomials.count(d, j) for j in range(1, max(columns.exact, 1) + 1)]
+
+    def _factors(self, d: int, columns: Columns, chain: list[sketch.Step]) -> list[tuple[int, int]]:
+        """Input and output length of each factor of the chain."""
+        dims = self._dims(d, columns)
+        return [(dims[-1], columns.state), *((dims[r - 1], m) for _, r, m in chain)] if chain else []
+
+
+def _unit_rows(x: NDArray[Any] | csr_array, bias: float) -> tuple[Any, NDArray[Any]]:
+    """Unit rows and their lengths (n, 1), sparse where they are long, else dense."""
+    n, d = x.shape[0], math.prod(x.shape[1:]) + (bias != 0)
+    if not isinstance(x, csr_array):
+        u, length = normalised(with_bias(flat(x), bias))
+        return csr_array(u) if d > sketch.WIDE else u, length
+    if d <= sketch.WIDE:
+        return _unit_rows(x.toarray(), bias)
+    if bias:
+        x = hstack([x, csr_array(np.full((n, 1), bias, x.dtype))], format="csr")
+    length = np.sqrt(x.multiply(x).sum(axis=1)).astype(x.dtype)
+    scale = np.repeat(np.where(length == 0, 1, length), np.diff(x.indptr))
+    return csr_array((x.data / scale, x.indices, x.indptr), x.shape), length[:, None]
+
+
+def _dense(x: Any) -> NDArray[Any]:
+    return x.toarray() if issparse(x) else flat(np.asarray(x))
+
+
+def _sketch(s: dict[str, NDArray[Any]], u: Any, m: int) -> NDArray[Any]:
+    return sketch.osnap(s, u, m) if issparse(u) else sketch.srht(s, u)

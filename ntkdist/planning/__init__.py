@@ -1,0 +1,1 @@
+"""A job resolved: what will run, whether it fits, what it costs."""

@@ -1,0 +1,125 @@
+"""What a job is cut into: tasks of some partitions of one fold, and a Gram into panels of tiles.
+
+Legend: m features, t targets; a task is one fold and some of its partitions, a shard is the sum that it returns.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist.cluster.tree import evenly
+from ntkdist.data.dataset import Dataset, Layout
+from ntkdist.features import AnyFeatureMap
+from ntkdist.gpu import Device
+from ntkdist.planning.job import Job, Positive
+from ntkdist.solvers import AnySolver
+from ntkdist.solvers.cross_validation import AUTO_GRID
+from ntkdist.spec import Spec
+from ntkdist.sums.tiles import Place, places
+
+GROWTH = 6  # penalties that a grid may grow by at once
+
+
+class Task(NamedTuple):
+    """Some partitions of one fold, to become one sum."""
+
+    fold: int
+    partitions: tuple[int, ...]
+
+
+class Cut(Spec, frozen=True, tag=False):
+    """A job and what it is cut into: equal cuts give equal bits, on any number of workers.
+
+    The fields are those of `Job` and `PlanTable`, what is known of the dataset, and the partitions to ``skip`` because
+    they are damaged; None before anybody looked.  ``tile`` is 0 where the Gram is not cut into tiles; else rows are
+    read and mapped ``panels`` times, which decides no bits.
+    """
+
+    job: Job
+    layout: Layout
+    folds: Positive
+    shards: Positive
+    fan_in: Positive
+    block_rows: Positive
+    threads: Positive
+    dtype: Literal["float32", "float64"]
+    solver: AnySolver
+    tile: int = 0
+    panels: Positive = 1
+    skip: tuple[int, ...] | None = None
+    device: Device = "cpu"
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.job.dataset
+
+    @property
+    def features(self) -> AnyFeatureMap:
+        return self.job.features
+
+    @property
+    def m(self) -> int:
+        return self.features.n_components
+
+    @property
+    def t(self) -> int:
+        return len(self.layout.classes) or max(self.layout.targets, 1)
+
+    @property
+    def columns(self) -> int:
+        """Right-hand sides that solver PCG iterates on at once, at most: training sets, penalties and targets."""
+        return self.sets * (max(self.penalties, GROWTH) if self.penalties > 1 else 1) * self.t
+
+    @property
+    def penalties(self) -> int:
+        """Those of the grid, before it grows."""
+        return len(self.job.grid() or AUTO_GRID)
+
+    @property
+    def sets(self) -> int:
+        """Training sets that a penalty is chosen by, and that of all rows."""
+        return 1 + (len(self.scored or range(self.folds)) if self.folds > 1 else 0)
+
+    @property
+    def scored(self) -> tuple[int, ...] | None:
+        """The folds whose error a penalty is chosen by; None for all."""
+        return (1,) if self.dataset.holdout else None
+
+    def tile_panels(self) -> list[Sequence[Place]]:
+        """The tiles that are summed in one pass over the data, for every pass."""
+        return evenly(places(self.m, self.tile), self.panels)
+
+    @property
+    def reads(self) -> int:
+        """How often the pass over the equations reads a partition."""
+        return self.folds if self.dataset.dealt else 1
+
+    def parts(self, fold: int) -> range:
+        """The partitions that hold rows of a fold: all, where rows are dealt to folds one by one.
+
+        Else partition p belongs to fold p mod folds, or to p·folds // partitions if folds are contiguous.
+        """
+        count = self.layout.partitions
+        if self.dataset.dealt:
+            return range(count)
+        if self.job.plan.contiguous:
+            return range(-(-fold * count // self.folds), -(-(fold + 1) * count // self.folds))
+        return range(fold, count, self.folds)
+
+    def folds_of(self, partition: int) -> NDArray[np.int64]:
+        """The fold of each row of a partition, as the equations have it; reads at most the array that deals rows."""
+        start, stop = self.layout.span(partition)
+        if self.dataset.dealt:
+            return self.dataset.folds(self.layout, start, stop, self.folds)
+        return np.full(stop - start, next(k for k in range(self.folds) if partition in self.parts(k)))
+
+    def tasks_of(self, fold: int) -> int:
+        """How many tasks a fold is cut into."""
+        return min(len(self.parts(fold)), self.shards // self.folds + (fold < self.shards % self.folds))
+
+    def tasks(self) -> list[Task]:
+        """All tasks, fold by fold."""
+        folds = range(self.folds)
+        return [Task(k, tuple(some)) for k in folds for some in evenly(self.parts(k), self.tasks_of(k))]

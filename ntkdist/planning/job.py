@@ -1,0 +1,208 @@
+"""What a user asks for: a job, the TOML file decoded."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from ntkdist.cluster.kinds import AnyCluster
+from ntkdist.data.dataset import Dataset, Layout
+from ntkdist.data.scaling import Preprocess
+from ntkdist.errors import SpecError
+from ntkdist.features import AnyFeatureMap
+from ntkdist.gpu import Device
+from ntkdist.solvers import PCG, AnySolver, TiledCholesky
+from ntkdist.spec import Spec, decode, digest, encode, read_toml
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class PlanTable(Spec, frozen=True, tag=False):
+    """The ``[plan]`` of a job; what is absent is resolved from the data, m and the folds.
+
+    Parameters
+    ----------
+    folds : int
+        Of the cross-validation, 5 if absent; 1 for none, which needs a single alpha.  With a holdout it must be absent.
+    contiguous : bool
+        Each fold is a run of consecutive partitions, as for rows in the order of time; else they are dealt in turn.
+    shards : int
+        Upper bound on the number of tasks; at least one a fold, at most one a partition (of each fold, where rows are
+        dealt to folds one by one).
+    fan_in : int
+        Sums that are added at once.
+    block_rows : int
+        Rows that are mapped and multiplied at once; at least m/2 where a Gram is formed.
+    threads : int
+        Threads of a task; they change its speed, not its bits.
+    dtype : {"float32", "float64"}
+        Of the features; running sums are float64 either way.
+    checkpoint : str
+        Directory that keeps the sum of every finished shard, for a run that is cut off to go on from; inside the run
+        directory if absent.
+    tile : int
+        Columns of a tile of the Gram, with solver TiledCholesky; 2,048 if absent.
+    device : {"auto", "cpu", "gpu", "gpu-tf32"}
+        What maps, multiplies and adds the rows of the equations.  "auto": GPUs if every worker sees one and the map and
+        the solver can use it.  "gpu-tf32": products are rounded to TF32, which keeps three digits.
+    """
+
+    folds: Positive | None = None
+    contiguous: bool = False
+    shards: Positive | None = None
+    fan_in: Annotated[int, Meta(ge=2)] = 4
+    block_rows: Positive | None = None
+    threads: Positive | None = None
+    dtype: Literal["float32", "float64"] = "float32"
+    checkpoint: str = ""
+    tile: Positive | None = None
+    device: Device | Literal["auto"] = "auto"
+
+
+class Job(Spec, frozen=True, tag=False):
+    """What a user asks for: the TOML file, decoded.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    features : FeatureMap
+    alphas : sequence of float, or "auto"
+        Penalties to choose from; see `cross_validate`.
+    alphas_per_row : sequence of float, optional
+    alpha_per_target : bool
+        Choose a penalty for every target instead of one for all.
+    class_weight : {"balanced"}, optional
+        Rows of a class k weigh n/(K·n_k) more, of n rows in K classes; n_k counts by weight where rows have weights.
+    plan : PlanTable
+    preprocess : Preprocess
+    solver : Solver, optional
+        Chosen by m and the number of alphas if absent.
+    cluster : Local or Address, optional
+        Or another of `clusters`.
+    """
+
+    dataset: Dataset
+    features: AnyFeatureMap
+    alphas: tuple[float, ...] | Literal["auto"] = "auto"
+    alphas_per_row: tuple[float, ...] | None = None
+    alpha_per_target: bool = False
+    class_weight: Literal["balanced"] | None = None
+    plan: PlanTable = PlanTable()
+    preprocess: Preprocess = Preprocess()
+    solver: AnySolver | None = None
+    cluster: AnyCluster | None = None
+
+    @classmethod
+    def read(cls, path: str, store: str = "") -> "Job":
+        """A job from a TOML file; a relative dataset path is relative to the current directory.
+
+        Parameters
+        ----------
+        path : str
+        store : str
+            Dataset to use instead of the job's own, which need not have one.
+
+        Raises
+        ------
+        SpecError
+            If there is no such file, or a key or value in it cannot be.
+        """
+        data = read_toml(path)
+        if isinstance(cluster := data.get("cluster"), dict):
+            cluster.setdefault("type", "local")
+        if store and isinstance(dataset := data.setdefault("dataset", {}), dict):
+            dataset["store"] = store
+        return decode(data, cls, path)
+
+    def validate(self) -> None:
+        if self.alphas != "auto" and self.alphas_per_row is not None:
+            raise SpecError("both alphas and alphas_per_row are given; give one")
+        if (grid := self.grid()) is not None and not (grid and min(grid) >= 0):
+            raise SpecError(f"alphas are {list(grid)}; expected one or more numbers, none negative")
+        if self.plan.folds == 1 and len(self.grid() or ()) != 1:
+            raise SpecError("folds = 1 leaves nothing to choose alpha by; give a single alpha, or more folds")
+        if self.dataset.holdout and self.plan.folds is not None:
+            raise SpecError(
+                f"both folds ({self.plan.folds}) and holdout ('{self.dataset.holdout}') are given; leave out folds: "
+                "the rows held out are scored once"
+            )
+        if self.dataset.dealt and self.plan.contiguous:
+            raise SpecError(
+                f"contiguous deals partitions to folds, but '{self.dataset.dealt}' deals rows; give one of them"
+            )
+        if self.dataset.dealt and isinstance(self.solver, PCG):
+            raise SpecError(
+                f"solver PCG takes folds of whole partitions, but '{self.dataset.dealt}' deals rows; leave out "
+                f"{'groups' if self.dataset.groups else 'holdout'}, or use a direct solver"
+            )
+
+        if isinstance(self.solver, TiledCholesky):
+            if self.plan.tile and self.solver.tile not in (None, self.plan.tile):
+                raise SpecError(f"tile is {self.plan.tile} in the plan but {self.solver.tile} in the solver; give one")
+        elif self.solver and self.plan.tile:
+            raise SpecError(
+                f"tile is for solver TiledCholesky, not {type(self.solver).__name__}; leave out one of them"
+            )
+
+    def grid(self) -> tuple[float, ...] | None:
+        """The penalties given, of either kind; None for "auto"."""
+        if self.alphas_per_row is not None:
+            return self.alphas_per_row
+        return None if isinstance(self.alphas, str) else self.alphas
+
+
+def job_digest(job: Job) -> str:
+    """A short name for a job on its data: not where it runs or is kept, and not where the data lies but what it is."""
+    return digest(_placeless(job), job.dataset.layout())
+
+
+def sums_digest(job: Job) -> str:
+    """A short name for what a job's sums are of: the same for every penalty, and every dense solver."""
+    return job_digest(of_sums(job))
+
+
+def of_sums(job: Job) -> Job:
+    """Replace what a job's sums do not depend on."""
+    same = {"alphas": (1.0,), "alphas_per_row": None, "alpha_per_target": False, "solver": gram_of(job.solver)}
+    return msgspec.structs.replace(job, **same)
+
+
+def _placeless(job: Job) -> Job:
+    """Leave out where a job runs and is kept, and where its data lies."""
+    dataset = msgspec.structs.replace(job.dataset, store="")
+    plan = msgspec.structs.replace(job.plan, checkpoint="", threads=None)
+    return msgspec.structs.replace(job, cluster=None, dataset=dataset, plan=plan)
+
+
+def identity(job: Job, layout: Layout) -> dict[str, Any]:
+    """Describe, as the plain objects of JSON, what a job's digest is of."""
+    same = _placeless(job)
+    described: dict[str, Any] = msgspec.json.decode(encode({"job": same, "data": layout}))
+    return {"digest": digest(same, layout), **described}
+
+
+def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Say where two identities differ, to go behind "another job"; by their digests where theirs holds no more."""
+    found = list(_differing(theirs["job"], ours["job"])) if "job" in theirs else []
+    if "data" in theirs and theirs["data"] != ours["data"]:
+        found.append("the dataset has other content")
+    return f": {', '.join(found)}" if found else f" ({theirs['digest']}, this job is {ours['digest']})"
+
+
+def _differing(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:
+    """Keys whose values differ; of tables of two types, only the type."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        keys = theirs.keys() | ours.keys()
+        for key in ["type"] if theirs.get("type") != ours.get("type") else sorted(keys):
+            yield from _differing(theirs.get(key), ours.get(key), f"{path}.{key}" if path else key)
+    elif theirs != ours:
+        there, here = (
+            encode(value.get("type", value) if isinstance(value, dict) else value) for value in (theirs, ours)
+        )
+        yield f"{path} is {there} there and {here} here"
+
+
+def gram_of(solver: AnySolver | None) -> AnySolver | None:
+    """The same for solvers of the same sums: None for those that are dense."""
+    return type(solver)() if isinstance(solver, PCG | TiledCholesky) else None

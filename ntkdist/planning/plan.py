@@ -1,0 +1,286 @@
+"""From a job to a plan: everything that decides a result, resolved once from the data, m and the folds, and the memory
+that it will need.
+
+Legend: as in `ntkdist.planning.cut`; k columns that solver PCG iterates on.
+"""
+
+import bisect
+import functools
+
+import msgspec
+import numpy as np
+
+from ntkdist import backend
+from ntkdist.cluster.shards import Source
+from ntkdist.cluster.tree import evenly, most_alive
+from ntkdist.data.dataset import Shard
+from ntkdist.errors import PlanTooLarge, SpecError
+from ntkdist.features.base import PIECE_BYTES
+from ntkdist.planning.cut import GROWTH, Cut
+from ntkdist.planning.job import Job
+from ntkdist.solvers import PCG, TiledCholesky, choose
+from ntkdist.solvers.cross_validation import AUTO_GRID
+from ntkdist.solvers.tiled import TILE
+from ntkdist.sums.tiles import nbytes, places, runs, worker_bytes
+
+GB = 1e9
+FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choose: Dask pauses workers above
+SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
+FREED_BYTES = 2**25  # of what ran before, that a heap has not given back
+PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
+DROPPED = 1e11  # operations of a thread until a scheduler drops copies that no task waits for: Dask's two seconds
+
+
+class Plan(Cut, frozen=True, tag=False):
+    """Everything resolved, and the memory that it needs.  Made by `plan`; see `Cut`."""
+
+    def memory(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> dict[str, int]:
+        """Peak bytes of a worker, by part.
+
+        Parameters
+        ----------
+        workers : int
+            Processes that share the sums which wait to be added.
+        tasks_at_once : int
+            Dask threads of a worker.
+        process : int
+            Bytes that it has before it starts, as measured by `resources`.
+        """
+        size, shape = np.dtype(self.dtype).itemsize, self.layout.input_shape
+        direct = not isinstance(self.solver, PCG)
+        k = 0 if direct else self.columns
+        one = self.sum_bytes
+        drawn = self.features.draw_bytes(shape, self.dtype)
+        kept = drawn * size // (8 + size)  # at most: what is drawn is of float64, and kept beside it in what is used
+        batch = max(self._block_bytes(k), self._before_bytes(), drawn - kept)
+        tasks = [self.tasks_of(fold) for fold in range(self.folds)]
+        copied = min(self.fan_in, max(tasks)) * (workers > 1)  # from others, to be added
+        alive = most_alive(tasks, self.fan_in, tasks_at_once)
+        waiting, adding = ((-(-count // workers) + copied) * one for count in alive)
+        # Either shards run, or the last one's have ended and an addition makes a sum.
+        freed = self.block_rows * self.m * size  # of the block before, in the heap of another thread
+        running = {"waiting sums": waiting, "batch": tasks_at_once * (batch + freed * (freed <= FREED_BYTES))}
+        between = {"waiting sums": adding, "batch": (tasks_at_once - 1) * batch + min(batch, FREED_BYTES)}
+        summing = {
+            "process": process,
+            "map": kept + self.features.learnt_bytes(shape, self.dtype),
+            "accumulator": tasks_at_once * one,
+            **max(running, between, key=lambda parts: sum(parts.values())),
+        } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
+        return self._with_tiles(summing, workers, tasks_at_once) if self.tile else summing
+
+    def _with_tiles(self, summing: dict[str, int], workers: int, tasks_at_once: int) -> dict[str, int]:
+        """Whichever needs more: summing the last panel beside the tiles of those before, or solving."""
+        home = functools.partial(worker_bytes, self.m, self.t, self.tile, workers)
+        everything, last, tile = places(self.m, self.tile), self.tile_panels()[-1], 8 * min(self.tile, self.m) ** 2
+        share, n = home(len(everything)), runs(self.m, self.tile)
+        # Of a factor's columns two are in use, and others go on lying where they were.
+        steps = 2 + DROPPED * workers * self.threads / (self.tile**3 * n * (n + 1))
+        columns = min(n * (n + 1) // 2, int(steps * n)) * (workers - 1) // workers
+        solving = {
+            "process": summing["process"],
+            "map": summing["map"],
+            "tiles": self.folds * share,
+            "training set and factor": 2 * share,
+            "columns of others": columns * tile,
+            "batch": tasks_at_once * 2 * tile,
+        }
+        summing = summing | {"tiles": self.folds * home(len(everything) - len(last))}
+        return max(summing, solving, key=lambda parts: sum(parts.values()))
+
+    @property
+    def sum_bytes(self) -> int:
+        """Of a shard's sums: normal equations, or tiles of a panel, or products of the Gram with some columns."""
+        if self.tile:
+            return max(map(sum, evenly(nbytes(self.m, self.t, self.tile), self.panels)))
+        if isinstance(self.solver, PCG):
+            return 8 * (self.m + 1) * max(self.columns, self.t + 1)
+        return 8 * (self.m**2 + self.m * (self.t + 1))
+
+    def _block_bytes(self, k: int) -> int:
+        """Of a block of rows as it is summed, and of the partition that it is from; products have ``k`` columns."""
+        size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
+        # A row as it is read, scaled and cast; then its features, beside them those of the last block or their product
+        # with root weights, and what they multiply.
+        several = 1 + bool(k or self.dataset.weight or self.job.class_weight)
+        features = several * self.m * size + 32 * self.t + 2 * k * size
+        row = self.layout.row_bytes + size * d + max((8 + 16 * self.layout.sparse) * d, features)
+        if self.layout.sparse:
+            mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
+        else:
+            mapped = self.features.row_bytes(shape, self.dtype)
+        # A thread maps a piece of the block, then multiplies it tile by tile.
+        tile = 16 * backend.TILE * k if k else size * backend.TILE**2
+        piece = max(tile, min(self.block_rows * mapped, max(PIECE_BYTES, self.features.piece_rows * mapped)))
+        copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
+        longest = max(-(-len(self.parts(fold)) // self.tasks_of(fold)) for fold in range(self.folds))
+        return (
+            min(self.block_rows, longest * self._partition_rows) * row
+            + self.threads * piece
+            + copies * self._partition_rows * self.layout.row_bytes
+        )
+
+    def _before_bytes(self) -> int:
+        """Of a partition and its float64 copy, of which moments are, and of the samples of which a pass adds two."""
+        d = self.layout.row_values
+        return self._partition_rows * (2 * self.layout.row_bytes + 8 * d) + 4 * self.sample_rows * (8 * d + 24)
+
+    @property
+    def _partition_rows(self) -> int:
+        return min(self.layout.rows_per_partition, self.layout.rows)
+
+    def panelled(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
+        """The same, with more panels as far as a worker's ``limit`` bytes ask for it, and as more of them need less."""
+        most = len(places(self.m, self.tile)) if self.tile else 1
+
+        def of(panels: int) -> Plan:
+            return msgspec.structs.replace(self, panels=panels)
+
+        def needs(panels: int) -> int:
+            return of(panels).projected_memory_bytes(workers, tasks_at_once, process)
+
+        room = max(FILLED * limit, needs(most))
+        return of(self.panels + bisect.bisect_left(range(self.panels, most), True, key=lambda n: needs(n) <= room))
+
+    @property
+    def sample_rows(self) -> int:
+        """Rows that a sample of the data holds, for the map or the preconditioner."""
+        rows = self.features.sample_rows
+        return rows if not isinstance(self.solver, PCG) else max(rows, min(self.solver.sample_rows, self.layout.rows))
+
+    def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> int:
+        """Peak bytes of a worker process; see `memory`."""
+        return sum(self.memory(workers, tasks_at_once, process).values())
+
+    def driver_memory(self, process: int = PROCESS_BYTES) -> dict[str, int]:
+        """Bytes that the process which selects and solves needs at its peak, and has ``process`` of before, by part.
+
+        Where half of the free memory holds more, more penalties are solved at once than one.
+        """
+        process += self.features.learnt_bytes(self.layout.input_shape, self.dtype)
+        if self.tile:
+            sums = 8 * (2 * self.folds + 4) * self.m * (self.t + 1)
+            return {"process": process + self.features.draw_bytes(self.layout.input_shape, self.dtype), "sums": sums}
+        if isinstance(self.solver, PCG):
+            s, grid = min(self.solver.sample_rows, self.layout.rows), len(self.job.grid() or AUTO_GRID) + GROWTH
+            return {
+                "process": process + self.features.draw_bytes(self.layout.input_shape, self.dtype),
+                "sums": 8 * (2 * self.folds + 2) * self.m * (self.t + 1),
+                "columns": 8 * 8 * self.m * self.columns + 8 * self.m * self.t * grid,
+                "preconditioner": 16 * s * self.m + 32 * s**2,
+            }
+        copies = 6 if type(self.solver).__name__ == "Eigh" else 4
+        return {"process": process, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
+
+    def driver_memory_bytes(self, process: int = PROCESS_BYTES) -> int:
+        """The sum of `driver_memory`."""
+        return sum(self.driver_memory(process).values())
+
+    def check(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> None:
+        """Refuse the plan if a worker would need more than ``limit`` bytes.
+
+        Raises
+        ------
+        PlanTooLarge
+            With the parts of the sum.
+        """
+        parts = self.memory(workers, tasks_at_once, process)
+        total = sum(parts.values())
+        if total > limit:
+            said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
+            raise PlanTooLarge(
+                f"Plan needs {total / GB:.1f} GB per worker ({said}) but the limit is {limit / GB:.1f} GB; "
+                f"lower n_components, folds, fan_in or block_rows, or use {'more or ' * bool(self.tile)}larger workers"
+            )
+
+    def check_driver(self, limit: int, process: int = PROCESS_BYTES) -> None:
+        """Refuse the plan if selecting and solving would need more than ``limit`` bytes; see `check`."""
+        parts = self.driver_memory(process)
+        if (need := sum(parts.values())) > limit:
+            if self.tile or isinstance(self.solver, PCG):
+                what = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
+                remedy = "n_components, folds, the number of alphas or sample_rows of solver PCG"
+            else:
+                what = f"{self.folds} folds of {8 * self.m**2 / GB:.1f} GB, and the solver"
+                remedy = "n_components or folds, or use solver TiledCholesky on a cluster, or PCG"
+            raise PlanTooLarge(
+                f"Solving needs {need / GB:.1f} GB in this process ({what}) but it has {limit / GB:.1f} GB; "
+                f"lower {remedy}"
+            )
+
+
+def plan(job: Job, *, threads: int = 1) -> Plan:
+    """Resolve a job against its dataset.  Reads metadata only.
+
+    Parameters
+    ----------
+    job : Job
+    threads : int
+        Threads of a task unless the job says: the cores of a node over the tasks on it.
+
+    Raises
+    ------
+    DataError
+        If the dataset cannot be used, or its rows have a shape that the features do not take.
+    SpecError
+        If there are more folds than partitions, ``block_rows`` is below m/2 where a Gram is formed, or classes are
+        weighed that there are not.
+    """
+    layout, table, m = job.dataset.layout(), job.plan, job.features.n_components
+    job.features.check_shape(layout.input_shape, job.dataset.store)
+    folds = table.folds or (2 if job.dataset.holdout else 5)
+    if folds > layout.partitions and not job.dataset.dealt:
+        raise SpecError(
+            f"folds is {folds} but {job.dataset.store} has {layout.partitions} partitions; lower folds, or "
+            "convert with fewer rows per partition"
+        )
+    if layout.sparse:
+        job.preprocess.resolve(layout)
+        if not job.features.takes_sparse:
+            raise SpecError(
+                f"{type(job.features).__name__} does not take sparse rows but those of {job.dataset.store} are; "
+                "use NTKSketch or Linear, or convert dense rows"
+            )
+    if job.class_weight and not layout.classes:
+        raise SpecError(
+            f'class_weight = "{job.class_weight}" but the targets of {job.dataset.store} are numbers; leave it out, or '
+            "convert with --classes"
+        )
+    grid = job.grid()
+    solver = job.solver or (TiledCholesky() if table.tile else choose(m, len(grid or AUTO_GRID)))
+    direct, tile = not isinstance(solver, PCG), 0
+    if isinstance(solver, TiledCholesky):
+        tile = min(m, table.tile or solver.tile or TILE)
+    elif direct and table.block_rows is not None and table.block_rows < m / 2:
+        raise SpecError(
+            f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding "
+            "costs more than multiplying"
+        )
+    # A shard of 4m rows makes handling its m² sums cheap beside making them (so do a few thousand where the sums are
+    # products with some columns); two a fold let workers even out.
+    shards = table.shards or max(2 * folds, min(layout.rows // (4 * m if direct else SHARD_ROWS), 1024))
+    most = layout.partitions * (folds if job.dataset.dealt else 1)
+    return Plan(
+        job=job,
+        layout=layout,
+        folds=folds,
+        shards=max(folds, min(shards, most)),
+        fan_in=table.fan_in,
+        block_rows=min(table.block_rows or (TILE if tile else max(m, 1024) if direct else 1024), layout.rows),
+        threads=table.threads or threads,
+        dtype=table.dtype,
+        solver=solver,
+        tile=tile,
+        device="cpu" if table.device == "auto" else table.device,
+    )
+
+
+def by_fold(p: Plan) -> tuple[Source, list[Shard]]:
+    """Where the rows of a plan come from, and its tasks, the folds as groups."""
+    shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
+    return source_of(p)._replace(folds=p.folds if p.dataset.dealt else 0), shards
+
+
+def source_of(p: Plan) -> Source:
+    """Where all rows of a plan come from, whatever their fold."""
+    return Source(p.dataset, p.layout, p.block_rows, p.threads, skip=p.skip or ())

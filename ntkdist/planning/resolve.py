@@ -1,0 +1,132 @@
+"""The plan of a job for the workers at hand: a solver that fits them, as few panels of tiles as fit, and a device."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from ntkdist.cluster.connect import Resources
+from ntkdist.errors import PlanTooLarge
+from ntkdist.planning import resolve_gpu
+from ntkdist.planning.job import Job
+from ntkdist.planning.plan import Plan, plan
+from ntkdist.solvers import PCG, AnySolver, TiledCholesky, choose
+
+STEP = 64  # of features that are proposed
+
+
+def planned(job: Job, found: Resources) -> Plan:
+    """Resolve a job; reads metadata only.  The arguments and errors of its two steps, in turn."""
+    return resolve_gpu.resolved(on_hosts(job, found), found)
+
+
+def on_hosts(job: Job, found: Resources) -> Plan:
+    """A job's plan as far as it concerns the memory of processes.
+
+    Without a solver in the job it is the first of these whose projected memory fits: dense; tiled, on two workers or
+    more; conjugate gradients, which are not exact.  If none does, it is the plan of the first.
+
+    Raises
+    ------
+    DataError, SpecError
+        As `plan`.
+    """
+    first = panelled(plan(job, threads=found.threads), found)
+    if job.solver or job.plan.tile or _fits(first, found):
+        return first
+    for solver in _others(first, found):
+        if _fits(p := _resolved(job, found, solver), found):
+            return p
+    return first
+
+
+def panelled(p: Plan, found: Resources) -> Plan:
+    """A plan with as many panels as the workers' memory asks for; see `Plan.panelled`."""
+    return p.panelled(found.memory_bytes, *found.shape)
+
+
+def check(p: Plan, found: Resources) -> None:
+    """Refuse a plan that does not fit where it would run, and say what would.
+
+    Raises
+    ------
+    PlanTooLarge
+        Of a process, or a GPU.
+    ClusterError
+        If it computes on GPUs that there are not.
+    """
+    resolve_gpu.check(p, found)
+    try:
+        check_memory(p, found)
+    except PlanTooLarge as error:
+        raise PlanTooLarge(f"{error}; {_proposal(p, found)}") from None
+
+
+def _proposal(p: Plan, found: Resources) -> str:
+    """The nearest plans that fit: other solvers for the same features, and the most features for the same solver."""
+    fitting = []
+    bare = _bare(p)
+    for solver in _others(p, found):
+        if type(solver) is not type(p.solver) and _fits(other := _resolved(bare, found, solver), found):
+            fitting.append(f"solver {type(solver).__name__}{f' with tile {other.tile}' if other.tile else ''}")
+    if most := _most_components(p, bare, found):
+        fitting.append(f"n_components {most} with solver {type(p.solver).__name__}")
+    return f"what fits here is {' or '.join(fitting)}" if fitting else "no other solver or n_components fits here"
+
+
+def alternatives(p: Plan, found: Resources) -> list[Plan]:
+    """Plans of the same job that fit, too: with the other of a dense solver, tiles and conjugate gradients."""
+    dense = choose(p.m, p.penalties)
+    some = [*_others(p, found), *([dense] if p.tile or isinstance(p.solver, PCG) else [])]
+    kinds = {type(solver): solver for solver in some if type(solver) is not type(p.solver)}
+    plans = [_resolved(_bare(p), found, solver) for solver in kinds.values()]
+    return [q for q in plans if _fits(q, found)]
+
+
+def _bare(p: Plan) -> Job:
+    """The job of a plan without what suits its solver only."""
+    return msgspec.structs.replace(p.job, plan=msgspec.structs.replace(p.job.plan, tile=None, block_rows=None))
+
+
+def _most_components(p: Plan, bare: Job, found: Resources) -> int:
+    """The most features, in steps of 64, whose plan fits; 0 if none does."""
+
+    def fits(steps: int) -> bool:
+        features = msgspec.structs.replace(p.features, n_components=STEP * steps)
+        return _fits(_resolved(msgspec.structs.replace(bare, features=features), found, p.solver), found)
+
+    low, high = 0, p.m // STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return STEP * low
+
+
+def _resolved(job: Job, found: Resources, solver: AnySolver) -> Plan:
+    other = plan(msgspec.structs.replace(job, solver=solver), threads=found.threads)
+    return panelled(msgspec.structs.replace(other, job=job), found)
+
+
+def _others(p: Plan, found: Resources) -> Iterator[AnySolver]:
+    if found.workers > 1 and not p.tile:
+        yield TiledCholesky()
+    if not p.dataset.dealt:
+        yield PCG()
+
+
+def _fits(p: Plan, found: Resources) -> bool:
+    try:
+        check_memory(p, found)
+    except PlanTooLarge:
+        return False
+    return True
+
+
+def check_memory(p: Plan, found: Resources) -> None:
+    """Refuse a plan that does not fit where it would run.
+
+    Raises
+    ------
+    PlanTooLarge
+    """
+    p.check(found.memory_bytes, *found.shape)
+    p.check_driver(found.driver_memory_bytes, found.driver_process_bytes)

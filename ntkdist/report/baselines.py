@@ -1,0 +1,214 @@
+"""Models to measure a feature map by: ridge regression with the exact kernel, and gradient-boosted trees.
+
+They hold all rows in this process and predict scores (n, t) in target units, t targets or classes.
+
+Legend: K (n, n) exact kernel; w weights; f = Σ a_i k(x_i, ·) + b the ridge of penalty α.
+"""
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.spatial.distance import pdist
+
+from ntkdist import backend, random
+from ntkdist.data.scaling import Preprocessing
+from ntkdist.solvers.cross_validation import AUTO_GRID, CVResult
+
+F8 = NDArray[np.float64]
+KernelOf = Callable[[NDArray[Any], NDArray[Any]], F8]
+Predictor = Callable[[NDArray[Any]], F8]
+SUBSET, SUBSET_FOLDS, SUBSET_ROLE = 2000, 5, 2002
+BLOCK = 500  # rows of a kernel matrix that are computed at once, for its temporaries
+TREES: dict[str, Any] = {"max_iter": 2000, "learning_rate": 0.05, "early_stopping": True, "random_state": 0}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run these models on one thread: on a machine that others use too, OpenMP and BLAS wait for each other's threads,
+    which was measured to make small fits ten times slower."""
+    import sklearn.ensemble  # noqa: F401  loads OpenMP now, so that the limit reaches it
+
+    with backend.own_threads():
+        backend.use_threads(1)
+        yield
+
+
+class Table(NamedTuple):
+    """All rows of a dataset: raw x (n, *shape), y (n,) or (n, t), weight (n,) all positive, fold (n,).
+
+    Rows that are never scored, only learnt from, have fold −1.
+    """
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    weight: F8
+    fold: NDArray[np.int64]
+
+    @property
+    def scored(self) -> NDArray[np.int64]:
+        """The folds that are scored."""
+        return np.unique(self.fold[self.fold >= 0])
+
+
+class ExactRidge:
+    """Ridge regression with a kernel itself and a free intercept: what features would give as their number grows.
+
+    The penalty is per unit of weight and the best of the "auto" grid of `cross_validate`, by five folds of at most
+    2,000 rows drawn at random.
+
+    Parameters
+    ----------
+    kernel : callable
+        Of scaled rows, (n, n').
+    table : Table
+    pre : Preprocessing
+        Scaling of inputs and targets.
+    """
+
+    def __init__(self, kernel: KernelOf, table: Table, pre: Preprocessing) -> None:
+        self.table, self._kernel, self._pre = table, kernel, pre
+        self._x, self._y = pre.inputs(table.x, np.float64), pre.targets(table.y)
+        self._k = self._against(self._x)
+        self.alpha_per_row = self._choose()
+        self._a, self._b = self._solve(np.arange(len(self._x)), self.alpha_per_row)
+
+    @property
+    def nbytes(self) -> int:
+        """What it needs to predict: all its rows, and a weight for each."""
+        return self._x.nbytes + self._a.nbytes
+
+    def __call__(self, x: NDArray[Any]) -> F8:
+        """Scores of raw rows, (n, t)."""
+        return self._scores(self._against(self._pre.inputs(x, np.float64)), self._a, self._b)
+
+    def out_of_fold(self) -> CVResult:
+        """The error on each fold of the ridge of the others, at the one penalty."""
+        n = np.arange(len(self._x))
+        scores = np.full_like(self._y, np.nan)
+        for fold in self.table.scored:
+            held = self.table.fold == fold
+            scores[held] = self._predict(n[~held], n[held], self.alpha_per_row)
+        return cv_result(scores, self.table, self._pre, self.alpha_per_row)
+
+    def _choose(self) -> float:
+        w = self.table.weight
+        rows = np.argsort(random.uniforms_of(np.arange(len(w)), 0, 0, SUBSET_ROLE))[:SUBSET]
+        mean = w @ self._k @ w / w.sum() ** 2
+        scale = float(w @ np.diagonal(self._k) / w.sum() - mean)  # of the features' variance, as for the jobs
+        grid = [a * scale if scale > 0 else a for a in AUTO_GRID]
+        truth, loss = _in_units(self._y, self._pre), np.zeros(len(grid))
+        for k in range(SUBSET_FOLDS):
+            held = np.arange(len(rows)) % SUBSET_FOLDS == k
+            for i, alpha in enumerate(grid):
+                try:
+                    error = self._predict(rows[~held], rows[held], alpha) - truth[rows[held]]
+                except LinAlgError:
+                    loss[i] = np.inf  # too small for the precision: it loses
+                    continue
+                loss[i] += np.sum(w[rows[held]] @ error**2)
+        return float(grid[int(loss.argmin())])
+
+    def _predict(self, train: NDArray[Any], held: NDArray[Any], alpha: float) -> F8:
+        return self._scores(self._k[np.ix_(held, train)], *self._solve(train, alpha))
+
+    def _solve(self, rows: NDArray[Any], alpha: float) -> tuple[F8, F8]:
+        w = self.table.weight[rows]
+        return dual_ridge(self._k[np.ix_(rows, rows)], self._y[rows], w, alpha * float(w.sum()))
+
+    def _scores(self, k: F8, a: F8, b: F8) -> F8:
+        return _in_units(k @ a + b, self._pre)
+
+    def _against(self, x: NDArray[Any]) -> F8:
+        out = np.empty((len(x), len(self._x)))
+        for i in range(0, len(x), BLOCK):
+            out[i : i + BLOCK] = self._kernel(x[i : i + BLOCK], self._x)
+        return out
+
+
+def dual_ridge(k: F8, y: F8, weight: F8, alpha: float) -> tuple[F8, F8]:
+    """a (n, t) and b (t,) that minimise Σ w (y − Ka − b)² + α aᵀKa: (K + αW⁻¹)a + b = y and Σa = 0.
+
+    Overwrites K (n, n).
+    """
+    k[np.diag_indices_from(k)] += alpha / weight
+    solved = cho_solve(cho_factor(k, lower=True, overwrite_a=True), np.column_stack([y, np.ones(len(y))]))
+    b = solved[:, :-1].sum(axis=0) / solved[:, -1].sum()
+    return solved[:, :-1] - solved[:, -1:] * b, b
+
+
+class BoostedTrees:
+    """scikit-learn's histogram gradient boosting of at most 2,000 rounds of rate 0.05, stopped early.
+
+    A regressor for each target, or one classifier, whose probabilities are its scores.
+    """
+
+    def __init__(self, table: Table, pre: Preprocessing) -> None:
+        self.table, self._pre = table, pre
+        self._models = self._fitted(np.ones(len(table.x), bool))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the pickled models."""
+        return len(pickle.dumps(self._models))
+
+    def __call__(self, x: NDArray[Any]) -> F8:
+        """Scores of raw rows, (n, t)."""
+        return self._scores(self._models, x)
+
+    def out_of_fold(self) -> CVResult:
+        """The error on each fold of trees grown on the others."""
+        scores = np.full((len(self.table.x), self._pre.t), np.nan)
+        for fold in self.table.scored:
+            held = self.table.fold == fold
+            scores[held] = self._scores(self._fitted(~held), self.table.x[held])
+        return cv_result(scores, self.table, self._pre, 0.0)
+
+    def _fitted(self, rows: NDArray[np.bool_]) -> list[Any]:
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+        x, y, w = _flat(self.table.x[rows]), self.table.y[rows], self.table.weight[rows]
+        if self._pre.classes:
+            return [HistGradientBoostingClassifier(**TREES).fit(x, y, w)]
+        return [HistGradientBoostingRegressor(**TREES).fit(x, target, w) for target in y.reshape(len(y), -1).T]
+
+    def _scores(self, models: list[Any], x: NDArray[Any]) -> F8:
+        if not self._pre.classes:
+            return np.stack([model.predict(_flat(x)) for model in models], axis=1)
+        scores = np.zeros((len(x), self._pre.t))
+        scores[:, models[0].classes_] = models[0].predict_proba(_flat(x))
+        return scores
+
+
+def cv_result(scores: F8, table: Table, pre: Preprocessing, alpha_per_row: float) -> CVResult:
+    """Out-of-fold scores as a result of cross-validation with one penalty, of one-hot codes for classes."""
+    truth, w, folds = _in_units(pre.targets(table.y), pre), table.weight, table.scored
+    mse = [np.average((scores - truth)[table.fold == k] ** 2, axis=0, weights=w[table.fold == k]) for k in folds]
+    mean = np.average(truth, axis=0, weights=w)
+    return CVResult(
+        alphas=np.array([alpha_per_row]),
+        per_row=True,
+        mse=np.array(mse)[None],
+        weights=np.array([w[table.fold == k].sum() for k in folds]),
+        spread=np.average((truth - mean) ** 2, axis=0, weights=w),
+        best=np.zeros(pre.t, np.int64),
+        alpha=np.full(pre.t, alpha_per_row * w.sum()),
+        scored=tuple(folds.tolist()),
+    )
+
+
+def median_distance(x: NDArray[Any]) -> float:
+    """Of the pairs of rows x (n, *shape): where tuning the length scale of a Gaussian starts."""
+    return float(np.median(pdist(_flat(x))))
+
+
+def _in_units(scaled: F8, pre: Preprocessing) -> F8:
+    return scaled * pre.y_scale + pre.y_mean
+
+
+def _flat(x: NDArray[Any]) -> NDArray[Any]:
+    return x.reshape(len(x), int(np.prod(x.shape[1:])))

@@ -1,0 +1,163 @@
+"""Measuring jobs on one dataset: the kernel error, the errors of prediction and the costs of each.
+
+Legend: m components; x scaled rows; z features; K, K̂ exact kernel and Gram of the features on a sample of rows.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist import backend
+from ntkdist.cluster import Client
+from ntkdist.cluster.connect import connect, resources
+from ntkdist.cluster.progress import Watch
+from ntkdist.cluster.reduce import reduce_all
+from ntkdist.cluster.shards import Source
+from ntkdist.data.scaling import Preprocess, Preprocessing
+from ntkdist.features import AnyMap
+from ntkdist.kernels.error import SpectralError, frobenius_error, gram_of
+from ntkdist.planning.job import Job
+from ntkdist.planning.plan import Plan, plan, source_of
+from ntkdist.report.comparison import Row
+from ntkdist.ridge import store
+from ntkdist.ridge.fit import fit
+from ntkdist.ridge.model import RidgeModel
+from ntkdist.ridge.predict import errors_on
+from ntkdist.ridge.prepare import fitted
+from ntkdist.solvers.cv_result import CVResult
+from ntkdist.sums import NormalEquations
+from ntkdist.sums.sample import SampleOf
+
+SAMPLE_SEED = 2**31 - 1  # of the rows that kernels are compared on: not those that a map of a small seed learnt from
+TIMED = 3  # repetitions, of which the median counts
+
+
+class Bench(NamedTuple):
+    """What all models have in common; ``skip`` are the damaged partitions of the dataset that they learn from."""
+
+    skip: tuple[int, ...]
+    test: Source | None
+    seeds: int
+    sample: int
+    client: Client | None
+    scheduler: str
+    watch: Watch | None
+
+
+def planned(bench: Bench, job: Job) -> Plan:
+    """The plan of a job without the partitions that are skipped."""
+    return msgspec.structs.replace(plan(job, threads=resources(bench.client).threads), skip=bench.skip)
+
+
+def measure(bench: Bench, named: Sequence[tuple[str, Job]]) -> tuple[list[Row], Preprocessing]:
+    """A row for each job, and the scaling that the first learnt."""
+    rows, scalings = [], []
+    for cluster, some in groupby(named, key=lambda pair: pair[1].cluster):
+        with connect(cluster, bench.scheduler, bench.client) as client:
+            for name, job in some:
+                row, pre = _one(bench._replace(client=client), name, job)
+                rows.append(row)
+                scalings.append(pre)
+    return rows, scalings[0]
+
+
+def _one(bench: Bench, name: str, job: Job) -> tuple[Row, Preprocessing]:
+    result = fit(job, client=bench.client, watch=bench.watch)
+    model, report = result.model, result.report
+    p = planned(bench, job)
+    per_row = min(report["alpha_per_row"])
+    x = sampled(bench, p, model.preprocessing)
+    frobenius, spectral = _kernel_errors(bench, p, model.features, model.preprocessing, x, per_row)
+    mapping, adding = _seconds_of(p, model.features, x)
+    row = Row(
+        name=name,
+        kind=type(job.features).__name__,
+        n_components=p.m,
+        frobenius=frobenius,
+        spectral=spectral,
+        alpha_per_row=per_row,
+        **cv_errors(result.cv),
+        test=errors_only(errors_on(model, bench.test, bench.client, bench.watch)) if bench.test else {},
+        feature_seconds=mapping,
+        gram_seconds=adding,
+        fit_seconds=report["run"]["seconds"]["total"],
+        model_bytes=_saved_bytes(model),
+        drawn_bytes=_nbytes(model.features.draw(p.layout.input_shape), np.dtype(p.dtype).itemsize),
+    )
+    return row, model.preprocessing
+
+
+def sampled(bench: Bench, p: Plan, pre: Preprocessing) -> NDArray[np.float64]:
+    """Scaled rows, the same ones for every job on a dataset."""
+    summand = SampleOf(bench.sample, SAMPLE_SEED, pre, None)
+    part = reduce_all(source_of(p), summand, p.layout.rows_per_partition, bench.client, "sample", bench.watch)
+    rows: NDArray[np.float64] = part.total.x
+    return rows
+
+
+def _kernel_errors(
+    bench: Bench, p: Plan, features: AnyMap, pre: Preprocessing, x: NDArray[np.float64], per_row: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Frobenius and spectral error of the map and of its redraws; a map without a seed has none."""
+    redraws: list[AnyMap] = [features]
+    for k in range(1, bench.seeds if hasattr(p.features, "seed") else 1):
+        again = msgspec.structs.replace(p.features, seed=p.features.seed + k)  # type: ignore[union-attr]
+        redraws.append(fitted(again, Preprocess(), source_of(p), pre, bench.client, bench.watch))
+    with backend.own_threads():
+        backend.use_threads(p.threads)
+        exact = p.features.kernel(x)
+        spectral = SpectralError(exact, per_row * len(x))
+        grams = (gram_of(each(x.astype(p.dtype))) for each in redraws)
+        found = [(frobenius_error(gram, exact), spectral(gram)) for gram in grams]
+    return tuple(f for f, _ in found), tuple(s for _, s in found)
+
+
+def _seconds_of(p: Plan, features: AnyMap, x: NDArray[np.float64]) -> tuple[float, float]:
+    """Seconds for mapping all rows of a dataset, and for adding them to a Gram, in this process."""
+    block = np.resize(x, (p.block_rows, *x.shape[1:])).astype(p.dtype)
+    y, times = np.zeros((len(block), p.t)), []
+    total = NormalEquations.zeros(p.m, p.t)
+    with backend.own_threads():
+        backend.use_threads(p.threads)
+        for _ in range(1 + TIMED):
+            marks = [time.perf_counter()]
+            z = features(block)
+            marks.append(time.perf_counter())
+            total.update(z, y)
+            marks.append(time.perf_counter())
+            times.append(np.diff(marks))
+    mapping, adding = np.median(times[1:], axis=0) * p.layout.rows / len(block)  # the first also draws
+    return float(mapping), float(adding)
+
+
+def cv_errors(cv: CVResult | None) -> dict[str, Any]:
+    if cv is None:
+        return {"cv_rmse": None, "cv_standard_error": None}
+    rmse = cv.rmse
+    if len(cv.weights) == 1:
+        return {"cv_rmse": rmse, "cv_standard_error": None}
+    return {"cv_rmse": rmse, "cv_standard_error": cv.standard_error / (2 * rmse) if rmse > 0 else 0.0}  # of the root
+
+
+def errors_only(found: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if name not in ("rows", "clipped_rows")}
+
+
+def _saved_bytes(model: RidgeModel) -> int:
+    with tempfile.TemporaryDirectory() as place:
+        store.save(model, f"{place}/model.zarr")
+        return sum(path.stat().st_size for path in Path(place).rglob("*") if path.is_file())
+
+
+def _nbytes(drawn: Any, itemsize: int) -> int:
+    """Of arrays, and of dictionaries of them, with floats cast to a type."""
+    if isinstance(drawn, dict):
+        return sum(_nbytes(each, itemsize) for each in drawn.values())
+    return int(drawn.size * (itemsize if drawn.dtype.kind == "f" else drawn.itemsize))

@@ -1,0 +1,1 @@
+"""Where all meet: fit, the model, predict, and what keeps a run alive."""

@@ -1,0 +1,154 @@
+"""What estimators accept as X: arrays and frames in memory, those of Dask, Zarr arrays, and datasets by their place."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array, issparse
+from sklearn.base import BaseEstimator
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d, validate_data
+
+from ntkdist.data.arrays import Arrays
+from ntkdist.data.dataset import Dataset
+from ntkdist.errors import DataError, InputError
+
+ABSENT = object()  # no y is expected
+
+
+def is_dataset(x: Any) -> bool:
+    """Whether x names a dataset in Zarr rather than being rows."""
+    return isinstance(x, (str, os.PathLike, Dataset))
+
+
+def dataset(x: Any, y: Any, weight: Any = None) -> Dataset:
+    """The dataset that x names; its targets and weights are its own."""
+    if y is not None or weight is not None:
+        raise InputError(
+            "X is the place of a dataset, which holds its own targets and weights; leave out y and sample_weight, "
+            "or name other arrays by nd.Dataset(store, y=..., weight=...)"
+        )
+    return x if isinstance(x, Dataset) else Dataset(os.fspath(x))
+
+
+def is_lazy(x: Any) -> bool:
+    """Whether x is a collection of Dask's."""
+    return hasattr(x, "__dask_graph__")
+
+
+def is_outside(x: Any) -> bool:
+    """Whether the rows of x are not in memory: of Dask, or a Zarr array."""
+    return is_lazy(x) or type(x).__module__.split(".")[0] == "zarr"
+
+
+def training_rows(
+    estimator: BaseEstimator, x: Any, y: Any = ABSENT, weight: Any = None, *, reset: bool = True, labels: bool = False
+) -> Arrays:
+    """Rows to learn from; labels stay as they are.
+
+    Sets what scikit-learn wants to be known of the columns, or with ``reset`` false compares.
+
+    Raises
+    ------
+    ValueError or TypeError
+        From scikit-learn, or `InputError`.
+    """
+    y = np.asarray(y) if is_outside(y) and (labels or not is_outside(x)) else y
+    if is_outside(x):
+        x, columns = _outside(estimator, x, reset, lengths=True)
+        if y is None:
+            raise InputError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
+        if y is not ABSENT:
+            y = _with_lengths(y) if is_outside(y) else np.asarray(y)
+    else:
+        of_y = {} if y is ABSENT else {"y": y} if labels else {"y": y, "multi_output": True, "y_numeric": True}
+        x = validate_data(estimator, x, reset=reset, **of_y, **_options(estimator))
+        x, y = (x, ABSENT) if y is ABSENT else x
+        columns = tuple(getattr(estimator, "feature_names_in_", ()))
+    if labels:
+        y = column_or_1d(y, warn=True)
+        check_classification_targets(y)
+    y = None if y is ABSENT else y
+    for name, array in (("y", y), ("sample_weight", weight := _weights(weight, x.shape[0]))):
+        if array is not None and array.shape[0] != x.shape[0]:
+            raise InputError(f"{name} has {array.shape[0]} entries but X has {x.shape[0]} rows; give one for every row")
+    x = csr_array(x) if issparse(x) else x
+    return Arrays(x, y, weight, "float32" if x.dtype == np.float32 else "float64", columns=columns)
+
+
+def new_rows(estimator: BaseEstimator, x: Any) -> Any:
+    """X to predict for or to transform, as a NumPy, sparse, Zarr or Dask array, compared with what was fitted on."""
+    if is_outside(x):
+        return _outside(estimator, x, reset=False)[0]
+    x = validate_data(estimator, x, reset=False, **_options(estimator))
+    return csr_array(x) if issparse(x) else x
+
+
+@contextmanager
+def as_value_errors() -> Iterator[None]:
+    """Data errors of what is below as the ValueErrors that scikit-learn expects."""
+    try:
+        yield
+    except DataError as error:
+        raise InputError(str(error)) from error
+
+
+def _options(estimator: Any) -> dict[str, Any]:
+    return {
+        "dtype": [np.float64, np.float32],
+        "accept_sparse": "csr" if estimator.feature_map.takes_sparse else False,
+        "allow_nd": True,
+    }
+
+
+def _outside(estimator: Any, x: Any, reset: bool, lengths: bool = False) -> tuple[Any, tuple[str, ...]]:
+    """Rows that are not in memory, with the names of their columns."""
+    names = tuple(str(c) for c in getattr(x, "columns", ()))
+    if lengths:
+        x = _with_lengths(x)
+    elif hasattr(x, "to_dask_array"):
+        x = x.to_dask_array()
+    if x.ndim < 2:
+        raise InputError(f"X has shape {x.shape}; expected rows, (n, d). Reshape your data")
+    if reset:
+        estimator.n_features_in_ = int(x.shape[1])
+        if names:
+            estimator.feature_names_in_ = np.array(names, object)
+        return x, names
+    before = tuple(getattr(estimator, "feature_names_in_", ()))
+    if names and before and names != before:
+        raise InputError(f"X has the columns {', '.join(names)}; the estimator was fitted on {', '.join(before)}")
+    if x.shape[1] != estimator.n_features_in_:
+        raise InputError(
+            f"X has {x.shape[1]} features, but {type(estimator).__name__} is expecting {estimator.n_features_in_} "
+            "features as input"
+        )
+    return x, names
+
+
+def _with_lengths(x: Any) -> Any:
+    """A Dask frame as an array, and one whose numbers of rows are known, if need be by computing them.
+
+    Those of the array, once it is one: Dask counts the rows of a frame by an expression of its own, which may have
+    other partitions, as few columns of parquet files do.
+    """
+    x = x.to_dask_array() if hasattr(x, "to_dask_array") else x
+    return x.compute_chunk_sizes() if is_lazy(x) and np.isnan(x.shape[0]) else x
+
+
+def _weights(weight: Any, rows: int) -> Any:
+    """Weights of rows (n,), of which those in memory are checked; those of others are when they are read."""
+    if weight is None or is_lazy(weight):
+        return _with_lengths(weight)
+    weight = np.asarray(weight, np.float64)
+    if weight.ndim == 0:
+        weight = np.full(rows, weight)
+    if weight.ndim != 1:
+        raise InputError(f"Sample weights must be 1D array or scalar, got shape {weight.shape}")
+    if not np.isfinite(weight).all() or (weight < 0).any():
+        raise InputError("sample_weight holds negative numbers, NaN or infinity; give weights of zero or more")
+    if not weight.any():
+        raise InputError("sample_weight is zero for every row; give some rows a weight that is not zero")
+    return weight

@@ -1,0 +1,72 @@
+"""The features of a kernel as a step of a pipeline."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from ntkdist.data.arrays import Arrays
+from ntkdist.data.dataset import Dataset
+from ntkdist.data.scaling import Preprocessing
+from ntkdist.features import AnyFeatureMap, AnyMap
+from ntkdist.ridge.estimators.base import KernelEstimator
+from ntkdist.ridge.estimators.fitting import prepared
+from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset, training_rows
+
+
+class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelEstimator):
+    """φ of scaled rows, with φ(x)·φ(y) ≈ k(x, y): a linear model on it is the kernel's.
+
+    Parameters
+    ----------
+    features : FeatureMap, optional
+        By default ``ZonalFeatures(512, NTK(depth=2, bias=1.0))``.
+    inputs : {"auto", "columns", "channels", "none"}
+        How X is scaled first.
+    clip : {"range", "none"}
+        Clip new values to the range of every column of the X that was fitted to.
+
+    Attributes
+    ----------
+    preprocessing_ : Preprocessing
+    features_ : FeatureMap or FittedMap
+        The map, with what it learnt from X if it is one that learns.
+    """
+
+    def __init__(self, features: AnyFeatureMap | None = None, *, inputs: str = "auto", clip: str = "range") -> None:
+        self.features, self.inputs, self.clip = features, inputs, clip
+
+    def fit(self, X: Any, y: Any = None) -> "FeatureTransformer":
+        """Learn the scaling, and what the map learns if it does; y is ignored."""
+        with as_value_errors():
+            rows: Arrays | Dataset = dataset(X, None) if is_dataset(X) else training_rows(self, X).without_targets()
+            self.preprocessing_, self.features_ = prepared(rows, self.feature_map, self.preprocess)
+        if isinstance(rows, Dataset):
+            self._know(self.preprocessing_)
+        self._n_features_out = self.features_.n_components
+        return self
+
+    def transform(self, X: Any) -> Any:
+        """Features, (n, n_components), in float32 for X of float32, else in float64; lazily if X is Dask's."""
+        check_is_fitted(self)
+        dtype = np.dtype(np.float32 if getattr(X, "dtype", None) == np.float32 else np.float64)
+        call = _Features(self.preprocessing_, self.features_)
+        return self._each(X, call, self.features_.n_components, self.preprocessing_, dtype)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+class _Features:
+    """φ of raw rows."""
+
+    def __init__(self, preprocessing: Preprocessing, features: AnyMap) -> None:
+        self.preprocessing, self.features = preprocessing, features
+
+    def __call__(self, x: Any) -> NDArray[Any]:
+        dtype = np.float32 if x.dtype == np.float32 else np.float64
+        return self.features(self.preprocessing.inputs(x, dtype))

@@ -1,0 +1,311 @@
+"""Fitting without a Gram: sums of the right-hand sides, a preconditioner, then one pass over the data an iteration.
+
+Legend: m features, t targets, a penalties; S training sets: the data without fold k for every k, and all of it.
+"""
+
+import functools
+import operator
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist.cluster import Client
+from ntkdist.cluster.connect import Resources
+from ntkdist.cluster.progress import Progress, Watch
+from ntkdist.cluster.reduce import on_each_worker, phase, reduce
+from ntkdist.cluster.shards import Source
+from ntkdist.cluster.tally import Tally
+from ntkdist.data.dataset import Shard
+from ntkdist.data.scaling import Preprocessing
+from ntkdist.errors import NotConverged
+from ntkdist.features import AnyMap
+from ntkdist.planning.plan import Plan, source_of
+from ntkdist.planning.projected_memory import cache_bytes
+from ntkdist.ridge import checkpoint, prepare
+from ntkdist.ridge.model import RidgeModel
+from ntkdist.ridge.run_directory import FitStatistics
+from ntkdist.solvers import PCG, check_sums
+from ntkdist.solvers.cg import FLOOR, KeepsState, LowRank, conjugate_gradients, not_converged
+from ntkdist.solvers.cross_validation import CVResult, Grid, check_folds, penalties
+from ntkdist.spec import digest
+from ntkdist.sums import CrossSums, NormalEquations
+from ntkdist.sums.mapped_rows import RowMapper, forget
+from ntkdist.sums.products import CrossOf, Folds, LossesOf, OverMappedRows, ProductsOf
+from ntkdist.sums.sample import PRECONDITIONER, SampleOf
+
+F8 = NDArray[np.float64]
+I8 = NDArray[np.int64]
+
+
+class Passes:
+    """The rows of a run, to be summed over again and again.
+
+    Attributes
+    ----------
+    count : int
+        Passes so far.
+    tally : Tally
+        Of all passes; its rows are those of one.
+    """
+
+    def __init__(
+        self, source: Source, shards: Sequence[Shard], fan_in: int, client: Client | None, mapped: RowMapper
+    ) -> None:
+        self.source, self.shards, self.fan_in, self.client = source, list(shards), fan_in, client
+        self.mapped, self.count, self.tally = mapped, 0, Tally()
+        of = {i // source.layout.rows_per_partition: shard.group for shard in shards for i, _ in shard.spans}
+        self.folds = Folds(source.layout.rows_per_partition, tuple(of[p] for p in range(source.layout.partitions)))
+
+    def cross(self, progress: Progress) -> list[CrossSums]:
+        """The sums of every fold."""
+        return self._sum(CrossOf(self.mapped), self.shards, progress)
+
+    def total(self, summand: OverMappedRows, progress: Progress) -> F8:
+        """One sum over all rows."""
+        total: F8
+        (total,) = self._sum(summand, [shard._replace(group=0) for shard in self.shards], progress)
+        return total
+
+    def _sum(self, summand: Any, shards: Iterable[Shard], progress: Progress) -> list[Any]:
+        parts = reduce(self.source, summand, list(shards), self.fan_in, self.client, progress)
+        tally = self.tally
+        for part in parts:
+            tally = tally + part.tally
+        if self.count:
+            tally = tally.of_rows(self.tally)
+        self.tally, self.count = tally, self.count + 1
+        return [part.total for part in parts]
+
+
+class DataGram:
+    """The centred Gram of every column, over the data: a `GramOperator`.
+
+    Parameters
+    ----------
+    passes : Passes
+    sets : sequence of CrossSums
+        Sums of the training sets.
+    of : (c,) integer array
+        Training set of every column.
+    left_out : (c,) integer array
+        The fold that it leaves out, or −1.
+    rhs : (m, c) array
+    progress : callable
+    """
+
+    def __init__(
+        self, passes: Passes, sets: Sequence[CrossSums], of: I8, left_out: I8, rhs: F8, progress: Progress
+    ) -> None:
+        self.passes, self.of, self.left_out, self.rhs, self.progress = passes, of, left_out, rhs, progress
+        self.means = np.stack([each.z_sum / each.weight for each in sets], axis=1)
+        self.dtype = np.dtype(passes.mapped.dtype)
+
+    def matmul(self, v: NDArray[Any], columns: I8) -> F8:
+        """Σ w (z − z̄)(z − z̄)ᵀv: only one factor need be centred, but centring the rounded sum too keeps it exact."""
+        means = self.means[:, self.of[columns]]
+        shift = np.einsum("ij,ij->j", means, v)
+        summand = ProductsOf(self.passes.mapped, self.passes.folds, v, shift, self.left_out[columns])
+        total = self.passes.total(summand, self.progress)
+        product: F8 = total[:-1]
+        means *= total[-1]
+        product -= means
+        return product
+
+
+def fit_by_products(
+    p: Plan, solver: PCG, found: Resources, client: Client | None, watch: Watch | None, keep: str
+) -> tuple[RidgeModel, CVResult | None, FitStatistics]:
+    """Model, scores and counts of a plan.
+
+    Raises
+    ------
+    NotConverged
+        If the chosen penalty has not converged for all rows, and that is an error.
+    """
+    source = source_of(p)
+    shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
+    start = time.perf_counter()
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare.prepare(p, source, client, watch))
+    pre, features = empty.preprocessing, empty.features
+    limit = cache_bytes(p, solver, found, client is None)
+    run = digest(p, features.digest(), pre.digest())
+    source = prepare.counting(source, p, pre)
+    passes = Passes(source, shards, p.fan_in, client, RowMapper(features, pre, p.dtype, run, limit))
+    try:
+        ready = time.perf_counter()
+        with phase("sums", p.layout.rows, client, watch) as done:
+            sums = passes.cross(done)
+        if len(sums) > 1:
+            check_folds(sums)
+        total = functools.reduce(operator.add, sums)
+        check_sums(total)
+        between = time.perf_counter()
+        near = preconditioner(p, solver, passes, total, watch)
+        began = time.perf_counter()
+        with phase("iterations", p.layout.rows * (solver.max_iterations + 1), client, watch) as done:
+            of = (p.shards, p.fan_in, p.threads, p.device, solver.sample_rows, solver.seed, solver.tol)
+            path = Path(passes, sums, total, solver, near, p.job.alphas_per_row, p.job.alphas, done)
+            path.keeping = functools.partial(kept.state, of) if kept is not None else None
+            cv, alphas = path.choose(p.job.alpha_per_target)
+        ended = time.perf_counter()
+    finally:
+        remembered = on_each_worker(client, forget)
+    model = _model(path, cv, alphas, pre, features, p.dtype)
+    seconds = {
+        "prepare": ready - start,
+        "sums": between - ready,
+        "preconditioner": began - between,
+        "iterations": ended - began,
+    }
+    counts = {
+        "passes": passes.count,
+        "iterations": path.iterations,
+        "mean_iterations": float(path.each.mean()),
+        "sample_rows": near.s,
+        "largest_residual": max(path.residual.values()),
+        "unconverged": path.unconverged(),
+        "remembered_bytes": max(remembered, default=0),  # of any worker
+    }
+    weights = [fold.weight for fold in sums]
+    if cv is not None:
+        cv = replace(cv.scaled(pre.y_scale), note="; ".join(said for said in (cv.note, path.note()) if said))
+    return model, cv, FitStatistics(pre, weights, passes.tally, seconds, counts)
+
+
+def preconditioner(p: Plan, solver: PCG, passes: Passes, total: CrossSums, watch: Watch | None) -> LowRank:
+    """From rows drawn in proportion to their weights, about the mean of all."""
+    mapped = passes.mapped
+    summand = SampleOf(
+        solver.sample_rows,
+        solver.seed,
+        mapped.preprocessing,
+        role=PRECONDITIONER,
+        by_weight=True,
+        sparse=p.layout.sparse,
+    )
+    rows = prepare.sample(summand, passes.source, passes.client, watch, "sample")
+    z = mapped.features(rows.astype(p.dtype)).astype(np.float64)
+    z -= total.z_sum / total.weight
+    return LowRank(z, whole=len(z) == passes.tally.rows)
+
+
+class Path(Grid):
+    """Solutions of every penalty for every training set, and their errors on the rows that the set leaves out.
+
+    Attributes
+    ----------
+    coef : dict of float to (m, t) array
+        For all rows, by penalty of the grid.
+    residual : dict of float to float
+        The largest of any training set and target.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        sums: Sequence[CrossSums],
+        total: CrossSums,
+        solver: PCG,
+        near: LowRank,
+        per_row: Sequence[float] | None,
+        alphas: Sequence[float] | str,
+        done: Progress,
+    ) -> None:
+        grid, is_per_row = penalties(total, alphas, per_row)
+        super().__init__(sums, tuple(range(len(sums))), total, is_per_row)
+        self.passes, self.solver, self.near, self.done, self.first = passes, solver, near, done, grid
+        self.sets = [*(total - fold for fold in sums), total] if len(sums) > 1 else [total]
+        self.left_out = np.array([*range(len(self.sets) - 1), -1])
+        self.coef: dict[float, F8] = {}
+        self.residual: dict[float, float] = {}
+        self.of_all: dict[float, F8] = {}  # residuals for all rows, (t,)
+        self.iterations, self.each = 0, np.zeros(0, np.int64)  # of the slowest columns, and of every one
+        self.keeping: Callable[[list[float]], KeepsState] | None = (
+            None  # where the iterations of some penalties are kept
+        )
+
+    def scale(self, each: CrossSums | NormalEquations) -> float:
+        """What a penalty of the grid is multiplied by for a training set."""
+        return each.weight if self.per_row else 1.0
+
+    def choose(self, per_target: bool) -> tuple[CVResult | None, list[float]]:
+        """Scores, unless there is one fold, and the chosen penalty of every target, as the grid has it."""
+        self.add(self.first)
+        if len(self.sets) == 1:
+            return None, self.first * self.total.t
+        note = self.extend(per_target) if len(self.first) > 1 else ""
+        cv = self.result(per_target, note)
+        return cv, cv.alphas[cv.best].tolist()
+
+    def add(self, grid: Sequence[float]) -> None:
+        t, sets = self.total.t, len(self.sets)
+        shape = (sets, len(grid), t)
+        of = np.repeat(np.arange(sets), len(grid) * t)
+        alphas = np.repeat([[self.scale(each) * a for a in grid] for each in self.sets], t)
+        weights = np.array([each.weight for each in self.sets])
+        shifts = np.maximum(alphas, FLOOR * np.array([each.trace() for each in self.sets])[of])
+        shifts[shifts <= 0] = 1.0  # features without variance: anything will do
+        scales = weights[of] / self.near.s
+        rhs = np.hstack([np.tile(each.centred_rhs(), len(grid)) for each in self.sets])
+
+        def near(r: F8, columns: I8) -> F8:
+            return self.near.solve(r, shifts[columns], scales[columns])
+
+        gram = DataGram(self.passes, self.sets, of, self.left_out[of], rhs, self.done)
+        keep = self.keeping and self.keeping(alphas.tolist())
+        solved = conjugate_gradients(gram, alphas, near, self.solver.tol, self.solver.max_iterations, keep)
+        self.iterations += int(solved.iterations.max(initial=0))
+        self.each = np.append(self.each, solved.iterations)
+        residual = solved.residual.reshape(shape)
+        coef = solved.x.reshape(-1, *shape)
+        self.residual.update(zip(grid, residual.max(axis=(0, 2)).tolist(), strict=True))
+        self.of_all.update(zip(grid, residual[-1], strict=True))
+        self.coef.update((a, coef[:, -1, i].copy()) for i, a in enumerate(grid))
+        if sets > 1:
+            scored = np.flatnonzero(self.left_out[of] >= 0)
+            losses = self._losses(solved.x[:, scored], of[scored], np.tile(np.arange(t), sets * len(grid))[scored])
+            mse = losses.reshape(sets - 1, len(grid), t) / np.array(self.weights)[:, None, None]
+            self.mse.update(zip(grid, mse.swapaxes(0, 1), strict=True))
+
+    def _losses(self, coef: F8, of: I8, target: I8) -> F8:
+        """Σ w (y − ŷ)² of every column over the fold that its training set leaves out."""
+        means = np.stack([each.z_sum / each.weight for each in self.sets], axis=1)[:, of]
+        y_means = np.stack([each.y_sum / each.weight for each in self.sets])[of, target]
+        intercept = y_means - np.einsum("ij,ij->j", means, coef)
+        mapped, folds = self.passes.mapped, self.passes.folds
+        summand = LossesOf(mapped, folds, coef.astype(mapped.dtype), intercept, target, self.left_out[of])
+        return self.passes.total(summand, self.done)
+
+    def may_grow(self) -> bool:
+        """Not where it has not converged: beyond, it would less."""
+        return not self.unconverged()
+
+    def unconverged(self) -> list[float]:
+        """Penalties of the grid that have not converged for every training set and target, ascending."""
+        return sorted(a for a, residual in self.residual.items() if residual > self.solver.tol)
+
+    def note(self) -> str:
+        """What a reader should know of them."""
+        if not (late := self.unconverged()):
+            return ""
+        said = not_converged(self.solver, late, max(self.residual[a] for a in late))
+        return f"{said}{' (alphas per row)' if self.per_row else ''}; their scores are of what was reached"
+
+
+def _model(
+    path: Path, cv: CVResult | None, alphas: list[float], pre: Preprocessing, features: AnyMap, dtype: str
+) -> RidgeModel:
+    """The model of all rows, each target with its penalty."""
+    late = [a for j, a in enumerate(alphas) if path.of_all[a][j] > path.solver.tol]
+    if late and path.solver.unconverged == "error":
+        worst = max(float(path.of_all[a].max()) for a in late)
+        raise NotConverged(f"The chosen {not_converged(path.solver, sorted(set(late)), worst)}")
+    total = path.total
+    coef = np.stack([path.coef[a][:, j] for j, a in enumerate(alphas)], axis=1)
+    intercept = (total.y_sum - total.z_sum @ coef) / total.weight
+    alpha = np.array(alphas) * path.scale(total)
+    return RidgeModel.of_scaled(pre, features, coef, intercept, alpha, dtype)

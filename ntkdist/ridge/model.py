@@ -1,0 +1,242 @@
+"""What a fit leaves: a model that maps raw rows to predictions, and the equations it was solved from.
+
+Legend: z features, m their number, t targets (or classes).
+"""
+
+import functools
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, issparse
+
+from ntkdist.data.moments import Moments
+from ntkdist.data.scaling import Preprocessing
+from ntkdist.errors import DataError, SpecError
+from ntkdist.features import AnyMap
+from ntkdist.solvers.uncertainty import Factor
+from ntkdist.sums import NormalEquations
+
+F8 = NDArray[np.float64]
+BLOCK_BYTES = 64 * 2**20
+PIECES = 8  # that a block has, at least, so that all threads have some
+ROUNDING = 1e-5  # of what was there: as much may be missing where all is subtracted
+
+
+@dataclass(frozen=True)
+class RidgeModel:
+    """A fitted ridge on features: prediction is φ(scaled x) @ coef + intercept.
+
+    Attributes
+    ----------
+    preprocessing : Preprocessing
+    features : FeatureMap
+    coef : (m, t) float64 array
+        In target units.
+    intercept : (t,) float64 array
+    alpha : (t,) float64 array
+        The penalty that each target was solved with.
+    dtype : str
+        Of the features.
+    factor : Factor, optional
+        What `std` needs, if it was kept: m² numbers.
+    """
+
+    preprocessing: Preprocessing
+    features: AnyMap
+    coef: F8
+    intercept: F8
+    alpha: F8
+    dtype: str = "float32"
+    factor: Factor | None = None
+
+    @classmethod
+    def of_scaled(
+        cls, preprocessing: Preprocessing, features: AnyMap, coef: F8, intercept: F8, alpha: F8, dtype: str
+    ) -> "RidgeModel":
+        """The same from weights for scaled targets."""
+        scale, mean = preprocessing.y_scale, preprocessing.y_mean
+        return cls(preprocessing, features, coef * scale, intercept * scale + mean, alpha, dtype)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the scores; empty for regression."""
+        return self.preprocessing.classes
+
+    def __call__(self, x: NDArray[Any] | csr_array) -> F8:
+        """Predictions for raw rows.
+
+        Parameters
+        ----------
+        x : (n, *input_shape) array
+            Or a SciPy sparse one, if the features take sparse rows.
+
+        Returns
+        -------
+        (n,) or (n, t) array in target units, or (n, k) scores of k classes
+        """
+        out = self.scores(csr_array(x) if issparse(x) else np.asarray(x))
+        return out if self.classes or self.preprocessing.vector_target else out[:, 0]
+
+    def scores(self, x: NDArray[Any] | csr_array) -> F8:
+        """Predictions with both axes, (n, t), block by block in bounded memory."""
+        out = np.empty((x.shape[0], len(self.intercept)))
+        for block, z in self._mapped(x):
+            out[block] = z @ self.coef.astype(z.dtype)
+        out += self.intercept
+        if not np.isfinite(out).all():
+            bad = int(np.flatnonzero(~np.isfinite(out).all(axis=1))[0])
+            raise DataError(f"Row {bad} gives a prediction that is not finite; look for NaN or huge values in it")
+        return out
+
+    def std(self, x: NDArray[Any] | csr_array, noise: bool = False) -> F8:
+        """Standard deviations of predictions, of the shape that calling gives: how far the function may be off.
+
+        Of the Bayesian linear model in feature space: s²·[1/Σw + (φ − z̄)ᵀ(G_c + alpha)⁻¹(φ − z̄)], s² the mean squared
+        error out of fold.
+
+        Parameters
+        ----------
+        x : as of calling
+        noise : bool
+            Add s²: how far a target may be off.
+
+        Raises
+        ------
+        SpecError
+            If the model has no factor.
+        """
+        spread = self.spread(x)
+        assert self.factor is not None
+        out = np.sqrt(np.multiply.outer(spread + noise, self.factor.noise))
+        return out if self.classes or self.preprocessing.vector_target else out[:, 0]
+
+    def spread(self, x: NDArray[Any] | csr_array) -> F8:
+        """The variance of predictions in units of s², (n,); times its weight, the leverage of a row learnt from."""
+        if self.factor is None:
+            raise SpecError(
+                "the model has no factor; fit or solve with keep_factor, by `ntkdist.solve` or an estimator"
+            )
+        x = csr_array(x) if issparse(x) else np.asarray(x)
+        out = np.empty(x.shape[0])
+        for block, z in self._mapped(x):
+            out[block] = self.factor.spread(z)
+        return out
+
+    def _mapped(self, x: NDArray[Any] | csr_array) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """Features of rows, block by block in bounded memory."""
+        shape, n = self.preprocessing.input_shape, x.shape[0]
+        if isinstance(x, csr_array):
+            row_bytes = self.features.sparse_row_bytes(shape, self.dtype, -(-x.nnz // max(n, 1)))
+        else:
+            row_bytes = self.features.row_bytes(shape, self.dtype)
+        rows = max(PIECES * self.features.piece_rows, BLOCK_BYTES // row_bytes)
+        for i in range(0, n, rows):
+            yield slice(i, i + rows), self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
+
+    def predict(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Class names of raw rows, (n,), as integers if all names are; for regression the same as calling.
+
+        Parameters
+        ----------
+        x : (n, *input_shape) array
+        """
+        if not self.classes:
+            return self(x)
+        return class_labels(self.classes)[self(x).argmax(axis=1)]
+
+
+def class_labels(classes: tuple[str, ...]) -> NDArray[Any]:
+    """Class names as an array, of integers if that is what they spell."""
+    plain = all(name.lstrip("-").isdigit() and str(int(name)) == name for name in classes)
+    return np.array([int(name) for name in classes] if plain else classes)
+
+
+@dataclass(frozen=True)
+class Equations:
+    """The sums of every fold, with what they are sums of: what a penalty is chosen from, without the data.
+
+    Two of them add, or one is subtracted, fold by fold, if they have the same features, scaling and folds, and no
+    dataset is added or subtracted twice.
+
+    Attributes
+    ----------
+    folds : list of NormalEquations
+    features : FeatureMap
+    preprocessing : Preprocessing
+    dtype : str
+    scored : tuple of int, optional
+        The folds whose error a penalty is chosen by; all if absent.
+    moments : Moments, optional
+        Of the raw rows, whatever they were scaled by: inputs, then targets; equations saved before have none.
+    datasets : dict of str to int
+        How often the rows of each dataset, by its fingerprint, are in the sums: 1, or −1 if they were only subtracted.
+    """
+
+    folds: list[NormalEquations]
+    features: AnyMap
+    preprocessing: Preprocessing
+    dtype: str
+    scored: tuple[int, ...] | None = None
+    moments: Moments | None = None
+    datasets: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> NormalEquations:
+        """The sum over all folds."""
+        return functools.reduce(operator.add, self.folds)
+
+    def __add__(self, other: "Equations") -> "Equations":
+        return self._combine(other, 1)
+
+    def __sub__(self, other: "Equations") -> "Equations":
+        left = self._combine(other, -1)
+        for k, (mine, fold) in enumerate(zip(self.folds, left.folds, strict=True)):
+            before, after = (np.append(np.diagonal(each._gram), each.weight) for each in (mine, fold))
+            if (after < -ROUNDING * before).any():
+                raise DataError(
+                    f"Fold {k} does not hold the rows that are subtracted from it (of weight "
+                    f"{other.folds[k].weight:g}, from {mine.weight:g}); subtract rows that were added, in the folds "
+                    "that they had: by groups, or partition by partition"
+                )
+        return left
+
+    def _combine(self, other: "Equations", sign: int) -> "Equations":
+        for what, mine, theirs in (
+            ("features", self.features.digest(), other.features.digest()),
+            ("scaling", self.preprocessing.digest(), other.preprocessing.digest()),
+            ("dtype", self.dtype, other.dtype),
+            ("number of folds", len(self.folds), len(other.folds)),
+            ("scored folds", self.scored or "all", other.scored or "all"),
+        ):
+            if mine != theirs:
+                raise DataError(
+                    f"Equations of different {what} do not add ({mine} and {theirs}); fit the second with "
+                    "the same job and [preprocess] reuse = the first"
+                )
+        datasets = added(self.datasets, other.datasets, sign)
+        op = operator.add if sign > 0 else operator.sub
+        folds = [op(a, b) for a, b in zip(self.folds, other.folds, strict=True)]
+        moments = None if self.moments is None or other.moments is None else op(self.moments, other.moments)
+        return replace(self, folds=folds, moments=moments, datasets=datasets)
+
+
+def added(mine: dict[str, int], theirs: dict[str, int], sign: int = 1) -> dict[str, int]:
+    """Add, or with sign −1 subtract, how often rows are in two sums; see `Equations`.
+
+    Raises
+    ------
+    DataError
+        If rows would be added or subtracted twice.
+    """
+    both = {name: mine.get(name, 0) + sign * theirs.get(name, 0) for name in mine | theirs}
+    if twice := [name for name, count in both.items() if abs(count) > 1]:
+        do = "add" if sign > 0 else "subtract"
+        raise DataError(
+            f"Both sums hold the rows of one dataset (fingerprint {twice[0]}), which would be {do}ed twice; "
+            f"{do} each run once"
+        )
+    return {name: count for name, count in both.items() if count}

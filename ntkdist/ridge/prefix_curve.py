@@ -1,0 +1,124 @@
+"""Error against the number of features, from one Gram: whether more features would help, without another pass.
+
+A map of independent draws holds smaller maps in its columns; their equations are some rows and columns of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist.errors import SpecError
+from ntkdist.ridge.model import Equations
+from ntkdist.solvers import Cholesky, Solver
+from ntkdist.solvers.cross_validation import CVResult, cross_validate
+
+F8 = NDArray[np.float64]
+HALVINGS = 4  # of the number of columns: together about a fifth of the work for all columns
+
+
+@dataclass(frozen=True)
+class PrefixCurve:
+    """Cross-validated errors of nested maps.
+
+    Attributes
+    ----------
+    components : (s,) integer array
+        Columns, ascending; the last is the map itself.
+    results : tuple of CVResult
+        In target units, each with the penalty chosen anew.
+    """
+
+    components: NDArray[np.int64]
+    results: tuple[CVResult, ...]
+
+    @property
+    def mse(self) -> F8:
+        """Mean squared error, averaged over targets, (s,)."""
+        return np.array([cv.chosen.mean() for cv in self.results])
+
+    @property
+    def rmse(self) -> F8:
+        """Root mean squared error, averaged over targets, (s,)."""
+        return np.array([cv.rmse for cv in self.results])
+
+    @property
+    def band(self) -> F8:
+        """Standard error of ``rmse``, from folds, (s,); nan where one was scored."""
+        errors = np.array([cv.standard_error for cv in self.results])
+        return np.divide(errors, 2 * np.sqrt(self.mse), out=np.zeros(len(errors)), where=self.mse > 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain objects, for a report."""
+        return {
+            "m": self.components.tolist(),
+            "rmse": self.rmse.tolist(),
+            "band": self.band.tolist() if np.isfinite(self.band).all() else None,
+            "alpha": [cv.alpha.tolist() for cv in self.results],
+        }
+
+
+def prefix_curve(
+    equations: Equations,
+    cv: CVResult,
+    sizes: Sequence[int] | None = None,
+    *,
+    per_target: bool = False,
+    solver: Solver | None = None,
+) -> PrefixCurve:
+    """Cross-validated error against the number of features, over prefixes of the map, scaled so that each is one.
+
+    Every point equals fitting the smaller map of the same draws, with the same penalties to choose from.
+
+    Parameters
+    ----------
+    equations : Equations
+    cv : CVResult
+        Of these equations, in target units, as a fit returns it; its penalties are those chosen from.
+    sizes : sequence of int, optional
+        Columns beside all; by default a half, a quarter, an eighth and a sixteenth of them, as far as those exist.
+    per_target : bool
+        Whether penalties were chosen for every target.
+    solver : Solver, optional
+
+    Raises
+    ------
+    SpecError
+        If the map holds no smaller ones, or none of such a size.
+    """
+    features, shape = equations.features.spec, equations.preprocessing.input_shape
+    m = features.n_components
+    found = {m: cv}
+    for k in [m >> i for i in range(1, HALVINGS + 1)] if sizes is None else sizes:
+        try:
+            columns, scale = features.prefix(int(k), shape)
+        except SpecError:
+            if sizes is None and len(found) > 1:
+                break  # the exact columns alone are more
+            raise
+        if k < m:
+            folds = [fold.subset(columns, scale) for fold in equations.folds]
+            result = cross_validate(
+                folds,
+                solver or Cholesky(),
+                "auto" if cv.per_row else cv.alphas.tolist(),
+                alphas_per_row=cv.alphas.tolist() if cv.per_row else None,
+                extend=False,
+                per_target=per_target,
+                scored=equations.scored,
+            )
+            found[int(k)] = result.scaled(equations.preprocessing.y_scale)
+    components = sorted(found)
+    return PrefixCurve(np.array(components), tuple(found[k] for k in components))
+
+
+def curve_of(equations: Equations, cv: CVResult | None, per_target: bool = False) -> dict[str, Any] | None:
+    """`prefix_curve` for a report, as plain objects; None where there is none to have."""
+    if cv is None:
+        return None
+    try:
+        return prefix_curve(equations, cv, per_target=per_target).to_dict()
+    except SpecError:
+        return None

@@ -1,0 +1,244 @@
+"""Run directories: one job's model, equations and report, whole or not at all."""
+
+import datetime
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ntkdist import backend
+from ntkdist.cluster.connect import Resources
+from ntkdist.cluster.tally import Tally
+from ntkdist.data import storage
+from ntkdist.data.scaling import Preprocessing
+from ntkdist.errors import StoreError
+from ntkdist.planning import resolve_gpu
+from ntkdist.planning.job import Job, difference, identity, job_digest
+from ntkdist.planning.plan import Plan
+from ntkdist.ridge import store
+from ntkdist.ridge.model import Equations, RidgeModel
+from ntkdist.solvers.cv_result import CVResult
+from ntkdist.spec import versions
+
+Done = tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None]
+
+
+def existing_run(out: str, job: Job) -> Done | None:
+    """What a complete run of the same job left, or None where one can be written.  Writes nothing.
+
+    Raises
+    ------
+    StoreError
+        If the directory holds another run, or something else, or cannot be written to.
+    """
+    storage.check_directory(out)
+    if storage.empty(out):
+        return None
+    ours = identity(job, job.dataset.layout())
+    try:
+        _check_same(out, json.loads(storage.read_text(storage.join(out, "job.json")) or ""), ours)
+    except (OSError, ValueError, LookupError, TypeError):
+        raise StoreError(f"{out} holds something that is not a run; choose another --out or remove it") from None
+    return read_run(out) if storage.exists(storage.join(out, "report.json")) else None
+
+
+def read_run(run: str) -> Done:
+    """What a complete run left.
+
+    Raises
+    ------
+    StoreError
+        If the directory holds none.
+    """
+    try:
+        report = json.loads(storage.read_text(storage.join(run, "report.json")) or "")
+    except (OSError, ValueError):
+        raise StoreError(f"{run} holds no complete run: there is no report.json; fit a job with --out {run}") from None
+    model, equations = store.load(storage.join(run, "model.zarr")), None
+    if not without_equations(run):
+        equations = store.load(storage.join(run, "equations.zarr"))
+    return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
+
+
+def _check_same(out: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    if theirs["digest"] != ours["digest"]:
+        raise StoreError(f"{out} holds another run{difference(theirs, ours)}; choose another --out or remove it")
+
+
+@contextmanager
+def open_run(out: str, job: Job) -> Iterator[None]:
+    """The directory, with whose it is written down before anything runs; what fails with nothing kept leaves none.
+
+    Raises
+    ------
+    StoreError
+        If another job began there meanwhile.
+    """
+    if not out:
+        yield
+        return
+    made, mine = not storage.exists(out), storage.join(out, "job.json")
+    ours = identity(job, job.dataset.layout())
+    storage.sweep(out)
+    try:
+        _check_same(out, json.loads(storage.claim(mine, as_json(ours))), ours)
+        yield
+    except BaseException:
+        with suppress(StoreError):  # as where the store is what failed
+            if set(storage.names(out)) <= {"job.json"}:
+                storage.remove(out if made else mine)
+        raise
+
+
+def write_run(out: str, model: RidgeModel, equations: Equations | None, report: dict[str, Any]) -> None:
+    """Write a run's results over what a run that was cut off left; the report, written last, marks it complete."""
+    for name, value in (("model.zarr", model), ("equations.zarr", equations)):
+        storage.remove(storage.join(out, name))
+        if value is not None:
+            store.save(value, storage.join(out, name))
+    storage.write_text(storage.join(out, "report.json"), as_json(report, indent=1))
+
+
+def without_equations(out: str) -> bool:
+    """Whether a directory is a complete run whose solver formed no Gram, or left it in tiles on the workers."""
+    try:
+        report = json.loads(storage.read_text(storage.join(out, "report.json")) or "")
+        return "products" in report["run"] or bool(report["plan"].get("tile"))
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def plan_of(out: str) -> dict[str, Any] | None:
+    """Read the plan in the report of a complete run, as plain objects; None where there is no report."""
+    text = storage.read_text(storage.join(out, "report.json"))
+    return json.loads(text)["plan"] if text else None
+
+
+def as_json(value: Any, indent: int = 0) -> str:
+    """Strict JSON: a number that there is not, such as r2 of constant targets, is null."""
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=float), indent=indent).decode()
+
+
+class FitStatistics(NamedTuple):
+    """What the passes over the data gave beside sums: what they learnt, counts, seconds and the rate of bare ``syrk``.
+
+    ``products`` holds the counts of a solver that formed no Gram, and is empty of one that did.
+    """
+
+    preprocessing: Preprocessing
+    fold_weights: list[float]
+    tally: Tally
+    seconds: dict[str, float]
+    products: dict[str, Any]
+    timeline: Sequence[tuple[float, int]] = ()  # seconds into the pass, and rows, of every shard that ended
+    syrk_rates: Sequence[float] = ()
+
+    @property
+    def remembered(self) -> dict[str, int]:
+        """The most that a worker kept beyond what the plan projects."""
+        return {"remembered rows": self.products["remembered_bytes"]} if self.products else {}
+
+
+def report(
+    p: Plan, found: Resources, passed: FitStatistics, model: RidgeModel, cv: CVResult | None, run: str
+) -> dict[str, Any]:
+    """All that a reader of a run may ask, as plain objects."""
+    tally, seconds = passed.tally, passed.seconds
+    notes = [cv.note] if cv is not None and cv.note else []
+    if why := resolve_gpu.why_not(p, found):
+        notes.append(f"computed on the CPU: {why}")
+    if passed.products or p.tile:
+        does = "keeps" if p.tile else "forms"
+        notes.append(f"solver {type(p.solver).__name__} {does} no Gram: there are no equations to save or solve again")
+    if constant := passed.preprocessing.constant:
+        notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
+    if tally.resumed:
+        notes.append(
+            f"{tally.resumed} of {len(p.tasks()) * p.panels} shards were finished before and taken from the checkpoint"
+        )
+    if p.dataset.holdout:
+        notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
+    skip = p.skip or ()
+    skipped = p.layout.rows_of(skip)
+    if skip:
+        notes.append(f"{skipped:,} rows of the damaged partitions {', '.join(map(str, skip))} were skipped, as asked")
+    if tally.dropped:
+        notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
+    if tally.clipped:
+        notes.append(f"{tally.clipped:,} rows had values outside the range reused, clipped to it: {_most(tally)}")
+    return {
+        "digest": job_digest(p.job),
+        "notes": notes,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "plan": msgspec.to_builtins(p),
+        "data": {
+            "store": p.dataset.store,
+            "rows": tally.rows,
+            "dropped_rows": tally.dropped,
+            "clipped_rows": tally.clipped,
+            "clipped_columns": tally.clipped_in,
+            "skipped_rows": skipped,
+            "skipped_partitions": list(skip),
+            "constant_columns": list(constant),
+            "classes": list(passed.preprocessing.classes),
+            "class_weight": list(passed.preprocessing.class_weight),
+            "folds": {"count": p.folds, "dealt_by": p.dataset.dealt, "contiguous": p.job.plan.contiguous},
+            "fold_weights": passed.fold_weights,
+        },
+        "cv": None if cv is None else cv.to_dict(),
+        "alpha": model.alpha.tolist(),
+        "alpha_per_row": (model.alpha / sum(passed.fold_weights)).tolist(),
+        "run": {
+            "id": run,
+            "seconds": seconds,
+            "bytes_read": tally.nbytes,
+            "timeline": passed.timeline,
+            "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
+            "workers": found.workers,
+            "peak_memory_bytes": tally.workers,
+            "worker_rows_per_second": tally.rates(),
+            "projected_memory_bytes": p.memory(*found.shape) | passed.remembered,
+            **_rates(p, passed),
+        },
+        "versions": versions(),
+    }
+
+
+def _most(tally: Tally) -> str:
+    """Name the columns in which most rows were clipped."""
+    most = sorted(tally.clipped_in, key=lambda name: (-tally.clipped_in[name], name))
+    said = ", ".join(f"{tally.clipped_in[name]:,} in {name}" for name in most[:3])
+    return said if len(most) <= 3 else f"{said}, fewer in {len(most) - 3:,} others"
+
+
+def _rates(p: Plan, passed: FitStatistics) -> dict[str, Any]:
+    """How fast the rows were added up, and what the machine can do."""
+    rows, seconds = passed.tally.rows, passed.seconds
+    if passed.products:
+        per_second = rows * passed.products["passes"] / (seconds["sums"] + seconds["iterations"])
+        return {"rows_per_second": per_second, "products": passed.products}
+    operations = rows * backend.gram_operations(p.m, p.device)
+    gram, syrk = operations / seconds["equations"], sum(passed.syrk_rates)
+    return {
+        "rows_per_second": rows / seconds["equations"],
+        "syrk_flops_per_second": syrk,
+        "gram_flops_per_second": gram,
+        "gram_to_syrk_ratio": gram / syrk,
+    }
+
+
+def summary(report: dict[str, Any]) -> dict[str, Any]:
+    """What the sums know of a fit, in a few numbers."""
+    cv = report["cv"] or {}
+    alpha = report["alpha"]
+    return {
+        "cv_rmse": cv.get("rmse"),
+        "cv_r2": cv.get("r2"),
+        "alpha": alpha[0] if len(set(alpha)) == 1 else alpha,
+        "rows": report["data"]["rows"],
+        "dropped_rows": report["data"]["dropped_rows"],
+        "clipped_rows": report["data"].get("clipped_rows", 0),  # runs from before they were counted clipped none
+        "seconds": report["run"]["seconds"]["total"],
+    }

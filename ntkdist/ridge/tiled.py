@@ -1,0 +1,292 @@
+"""Fitting with a Gram in tiles: the tiles of every fold summed on the workers, then factorisations where they lie.
+
+No process ever has the Gram.  The rows are read and mapped once for each panel of tiles; a tile's bits do not depend on
+the panel that it is in, nor on the workers.
+
+Legend: as in `ntkdist.sums.tiles`; S a training set, all folds but one or all of them; x (m, t) coefficients.
+"""
+
+import functools
+import itertools
+import operator
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist import backend
+from ntkdist.cluster import Client, progress
+from ntkdist.cluster.connect import identity
+from ntkdist.cluster.progress import Progress, Watch
+from ntkdist.cluster.reduce import fetch, phase, settle, sums_in_place
+from ntkdist.cluster.shards import Part, Source
+from ntkdist.cluster.tally import Tally
+from ntkdist.data.dataset import Shard
+from ntkdist.errors import NotPositiveDefinite
+from ntkdist.planning.plan import Plan, by_fold
+from ntkdist.ridge import checkpoint
+from ntkdist.ridge.model import RidgeModel
+from ntkdist.ridge.prepare import counting, prepare
+from ntkdist.ridge.run_directory import FitStatistics
+from ntkdist.solvers import check_sums
+from ntkdist.solvers.cross_validation import CVResult, Grid, check_folds, penalties
+from ntkdist.solvers.tiled import divide, factor, solve_tiles
+from ntkdist.sums import CrossSums
+from ntkdist.sums.equations import Loss, TargetSums, relative_rounding
+from ntkdist.sums.mapped_rows import RowMapper
+from ntkdist.sums.tiles import Place, TilesOf, owner_index, run, runs
+
+F8 = NDArray[np.float64]
+
+
+def fit_by_tiles(
+    p: Plan, client: Client | None, watch: Watch | None, keep: str
+) -> tuple[RidgeModel, CVResult | None, FitStatistics]:
+    """Model, scores and counts of a plan.
+
+    Raises
+    ------
+    NotPositiveDefinite
+        If no penalty could be solved.
+    """
+    source, shards = by_fold(p)
+    start = time.perf_counter()
+    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p, source._replace(folds=0), client, watch))
+    source = counting(source, p, empty.preprocessing)
+    ready = time.perf_counter()
+    home = TilePlacement(client, p.threads, runs(p.m, p.tile))
+    mapped = RowMapper(empty.features, empty.preprocessing, p.dtype, "", 0)
+    timeline: list[tuple[float, int]] = []
+    with phase("equations", p.panels * p.reads * p.layout.rows, client, watch) as done:
+        folds, squared, tally = sum_tiles(p, mapped, source, shards, home, progress.timed(done, timeline), kept)
+    squares = [_squares(p, fold, home) for fold in folds]
+    sums = [_cross_sums(p, *of, home) for of in zip(folds, squares, strict=True)]
+    check_sums(functools.reduce(operator.add, sums))
+    roundings = [relative_rounding(r, fold.weight) for r, fold in zip(squared, sums, strict=True)]
+    summed = time.perf_counter()
+    with phase("factorisations", 0, client, watch):
+        path = TiledPath(p, folds, sums, squares, roundings, home)
+        cv, alpha = path.choose(p.job.alphas, p.job.alphas_per_row, p.job.alpha_per_target)
+        coef, intercept = path.of_all_rows(alpha)
+    solved = time.perf_counter()
+    pre = empty.preprocessing
+    model = RidgeModel.of_scaled(pre, empty.features, coef, intercept, alpha, p.dtype)
+    seconds = {"prepare": ready - start, "equations": summed - ready, "solve": solved - summed}
+    weights = [fold.weight for fold in sums]
+    return model, cv and cv.scaled(pre.y_scale), FitStatistics(pre, weights, tally, seconds, {}, timeline)
+
+
+class TilePlacement:
+    """Calls functions of tiles, each on the worker where the tiles of its place are at home, or in this process.
+
+    Tiles are dealt to the workers in `turn`; those of one place in different matrices are at home on the same one.  A
+    worker that is gone has its tiles made anew elsewhere.
+    """
+
+    def __init__(self, client: Client | None, threads: int, last: int) -> None:
+        self.client, self.threads, self.last = client, threads, last
+        self.workers = sorted(client.scheduler_info(n_workers=-1)["workers"]) if client is not None else []
+        self.id, self.calls = uuid.uuid4().hex[:8], itertools.count()
+
+    def __call__(self, place: Place, function: Any, *args: Any) -> Any:
+        """The function's value, or a future of it."""
+        if self.client is None:
+            return on_threads(self.threads, function, *args)
+        worker = self.workers[owner_index(place, self.last) % len(self.workers)]
+        where = {"workers": worker, "allow_other_workers": True}
+        first = int(function in (factor, divide))  # a column is factored as soon as it can be: all others wait for it
+        return self.client.submit(
+            on_threads, self.threads, function, *args, key=self._key(function), priority=first, **where
+        )
+
+    def beside(self, function: Any, *args: Any) -> Any:
+        """The same where the arguments are, before all else."""
+        if self.client is None:
+            return function(*args)
+        return self.client.submit(function, *args, key=self._key(function), priority=10)
+
+    def _key(self, function: Any) -> tuple[str, int]:
+        return f"ntkdist-{function.__name__.strip('_')}-{self.id}", next(self.calls)
+
+
+def sum_tiles(
+    p: Plan,
+    mapped: RowMapper,
+    source: Source,
+    shards: Sequence[Shard],
+    home: TilePlacement,
+    done: Progress,
+    kept: checkpoint.Kept | None,
+) -> tuple[list[dict[Place, Any]], list[float], Tally]:
+    """The tiles of every fold, at home, panel by panel, and what `block_rounding` says of its rows."""
+    folds: list[dict[Place, Any]] = [{} for _ in range(p.folds)]
+    roundings: list[float] = []
+    tally = Tally()
+    for panel in p.tile_panels():
+        summand = TilesOf(mapped, p.tile, tuple(panel))
+        keep = kept and kept.tiles(p.tile, panel)
+        parts = sums_in_place(source, summand, shards, p.fan_in, home.client, done, keep)
+        for fold, part in zip(folds, parts, strict=True):
+            fold.update({place: home(place, identity, home.beside(taken, part, place)) for place in panel})
+        roundings = fetch(home.client, [home.beside(_rounding, part) for part in parts])
+        panel_tally = functools.reduce(operator.add, fetch(home.client, [home.beside(_tally, part) for part in parts]))
+        tally = (tally + panel_tally).of_rows(panel_tally)
+        del parts, part  # before the next panel takes their room
+        settle(home.client, [fold[place] for fold in folds for place in panel])
+    return folds, roundings, tally
+
+
+def _squares(p: Plan, fold: dict[Place, Any], home: TilePlacement) -> F8:
+    """The diagonal of a fold's Gram, (m,), in this process."""
+    places = [(i, i) for i in range(runs(p.m, p.tile))]
+    return np.concatenate(fetch(home.client, [home(place, np.diagonal, fold[place]) for place in places]))
+
+
+def _cross_sums(p: Plan, fold: dict[Place, Any], squares: F8, home: TilePlacement) -> CrossSums:
+    """What a fold's tiles know beside the Gram, and its trace, in this process."""
+    n = runs(p.m, p.tile)
+    cross = fetch(home.client, [fold[n, j] for j in range(n + 1)])
+    traces = [squares[run(p.m, p.tile, i)].sum() for i in range(n)]
+    return CrossSums(np.hstack(cross[:n]).T, cross[n], float(sum(traces)))
+
+
+class TiledPath(Grid):
+    """Penalties scored by factorisations of the tiles of every training set, one after another.
+
+    Parameters
+    ----------
+    p : Plan
+    folds : sequence of dict of place to tile
+    sums : sequence of CrossSums
+        Of the same folds.
+    squares : sequence of (m,) array
+        The diagonals of their Grams.
+    roundings : sequence of float
+        Those of their sums, relative.
+    home : Home
+    """
+
+    def __init__(
+        self,
+        p: Plan,
+        folds: Sequence[dict[Place, Any]],
+        sums: Sequence[CrossSums],
+        squares: Sequence[F8],
+        roundings: Sequence[float],
+        home: TilePlacement,
+    ) -> None:
+        total = functools.reduce(operator.add, sums)
+        super().__init__(sums, p.scored or tuple(range(len(folds))), total, False)
+        self.m, self.tile, self.n = p.m, p.tile, runs(p.m, p.tile)
+        self.folds, self.sums, self.squares, self.roundings, self.home = folds, sums, squares, roundings, home
+        self.precision = max(roundings)
+
+    def choose(
+        self, alphas: Sequence[float] | str, alphas_per_row: Sequence[float] | None, per_target: bool
+    ) -> tuple[CVResult | None, F8]:
+        """Scores, unless there is one fold, and the penalty of every target; arguments as in `cross_validate`."""
+        grid, self.per_row = penalties(self.total, alphas, alphas_per_row)
+        if len(self.folds) == 1:
+            return None, np.full(self.total.t, grid[0] * self.scale(self.total))
+        check_folds(self.sums)
+        cv = self.search(grid, alphas_per_row is None and isinstance(alphas, str), True, per_target)
+        return cv, cv.alpha
+
+    def scale(self, each: TargetSums) -> float:
+        """What a penalty of the grid is multiplied by for a training set."""
+        return each.weight if self.per_row else 1.0
+
+    def add(self, grid: Sequence[float]) -> None:
+        losses: list[list[Loss | None]] = [[None] * len(self.scored) for _ in grid]
+        failed: NotPositiveDefinite | None = None
+        for n, k in enumerate(self.scored):
+            others = [i for i in range(len(self.folds)) if i != k]
+            train = functools.reduce(operator.add, [self.sums[i] for i in others])
+            tiles = self.centred([self.folds[i] for i in others], train)
+            for a, alpha in enumerate(grid):
+                try:
+                    losses[a][n] = self._loss(k, tiles, train, alpha * self.scale(train))
+                except NotPositiveDefinite as error:
+                    failed = error
+        if failed and not self.mse and not any(all(each) for each in losses):
+            raise failed
+        for alpha, each in zip(grid, losses, strict=True):
+            self.put(alpha, each)
+
+    def of_all_rows(self, alpha: F8) -> tuple[F8, F8]:
+        """Coefficients (m, t) and intercept (t,) of all rows, each target with its penalty."""
+        coef = np.empty((self.m, len(alpha)))
+        tiles = self.centred(self.folds, self.total)
+        for each in set(alpha.tolist()):
+            solved, _ = self._solve(tiles, each)
+            coef[:, alpha == each] = solved[:, alpha == each]
+        return coef, self._intercept(self.total, coef)
+
+    def centred(self, folds: Sequence[dict[Place, Any]], train: TargetSums) -> dict[Place, Any]:
+        """The tiles of a training set about its means."""
+        total = np.concatenate([train.z_sum, train.y_sum, [train.weight]])
+
+        def means(i: int) -> F8:
+            return total[self.m :] if i == self.n else total[run(self.m, self.tile, i)]
+
+        return {
+            (i, j): self.home((i, j), added_and_centred, [fold[i, j] for fold in folds], means(i), means(j) / total[-1])
+            for i, j in folds[0]
+            if j < self.n
+        }
+
+    def _solve(self, tiles: dict[Place, Any], alpha: float) -> tuple[F8, list[Any]]:
+        """Coefficients in this process, and by runs of columns where they were made."""
+        parts = solve_tiles(tiles, self.m, self.tile, alpha, self.home)
+        return np.hstack(fetch(self.home.client, parts)).T[:, :-1], parts  # the last are of the 1, and are zero
+
+    def _intercept(self, train: TargetSums, coef: F8) -> F8:
+        return (train.y_sum - train.z_sum @ coef) / train.weight
+
+    def _loss(self, k: int, tiles: dict[Place, Any], train: CrossSums, alpha: float) -> Loss:
+        """Evaluate the model of a training set, from its tiles, over fold k."""
+        coef, x = self._solve(tiles, alpha)
+        fold, intercept = self.sums[k], self._intercept(train, coef)
+        gram = [(place, tile) for place, tile in self.folds[k].items() if place[0] < self.n]
+        squares = fetch(self.home.client, [self.home((i, j), quadratic, g, x[i], x[j]) for (i, j), g in gram])
+        square = sum(s * (1 if i == j else 2) for ((i, j), _), s in zip(gram, squares, strict=True))[:-1]
+        return fold.loss_of(coef, intercept, square, self.squares[k], self.roundings[k])
+
+
+def on_threads(threads: int, function: Any, *args: Any) -> Any:
+    """A function's value, with this process's tasks set to a number of threads."""
+    backend.use_threads(threads)
+    return function(*args)
+
+
+def taken(part: Part, place: Place) -> F8:
+    """A tile of a sum, with both triangles if it is on the diagonal."""
+    tile: F8 = part.total.tiles[place]
+    if place[0] == place[1]:
+        tile = tile.copy()
+        backend.mirror(tile)
+    return tile
+
+
+def _tally(part: Part) -> Tally:
+    return part.tally
+
+
+def _rounding(part: Part) -> float:
+    return float(part.total.rounding)
+
+
+def added_and_centred(tiles: Sequence[F8], sums: F8, means: F8) -> F8:
+    """The sum of some folds' tiles about the means of its columns."""
+    total = np.outer(sums, -means)
+    for tile in tiles:
+        total += tile
+    return total
+
+
+def quadratic(tile: F8, left: F8, right: F8) -> F8:
+    """xᵢᵀ G_ij xⱼ of every target, from xᵢᵀ (t, rows) and xⱼᵀ (t, columns)."""
+    return np.einsum("tj,tj->t", left @ tile, right)

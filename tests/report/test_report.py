@@ -1,0 +1,208 @@
+"""The report of a run: what it says against refits in scikit-learn, and that it stands alone."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Command, columns, inputs, write_csv, write_job
+from conftest import MakeDataset
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
+
+import ntkdist as nd
+from ntkdist.report.held_out import edges_of, held_out
+from ntkdist.report.largest_errors import WORST, HeldOut
+
+F8 = NDArray[np.float64]
+
+
+def out_of_fold(store: str, result: nd.FitResult, p: nd.Plan) -> tuple[F8, F8]:
+    """Truth and predictions of every row by scikit-learn's Ridge on the features of the rows of the other folds."""
+    pre, features = result.model.preprocessing, result.model.features
+    rows = p.dataset.read(p.layout, 0, p.layout.rows)
+    assert rows.y is not None
+    z, y = features(pre.inputs(rows.x, "float64")), pre.targets(rows.y)
+    weight = pre.weights(rows)
+    fold = np.concatenate([p.folds_of(i) for i in range(p.layout.partitions)])
+    assert result.cv is not None
+    predicted = np.empty_like(y)
+    for k in np.unique(fold):
+        train = fold != k
+        w = None if weight is None else weight[train]
+        alpha = result.cv.alphas[result.cv.best[0]] * (train.sum() if w is None else w.sum())
+        ridge = Ridge(alpha).fit(z[train], y[train], w)
+        predicted[~train] = ridge.predict(z[~train]).reshape(-1, y.shape[1])
+    return y * pre.y_scale + pre.y_mean, predicted * pre.y_scale + pre.y_mean
+
+
+def looked_at(store: str, **options: object) -> tuple[HeldOut, nd.FitResult, nd.Plan]:
+    job = nd.Job(
+        dataset=nd.Dataset(store, **options),  # type: ignore[arg-type]
+        features=nd.ZonalFeatures(64, kernel=nd.NTK(1)),
+        alphas_per_row=(1e-3, 1e-2),
+        plan=nd.PlanTable(dtype="float64"),
+    )
+    result, p = nd.fit(job), nd.plan(job)
+    assert result.equations is not None
+    assert result.cv is not None
+    return held_out(p, result.equations, result.cv), result, p
+
+
+def test_numbers_are_those_of_refits(make_dataset: MakeDataset, table: tuple[F8, F8]) -> None:
+    """Mean errors, the counts of bins, the spread of errors and the worst rows, of two targets and weights."""
+    x, y = table
+    store = make_dataset(x, y, weights=np.random.default_rng(0).uniform(0.5, 2, len(x)))
+    found, result, p = looked_at(store, weight="weight")
+    truth, predicted = out_of_fold(store, result, p)
+    weight = p.dataset.read(p.layout, 0, p.layout.rows).weight
+    assert weight is not None
+    error = np.abs(truth - predicted)
+    assert found.metrics.summary()["rmse"] == pytest.approx(np.sqrt(weight @ error**2 / weight.sum()).mean(), rel=1e-8)
+    assert result.equations is not None
+    edges = edges_of(result.equations)
+    inside = [np.clip(v[:, 0], edges[0], edges[-1] - 1e-9) for v in (truth, predicted)]
+    np.testing.assert_allclose(found.counts, np.histogram2d(*inside, bins=(edges, edges), weights=weight)[0])
+    assert found.spread.sum() == pytest.approx(weight.sum())
+    worst = np.argsort(-error[:, 0], kind="stable")[:WORST]
+    np.testing.assert_array_equal(found.off.places, worst)
+    np.testing.assert_allclose(found.off.error, error[worst, 0], rtol=1e-6)
+
+
+def test_classes_are_those_of_refits(make_dataset: MakeDataset, table: tuple[F8, F8]) -> None:
+    """The confusion matrix and the worst row, with folds dealt by groups."""
+    x, y = table
+    codes = np.digitize(y[:, 0], np.quantile(y[:, 0], [0.3, 0.8]))
+    store = make_dataset(x, codes, classes=True, groups=np.arange(len(x)) % 37)
+    found, result, p = looked_at(store, groups="groups")
+    truth, predicted = out_of_fold(store, result, p)
+    right, guess = truth.argmax(1), predicted.argmax(1)
+    expected = np.zeros((3, 3))
+    np.add.at(expected, (right, guess), 1)
+    np.testing.assert_array_equal(found.counts, expected)
+    np.testing.assert_allclose(found.spread[:, 0].sum(), len(x))
+    np.testing.assert_allclose(found.spread[:, 2].sum(), (right == guess).sum())
+    lead = np.where(right == guess, 0, predicted.max(1) - predicted[np.arange(len(x)), right])
+    assert found.off.places[0] == lead.argmax()
+
+
+def test_rows_beside_a_holdout_are_left_out(make_dataset: MakeDataset, table: tuple[F8, F8]) -> None:
+    x, y = table
+    store = make_dataset(x, y[:, 0], holdout=np.arange(len(x)) % 5 == 0)
+    found, _, _ = looked_at(store, holdout="holdout")
+    assert found.metrics.summary()["rows"] == len(x) / 5
+
+
+def test_any_cutting_gives_the_same(table: tuple[F8, F8]) -> None:
+    """Sums of cut rows are the sum of all."""
+    _, y = table
+    rng = np.random.default_rng(3)
+    predicted, edges, places = y + rng.standard_normal(y.shape), np.linspace(90, 110, 9), np.arange(len(y))
+
+    def of(rows: slice) -> HeldOut:
+        return HeldOut.of_numbers(y[rows], predicted[rows], None, places[rows], edges, 1.0)
+
+    whole, cut = of(slice(None)), of(slice(0, 7)) + of(slice(7, 450)) + of(slice(450, None))
+    np.testing.assert_allclose(cut.counts, whole.counts)
+    np.testing.assert_allclose(cut.spread, whole.spread)
+    np.testing.assert_array_equal(cut.off.places, whole.off.places)
+
+
+@pytest.fixture
+def run(command: Command) -> str:
+    """A complete run of a regression in the current directory."""
+    data = columns()
+    write_csv("train.csv", data, *"abcy")
+    assert command("convert", "train.csv", "train.zarr", "--target", "y").exit_code == 0
+    assert command("fit", write_job(), "--out", "run").exit_code == 0
+    return "run"
+
+
+def test_one_file_that_stands_alone(command: Command, run: str) -> None:
+    """Nothing to fetch, all plots there, the job in it fits to the same bits; a second report replaces the first."""
+    for _ in range(2):
+        result = command("report", run)
+        assert result.exit_code == 0, result.output
+    page = Path(run, "report.html").read_text()
+    assert set(re.findall(r'<figure id="figure-(\w+)"', page)) >= {"alpha", "truth", "calibration", "kernel", "memory"}
+    assert page.count("<svg") == page.count("<figure")
+    assert not re.search(r'(src|href)="(?!#)', page)
+    assert "url(http" not in page
+    job = page[page.index("<pre>") + 5 : page.index("</pre>")].replace("&#34;", '"').replace("&#39;", "'")
+    Path("again.toml").write_text(job)
+    assert command("fit", "again.toml", "--out", "again").exit_code == 0
+    x = inputs(columns(7, seed=1))
+    np.testing.assert_array_equal(nd.load("again/model.zarr")(x), nd.load(f"{run}/model.zarr")(x))
+    assert f"{json.loads(Path(run, 'report.json').read_text())['cv']['rmse']:.4g}" in page
+
+
+def test_without_the_data(command: Command, run: str) -> None:
+    Path("train.zarr").rename("elsewhere.zarr")
+    result = command("report", run)
+    assert result.exit_code == 1
+    assert "train.zarr" in result.output
+    assert not Path(run, "report.html").exists()
+    assert command("report", run, "--no-data", "--out", "bare.html").exit_code == 0
+    page = Path("bare.html").read_text()
+    assert 'id="figure-alpha"' in page
+    assert 'id="figure-truth"' not in page
+
+
+def test_other_data_are_refused(command: Command, run: str) -> None:
+    data = columns(seed=5)
+    write_csv("train.csv", data, *"abcy")
+    Path("train.zarr").rename("elsewhere.zarr")
+    assert command("convert", "train.csv", "train.zarr", "--target", "y").exit_code == 0
+    result = command("report", run)
+    assert result.exit_code == 1
+    assert "not the data that was fitted on" in result.output
+
+
+def test_no_run_is_one_sentence(command: Command) -> None:
+    result = command("report", "nowhere")
+    assert result.exit_code == 1
+    assert result.output.startswith("ntkdist: nowhere holds no complete run")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [420, 1280])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_plot_is_drawn_in_a_browser(command: Command, run: str, width: int, dark: bool, tmp_path: Path) -> None:
+    """In headless Chromium: no plot is empty or cut off, nothing is wider than the window, dark is dark."""
+    from PIL import Image
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+
+    assert command("report", run).exit_code == 0
+    options = webdriver.ChromeOptions()
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.binary_location = "/usr/bin/chromium"
+    browser = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
+    try:
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get(Path(run, "report.html").absolute().as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        plots = browser.find_elements(By.CSS_SELECTOR, "figure svg")
+        assert len(plots) >= 5
+        for i, plot in enumerate(plots):
+            path = tmp_path / f"plot{i}.png"
+            plot.screenshot(str(path))
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB")).astype(int)
+            assert pixels.shape[1] >= min(width, 600) / 2
+            paper = pixels[2, 2]
+            assert (paper.mean() < 100) == dark
+            drawn = np.abs(pixels - paper).sum(2) > 60
+            assert drawn.mean() > 0.005  # axes, words and marks
+            half = np.array_split(drawn, 2, axis=1)
+            assert min(part.any(axis=1).mean() for part in half) > 0.1  # on either side
+            saturated = np.ptp(pixels, axis=2) > 60
+            assert saturated.sum() > 50  # what is plotted has a colour, axes have none
+    finally:
+        browser.quit()

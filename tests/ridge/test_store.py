@@ -1,0 +1,142 @@
+"""Saved models and equations: the same when loaded, refused when they cannot be the same."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ntkdist as nd
+
+
+@pytest.fixture
+def run(make_dataset: Any, table: Any, tmp_path: Path) -> Path:
+    x, y = table
+    names = np.array(["low", "high"])[(y[:, 0] > y[:, 0].mean()).astype(int)]
+    job = nd.Job(
+        nd.Dataset(make_dataset(x, names)),
+        nd.NTKRandomFeatures(64, depth=2),
+        alphas=(0.1, 1.0),
+        plan=nd.PlanTable(folds=3),
+    )
+    nd.fit(job, out=str(tmp_path / "run"))
+    return tmp_path / "run"
+
+
+def edit_attributes(group: Path, **changes: Any) -> None:
+    path = group / "zarr.json"
+    meta = json.loads(path.read_text())
+    for key, value in changes.items():
+        meta["attributes"][key] = value
+    path.write_text(json.dumps(meta))
+
+
+def test_a_loaded_model_predicts_the_same(run: Path, table: Any, tmp_path: Path) -> None:
+    model = nd.load(str(run / "model.zarr"))
+    again = tmp_path / "again.zarr"
+    nd.save(model, str(again))
+    other = nd.load(str(again))
+    np.testing.assert_array_equal(model(table[0]), other(table[0]))
+    assert model.features == other.features == nd.NTKRandomFeatures(64, depth=2)
+    assert other.classes == ("high", "low")
+    assert set(other.predict(table[0]).tolist()) == {"high", "low"}
+
+
+def test_loaded_equations_solve_to_the_same_model(run: Path, table: Any) -> None:
+    equations = nd.load(str(run / "equations.zarr"))
+    model, cv = nd.solve(equations, alphas=[0.1, 1.0])
+    np.testing.assert_allclose(model(table[0]), nd.load(str(run / "model.zarr"))(table[0]), rtol=1e-12)
+    assert len(equations.folds) == 3
+    assert (equations.total.gram == equations.total.gram.T).all()
+    assert cv is not None
+
+
+def test_nothing_saved_is_a_pickle(run: Path) -> None:
+    for path in run.rglob("*"):
+        assert (
+            path.is_dir()
+            or path.name in ("zarr.json", "report.json", "job.json")
+            or path.parts[-2].isdigit()
+            or ("c" in path.parts)
+        )
+        assert path.is_dir() or path.read_bytes()[:2] not in (b"\x80\x04", b"\x80\x05")
+
+
+def test_features_that_this_machine_makes_otherwise_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ntkdist.features import ntk_random_features
+
+    monkeypatch.setattr(ntk_random_features, "mean_abs", lambda d: 0.81)
+    monkeypatch.setattr("ntkdist.features.base._drawn", {})
+    with pytest.raises(nd.StoreError, match=r"makes other features than the saved ones .* changed versions: none"):
+        nd.load(str(run / "model.zarr"))
+
+
+def test_versions_that_differ_are_named_when_features_do(run: Path) -> None:
+    meta = json.loads((run / "model.zarr" / "zarr.json").read_text())["attributes"]
+    edit_attributes(
+        run / "model.zarr",
+        features=meta["features"] | {"seed": 1},
+        versions=meta["versions"] | {"numpy": "1.0"},
+    )
+    with pytest.raises(nd.StoreError, match=r"changed versions: numpy 1\.0 → "):
+        nd.load(str(run / "model.zarr"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"version": 99}, nd.StoreError, "saved in format 99, this ntkdist reads up to 2; update"),
+        ({"complete": False}, nd.DataError, "never finished"),
+        (
+            {"kind": "something"},
+            nd.DataError,
+            "expected a group of kind ntkdist.model or ntkdist.equations, got something",
+        ),
+        (
+            {"features": {"type": "NTKRandomFeature", "n_components": 64}},
+            nd.SpecError,
+            "did you mean 'NTKRandomFeatures'",
+        ),
+        ({"features": {"type": "Linear", "n_components": 4}}, nd.SpecError, "set it to 5"),
+    ],
+)
+def test_groups_that_cannot_be_trusted_are_refused(run: Path, changes: Any, error: Any, said: str) -> None:
+    edit_attributes(run / "model.zarr", **changes)
+    with pytest.raises(error, match=said):
+        nd.load(str(run / "model.zarr"))
+
+
+def test_a_damaged_coefficient_is_refused(run: Path) -> None:
+    path = run / "model.zarr" / "coef" / "c" / "0" / "0"
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(nd.DataError, match="array 'coef', rows 0–63, cannot be read"):
+        nd.load(str(run / "model.zarr"))
+    path.unlink()
+    with pytest.raises(nd.DataError, match="chunk coef/c/0/0 is missing"):
+        nd.load(str(run / "model.zarr"))
+
+
+def test_saving_over_something_is_refused_and_leaves_it(run: Path) -> None:
+    model = nd.load(str(run / "model.zarr"))
+    with pytest.raises(nd.StoreError, match="exists already; choose another destination"):
+        nd.save(model, str(run / "model.zarr"))
+    nd.load(str(run / "model.zarr"))
+
+
+def test_saving_appears_whole_or_not_at_all(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nd.load(str(run / "model.zarr"))
+    write = nd.store.groups.write_whole
+
+    def fails_at_coef(url: str, name: str, values: Any) -> None:
+        if name == "coef":
+            raise OSError("disk full")
+        write(url, name, values)
+
+    monkeypatch.setattr("ntkdist.data.zarr_groups.write_whole", fails_at_coef)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError, match="disk full"):
+        nd.save(model, str(tmp_path / "new.zarr"))
+    assert sorted(tmp_path.iterdir()) == before
