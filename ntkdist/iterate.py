@@ -26,7 +26,7 @@ from ntkdist.reduce import on_each_worker, phase
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
 from ntkdist.shards import Shard, Source
-from ntkdist.solvers import PCG
+from ntkdist.solvers import PCG, check_sums
 from ntkdist.solvers.cg import FLOOR, Keep, LowRank, conjugate_gradients, not_converged
 from ntkdist.spec import digest
 from ntkdist.sums import CrossSums, NormalEquations
@@ -60,6 +60,7 @@ def fit_by_products(
         if len(sums) > 1:
             check_folds(sums)
         total = functools.reduce(operator.add, sums)
+        check_sums(total)
         between = time.perf_counter()
         near = preconditioner(p, solver, passes, total, watch)
         began = time.perf_counter()

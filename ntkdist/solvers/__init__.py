@@ -1,6 +1,6 @@
 """Solvers: values that turn normal equations into ridge weights."""
 
-from ntkdist.solvers.base import Solution, Solver
+from ntkdist.solvers.base import Solution, Solver, check_sums
 from ntkdist.solvers.cg import PCG
 from ntkdist.solvers.direct import Cholesky, Eigh
 from ntkdist.solvers.tiled import TiledCholesky
@@ -22,4 +22,4 @@ def choose(m: int, alphas: int) -> Cholesky | Eigh | TiledCholesky:
     return Eigh() if alphas > 16 else Cholesky()
 
 
-__all__ = ["PCG", "AnySolver", "Cholesky", "Eigh", "Solution", "Solver", "TiledCholesky", "choose"]
+__all__ = ["PCG", "AnySolver", "Cholesky", "Eigh", "Solution", "Solver", "TiledCholesky", "check_sums", "choose"]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkdist.errors import NotPositiveDefinite
 from ntkdist.spec import Spec
-from ntkdist.sums import NormalEquations
+from ntkdist.sums import CrossSums, NormalEquations
 
 F8 = NDArray[np.float64]
 
@@ -55,8 +56,23 @@ class Solver(Spec, frozen=True):
         Raises
         ------
         NotPositiveDefinite
-            If the Gram plus alpha cannot be factored.
+            If the Gram plus alpha cannot be factored, or the sums are not finite.
         """
 
     def _solution(self, equations: NormalEquations, alpha: float, coef: F8) -> Solution:
         return Solution(alpha, coef, (equations.y_sum - equations.z_sum @ coef) / equations.weight)
+
+
+def check_sums(sums: NormalEquations | CrossSums) -> None:
+    """Refuse sums in which a product has overflowed: none is larger than those on the diagonal of [z y 1]ᵀ[z y 1] are.
+
+    Raises
+    ------
+    NotPositiveDefinite
+        By whichever solver they are given to.
+    """
+    if not (np.isfinite(sums.trace()) and np.isfinite(sums.rhs).all() and np.isfinite(sums.yy).all()):
+        raise NotPositiveDefinite(
+            "Gram has values that are not finite, as where squares of features overflow; look for huge values in the "
+            "data, or use dtype float64"
+        )

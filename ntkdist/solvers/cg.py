@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ntkdist.errors import NotConverged
-from ntkdist.solvers.base import Solution, Solver
+from ntkdist.solvers.base import Solution, Solver, check_sums
 from ntkdist.sums import NormalEquations
 
 F8 = NDArray[np.float64]
@@ -124,6 +124,7 @@ class PCG(Solver, frozen=True):
         NotConverged
             If a penalty has not converged, and that is an error.
         """
+        check_sums(equations)
         gram, rhs = equations.centred()
         t, shifts = equations.t, np.repeat(np.asarray(alphas, np.float64), equations.t)
         diagonal = np.diagonal(gram) + FLOOR * np.trace(gram)

@@ -10,7 +10,7 @@ from scipy.linalg import eigh
 from scipy.linalg.lapack import dpotrf, dpotrs
 
 from ntkdist.errors import NotPositiveDefinite
-from ntkdist.solvers.base import Solution, Solver
+from ntkdist.solvers.base import Solution, Solver, check_sums
 from ntkdist.sums import NormalEquations
 
 
@@ -18,6 +18,7 @@ class Cholesky(Solver, frozen=True):
     """One Cholesky factorisation for every penalty: m³/3 operations each.  Deterministic for given BLAS threads."""
 
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
+        check_sums(equations)
         gram, rhs = equations.centred()
         solutions = []
         for alpha in alphas:
@@ -49,9 +50,8 @@ class Eigh(Solver, frozen=True):
         return 5 * 8 * m**2
 
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
+        check_sums(equations)
         gram, rhs = equations.centred()
-        if not np.isfinite(gram).all():
-            raise NotPositiveDefinite("Gram has values that are not finite; look for huge inputs, or use float64")
         values, q = eigh(gram.T, driver="evd", overwrite_a=True, check_finite=False)
         keep = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
         values, q = values[keep], q[:, keep]

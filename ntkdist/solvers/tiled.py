@@ -21,7 +21,7 @@ from scipy.linalg.lapack import dpotrf
 
 from ntkdist import backend
 from ntkdist.errors import NotPositiveDefinite
-from ntkdist.solvers.base import Solution, Solver
+from ntkdist.solvers.base import Solution, Solver, check_sums
 from ntkdist.sums import NormalEquations
 from ntkdist.sums.tiles import Place, places, run, runs
 
@@ -47,6 +47,7 @@ class TiledCholesky(Solver, frozen=True):
 
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
         """The path from a Gram that exists; see `Solver.solve`."""
+        check_sums(equations)
         gram, rhs = equations.centred()
         m, tile = equations.m, self.tile or TILE
         last = runs(m, tile)
