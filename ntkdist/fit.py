@@ -262,9 +262,11 @@ class EquationsOf:
 class EquationsOnGpu(EquationsOf):
     """The same, with the features and the sum on the GPU of the process until the task is over."""
 
+    tf32: bool = False
+
     def zero(self) -> NormalEquations:
         devices.free()  # what a task that failed has left
-        return NormalEquations.zeros(self.features.n_components, self.preprocessing.t, on_gpu=True)
+        return NormalEquations.zeros(self.features.n_components, self.preprocessing.t, on_gpu=True, tf32=self.tf32)
 
     def mapped(self, x: Any) -> Any:
         return mapped_on_gpu(self.features, x)
@@ -287,7 +289,8 @@ def _pass_over_data(p: Plan, client: Client | None, watch: Watch | None, keep: s
     start = time.perf_counter()
     empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p.job, source._replace(folds=0), client, watch))
     between = time.perf_counter()
-    summand = (EquationsOf if p.device == "cpu" else EquationsOnGpu)(empty.features, empty.preprocessing, p.dtype)
+    of = empty.features, empty.preprocessing, p.dtype
+    summand = EquationsOf(*of) if p.device == "cpu" else EquationsOnGpu(*of, tf32=p.device == "gpu-tf32")
     timeline: list[tuple[float, int]] = []
     with phase("equations", p.reads * p.layout.rows, client, watch) as done:
         parts = reduce(source, summand, shards, p.fan_in, client, progress.timed(done, timeline), kept)

@@ -32,6 +32,10 @@ class CVResult:
         What a reader should know of the choice, or "".
     scored : tuple of int
         The folds that k counts, by their numbers.
+    rounding : (a, k, t) array, optional
+        Bound of the rounding of ``mse``, which may be below zero by as much: numbers of the size of the targets'
+        variance cancel in what sums know of an error.  Absent where errors are those of rows, which do not cancel; nan
+        where versions kept the sums that did not count it.
     """
 
     alphas: F8
@@ -43,6 +47,7 @@ class CVResult:
     alpha: F8
     note: str = ""
     scored: tuple[int, ...] = ()
+    rounding: F8 | None = None
 
     @property
     def path(self) -> F8:
@@ -51,9 +56,27 @@ class CVResult:
             return np.einsum("k,akt->at", self.weights, self.mse) / self.weights.sum()
 
     @property
+    def path_rounding(self) -> F8:
+        """Bound of the rounding of ``path``, (a, t): that of one fold does not depend on another's."""
+        if self.rounding is None:
+            return np.zeros(self.mse.shape[::2])
+        return over_folds(self.rounding, self.weights)
+
+    @property
     def chosen(self) -> F8:
-        """Cross-validated mean squared error of each target at its chosen penalty, (t,)."""
-        return self.path[self.best, np.arange(len(self.best))]
+        """Cross-validated mean squared error of each target at its chosen penalty, (t,).
+
+        Where rounding took it below zero it is the bound of that; ``note`` says so, and `path` keeps what was found.
+        """
+        chosen = self.best, np.arange(len(self.best))
+        return np.where(self.path[chosen] < 0, np.nan_to_num(self.path_rounding[chosen]), self.path[chosen])
+
+    @property
+    def rounded(self) -> NDArray[np.bool_]:
+        """Whether the chosen error of a target, (t,), is less than its rounding may be."""
+        chosen = self.best, np.arange(len(self.best))
+        error, rounding = self.path[chosen], self.path_rounding[chosen]
+        return (error < 0) | (error < rounding)
 
     @property
     def rmse(self) -> float:
@@ -82,7 +105,8 @@ class CVResult:
 
     def scaled(self, scale: F8) -> "CVResult":
         """The same in units of targets that were divided by ``scale`` (t,)."""
-        return replace(self, mse=self.mse * scale**2, spread=self.spread * scale**2)
+        rounding = None if self.rounding is None else self.rounding * scale**2
+        return replace(self, mse=self.mse * scale**2, spread=self.spread * scale**2, rounding=rounding)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain objects, for a report."""
@@ -91,6 +115,7 @@ class CVResult:
             unit: self.alphas.tolist(),
             "mse": _or_none(self.path),
             "fold_mse": _or_none(self.mse),
+            "fold_mse_rounding": None if self.rounding is None else _or_none(self.rounding),
             "scored_folds": list(self.scored),
             "best": self.best.tolist(),
             "rmse": self.rmse,
@@ -109,6 +134,7 @@ class CVResult:
         per_row = "alphas_per_row" in plain
         mse = np.array(plain["fold_mse"], np.float64)  # None becomes nan
         mse[np.isnan(mse)] = np.inf
+        rounding = plain.get("fold_mse_rounding")  # which older reports lack
         return cls(
             np.array(plain["alphas_per_row" if per_row else "alphas"], np.float64),
             per_row,
@@ -119,7 +145,13 @@ class CVResult:
             np.array(plain["alpha"], np.float64),
             plain["note"],
             tuple(plain["scored_folds"]),
+            None if rounding is None else np.array(rounding, np.float64),
         )
+
+
+def over_folds(rounding: F8, weights: F8) -> F8:
+    """Combine roundings of the folds' errors, (a, k, t), which are independent, to that of their mean, (a, t)."""
+    return np.asarray(np.sqrt(np.einsum("k,akt->at", weights**2, rounding**2)) / weights.sum())
 
 
 def _or_none(values: F8) -> Any:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from ntkdist import backend
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
-from ntkdist.scores import CVResult
-from ntkdist.solvers import Solver
+from ntkdist.scores import CVResult, over_folds
+from ntkdist.solvers import Solver, check_sums
 from ntkdist.sums import CrossSums, NormalEquations
+from ntkdist.sums.normal import SKETCH, Loss, apart, evaluating
 
 F8 = NDArray[np.float64]
 
@@ -25,6 +26,7 @@ AUTO_GRID = tuple(float(10.0**e) for e in np.arange(-7, -0.5, 0.5))
 EXTENSIONS = 6  # times that a grid may grow
 THIN = 2048  # features from which every second penalty of the "auto" grid is tried first
 FLAT = 1e-3  # relative gain below which growing it towards zero is pointless
+SINGLE = 1e-10  # relative rounding of sums above which they are of float32
 
 
 def cross_validate(
@@ -42,6 +44,9 @@ def cross_validate(
 
     Equals refitting K times, to rounding: for K folds, a penalties and m features at most K·a factorisations.  Several
     run at once, each on one thread, so that the result depends on no number of threads.
+
+    An error that is read off sums is known to a rounding only, in float32 1e-7 to 1e-5 of the targets' variance, and
+    the difference of two to less: of the penalties that rounding cannot tell from the best, the largest is chosen.
 
     Parameters
     ----------
@@ -70,13 +75,14 @@ def cross_validate(
     SpecError
         If both grids are given, a penalty is negative, or a fold is scored that there is not.
     NotPositiveDefinite
-        If no penalty of the grid could be solved.
+        If no penalty of the grid could be solved, or the sums are not finite.
     """
     which = tuple(range(len(folds)) if scored is None else scored)
     if not which or not set(which) <= set(range(len(folds))):
         raise SpecError(f"scored folds are {list(which)}; expected one or more of 0 to {len(folds) - 1}")
     check_folds(folds, which)
     total = functools.reduce(operator.add, folds)
+    check_sums(total)
     grid, per_row = penalties(total, alphas, alphas_per_row)
     scores = _Scores(folds, which, total, solver, per_row, threads or _threads(solver, total.m))
     auto = alphas_per_row is None and isinstance(alphas, str)
@@ -138,17 +144,31 @@ class Grid(abc.ABC):
         self.count, self.scored, self.weights = len(folds), scored, [folds[k].weight for k in scored]
         self.total, self.per_row = total, per_row
         self.mse: dict[float, F8] = {}
+        self.rounding: dict[float, F8] = {}
+        self.sketch: dict[float, F8] = {}
+        self.precision = 0.0  # relative rounding of the sums that errors are read off
 
     @abc.abstractmethod
     def add(self, grid: Sequence[float]) -> None:
-        """Score more penalties: put their errors (k, t) into ``mse``."""
+        """Score more penalties: put their errors (k, t) into ``mse``, and if they are of sums, into ``rounding``."""
+
+    def put(self, alpha: float, losses: Sequence[Loss | None]) -> None:
+        """Take a penalty's loss on each scored fold, as sums know it; none where it was not solved."""
+        t = self.total.t
+        nothing = Loss(np.full(t, np.inf), np.full(t, np.nan), np.full((SKETCH, t), np.nan))
+        value, rounding, sketch = map(np.stack, zip(*(each or nothing for each in losses), strict=True))
+        weights = np.array(self.weights)
+        self.mse[alpha], self.rounding[alpha] = value / weights[:, None], rounding / weights[:, None]
+        self.sketch[alpha] = sketch / np.sqrt(weights)[:, None, None]
 
     def search(self, grid: Sequence[float], thin: bool, extend: bool, per_target: bool) -> CVResult:
         """Score a grid, thinly at first if there are many features, and beyond its edge while that gains."""
         if thin and self.total.m >= THIN:
             self.add(grid[::2])
             # The choice of the whole grid if it has one dip.
-            beside = {2 * int(b) + step for b in self.result(per_target).best for step in (-1, 1)}
+            found = self.result(per_target)
+            tried = np.concatenate(self.choice(found, per_target)).tolist()
+            beside = {2 * i + step for i in tried for step in (-1, 1)}
             self.add([grid[i] for i in sorted(beside) if 0 <= i < len(grid)])
         else:
             self.add(grid)
@@ -175,22 +195,58 @@ class Grid(abc.ABC):
             np.zeros(total.t, np.int64),
             np.zeros(total.t),
             scored=self.scored,
+            rounding=np.stack([self.rounding[a] for a in alphas]) if self.rounding else None,
         )
-        path = result.path if per_target else result.path.mean(axis=1, keepdims=True)
-        best = np.broadcast_to(np.nanargmin(path, axis=0), (total.t,))
+        lowest, best = self.choice(result, per_target)
         scale = total.weight if self.per_row else 1.0
         result = replace(result, best=best, alpha=alphas[best] * scale)
         if not note and result.at_edge:
             note = f"the best alpha ({alphas[best].min():g}) is at the edge of the grid"
-        return replace(result, note=note)
+        return replace(result, note="; ".join(filter(None, [note, self._of_rounding(result, best != lowest)])))
+
+    def choice(self, result: CVResult, per_target: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Find two rows of the grid for each target: of the least error, and the last within rounding of it."""
+        score = result.path if per_target else result.path.mean(axis=1, keepdims=True)
+        lowest, every = np.broadcast_to(np.nanargmin(score, axis=0), (result.path.shape[1],)), np.arange(len(score))
+        rounding = self._apart(result, lowest)
+        if not per_target:
+            rounding = rounding.mean(axis=1, keepdims=True)
+        alike = (score - np.nanmin(score, axis=0) < rounding) | (every[:, None] == lowest)
+        return lowest, len(score) - 1 - alike[::-1].argmax(axis=0)
+
+    def _apart(self, result: CVResult, row: NDArray[np.int64]) -> F8:
+        """Bound the rounding of the differences, (a, t), between all errors and those of a row for each target."""
+        if result.rounding is None:
+            return np.zeros_like(result.path)
+        sketch, of_row = np.stack([self.sketch[a] for a in result.alphas]), (row, slice(None), np.arange(len(row)))
+        rounding = apart(sketch, np.moveaxis(sketch.swapaxes(2, 3)[row, :, np.arange(len(row))], 0, -1))
+        late = evaluating(self.total.m) / (evaluating(self.total.m) + self.precision)  # of which nothing cancels
+        return over_folds(rounding + late * (result.rounding + result.rounding[of_row].T), result.weights)
+
+    def _of_rounding(self, result: CVResult, tied: NDArray[np.bool_]) -> str:
+        """Say where rounding may be all of an error, or of the difference between two."""
+        rounding = result.path_rounding[result.best, np.arange(len(result.best))]
+        small, said = result.rounded & ~(result.spread <= rounding), []
+        if small.any():
+            of = "" if len(small) == 1 else f" of {small.sum()} of {len(small)} targets"
+            size = (rounding[small] / result.spread[small]).max()
+            said += [f"the error{of} is below the rounding of its sums, {size:.0e} of the target's variance"]
+        if tied.any():
+            said += ["smaller alphas differ from the one chosen by less than the rounding of the sums"]
+        if said and self.precision > SINGLE:
+            said += ['use dtype = "float64" to tell more']
+        return "; ".join(said)
 
     def extend(self, per_target: bool) -> str:
         """Add penalties beyond the edge that holds the best, while that gains; say what was done."""
-        grown = 0
+        grown, all_of_it = 0, self.total.trace() / (self.total.weight if self.per_row else 1.0)
         for _ in range(EXTENSIONS):
             before = self.result(per_target)
             grid = before.alphas[before.alphas > 0]
-            low, high = (before.best == 0).any(), (before.best == len(before.alphas) - 1).any()
+            # What rounding cannot tell from the best may get better further up, but not where alpha leaves no model.
+            lowest, best = self.choice(before, per_target)
+            low, last = (best == 0).any(), len(before.alphas) - 1
+            high = ((lowest if before.alphas[-1] > all_of_it else best) == last).any()
             down, up = (grid[1] / grid[0], grid[-1] / grid[-2]) if len(grid) > 1 else (10.0, 10.0)
             more = [grid[0] / down**i for i in (1, 2, 3)] if low and len(grid) == len(before.alphas) else []
             more += [grid[-1] * up**i for i in (1, 2, 3)] if high else []
@@ -203,7 +259,7 @@ class Grid(abc.ABC):
                 break
         after = self.result(per_target)
         if not grown:
-            return after.note
+            return ""
         where = " and is still at its edge, where the error is flat" if after.at_edge else ""
         return f"the grid grew by {grown} alphas to {after.alphas[0]:g}–{after.alphas[-1]:g}{where}"
 
@@ -222,9 +278,10 @@ class _Scores(Grid):
     ) -> None:
         super().__init__(folds, scored, total, per_row)
         self.folds, self.equations, self.solver, self.threads = [folds[k] for k in scored], total, solver, threads
+        self.precision = max(fold.rounding for fold in self.folds)
 
     def add(self, grid: Sequence[float]) -> None:
-        new = np.full((len(grid), len(self.folds), self.equations.t), np.inf)
+        losses: list[list[Loss | None]] = [[None] * len(self.folds) for _ in grid]
         runs = 1 if self.solver.whole_path else -(-self.threads // len(self.folds))  # of a fold, so that all work
         places = [(k, range(r, len(grid), runs)) for k in range(len(self.folds)) for r in range(min(runs, len(grid)))]
 
@@ -234,15 +291,16 @@ class _Scores(Grid):
             train = self.equations - fold
             scale = train.weight if self.per_row else 1.0
             for i, coef, intercept in _solve_some(self.solver, train, [grid[i] * scale for i in some]):
-                new[some[i], k] = np.maximum(fold.loss(coef, intercept), 0.0) / fold.weight
+                losses[some[i]][k] = fold.rounded_loss(coef, intercept)
 
         backend.at_once(score, places, min(self.threads, len(places)))
-        if not self.mse and not np.isfinite(new).all(axis=(1, 2)).any():
+        if not self.mse and not any(all(each) for each in losses):
             self.solver.solve(self.equations, [max(grid) * (self.equations.weight if self.per_row else 1.0)])
             raise NotPositiveDefinite(
                 f"No alpha up to {max(grid):g} could be solved in every fold; use larger alphas or float64"
             )
-        self.mse.update(zip(grid, new, strict=True))
+        for alpha, each in zip(grid, losses, strict=True):
+            self.put(alpha, each)
 
 
 def _solve_some(solver: Solver, equations: NormalEquations, alphas: list[float]) -> "list[tuple[int, F8, F8]]":

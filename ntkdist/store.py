@@ -21,6 +21,7 @@ from ntkdist.uncertainty import Factor
 from ntkdist.versions import versions
 
 MODEL, EQUATIONS, VERSION = "ntkdist.model", "ntkdist.equations", 1
+SUMS = ("triangle", "cross", "inner", "rounding")  # of a fold, `NormalEquations.arrays`
 SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
 PROBES, PROBE_ROLE = 8, 1000
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of the norm of a probe's features
@@ -66,9 +67,9 @@ def save(value: RidgeModel | Equations, url: str) -> None:
             arrays |= {"triangle": backend.pack(factor.lower), "z_mean": factor.z_mean, "noise": factor.noise}
     else:
         kind = EQUATIONS
-        attrs |= {"folds": len(value.folds), "scored": value.scored}
+        attrs |= {"folds": len(value.folds), "scored": value.scored, "sums": SUMS}
         for k, fold in enumerate(value.folds):
-            arrays |= {f"triangle{k}": backend.pack(fold._gram), f"cross{k}": fold._cross, f"inner{k}": fold._inner}
+            arrays |= {f"{name}{k}": array for name, array in fold.arrays().items()}
     with groups.new_group(url, kind, attrs) as place:
         for name, array in arrays.items():
             groups.write_whole(place, name, np.ascontiguousarray(array))
@@ -115,10 +116,8 @@ def load(url: str) -> Any:
             factor = Factor(backend.unpack(array("triangle")), array("z_mean"), kept["weight"], array("noise"))
         weights = {name: array(name) for name in ("coef", "intercept", "alpha")}
         return RidgeModel(preprocessing, features, **weights, dtype=attrs["dtype"], factor=factor)
-    folds = [
-        NormalEquations(backend.unpack(array(f"triangle{k}")), array(f"cross{k}"), array(f"inner{k}"), symmetric=False)
-        for k in range(attrs["folds"])
-    ]
+    names = attrs.get("sums", SUMS[:3])  # versions before this one did not count the rounding
+    folds = [NormalEquations.of_arrays({name: array(f"{name}{k}") for name in names}) for k in range(attrs["folds"])]
     scored = attrs.get("scored")
     return Equations(folds, features, preprocessing, attrs["dtype"], None if scored is None else tuple(scored))
 

@@ -32,9 +32,10 @@ from ntkdist.reduce import fetch, phase, settle, sums_in_place
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
 from ntkdist.shards import Part, Shard, Source, by_fold
+from ntkdist.solvers import check_sums
 from ntkdist.solvers.tiled import divide, factor, solve_tiles
 from ntkdist.sums import CrossSums, Tally, TileSums
-from ntkdist.sums.normal import TargetSums
+from ntkdist.sums.normal import Loss, TargetSums, relative_rounding
 from ntkdist.sums.tiles import Place, run, runs, turn
 
 F8 = NDArray[np.float64]
@@ -58,11 +59,14 @@ def fit_by_tiles(
     mapped = Mapped(empty.features, empty.preprocessing, p.dtype, "", 0)
     timeline: list[tuple[float, int]] = []
     with phase("equations", p.panels * p.reads * p.layout.rows, client, watch) as done:
-        folds, tally = sum_tiles(p, mapped, source, shards, home, progress.timed(done, timeline), kept)
-    sums = [_cross_sums(p, fold, home) for fold in folds]
+        folds, squared, tally = sum_tiles(p, mapped, source, shards, home, progress.timed(done, timeline), kept)
+    squares = [_squares(p, fold, home) for fold in folds]
+    sums = [_cross_sums(p, *of, home) for of in zip(folds, squares, strict=True)]
+    check_sums(functools.reduce(operator.add, sums))
+    roundings = [relative_rounding(r, fold.weight) for r, fold in zip(squared, sums, strict=True)]
     summed = time.perf_counter()
     with phase("factorisations", 0, client, watch):
-        path = TiledPath(p, folds, sums, home)
+        path = TiledPath(p, folds, sums, squares, roundings, home)
         cv, alpha = path.choose(p.job.alphas, p.job.alphas_per_row, p.job.alpha_per_target)
         coef, intercept = path.of_all_rows(alpha)
     solved = time.perf_counter()
@@ -132,9 +136,10 @@ def sum_tiles(
     home: Home,
     done: Progress,
     kept: checkpoint.Kept | None,
-) -> tuple[list[dict[Place, Any]], Tally]:
-    """The tiles of every fold, at home, panel by panel."""
+) -> tuple[list[dict[Place, Any]], list[float], Tally]:
+    """The tiles of every fold, at home, panel by panel, and what `block_rounding` says of its rows."""
     folds: list[dict[Place, Any]] = [{} for _ in range(p.folds)]
+    roundings: list[float] = []
     tally = Tally()
     for panel in p.tile_panels():
         summand = TilesOf(mapped, p.tile, tuple(panel))
@@ -142,18 +147,25 @@ def sum_tiles(
         parts = sums_in_place(source, summand, shards, p.fan_in, home.client, done, keep)
         for fold, part in zip(folds, parts, strict=True):
             fold.update({place: home(place, itself, home.beside(taken, part, place)) for place in panel})
+        roundings = fetch(home.client, [home.beside(_rounding, part) for part in parts])
         panel_tally = functools.reduce(operator.add, fetch(home.client, [home.beside(_tally, part) for part in parts]))
         tally = replace(tally + panel_tally, rows=panel_tally.rows, dropped=panel_tally.dropped)
         del parts, part  # before the next panel takes their room
         settle(home.client, [fold[place] for fold in folds for place in panel])
-    return folds, tally
+    return folds, roundings, tally
 
 
-def _cross_sums(p: Plan, fold: dict[Place, Any], home: Home) -> CrossSums:
+def _squares(p: Plan, fold: dict[Place, Any], home: Home) -> F8:
+    """Fetch the diagonal of a fold's Gram, (m,), to this process."""
+    places = [(i, i) for i in range(runs(p.m, p.tile))]
+    return np.concatenate(fetch(home.client, [home(place, np.diagonal, fold[place]) for place in places]))
+
+
+def _cross_sums(p: Plan, fold: dict[Place, Any], squares: F8, home: Home) -> CrossSums:
     """What a fold's tiles know beside the Gram, and its trace, in this process."""
     n = runs(p.m, p.tile)
-    traces = fetch(home.client, [home((i, i), np.trace, fold[i, i]) for i in range(n)])
     cross = fetch(home.client, [fold[n, j] for j in range(n + 1)])
+    traces = [squares[run(p.m, p.tile, i)].sum() for i in range(n)]
     return CrossSums(np.hstack(cross[:n]).T, cross[n], float(sum(traces)))
 
 
@@ -166,14 +178,27 @@ class TiledPath(Grid):
     folds : sequence of dict of place to tile
     sums : sequence of CrossSums
         Of the same folds.
+    squares : sequence of (m,) array
+        The diagonals of their Grams.
+    roundings : sequence of float
+        Those of their sums, relative.
     home : Home
     """
 
-    def __init__(self, p: Plan, folds: Sequence[dict[Place, Any]], sums: Sequence[CrossSums], home: Home) -> None:
+    def __init__(
+        self,
+        p: Plan,
+        folds: Sequence[dict[Place, Any]],
+        sums: Sequence[CrossSums],
+        squares: Sequence[F8],
+        roundings: Sequence[float],
+        home: Home,
+    ) -> None:
         total = functools.reduce(operator.add, sums)
         super().__init__(sums, p.scored or tuple(range(len(folds))), total, False)
         self.m, self.tile, self.n = p.m, p.tile, runs(p.m, p.tile)
-        self.folds, self.sums, self.home = folds, sums, home
+        self.folds, self.sums, self.squares, self.roundings, self.home = folds, sums, squares, roundings, home
+        self.precision = max(roundings)
 
     def choose(
         self, alphas: Sequence[float] | str, alphas_per_row: Sequence[float] | None, per_target: bool
@@ -191,7 +216,7 @@ class TiledPath(Grid):
         return each.weight if self.per_row else 1.0
 
     def add(self, grid: Sequence[float]) -> None:
-        new = np.full((len(grid), len(self.scored), self.total.t), np.inf)
+        losses: list[list[Loss | None]] = [[None] * len(self.scored) for _ in grid]
         failed: NotPositiveDefinite | None = None
         for n, k in enumerate(self.scored):
             others = [i for i in range(len(self.folds)) if i != k]
@@ -199,12 +224,13 @@ class TiledPath(Grid):
             tiles = self.centred([self.folds[i] for i in others], train)
             for a, alpha in enumerate(grid):
                 try:
-                    new[a, n] = self._loss(k, tiles, train, alpha * self.scale(train)) / self.sums[k].weight
+                    losses[a][n] = self._loss(k, tiles, train, alpha * self.scale(train))
                 except NotPositiveDefinite as error:
                     failed = error
-        if failed and not self.mse and not np.isfinite(new).all(axis=(1, 2)).any():
+        if failed and not self.mse and not any(all(each) for each in losses):
             raise failed
-        self.mse.update(zip(grid, np.maximum(new, 0.0), strict=True))
+        for alpha, each in zip(grid, losses, strict=True):
+            self.put(alpha, each)
 
     def of_all_rows(self, alpha: F8) -> tuple[F8, F8]:
         """Coefficients (m, t) and intercept (t,) of all rows, each target with its penalty."""
@@ -236,17 +262,14 @@ class TiledPath(Grid):
     def _intercept(self, train: TargetSums, coef: F8) -> F8:
         return (train.y_sum - train.z_sum @ coef) / train.weight
 
-    def _loss(self, k: int, tiles: dict[Place, Any], train: CrossSums, alpha: float) -> F8:
-        """Σ w (y − ŷ)² of each target over fold k, from its tiles, where the model is of the training set's."""
+    def _loss(self, k: int, tiles: dict[Place, Any], train: CrossSums, alpha: float) -> Loss:
+        """Evaluate the model of a training set, from its tiles, over fold k."""
         coef, x = self._solve(tiles, alpha)
         fold, intercept = self.sums[k], self._intercept(train, coef)
         gram = [(place, tile) for place, tile in self.folds[k].items() if place[0] < self.n]
         squares = fetch(self.home.client, [self.home((i, j), quadratic, g, x[i], x[j]) for (i, j), g in gram])
         square = sum(s * (1 if i == j else 2) for ((i, j), _), s in zip(gram, squares, strict=True))[:-1]
-        square += 2 * intercept * (fold.z_sum @ coef) + fold.weight * intercept**2
-        square -= 2 * (np.einsum("it,it->t", fold.rhs, coef) + fold.y_sum * intercept)
-        loss: F8 = np.diagonal(fold.yy) + square
-        return loss
+        return fold.loss_of(coef, intercept, square, self.squares[k], self.roundings[k])
 
 
 def on_threads(threads: int, function: Any, *args: Any) -> Any:
@@ -266,6 +289,10 @@ def taken(part: Part, place: Place) -> F8:
 
 def _tally(part: Part) -> Tally:
     return part.tally
+
+
+def _rounding(part: Part) -> float:
+    return float(part.total.rounding)
 
 
 def added_and_centred(tiles: Sequence[F8], sums: F8, means: F8) -> F8:

@@ -216,6 +216,41 @@ def test_images_are_scaled_by_channel(make_dataset: Any) -> None:
     assert (none.model.preprocessing.x_scale == 1).all()
 
 
+SOLVED = [nd.Cholesky(), nd.Eigh(), nd.TiledCholesky(40), nd.PCG(256, tol=1e-9)]
+
+
+@pytest.mark.parametrize("solver", SOLVED)
+def test_every_target_has_its_own_penalty_if_asked(make_dataset: Any, solver: Any) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 5))
+    y = np.stack([x[:, 0] + 0.2 * rng.standard_normal(600), x[:, 1] + 2 * rng.standard_normal(600)], axis=1)
+    grid = (1e-3, 1.0, 1e3, 1e6)
+    job = job_on(make_dataset(x, y), solver=solver, alphas=grid)
+    each, both = nd.fit(msgspec.structs.replace(job, alpha_per_target=True)), nd.fit(job)
+    assert each.model.alpha.tolist() == [grid[i] for i in each.cv.path[: len(grid)].argmin(axis=0)]
+    assert each.model.alpha[0] < each.model.alpha[1]
+    assert len(set(both.model.alpha)) == 1
+    for j, alpha in enumerate(each.model.alpha):
+        alone = nd.fit(msgspec.structs.replace(job, alphas=(alpha,))).model
+        np.testing.assert_allclose(each.model.coef[:, j], alone.coef[:, j], rtol=1e-5, atol=1e-7)
+    if each.equations is not None:
+        model, cv = nd.solve(each.equations, solver=solver, alphas=grid, per_target=True)
+        assert cv.alpha.tolist() == model.alpha.tolist() == each.model.alpha.tolist()
+        np.testing.assert_array_equal(model.coef, each.model.coef)
+
+
+@pytest.mark.parametrize("solver", SOLVED)
+@pytest.mark.parametrize("folds", [1, 2])
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_squares_that_overflow_are_refused_by_every_solver(make_dataset: Any, solver: Any, folds: int) -> None:
+    x = 1e20 * np.random.default_rng(0).standard_normal((80, 4))
+    job = job_on(make_dataset(x, x[:, 0] / 1e20), features=nd.Linear(4), solver=solver, alphas=(1.0, 10.0)[:folds])
+    plan, none = msgspec.structs.replace(EXACT, dtype="float32", folds=folds), nd.Preprocess("none")
+    with pytest.raises(nd.NotPositiveDefinite, match=r"^Gram has values that are not finite, .* or use dtype float64$"):
+        nd.fit(msgspec.structs.replace(job, plan=plan, preprocess=none))
+    nd.fit(msgspec.structs.replace(job, preprocess=none))
+
+
 def test_a_complete_run_comes_back_with_its_cross_validation(make_dataset: Any, table: Any, tmp_path: Any) -> None:
     job, out = job_on(make_dataset(*table)), str(tmp_path / "run")
     first, again = nd.fit(job, out=out), nd.fit(job, out=out)

@@ -1,6 +1,7 @@
 """Every solver against scikit-learn's ridge, and cross-validation from sums against refitting fold by fold."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from sklearn.linear_model import Ridge
 
 from ntkdist import select
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
+from ntkdist.features import NTKRandomFeatures
+from ntkdist.fit import solve_at
 from ntkdist.select import CVResult, cross_validate
-from ntkdist.solvers import Cholesky, Eigh, Solver, TiledCholesky, choose
+from ntkdist.solvers import PCG, Cholesky, Eigh, Solver, TiledCholesky, choose
 from ntkdist.sums import NormalEquations
 
 SOLVERS = [Cholesky(), Eigh(), TiledCholesky(7)]
@@ -47,10 +50,21 @@ def test_cholesky_names_the_pivot_of_a_singular_gram() -> None:
         Cholesky().solve(copies, [0.0])
 
 
-def test_eigh_refuses_sums_that_are_not_finite() -> None:
-    broken = NormalEquations.zeros(2, 1).update(np.array([[np.inf, 1.0]]), np.ones(1))
-    with pytest.raises(NotPositiveDefinite, match="not finite"), np.errstate(invalid="ignore"):
-        Eigh().solve(broken, [1.0])
+@pytest.mark.parametrize("solver", [*SOLVERS, PCG()])
+@pytest.mark.parametrize("size", [1e20, np.inf])
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_solvers_refuse_sums_that_are_not_finite(solver: Solver, size: float) -> None:
+    z = np.array([[size, 1.0], [0.0, 2.0], [1.0, 1.0], [-1.0, 3.0]], np.float32)
+    fold, broken = NormalEquations.zeros(2, 1).update(z[1:], np.arange(3.0)), NormalEquations.zeros(2, 1)
+    broken.update(z, np.arange(4.0))
+    said = r"^Gram has values that are not finite, as where squares .*; look for huge values .*, or use dtype float64$"
+    for solve in (
+        lambda: solver.solve(broken, [1.0]),
+        lambda: cross_validate([fold, broken], solver, [1.0, 2.0]),
+        lambda: cross_validate([fold, broken], solver),
+    ):
+        with pytest.raises(NotPositiveDefinite, match=said):
+            solve()
 
 
 def test_the_intercept_is_not_penalised() -> None:
@@ -88,7 +102,8 @@ def test_per_target_choice_is_the_best_of_each() -> None:
     folds = [NormalEquations.zeros(M, 2).update(Z[k == FOLD], y[k == FOLD]) for k in range(K)]
     found = cross_validate(folds, Cholesky(), np.geomspace(1e-6, 1e6, 13).tolist(), per_target=True, extend=False)
     assert found.alpha[0] < found.alpha[1]
-    np.testing.assert_array_equal(found.best, found.path.argmin(axis=0))
+    least = found.path.min(axis=0)
+    np.testing.assert_allclose(found.path[found.best, [0, 1]], least, atol=found.path_rounding.max())
     assert len(set(cross_validate(folds, Cholesky(), [1e-6, 1.0], extend=False).best.tolist())) == 1
 
 
@@ -104,6 +119,16 @@ def test_a_grid_grows_past_its_edge_until_the_error_turns_or_is_flat() -> None:
         kept = cross_validate(FOLDS, Cholesky(), short, extend=False)
         assert kept.at_edge
         assert "edge of the grid" in kept.note
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_grid_of_which_rounding_can_tell_nothing_does_not_grow_for_ever(dtype: str) -> None:
+    """A target that features say nothing of: the larger the penalty the better, until none is left to tell apart."""
+    y = np.random.default_rng(4).standard_normal(N)
+    folds = [NormalEquations.zeros(M, 1).update(Z[k == FOLD].astype(dtype), y[k == FOLD]) for k in range(K)]
+    found = cross_validate(folds, Cholesky(), [1e2, 1e4])
+    assert 5 < len(found.alphas) < 2 + 3 * select.EXTENSIONS
+    assert found.chosen[0] == pytest.approx(found.path.min(), rel=1e-5)
 
 
 def test_a_single_alpha_is_taken_as_it_is() -> None:
@@ -151,6 +176,70 @@ def test_threads_do_not_change_a_bit() -> None:
     found = [cross_validate(FOLDS, solver, ALPHAS, threads=n) for solver in SOLVERS for n in (1, 3, 16)]
     for a, b in zip(found, [first for first in found[::3] for _ in range(3)], strict=True):
         np.testing.assert_array_equal(a.mse, b.mse)
+
+
+def test_the_standard_error_is_that_of_the_mean_over_folds() -> None:
+    found = cross_validate(FOLDS, Cholesky(), [1.0])
+    folds = found.mse[0].mean(axis=1)
+    assert found.standard_error == pytest.approx(np.sqrt(((folds - folds.mean()) ** 2).sum() / (K - 1) / K))
+
+
+def without_noise(dtype: str) -> tuple[CVResult, float]:
+    """What cross-validation says of a target that features give exactly, and the error of rows at its choice."""
+    rng = np.random.default_rng(0)
+    z = NTKRandomFeatures(96, depth=2)(rng.standard_normal((3000, 5)).astype(dtype))
+    y = z.astype(np.float64) @ rng.standard_normal(96)
+    folds = [NormalEquations.zeros(96, 1).update(z[k::K], y[k::K]) for k in range(K)]
+    found = cross_validate(folds, Cholesky(), alphas_per_row=np.geomspace(1e-9, 1, 19).tolist(), extend=False)
+    total, errors = sum(folds[1:], folds[0]), []
+    for k in range(K):
+        train = total - folds[k]
+        (s,) = Cholesky().solve(train, [found.alphas[found.best[0]] * train.weight])
+        errors.append(np.mean((y[k::K] - z[k::K].astype(np.float64) @ s.coef[:, 0] - s.intercept) ** 2))
+    return found, float(np.mean(errors))
+
+
+def test_an_error_below_its_rounding_is_said_and_chosen_by_no_further() -> None:
+    found, true = without_noise("float32")
+    bound = found.path_rounding[found.best[0], 0]
+    assert (found.path < 0).any()
+    assert found.rounded.all()
+    assert true < bound < 1e-5 * found.spread[0]
+    assert abs(found.path[found.best[0], 0] - true) < bound
+    assert 0 < found.rmse <= bound**0.5
+    assert 1 - 1e-5 < found.r2 < 1
+    assert found.best[0] > found.path.argmin()
+    assert found.note.startswith("the error is below the rounding of its sums, ")
+    assert found.note.endswith(
+        "of the target's variance; smaller alphas differ from the one chosen by less than the rounding of the sums; "
+        'use dtype = "float64" to tell more'
+    )
+
+
+def test_in_float64_the_same_error_is_known() -> None:
+    found, true = without_noise("float64")
+    assert found.chosen[0] == pytest.approx(true, rel=1e-2)
+    assert "float64" not in found.note
+
+
+def test_sums_whose_rounding_was_not_counted_are_chosen_from_as_they_are() -> None:
+    older = [{name: a for name, a in fold.arrays().items() if name != "rounding"} for fold in FOLDS]
+    found = cross_validate([NormalEquations.of_arrays(fold) for fold in older], Cholesky(), ALPHAS)
+    np.testing.assert_array_equal(found.mse, cross_validate(FOLDS, Cholesky(), ALPHAS).mse)
+    assert found.best[0] == found.path.mean(axis=1).argmin()
+    assert np.isnan(found.path_rounding).all()
+    below = replace(found, mse=found.mse - 2 * found.mse.max())
+    assert below.rounded.all()
+    assert below.rmse == 0
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, PCG(tol=1e-12, max_iterations=1000)])
+def test_targets_are_solved_at_a_penalty_each(solver: Solver) -> None:
+    coef, intercept = solve_at(solver, TOTAL, np.array([0.1, 100.0]))
+    for j, alpha in enumerate([0.1, 100.0]):
+        ridge = Ridge(alpha=alpha).fit(Z, Y[:, j], W)
+        np.testing.assert_allclose(coef[:, j], ridge.coef_, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(intercept[j], ridge.intercept_, rtol=1e-8)
 
 
 def test_a_result_comes_back_from_json() -> None:

@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ntkdist.sums import Metrics, Moments, NormalEquations, Tally
+from ntkdist.features import NTKRandomFeatures
+from ntkdist.solvers import Cholesky
+from ntkdist.sums import Metrics, Moments, NormalEquations, Tally, TileSums
+from ntkdist.sums.normal import apart, evaluating
 
 M, T, N = 7, 2, 60
 RNG = np.random.default_rng(0)
@@ -125,6 +128,51 @@ def test_centred_and_loss_and_trace_are_those_of_the_rows() -> None:
     coef, intercept = RNG.standard_normal((M, T)), RNG.standard_normal(T)
     np.testing.assert_allclose(e.loss(coef, intercept), W @ (Y - Z @ coef - intercept) ** 2, rtol=1e-12)
     assert e.trace() == pytest.approx(np.trace(gram))
+
+
+LEARNABLE = RNG.standard_normal((4000, 5))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rounding_of_losses_and_of_their_differences_is_bounded(dtype: str, noise: float, weighted: bool) -> None:
+    """Against every row in extended precision; and no bound is much larger than what it bounds."""
+    x, rng = LEARNABLE, np.random.default_rng(1)
+    y = np.stack([x[:, 0], np.tanh(x.sum(axis=1))], axis=1) + noise * rng.standard_normal((len(x), 2))
+    z, w = NTKRandomFeatures(96, depth=2)(x.astype(dtype)), rng.uniform(0, 3, len(x)) if weighted else np.ones(len(x))
+    e = NormalEquations.zeros(96, 2)
+    for i in range(0, len(x), 1000):
+        e.update(z[i : i + 1000], y[i : i + 1000], w[i : i + 1000] if weighted else None)
+    wide, off, losses = np.longdouble, [], []
+    for s in Cholesky().solve(e, [1e-3, 1e-1, 1.0, 10.0, 1e3]):
+        error = y.astype(wide) - z.astype(wide) @ s.coef.astype(wide) - s.intercept
+        losses.append(e.rounded_loss(s.coef, s.intercept))
+        off.append((losses[-1].value - w.astype(wide) @ error**2).astype(float))
+    late = evaluating(e.m) / (evaluating(e.m) + e.rounding)
+    ratios, pairs = [abs(a) / loss.rounding for a, loss in zip(off, losses, strict=True)], itertools.pairwise(range(5))
+    for i, j in pairs:
+        bound = apart(losses[i].sketch, losses[j].sketch) + late * (losses[i].rounding + losses[j].rounding)
+        ratios.append(abs(off[i] - off[j]) / bound)
+    assert max(map(max, ratios)) <= 1
+    assert np.median(ratios) > 0.005
+
+
+def test_rounding_is_that_of_all_blocks_wherever_they_are_added() -> None:
+    whole, z = sums_of(Z[:50].astype(np.float32), Y[:50]), Z.astype(np.float32)
+    parts = [sums_of(z[i : i + 10], Y[i : i + 10]) for i in range(0, 50, 10)]
+    total = sum(parts[1:], parts[0])
+    assert whole.rounding == pytest.approx(50**0.5 * 2**-24, rel=1e-12)
+    assert total.rounding == pytest.approx(10**0.5 * 2**-24 / 5**0.5, rel=1e-12)
+    assert sums_of(Z[:50], Y[:50]).rounding == pytest.approx(50**0.5 * 2**-53, rel=1e-12)
+    assert NormalEquations.of_arrays(total.arrays()).rounding == total.subset(slice(0, 3)).rounding == total.rounding
+    tf32 = NormalEquations.zeros(M, T, tf32=True).update(z, Y)
+    assert tf32.rounding == 2**-11
+    older = {name: a for name, a in total.arrays().items() if name != "rounding"}
+    assert np.isnan(NormalEquations.of_arrays(older).rounding)
+    tiles = TileSums.zeros(M, T, 4, [(0, 0)]).update(z[:10], Y[:10], None, 4)
+    assert (tiles + TileSums.of_arrays(tiles.arrays())).rounding == pytest.approx(2 * parts[0]._rounding, rel=1e-12)
+    assert np.isnan(TileSums.of_arrays({"0-0": tiles.tiles[0, 0]}).rounding)
 
 
 def test_size_and_pickle_are_those_of_the_sums() -> None:

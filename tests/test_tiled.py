@@ -144,6 +144,32 @@ def test_weights_classes_and_dropped_rows(make_dataset: Any, table: Any) -> None
     assert a.model.classes == ("in", "out")
 
 
+def test_a_fit_in_tiles_that_threads_take_in_pieces(make_dataset: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((120, 8))
+    job = job_on(make_dataset(x, x[:, :2] ** 2), features=nd.NTKRandomFeatures(700), alphas=(10.0,))
+    job = msgspec.structs.replace(job, plan=msgspec.structs.replace(EXACT, tile=600, folds=2))
+    assert_same(nd.fit(job), whole(job))
+
+
+def test_errors_below_their_rounding_are_those_of_the_whole_gram(make_dataset: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((2000, 5))
+    y = FEATURES(((x - x.mean(axis=0)) / x.std(axis=0)).astype(np.float32)).astype(np.float64)[:, :2]
+    job = job_on(make_dataset(x, y), alphas="auto", alphas_per_row=tuple(np.geomspace(1e-9, 1e-1, 17).tolist()))
+    job = msgspec.structs.replace(job, plan=msgspec.structs.replace(EXACT, dtype="float32"))
+    a, b = nd.fit(job).cv, whole(job).cv
+    assert (a.mse < 0).any()
+    np.testing.assert_allclose(a.path_rounding, b.path_rounding, rtol=1e-2)
+    solved = np.isfinite(b.path)
+    assert (abs(a.path[solved] - b.path[solved]) <= b.path_rounding[solved]).all()
+    for cv in (a, b):
+        assert "below the rounding of its sums" in cv.note or "of 2 targets is below the rounding of its" in cv.note
+        assert cv.note.endswith('use dtype = "float64" to tell more')
+        assert (cv.chosen > 0).all()
+    c = nd.fit(msgspec.structs.replace(job, alphas_per_row=(1e-4, 1e-2), solver=nd.PCG(), plan=nd.PlanTable(folds=4)))
+    assert c.cv.rounding is None
+    assert (c.cv.mse > 0).all()
+
+
 @pytest.mark.parametrize("name", ["groups", "holdout"])
 def test_rows_that_are_dealt_one_by_one(make_dataset: Any, table: Any, name: str) -> None:
     store = make_dataset(*table, **{name: np.arange(900) % 2 if name == "holdout" else np.arange(900) % 50})

@@ -32,7 +32,7 @@ def picture(name: str, title: str, text: str, draw: Callable[..., None], *argume
 
 def of_choice(cv: CVResult, classes: tuple[str, ...]) -> Picture:
     """The path of penalties."""
-    folds, mean = np.sqrt(cv.mse.mean(axis=2)), np.sqrt(cv.path.mean(axis=1))
+    folds, mean = (np.sqrt(np.maximum(mse, 0.0)) for mse in (cv.mse.mean(axis=2), cv.path.mean(axis=1)))
     unit = "alpha, per unit of weight" if cv.per_row else "alpha"
     label = "cross-validated rmse" + (" of one-hot scores" if classes else "")
     text = f"{len(cv.alphas)} penalties; thin lines are the {folds.shape[1]} folds."

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist import backend
-from ntkdist.sums.normal import with_roots
+from ntkdist.sums.normal import UNKNOWN, block_rounding, with_roots
 
 F8 = NDArray[np.float64]
 Place = tuple[int, int]
@@ -66,10 +66,12 @@ class TileSums:
     Attributes
     ----------
     tiles : dict of place to array
+    rounding : float
+        Σ of `block_rounding` over blocks.
     """
 
-    def __init__(self, tiles: dict[Place, F8]) -> None:
-        self.tiles = tiles
+    def __init__(self, tiles: dict[Place, F8], rounding: float = 0.0) -> None:
+        self.tiles, self.rounding = tiles, rounding
 
     @classmethod
     def zeros(cls, m: int, t: int, tile: int, of: Iterable[Place]) -> "TileSums":
@@ -83,12 +85,13 @@ class TileSums:
     @classmethod
     def of_arrays(cls, arrays: dict[str, F8]) -> "TileSums":
         """The sum whose `arrays` these are."""
-        places = {name: name.split("-") for name in arrays}
-        return cls({(int(i), int(j)): arrays[name] for name, (i, j) in places.items()})
+        places = {name: name.split("-") for name in arrays if name != "rounding"}
+        tiles = {(int(i), int(j)): arrays[name] for name, (i, j) in places.items()}
+        return cls(tiles, float(arrays.get("rounding", UNKNOWN)[0]))
 
     def arrays(self) -> dict[str, F8]:
         """What is kept of it."""
-        return {f"{i}-{j}": a for (i, j), a in self.tiles.items()}
+        return {f"{i}-{j}": a for (i, j), a in self.tiles.items()} | {"rounding": np.array([self.rounding])}
 
     def update(self, z: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None, tile: int) -> "TileSums":
         """Add a block of rows, in place; the other arguments are those of `NormalEquations.update`."""
@@ -110,14 +113,17 @@ class TileSums:
         backend.each(add, pieces())
         if (last, last) in self.tiles:
             self.tiles[last, last] += y1.T @ y1
+        self.rounding += block_rounding(len(y1), float(y1[:, -1] @ y1[:, -1]), z.dtype)
         return self
 
     def __add__(self, other: "TileSums") -> "TileSums":
-        return TileSums({place: a + other.tiles[place] for place, a in self.tiles.items()})
+        tiles = {place: a + other.tiles[place] for place, a in self.tiles.items()}
+        return TileSums(tiles, self.rounding + other.rounding)
 
     def __iadd__(self, other: "TileSums") -> "TileSums":
         for place, a in self.tiles.items():
             a += other.tiles[place]
+        self.rounding += other.rounding
         return self
 
     def __sizeof__(self) -> int:
