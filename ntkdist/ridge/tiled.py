@@ -140,7 +140,7 @@ def sum_tiles(
 
 
 def _squares(p: Plan, fold: dict[Place, Any], home: TilePlacement) -> F8:
-    """The diagonal of a fold's Gram, (m,), in this process."""
+    """Fetch the diagonal of a fold's Gram, (m,), to this process."""
     places = [(i, i) for i in range(runs(p.m, p.tile))]
     return np.concatenate(fetch(home.client, [home(place, np.diagonal, fold[place]) for place in places]))
 

@@ -205,7 +205,7 @@ class Grid(abc.ABC):
         return replace(result, note="; ".join(filter(None, [note, self._of_rounding(result, best != lowest)])))
 
     def choice(self, result: CVResult, per_target: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows of the grid for every target: of the least error, and the last that rounding cannot tell from it."""
+        """Find two rows of the grid for each target: of the least error, and the last within rounding of it."""
         score = result.path if per_target else result.path.mean(axis=1, keepdims=True)
         lowest, every = np.broadcast_to(np.nanargmin(score, axis=0), (result.path.shape[1],)), np.arange(len(score))
         rounding = self._apart(result, lowest)
@@ -215,7 +215,7 @@ class Grid(abc.ABC):
         return lowest, len(score) - 1 - alike[::-1].argmax(axis=0)
 
     def _apart(self, result: CVResult, row: NDArray[np.int64]) -> F8:
-        """The rounding of the difference between errors and those of a row for each target, (a, t)."""
+        """Bound the rounding of the differences, (a, t), between all errors and those of a row for each target."""
         if result.rounding is None:
             return np.zeros_like(result.path)
         sketch, of_row = np.stack([self.sketch[a] for a in result.alphas]), (row, slice(None), np.arange(len(row)))
@@ -224,7 +224,7 @@ class Grid(abc.ABC):
         return over_folds(rounding + late * (result.rounding + result.rounding[of_row].T), result.weights)
 
     def _of_rounding(self, result: CVResult, tied: NDArray[np.bool_]) -> str:
-        """What a reader should know where rounding may be all of an error, or of the difference of two."""
+        """Say where rounding may be all of an error, or of the difference between two."""
         rounding = result.path_rounding[result.best, np.arange(len(result.best))]
         small, said = result.rounded & ~(result.spread <= rounding), []
         if small.any():

@@ -150,7 +150,7 @@ class CVResult:
 
 
 def over_folds(rounding: F8, weights: F8) -> F8:
-    """That of the mean over folds, (a, t), of those of each, (a, k, t), which do not depend on one another."""
+    """Combine roundings of the folds' errors, (a, k, t), which are independent, to that of their mean, (a, t)."""
     return np.asarray(np.sqrt(np.einsum("k,akt->at", weights**2, rounding**2)) / weights.sum())
 
 

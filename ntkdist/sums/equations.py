@@ -99,19 +99,20 @@ class TargetSums:
         yy = np.diagonal(self.yy)
         value = yy + square + 2 * intercept * (self.z_sum @ coef) + self.weight * intercept**2
         value -= 2 * (np.einsum("it,it->t", self.rhs, coef) + self.y_sum * intercept)
-        x = np.vstack([np.sqrt(squares)[:, None] * coef, np.sqrt(self.weight) * intercept, np.sqrt(yy)])
+        root = np.sqrt(np.maximum(squares, 0.0))  # which subtracting rows may have left below
+        x = np.vstack([root[:, None] * coef, np.sqrt(self.weight) * intercept, np.sqrt(np.maximum(yy, 0.0))])
         size = np.einsum("it,it->t", x, x)
         return Loss(value, (rounding + evaluating(self.m)) * size, np.sqrt(rounding) * (projection(len(x)) @ x))
 
 
 def evaluating(m: int) -> float:
-    """The rounding of vᵀAv in float64, relative to Σ v_i² A_ii."""
+    """Bound the rounding of evaluating vᵀAv in float64, relative to Σ v_i² A_ii."""
     return float(2 * UNIT * np.sqrt(m))
 
 
 @functools.lru_cache(4)
 def projection(count: int) -> F8:
-    """Random signs, (SKETCH, count), that keep lengths to an eighth (Johnson, Lindenstrauss 1984)."""
+    """Draw random signs, (SKETCH, count), whose products keep lengths to an eighth (Johnson, Lindenstrauss 1984)."""
     return random.signs(SKETCH * count, 0, 0, ROLE).reshape(SKETCH, count) / np.sqrt(SKETCH)
 
 
@@ -143,7 +144,7 @@ def block_rounding(rows: int, weight: float, dtype: Any, tf32: bool = False) -> 
 
 
 def relative_rounding(squared: float, weight: float) -> float:
-    """The root of what blocks have added, relative to the weight of all."""
+    """Take the root of what blocks have added, relative to the weight of all."""
     return squared**0.5 / weight if weight > 0 else 0.0
 
 
@@ -213,7 +214,7 @@ class NormalEquations(TargetSums):
 
     @property
     def rounding(self) -> float:
-        """Of an entry of the sums relative to the squares of its features, √(G_ii G_jj), bounded for alike blocks."""
+        """Relative rounding of the sums, to √(G_ii G_jj) of an entry: a bound if blocks are alike."""
         return relative_rounding(self._rounding, self.weight)
 
     def update(self, z: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None = None) -> "NormalEquations":
@@ -285,7 +286,7 @@ class NormalEquations(TargetSums):
         return self.rounded_loss(coef, intercept).value
 
     def rounded_loss(self, coef: F8, intercept: F8) -> Loss:
-        """The same, with the bound of its rounding."""
+        """Evaluate the same, with the bound of its rounding."""
         square = np.einsum("it,it->t", coef, self.gram @ coef)
         return self.loss_of(coef, intercept, square, self.squares, self.rounding)
 

@@ -168,6 +168,8 @@ def test_rounding_is_that_of_all_blocks_wherever_they_are_added() -> None:
     assert total.rounding == pytest.approx(10**0.5 * 2**-24 / 5**0.5, rel=1e-12)
     assert sums_of(Z[:50], Y[:50]).rounding == pytest.approx(50**0.5 * 2**-53, rel=1e-12)
     assert NormalEquations.of_arrays(total.arrays()).rounding == total.subset(slice(0, 3)).rounding == total.rounding
+    tf32 = NormalEquations.zeros(M, T, tf32=True).update(z, Y)
+    assert tf32.rounding == 2**-11
     older = {name: a for name, a in total.arrays().items() if name != "rounding"}
     assert np.isnan(NormalEquations.of_arrays(older).rounding)
     tiles = TileSums.zeros(M, T, 4, [(0, 0)]).update(z[:10], Y[:10], None, 4)
