@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "jobs/results").glob("*.json"))
 TABLE = re.compile(r"<!-- [^\n]*: python jobs/tables\.py .*?<!-- end -->", re.DOTALL)
 
