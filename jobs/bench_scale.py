@@ -29,7 +29,7 @@ from harness import json_option, median, report, started
 
 import ntkdist as nd
 from ntkdist.backend import syrk_rate
-from ntkdist.cluster.reduce import reduce
+from ntkdist.cluster.reduce import Pass, reduce
 from ntkdist.data.dataset import Layout, Shard
 from ntkdist.planning.plan import Plan, by_fold
 
@@ -178,7 +178,7 @@ def tasks(tasks: int, partitions: int, threads: int, sleep: float, out: str) -> 
         Client(there) as client,
     ):
         elapsed = started()
-        parts = reduce(source, Nothing(sleep), shards, p.fan_in, client, lambda done: None)
+        parts = reduce(Pass(source, Nothing(sleep), shards, p.fan_in), client)
         ran = elapsed()
     assert sum(part.total for part in parts) == partitions
     slept = sleep * -(-tasks // (2 * threads))

@@ -10,10 +10,14 @@ Progress = Callable[[int], None]  # told the rows that are done
 Watch = Callable[[str, int], AbstractContextManager[Progress]]  # told a phase's name and rows
 
 
+def ignore(rows: int) -> None:
+    """Show nothing of some rows that are done."""
+
+
 @contextmanager
 def silent(phase: str, rows: int) -> Iterator[Progress]:
-    """Show nothing."""
-    yield lambda done: None
+    """Show nothing of a phase."""
+    yield ignore
 
 
 @contextmanager

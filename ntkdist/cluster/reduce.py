@@ -10,7 +10,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import dask
 from dask.callbacks import Callback
@@ -21,9 +21,9 @@ from distributed.protocol import register_generic
 from ntkdist import backend
 from ntkdist.cluster import phases
 from ntkdist.cluster.connect import as_delayed, is_large, local_scheduler, upload_once
-from ntkdist.cluster.progress import Progress, Watch, default_watch
+from ntkdist.cluster.progress import Progress, Watch, default_watch, ignore
 from ntkdist.cluster.shards import AnySummand, KeepsShards, Part, ServesRows, Source, add_parts, run_shard
-from ntkdist.cluster.tree import evenly, tree
+from ntkdist.cluster.tree import Tree, evenly, tree
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset, Shard
 from ntkdist.errors import ClusterError
@@ -35,31 +35,10 @@ for _sum in (Part, NormalEquations, CrossSums):  # sent as their arrays: pickled
     register_generic(_sum)
 
 
-def reduce(
-    source: Source,
-    summand: AnySummand,
-    shards: Sequence[Shard],
-    fan_in: int,
-    client: Client | None,
-    progress: Progress,
-    keep: KeepsShards | None = None,
-) -> list[Part]:
-    """The sum of every group of shards; arguments and errors are those of `sums_in_place`."""
-    return fetch(client, sums_in_place(source, summand, shards, fan_in, client, progress, keep))
+class Pass(NamedTuple):
+    """One pass over rows: what is read, what is summed, and how it is cut.
 
-
-def sums_in_place(
-    source: Source,
-    summand: AnySummand,
-    shards: Sequence[Shard],
-    fan_in: int,
-    client: Client | None,
-    progress: Progress,
-    keep: KeepsShards | None = None,
-) -> list[Any]:
-    """The sum of every group of shards, left where it was added up: a future of a `Part`; without a client, the part.
-
-    Parameters
+    Attributes
     ----------
     source : Source
     summand : Summand
@@ -67,12 +46,46 @@ def sums_in_place(
         Ordered by group; groups are numbered from 0.
     fan_in : int
         Sums that one task adds.
+    progress : callable
+        Called with the rows of each shard that is done.
+    keep : KeepsShards, optional
+        Spares the shards that were finished before, and keeps the others.
+    """
+
+    source: Source
+    summand: AnySummand
+    shards: Sequence[Shard]
+    fan_in: int
+    progress: Progress = ignore
+    keep: KeepsShards | None = None
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """The shards of every group, by their numbers."""
+        groups: list[list[int]] = [[] for _ in range(1 + max(shard.group for shard in self.shards))]
+        for i, shard in enumerate(self.shards):
+            groups[shard.group].append(i)
+        return groups
+
+
+def reduce(one: Pass, client: Client | None) -> list[Part]:
+    """Return the sum of every group of shards; errors are those of `sums_in_place`."""
+    return fetch(client, sums_in_place(one, client))
+
+
+def sums_in_place(one: Pass, client: Client | None) -> list[Any]:
+    """Sum every group of shards and leave each sum where it was added up.
+
+    Parameters
+    ----------
+    one : Pass
     client : distributed.Client, optional
         Where to run; absent, in this process under `local_scheduler`.
-    progress : callable
-        Told the rows of each shard that is done.
-    keep : Keep, optional
-        Spares the shards that were finished before, and keeps the others.
+
+    Returns
+    -------
+    list
+        Futures of a `Part`; without a client, the parts.
 
     Raises
     ------
@@ -81,19 +94,19 @@ def sums_in_place(
     ClusterError
         If workers kept dying, a task kept failing, or the scheduler is gone.
     """
-    if isinstance(source.dataset, Dataset):
-        source = source._replace(dataset=source.dataset.absolute())
-    elif source.dataset.lazy:
-        return _reduce_lazy(source, summand, shards, fan_in, client, progress)
-    if client is None:
-        with backend.own_threads():
-            backend.use_threads(source.threads)
-            return _reduce_here(source, summand, shards, fan_in, progress, keep)
-    return _reduce_there(source, summand, shards, fan_in, client, progress, keep)
+    if isinstance(one.source.dataset, Dataset):
+        one = one._replace(source=one.source._replace(dataset=one.source.dataset.absolute()))
+    elif one.source.dataset.lazy:
+        return _reduce_lazy(one, client)
+    if client is not None:
+        return _reduce_on_cluster(one, client)
+    with backend.own_threads():
+        backend.use_threads(one.source.threads)
+        return _reduce_in_order(one) if local_scheduler() == "synchronous" else _reduce_on_threads(one)
 
 
 def fetch(client: Client | None, promised: Sequence[Any]) -> list[Any]:
-    """The values of some futures; without a client, what is given."""
+    """Return the values of some futures; without a client, what is given."""
     if client is None:
         return list(promised)
     with _said_in_a_sentence(client):
@@ -110,118 +123,103 @@ def settle(client: Client | None, promised: Sequence[Any]) -> None:
 def reduce_all(
     source: Source, summand: AnySummand, rows_per_span: int, client: Client | None, name: str, watch: Watch | None
 ) -> Part:
-    """One sum over all rows of a dataset, read in spans of a size, with progress shown."""
+    """Return one sum over all rows of a dataset, read in spans of a size, with progress shown."""
     rows = source.layout.rows
     spans = [(a, min(a + rows_per_span, rows)) for a in range(0, rows, rows_per_span)]
     shards = [Shard(0, tuple(some)) for some in evenly(spans, MAP_TASKS)]
     with phase(name, rows, client, watch) as done:
-        return reduce(source, summand, shards, MAP_FAN_IN, client, done)[0]
+        return reduce(Pass(source, summand, shards, MAP_FAN_IN, done), client)[0]
 
 
-def _groups(shards: Sequence[Shard]) -> list[list[int]]:
-    groups: list[list[int]] = [[] for _ in range(1 + max(s.group for s in shards))]
-    for i, shard in enumerate(shards):
-        groups[shard.group].append(i)
-    return groups
+def _reduce_in_order(one: Pass) -> list[Part]:
+    """Sum shard by shard: in their order, not Dask's, which breaks ties by random keys."""
+    totals = []
+    for group in one.groups:
+        sums = Tree(one.fan_in, add_parts)
+        for i in group:
+            sums.push(run_shard(one.source, one.summand, one.shards[i], one.keep))
+            one.progress(one.shards[i].rows)
+        totals.append(sums.total())
+    return totals
 
 
-def _reduce_here(
-    source: Source,
-    summand: AnySummand,
-    shards: Sequence[Shard],
-    fan_in: int,
-    progress: Progress,
-    keep: KeepsShards | None,
-) -> list[Part]:
-    if local_scheduler() == "synchronous":  # in their order, not Dask's, which breaks ties by random keys
-
-        def part(i: int) -> Part:
-            done = run_shard(source, summand, shards[i], keep)
-            progress(shards[i].rows)
-            return done
-
-        return [tree((part(i) for i in group), fan_in, add_parts) for group in _groups(shards)]
+def _reduce_on_threads(one: Pass) -> list[Part]:
+    """Sum under Dask's threads in this process."""
     # Arguments that are bound here are not searched for tasks, which would take longer than a small shard does.
-    run = delayed(functools.partial(run_shard, source, summand, keep=keep), traverse=False)
-    add = delayed(add_parts)
-    keys = {f"ntkdist-shard-{i}": shard.rows for i, shard in enumerate(shards)}
-    leaves = [run(shard, dask_key_name=key) for key, shard in zip(keys, shards, strict=True)]
-    totals = [tree((leaves[i] for i in group), fan_in, add) for group in _groups(shards)]
+    run = delayed(functools.partial(run_shard, one.source, one.summand, keep=one.keep), traverse=False)
+    keys = {f"ntkdist-shard-{i}": shard.rows for i, shard in enumerate(one.shards)}
+    leaves = [run(shard, dask_key_name=key) for key, shard in zip(keys, one.shards, strict=True)]
+    totals = _trees(one, leaves)
 
     def done(key: str, *_: Any) -> None:
         if key in keys:
-            progress(keys[key])
+            one.progress(keys[key])
 
     with Callback(posttask=done):
         return list(dask.compute(*totals, scheduler=local_scheduler(), optimize_graph=False))
 
 
-def _reduce_lazy(
-    source: Source,
-    summand: AnySummand,
-    shards: Sequence[Shard],
-    fan_in: int,
-    client: Client | None,
-    progress: Progress,
-) -> list[Part]:
-    """The same of rows that are Dask's to compute: a task gets them as an argument, from its first span to its last."""
-    arrays = source.dataset
+def _reduce_lazy(one: Pass, client: Client | None) -> list[Part]:
+    """Sum rows that Dask computes: a task gets them as an argument, from its first span to its last."""
+    arrays = one.source.dataset
     assert isinstance(arrays, Arrays)
-    bare, what, add = source._replace(dataset=arrays.without_rows()), as_delayed(summand, client), delayed(add_parts)
+    bare, summand = one.source._replace(dataset=arrays.without_rows()), as_delayed(one.summand, client)
     leaves = []
-    for shard in shards:
+    for shard in one.shards:
         start, stop = shard.spans[0][0], shard.spans[-1][1]
         run = delayed(functools.partial(_run_held, bare, Shard(shard.group, ((start, stop),))), traverse=False)
-        leaves.append(run(what, *arrays.between(start, stop)))
-    totals = [tree((leaves[i] for i in group), fan_in, add) for group in _groups(shards)]
+        leaves.append(run(summand, *arrays.between(start, stop)))
+    totals = _trees(one, leaves)
     if client is None:
         with backend.own_threads():
-            backend.use_threads(source.threads)
+            backend.use_threads(one.source.threads)
             parts = list(dask.compute(*totals, scheduler=local_scheduler()))
     else:
         parts = list(client.compute(totals, sync=True))
-    progress(sum(shard.rows for shard in shards))
+    one.progress(sum(shard.rows for shard in one.shards))
     return parts
 
 
+def _trees(one: Pass, leaves: Sequence[Any]) -> list[Any]:
+    """Build the delayed sum of every group."""
+    return [tree((leaves[i] for i in group), one.fan_in, delayed(add_parts)) for group in one.groups]
+
+
 def _run_held(source: Source, shard: Shard, summand: AnySummand, *held: Any) -> Part:
+    """Run a shard on rows that are at hand."""
     assert isinstance(source.dataset, Arrays)
     return run_shard(source._replace(dataset=source.dataset.holding(shard.spans[0][0], *held)), summand, shard)
 
 
-def _reduce_there(
-    source: Source,
-    summand: AnySummand,
-    shards: Sequence[Shard],
-    fan_in: int,
-    client: Client,
-    progress: Progress,
-    keep: KeepsShards | None,
-) -> list[Any]:
+def _reduce_on_cluster(one: Pass, client: Client) -> list[Any]:
+    """Submit shards and additions, and return the futures of the sums."""
     # Keys of one pass never meet those of another, nor are they of one task group, which is in the first one's span.
     pass_id, additions = uuid.uuid4().hex[:8], itertools.count()
-    held: Any = upload_once(summand, client, (f"ntkdist-summand-{pass_id}", 0)) if is_large(summand) else summand
+    summand: Any = one.summand
+    if is_large(summand):
+        summand = upload_once(summand, client, (f"ntkdist-summand-{pass_id}", 0))
     at_once = 2 * max(1, sum(client.nthreads().values()))
     running = as_completed(loop=client.loop)  # the default would be the default client's
-    homes = sorted(client.scheduler_info(n_workers=-1)["workers"]) if isinstance(summand, ServesRows) else []
+    serves = isinstance(one.summand, ServesRows)
+    homes = sorted(client.scheduler_info(n_workers=-1)["workers"]) if serves else []
     rows: dict[tuple[str, int], int] = {}
 
     def finish_one() -> None:
         future = next(running)
         if future.status != "finished":
             future.result()
-        progress(rows[future.key])
+        one.progress(rows[future.key])
 
     def leaves(group: list[int]) -> Iterator[Future[Any]]:
         for i in group:
             if running.count() >= at_once:  # never more sums in flight than the workers can use
                 finish_one()
             key = f"ntkdist-shard-{pass_id}", i
-            rows[key] = shards[i].rows
+            rows[key] = one.shards[i].rows
             home = {"workers": homes[i % len(homes)], "allow_other_workers": True} if homes else {}
             # What is bound here is not searched for futures, which would take longer than all else of a submission.
-            run = functools.partial(run_shard, source, shard=shards[i], keep=keep)
-            future = client.submit(run, held, key=key, **home)
+            run = functools.partial(run_shard, one.source, shard=one.shards[i], keep=one.keep)
+            future = client.submit(run, summand, key=key, **home)
             running.add(future)
             yield future
 
@@ -229,7 +227,7 @@ def _reduce_there(
         return client.submit(add_parts, parts, key=(f"ntkdist-add-{pass_id}", next(additions)), priority=10)
 
     with _said_in_a_sentence(client):
-        totals = [tree(leaves(group), fan_in, add) for group in _groups(shards)]
+        totals = [tree(leaves(group), one.fan_in, add) for group in one.groups]
         while running.count():
             finish_one()
     return totals
@@ -237,7 +235,7 @@ def _reduce_there(
 
 @contextmanager
 def _said_in_a_sentence(client: Client) -> Iterator[None]:
-    """That workers kept dying, or the scheduler is gone."""
+    """Translate KilledWorker and lost connections into one ClusterError."""
     try:
         yield
     except KilledWorker as error:
@@ -256,13 +254,13 @@ def _said_in_a_sentence(client: Client) -> Iterator[None]:
 
 
 def _written(key: Any) -> str:
-    """A task's key as others write it."""
+    """Write a task's key as Dask's logs do."""
     return "-".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
 @contextmanager
 def phase(name: str, rows: int, client: Client | None, watch: Watch | None) -> Iterator[Progress]:
-    """A phase for all who look: in the log, on the scheduler, and as progress by ``watch`` or what suits the place."""
+    """Open a phase: in the log, as a span on the scheduler, and as progress by ``watch`` or what suits the place."""
     shown = watch or default_watch(len(client.nthreads()) if client else 1)
     with phases.phase(name, client), shown(name, rows) as done:
         yield done

@@ -100,33 +100,31 @@ class Source(NamedTuple):
 
 
 def run_shard(source: Source, summand: AnySummand, shard: Shard, keep: KeepsShards | None = None) -> Part:
-    """What one task does: read, map, add; a pure function of its arguments, so that it can be tried again."""
-    if keep is not None and (part := keep.load(shard)) is not None:
-        return part
-    if isinstance(summand, PerFold):
-        summand = summand.of(shard.group)
+    """Read, map and add the rows of a shard: a pure function of its arguments, tried again after what may be a mishap.
+
+    Errors of ntkdist's own say what another try would not change.
+    """
+    if keep is not None and (kept := keep.load(shard)) is not None:
+        return kept
     backend.use_threads(source.threads)
-    part = _tried(source, summand, shard)
-    if keep is not None:
-        keep.save(shard, part)
-    return part
-
-
-def _tried(source: Source, summand: Summand, shard: Shard) -> Part:
-    """A shard's sum, tried again after what may be a mishap; errors of ours say what another try would not change."""
+    one = summand.of(shard.group) if isinstance(summand, PerFold) else summand
     for pause in (*PAUSES, None):
         try:
-            return _sum(source, summand, shard)
+            part = _sum(source, one, shard)
+            break
         except NtkdistError:
             raise
         except Exception as error:
             if pause is None:
+                rows = f"{shard.spans[0][0]}–{shard.spans[-1][1] - 1}"
                 raise ClusterError(
-                    f"The task of rows {shard.which} failed {len(PAUSES) + 1} times, last "
+                    f"The task of rows {rows} failed {len(PAUSES) + 1} times, last "
                     f"with {type(error).__name__}: {error} ({memory.process_name()}); see to the cause, and run again"
                 ) from error
         time.sleep(pause)  # not in the handler, where the error would still hold the sum
-    raise AssertionError
+    if keep is not None:
+        keep.save(shard, part)
+    return part
 
 
 def _sum(source: Source, summand: Summand, shard: Shard) -> Part:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -14,26 +14,43 @@ def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
     return [items[a:b] for a, b in pairwise(cuts)]
 
 
-def tree(leaves: Iterable[T], fan_in: int, add: Callable[[list[T]], T]) -> T:
-    """Add leaves in a tree whose shape depends on their number alone, keeping fewer than fan_in of any level.
+class Tree(Generic[T]):
+    """Leaves added in a tree whose shape depends on their number alone, keeping fewer than ``fan_in`` of any level.
 
-    The leaves may be sums, or promises of them.
+    The leaves may be sums, or futures of sums.
     """
-    levels: list[list[T]] = []
-    for leaf in leaves:
-        height, carry = 0, leaf
+
+    def __init__(self, fan_in: int, add: Callable[[list[T]], T]) -> None:
+        self.fan_in, self.add = fan_in, add
+        self.levels: list[list[T]] = []
+
+    def push(self, leaf: T) -> None:
+        """Append a leaf, and add what is complete."""
+        height = 0
         while True:
-            if height == len(levels):
-                levels.append([])
-            levels[height].append(carry)
-            if len(levels[height]) < fan_in:
-                break
-            carry, levels[height] = add(levels[height]), []
+            if height == len(self.levels):
+                self.levels.append([])
+            level = self.levels[height]
+            level.append(leaf)
+            if len(level) < self.fan_in:
+                return
+            leaf, self.levels[height] = self.add(level), []
             height += 1
-    rest = [part for level in reversed(levels) for part in level]  # the tallest hold the first leaves
-    while len(rest) > 1:
-        rest = [add(rest[:fan_in]), *rest[fan_in:]]
-    return rest[0]
+
+    def total(self) -> T:
+        """Add what is left, the tallest first: they hold the first leaves."""
+        rest = [part for level in reversed(self.levels) for part in level]
+        while len(rest) > 1:
+            rest = [self.add(rest[: self.fan_in]), *rest[self.fan_in :]]
+        return rest[0]
+
+
+def tree(leaves: Iterable[T], fan_in: int, add: Callable[[list[T]], T]) -> T:
+    """Add all leaves in a `Tree`."""
+    sums = Tree(fan_in, add)
+    for leaf in leaves:
+        sums.push(leaf)
+    return sums.total()
 
 
 def most_alive(counts: Sequence[int], fan_in: int, ahead: int) -> tuple[int, int]:

@@ -129,7 +129,7 @@ class Plan(Cut, frozen=True, tag=False):
     def _partition_rows(self) -> int:
         return min(self.layout.rows_per_partition, self.layout.rows)
 
-    def panelled(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
+    def with_panels(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
         """The same, with more panels as far as a worker's ``limit`` bytes ask for it, and as more of them need less."""
         most = len(places(self.m, self.tile)) if self.tile else 1
 

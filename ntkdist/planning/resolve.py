@@ -7,15 +7,41 @@ import msgspec
 from ntkdist.cluster.connect import Resources
 from ntkdist.errors import PlanTooLarge
 from ntkdist.planning import resolve_gpu
-from ntkdist.planning.job import Job
+from ntkdist.planning.job import Job, gram_of
 from ntkdist.planning.plan import Plan, plan
 from ntkdist.solvers import PCG, AnySolver, TiledCholesky, choose
 
+# The fields of a plan that decide bits, beside those of its job.
+RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip", "device")
 STEP = 64  # of features that are proposed
 
 
+def resolve(what: Job | Plan, found: Resources, kept: Plan | None = None) -> Plan:
+    """Resolve a job on the machines at hand, or fit a plan to them, and see that it fits; reads metadata only.
+
+    Parameters
+    ----------
+    what : Job or Plan
+    found : Resources
+    kept : Plan, optional
+        As a checkpoint has it: what decides the bits is taken from there.
+
+    Raises
+    ------
+    DataError, SpecError, PlanTooLarge, ClusterError
+        As `plan` and `check`.
+    """
+    p = what if isinstance(what, Plan) else planned(what, found)
+    if kept is not None:
+        fields = RESOLVED if gram_of(kept.solver) == gram_of(p.solver) else (*RESOLVED, "solver")
+        p = msgspec.structs.replace(p, **{field: getattr(kept, field) for field in fields})
+    p = with_panels(p, found)
+    check(p, found)
+    return p
+
+
 def planned(job: Job, found: Resources) -> Plan:
-    """Resolve a job; reads metadata only.  The arguments and errors of its two steps, in turn."""
+    """Resolve a job without seeing that it fits."""
     return resolve_gpu.resolved(on_hosts(job, found), found)
 
 
@@ -30,7 +56,7 @@ def on_hosts(job: Job, found: Resources) -> Plan:
     DataError, SpecError
         As `plan`.
     """
-    first = panelled(plan(job, threads=found.threads), found)
+    first = with_panels(plan(job, threads=found.threads), found)
     if job.solver or job.plan.tile or _fits(first, found):
         return first
     for solver in _others(first, found):
@@ -39,9 +65,9 @@ def on_hosts(job: Job, found: Resources) -> Plan:
     return first
 
 
-def panelled(p: Plan, found: Resources) -> Plan:
-    """A plan with as many panels as the workers' memory asks for; see `Plan.panelled`."""
-    return p.panelled(found.memory_bytes, *found.shape)
+def with_panels(p: Plan, found: Resources) -> Plan:
+    """A plan with as many panels as the workers' memory asks for; see `Plan.with_panels`."""
+    return p.with_panels(found.memory_bytes, *found.shape)
 
 
 def check(p: Plan, found: Resources) -> None:
@@ -103,7 +129,7 @@ def _most_components(p: Plan, bare: Job, found: Resources) -> int:
 
 def _resolved(job: Job, found: Resources, solver: AnySolver) -> Plan:
     other = plan(msgspec.structs.replace(job, solver=solver), threads=found.threads)
-    return panelled(msgspec.structs.replace(other, job=job), found)
+    return with_panels(msgspec.structs.replace(other, job=job), found)
 
 
 def _others(p: Plan, found: Resources) -> Iterator[AnySolver]:

@@ -22,7 +22,7 @@ from ntkdist.cluster.tally import Tally
 from ntkdist.data import storage, zarr_groups
 from ntkdist.data.dataset import Shard
 from ntkdist.errors import DataError, StoreError
-from ntkdist.planning.job import difference, gram_of, identity, of_sums, sums_digest
+from ntkdist.planning.job import Job, difference, identity, of_sums, sums_digest
 from ntkdist.planning.plan import Plan
 from ntkdist.ridge import store
 from ntkdist.ridge.model import Equations
@@ -32,7 +32,6 @@ from ntkdist.sums.tiles import Place
 
 PART, STATE = "ntkdist.part", "ntkdist.state"
 KEPT = ("shard-", "iterate-")
-RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip", "device")
 
 
 @dataclass(frozen=True)
@@ -157,17 +156,18 @@ def _forget(place: str, name: str) -> None:
 
 
 @contextmanager
-def open_checkpoint(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Iterator[Plan]:
-    """Start or go on: the plan, with what decides its bits as the checkpoint has it; without a place, as it is.
+def open_checkpoint(place: str, job: Job, resolve: Callable[[Plan | None], Plan]) -> Iterator[Plan]:
+    """Start or go on: yield the plan of a job, with what decides its bits as the checkpoint has it.
 
     What fails before a shard or an iterate is kept leaves no checkpoint.
 
     Parameters
     ----------
     place : str
-    p : Plan
-    settle : callable
-        What else is to be resolved once, at the start.
+        "" for no checkpoint.
+    job : Job
+    resolve : callable
+        Resolves the job to a plan, given the plan that was kept, if any was.
 
     Raises
     ------
@@ -175,9 +175,9 @@ def open_checkpoint(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Iter
         If the checkpoint is of another job, or of the same job on other data.
     """
     if not place:
-        yield settle(p)
+        yield resolve(None)
         return
-    p = _resolved(place, p, settle)
+    p = _resolved(place, job, resolve)
     try:
         yield p
     except BaseException:
@@ -187,27 +187,38 @@ def open_checkpoint(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Iter
         raise
 
 
-def _resolved(place: str, p: Plan, settle: Callable[[Plan], Plan]) -> Plan:
-    name, url = sums_digest(p.job), storage.join(place, "plan.json")
-    if (text := storage.read_text(url)) is None:
-        if not storage.empty(place):
-            raise StoreError(f"{place} holds something that is not a checkpoint; choose another, or remove it")
-        text = storage.claim(url, json.dumps({"digest": name, "plan": msgspec.to_builtins(settle(p))}))
+def _resolved(place: str, job: Job, resolve: Callable[[Plan | None], Plan]) -> Plan:
+    """Resolve a job by the plan that is kept; keep it if none is, unless another process is faster."""
+    url = storage.join(place, "plan.json")
+    if (text := storage.read_text(url)) is not None:
+        kept = _kept_plan(place, url, text, job)
+        storage.sweep(place)
+        return resolve(kept)
+    if not storage.empty(place):
+        raise StoreError(f"{place} holds something that is not a checkpoint; choose another, or remove it")
+    mine = resolve(None)
+    text = storage.claim(url, json.dumps({"digest": sums_digest(job), "plan": msgspec.to_builtins(mine)}))
+    first = _kept_plan(place, url, text, job)
+    storage.sweep(place)
+    return mine if first == mine else resolve(first)
+
+
+def _kept_plan(place: str, url: str, text: str, job: Job) -> Plan:
+    """Decode the plan in a checkpoint, and refuse that of another job."""
     try:
-        found = json.loads(text)
-        theirs, kept = found["digest"], found["plan"]
+        kept = json.loads(text)
+        theirs, builtins = kept["digest"], kept["plan"]
     except (ValueError, LookupError, TypeError):
         raise StoreError(f"{url} is damaged; remove the checkpoint and start anew") from None
-    before: Plan = decode(kept, Plan, url)
-    if theirs != name:
-        differs = difference(*(identity(of_sums(each.job), each.layout) for each in (before, p)))
+    plan: Plan = decode(builtins, Plan, url)
+    if theirs != sums_digest(job):
+        layouts = plan.layout, job.dataset.layout()
+        differs = difference(*(identity(of_sums(j), at) for j, at in zip((plan.job, job), layouts, strict=True)))
         raise StoreError(
             f"{place} is the checkpoint of another job or of other data{differs}; "
             "choose another checkpoint, or remove it"
         )
-    storage.sweep(place)
-    fields = RESOLVED if gram_of(before.solver) == gram_of(p.solver) else (*RESOLVED, "solver")
-    return msgspec.structs.replace(p, **{field: getattr(before, field) for field in fields})
+    return plan
 
 
 def prepared(place: str, p: Plan, prepare: Callable[[], Equations]) -> tuple[Equations, Kept | None]:

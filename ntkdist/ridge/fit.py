@@ -1,47 +1,36 @@
 """Fitting: moments → scaling (→ landmarks) → normal equations of every fold → penalty → weights.
 
-Every arrow up to the equations is a pass of the one mapper in `reduce`; the others never see the data.
+Every arrow up to the equations is a pass of the one mapper, `ntkdist.cluster.reduce`; the others never see the data.
+Start here, then `prepare` and `dense`.
 """
 
 import functools
-import operator
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ntkdist import backend, memory
 from ntkdist.cluster import Client, phases, progress
-from ntkdist.cluster.connect import Resources, connect, resources
+from ntkdist.cluster.connect import connect, resources
 from ntkdist.cluster.progress import Watch
-from ntkdist.cluster.reduce import on_each_worker, phase, reduce
+from ntkdist.cluster.reduce import on_each_worker
 from ntkdist.data import storage
-from ntkdist.errors import DataError, SpecError, StoreError
+from ntkdist.errors import SpecError, StoreError
 from ntkdist.planning import resolve
 from ntkdist.planning.job import Job, job_digest
-from ntkdist.planning.plan import Plan, by_fold
-from ntkdist.ridge import checkpoint, run_directory
-from ntkdist.ridge.iterative import fit_by_products
+from ntkdist.planning.plan import Plan
+from ntkdist.ridge import checkpoint, dense, iterative, run_directory, tiled
+from ntkdist.ridge.fitted import Clock
 from ntkdist.ridge.model import Equations, RidgeModel
-from ntkdist.ridge.prefix_curve import curve_of
-from ntkdist.ridge.prepare import counting, prepare, verified
-from ntkdist.ridge.tiled import fit_by_tiles
-from ntkdist.solvers import PCG, AnySolver, choose
-from ntkdist.solvers.cross_validation import CVResult, cross_validate, penalties
-from ntkdist.solvers.uncertainty import Factor
+from ntkdist.ridge.prepare import prepare, verified
+from ntkdist.solvers.cv_result import CVResult
 from ntkdist.sums import NormalEquations
-from ntkdist.sums.equations import EquationsOf, EquationsOnGpu
 
-F8 = NDArray[np.float64]
-Solved = tuple[RidgeModel, CVResult | None, dict[str, Any] | None]  # with the curve of fewer features
+FITS = {"gram": dense.fit, "tiles": tiled.fit, "products": iterative.fit}  # by `Solver.sums`
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """A model, how its penalty was chosen, a report of plain objects, and the sums it came from, if any were formed."""
+    """A model, the scores of its penalty, a report of plain objects, and the equations, if any were formed."""
 
     model: RidgeModel
     cv: CVResult | None
@@ -61,8 +50,8 @@ def fit(
 ) -> FitResult:
     """Fit a ridge on features to a dataset, choosing the penalty by cross-validation.
 
-    The data are read twice: once for the moments that scale them (not if ``preprocess.reuse`` has those) and once for
-    the Gram, which serves every fold and penalty.  A map that is fitted to a sample of rows needs one more read, or two
+    The data are read twice: once for the moments of the columns and once for the Gram, which serves every fold and
+    penalty.  A map that is fitted to a sample of rows needs one more read, or two
     if leverage scores draw its landmarks (none with ``preprocess.reuse``); ``damaged="skip"`` one before all others.
     In place of the Gram's one, `TiledCholesky` reads once for every panel of tiles, and rows that are dealt to folds by
     groups are read once for every fold.  `PCG` forms no Gram: it reads once for the right-hand sides, once for the
@@ -94,39 +83,47 @@ def fit(
         One sentence each.
     """
     job = what.job if isinstance(what, Plan) else what
-    name = job_digest(job)
     if out and (done := run_directory.existing_run(out, job)):
         return FitResult(*done)
-    keep, page = _kept_at(job, out, resume), _seen_at(out, performance_report)
-    start = time.perf_counter()
-    with phases.run(name) as run:
-        with connect(job.cluster, scheduler, client) as client:
-            warm = functools.partial(job.features.warm, job.plan.dtype)
-            found = resources(client, warm, gpus=job.plan.device != "cpu")
-            p = resolve.panelled(what, found) if isinstance(what, Plan) else resolve.planned(what, found)
-            resolve.check(p, found)
-            settle = functools.partial(verified, client=client, watch=watch)
-            seen = phases.performance_report(page, client)
-            with run_directory.open_run(out, job), seen, checkpoint.open_checkpoint(keep, p, settle) as p:
-                p = resolve.panelled(p, found)  # what a checkpoint resolved may have been meant for larger workers
-                resolve.check(p, found)
-                solved, equations, passed = _passes(p, found, client, watch, keep)
-            passed.tally.saw(on_each_worker(client, memory.peak))
-            if not passed.products:
-                spent = min(0.2, passed.seconds["equations"] / 10)
-                rate = functools.partial(backend.product_rate, p.m, p.block_rows, p.dtype, p.threads, p.device, spent)
-                passed = passed._replace(syrk_rates=on_each_worker(client, rate))
-        model, cv, curve = solved or _solved(p, equations, passed.seconds)
-    passed.seconds.update(total=time.perf_counter() - start)
-    report = run_directory.report(p, found, passed, model, cv, run) | {"curve": curve}
+    keep, page, clock = _kept_at(job, out, resume), _seen_at(out, performance_report), Clock()
+    with phases.run(job_digest(job)) as run, connect(job.cluster, scheduler, client) as client:
+        machines = resources(client, functools.partial(job.features.warm, job.plan.dtype), job.plan.device != "cpu")
+
+        def plan_on_machines(kept: Plan | None) -> Plan:
+            return verified(resolve.resolve(what, machines, kept), client=client, watch=watch)
+
+        opened = run_directory.open_run(out, job), phases.performance_report(page, client)
+        with opened[0], opened[1], checkpoint.open_checkpoint(keep, job, plan_on_machines) as p:
+            prepared = prepare(p, machines, client, watch, keep)
+            fitted = FITS[p.solver.sums](p, prepared)
+        statistics = fitted.statistics
+        statistics.tally.saw(on_each_worker(client, memory.peak))
+        if not statistics.products:
+            spent = min(0.2, statistics.seconds["equations"] / 10)
+            rate = functools.partial(backend.product_rate, p.m, p.block_rows, p.dtype, p.threads, p.device, spent)
+            statistics = statistics._replace(syrk_rates=on_each_worker(client, rate))
+    model, cv, curve = fitted.solve()
+    clock.lap("total")
+    statistics.seconds.update(clock.seconds, prepare=prepared.seconds)
+    report = run_directory.report(p, machines, statistics, model, cv, run) | {"curve": curve}
     if out:
-        run_directory.write_run(out, model, equations, report)
+        run_directory.write_run(out, model, fitted.equations, report)
         checkpoint.remove(keep)
-    return FitResult(model, cv, report, equations)
+    return FitResult(model, cv, report, fitted.equations)
+
+
+def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEquations]:
+    """Return the sums of every fold of a plan, over scaled inputs and targets."""
+    with connect(p.job.cluster, "", client) as client:
+        p = verified(p, client=client, watch=progress.silent)
+        prepared = prepare(p, resources(client), client, progress.silent)
+        equations = dense.fit(p, prepared).equations
+    assert equations is not None
+    return equations.folds
 
 
 def _kept_at(job: Job, out: str, resume: bool) -> str:
-    """Where the checkpoint of a fit is; nowhere if it has no place of its own."""
+    """Return where the checkpoint of a fit is; "" if it has no place of its own."""
     keep = job.plan.checkpoint or (out and storage.join(out, "checkpoint"))
     keep = keep and storage.absolute(keep)
     if resume and not (keep and storage.exists(keep)):
@@ -137,149 +134,7 @@ def _kept_at(job: Job, out: str, resume: bool) -> str:
 
 
 def _seen_at(out: str, asked: bool) -> str:
-    """Where Dask's report of a fit goes, if it was asked for."""
+    """Return where Dask's report of a fit goes, if it was asked for."""
     if asked and not out:
         raise SpecError("performance_report is given but no run directory to write it to; give out")
     return storage.join(out, "performance.html") if asked else ""
-
-
-def _passes(
-    p: Plan, found: Resources, client: Client | None, watch: Watch | None, keep: str
-) -> tuple[Solved | None, Equations | None, run_directory.FitStatistics]:
-    """All that looks at the data: the equations, or where the solver forms none, what it found."""
-    if isinstance(p.solver, PCG):
-        model, cv, passed = fit_by_products(p, p.solver, found, client, watch, keep)
-        return (model, cv, None), None, passed
-    if p.tile:
-        _check_folds(p)
-        model, cv, passed = fit_by_tiles(p, client, watch, keep)
-        return (model, cv, None), None, passed
-    return None, *_pass_over_data(p, client, watch, keep)
-
-
-def _solved(p: Plan, equations: Equations | None, seconds: dict[str, float]) -> Solved:
-    """The same from equations, in this process."""
-    assert equations is not None
-    job, began = p.job, time.perf_counter()
-    with phases.phase("solve", None):
-        model, cv = solve(
-            equations,
-            solver=p.solver,
-            alphas=job.alphas,
-            alphas_per_row=job.alphas_per_row,
-            per_target=job.alpha_per_target,
-        )
-    solved = time.perf_counter()
-    with phases.phase("curve", None):
-        curve = curve_of(equations, cv, job.alpha_per_target)
-    seconds.update(solve=solved - began, curve=time.perf_counter() - solved)
-    return model, cv, curve
-
-
-def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEquations]:
-    """The sums of every fold of a plan, over scaled inputs and targets."""
-    with connect(p.job.cluster, "", client) as client:
-        p = verified(p, client=client, watch=progress.silent)
-        return _pass_over_data(p, client, progress.silent, "")[0].folds
-
-
-def solve(
-    equations: Equations,
-    *,
-    solver: AnySolver | None = None,
-    alphas: Sequence[float] | str = "auto",
-    alphas_per_row: Sequence[float] | None = None,
-    per_target: bool = False,
-    keep_factor: bool = False,
-) -> tuple[RidgeModel, CVResult | None]:
-    """A model from saved equations: no pass over the data.
-
-    Parameters
-    ----------
-    equations : Equations
-    solver, alphas, alphas_per_row, per_target
-        As in `cross_validate`.  With a single fold there must be a single penalty, and there is no CVResult.
-    keep_factor : bool
-        Keep what the standard deviation of predictions needs, `RidgeModel.std`: m² numbers, saved with the model.
-    """
-    pre, several = equations.preprocessing, len(equations.folds) > 1
-    one = max(equations.folds, key=lambda fold: fold.weight)  # of several, only the number of penalties counts
-    grid, per_row = penalties(one, alphas, alphas_per_row)
-    solver = solver or choose(equations.folds[0].m, len(grid))
-    if several:
-        cv = cross_validate(
-            equations.folds,
-            solver,
-            alphas,
-            alphas_per_row=alphas_per_row,
-            per_target=per_target,
-            scored=equations.scored,
-        )
-        cv, alpha = cv.scaled(pre.y_scale), cv.alpha
-    elif len(grid) == 1:
-        (total,) = equations.folds
-        cv, alpha = None, np.full(total.t, grid[0] * (total.weight if per_row else 1.0))
-    else:
-        raise SpecError(f"a single fold leaves nothing to choose among {len(grid)} alphas by; give one alpha")
-    total = equations.total  # now, not before: two sums of all folds would not always fit
-    coef, intercept = solve_at(solver, total, alpha)
-    model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
-    if keep_factor:
-        if cv is None:
-            raise SpecError("a single fold has no error out of fold, which standard deviations need; use more folds")
-        model = replace(model, factor=Factor.of(total, alpha, cv.chosen))
-    return model, cv
-
-
-def solve_at(solver: AnySolver, equations: NormalEquations, alpha: F8) -> tuple[F8, F8]:
-    """Weights (m, t) and intercepts (t,) of targets with a penalty each, (t,)."""
-    each = sorted(set(alpha.tolist()))
-    solutions = dict(zip(each, solver.solve(equations, each), strict=True))
-    coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
-    return coef, np.array([solutions[a].intercept[j] for j, a in enumerate(alpha.tolist())])
-
-
-def _pass_over_data(
-    p: Plan, client: Client | None, watch: Watch | None, keep: str
-) -> tuple[Equations, run_directory.FitStatistics]:
-    """Scaling, what the map learns if it does, then the equations of every fold."""
-    source, shards = by_fold(p)
-    _check_folds(p)
-    start = time.perf_counter()
-    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p, source._replace(folds=0), client, watch))
-    source = counting(source, p, empty.preprocessing)
-    between = time.perf_counter()
-    of = empty.features, empty.preprocessing, p.dtype
-    summand = EquationsOf(*of) if p.device == "cpu" else EquationsOnGpu(*of, tf32=p.device == "gpu-tf32")
-    timeline: list[tuple[float, int]] = []
-    with phase("equations", p.reads * p.layout.rows, client, watch) as done:
-        parts = reduce(source, summand, shards, p.fan_in, client, progress.timed(done, timeline), kept)
-    equations = replace(empty, folds=[part.total for part in parts])
-    tally = functools.reduce(operator.add, (part.tally for part in parts))
-    seconds = {"prepare": between - start, "equations": time.perf_counter() - between}
-    weights = [fold.weight for fold in equations.folds]
-    return equations, run_directory.FitStatistics(empty.preprocessing, weights, tally, seconds, {}, timeline)
-
-
-def _check_folds(p: Plan) -> None:
-    """See that each fold gets rows, before any work: read who is in which, up to where all folds have been seen.
-
-    Raises
-    ------
-    DataError
-        If one gets none.
-    """
-    if not (name := p.dataset.dealt):
-        return
-    seen: set[int] = set()
-    for i in sorted(set(range(p.layout.partitions)) - set(p.skip or ())):
-        seen |= set(p.folds_of(i).tolist())
-        if len(seen) == p.folds:
-            return
-    if p.dataset.holdout:
-        found = "no row is" if seen == {0} else "all rows are"
-        raise DataError(f"{p.dataset.store}: {found} held out by '{name}'; expected 1 for some rows and 0 for others")
-    raise DataError(
-        f"{p.dataset.store}: only {len(seen)} of {p.folds} folds get rows from the groups of '{name}', which are fewer "
-        "than folds or too few to be dealt to all; lower folds"
-    )

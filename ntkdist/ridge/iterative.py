@@ -5,7 +5,6 @@ Legend: m features, t targets, a penalties; S training sets: the data without fo
 
 import functools
 import operator
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,20 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist.cluster import Client
-from ntkdist.cluster.connect import Resources
 from ntkdist.cluster.progress import Progress, Watch
-from ntkdist.cluster.reduce import on_each_worker, phase, reduce
+from ntkdist.cluster.reduce import Pass, on_each_worker, phase, reduce
 from ntkdist.cluster.shards import Source
 from ntkdist.cluster.tally import Tally
 from ntkdist.data.dataset import Shard
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.errors import NotConverged
 from ntkdist.features import AnyMap
-from ntkdist.planning.plan import Plan, source_of
+from ntkdist.planning.plan import Plan
 from ntkdist.planning.projected_memory import cache_bytes
-from ntkdist.ridge import checkpoint, prepare
+from ntkdist.ridge import prepare
+from ntkdist.ridge.fitted import Clock, FitStatistics, Fitted
 from ntkdist.ridge.model import RidgeModel
-from ntkdist.ridge.run_directory import FitStatistics
+from ntkdist.ridge.prepare import Prepared
 from ntkdist.solvers import PCG, check_sums
 from ntkdist.solvers.cg import FLOOR, KeepsState, LowRank, conjugate_gradients, not_converged
 from ntkdist.solvers.cross_validation import CVResult, Grid, check_folds, penalties
@@ -71,7 +70,7 @@ class Passes:
         return total
 
     def _sum(self, summand: Any, shards: Iterable[Shard], progress: Progress) -> list[Any]:
-        parts = reduce(self.source, summand, list(shards), self.fan_in, self.client, progress)
+        parts = reduce(Pass(self.source, summand, list(shards), self.fan_in, progress), self.client)
         tally = self.tally
         for part in parts:
             tally = tally + part.tally
@@ -116,51 +115,39 @@ class DataGram:
         return product
 
 
-def fit_by_products(
-    p: Plan, solver: PCG, found: Resources, client: Client | None, watch: Watch | None, keep: str
-) -> tuple[RidgeModel, CVResult | None, FitStatistics]:
-    """Model, scores and counts of a plan.
+def fit(p: Plan, prepared: Prepared) -> Fitted:
+    """Fit by conjugate gradients over the data.
 
     Raises
     ------
     NotConverged
         If the chosen penalty has not converged for all rows, and that is an error.
     """
-    source = source_of(p)
-    shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    start = time.perf_counter()
-    empty, kept = checkpoint.prepared(keep, p, lambda: prepare.prepare(p, source, client, watch))
-    pre, features = empty.preprocessing, empty.features
-    limit = cache_bytes(p, solver, found, client is None)
-    run = digest(p, features.digest(), pre.digest())
-    source = prepare.counting(source, p, pre)
-    passes = Passes(source, shards, p.fan_in, client, RowMapper(features, pre, p.dtype, run, limit))
+    assert isinstance(p.solver, PCG)
+    solver, features, pre = p.solver, prepared.empty.features, prepared.empty.preprocessing
+    client, watch, kept, clock = prepared.client, prepared.watch, prepared.kept, Clock()
+    limit = cache_bytes(p, solver, prepared.resources, client is None)
+    mapped = RowMapper(features, pre, p.dtype, digest(p, features.digest(), pre.digest()), limit)
+    passes = Passes(prepared.source, prepared.shards, p.fan_in, client, mapped)
     try:
-        ready = time.perf_counter()
         with phase("sums", p.layout.rows, client, watch) as done:
             sums = passes.cross(done)
         if len(sums) > 1:
             check_folds(sums)
         total = functools.reduce(operator.add, sums)
         check_sums(total)
-        between = time.perf_counter()
+        clock.lap("sums")
         near = preconditioner(p, solver, passes, total, watch)
-        began = time.perf_counter()
+        clock.lap("preconditioner")
         with phase("iterations", p.layout.rows * (solver.max_iterations + 1), client, watch) as done:
             of = (p.shards, p.fan_in, p.threads, p.device, solver.sample_rows, solver.seed, solver.tol)
             path = Path(passes, sums, total, solver, near, p.job.alphas_per_row, p.job.alphas, done)
             path.keeping = functools.partial(kept.state, of) if kept is not None else None
             cv, alphas = path.choose(p.job.alpha_per_target)
-        ended = time.perf_counter()
+        clock.lap("iterations")
     finally:
         remembered = on_each_worker(client, forget)
     model = _model(path, cv, alphas, pre, features, p.dtype)
-    seconds = {
-        "prepare": ready - start,
-        "sums": between - ready,
-        "preconditioner": began - between,
-        "iterations": ended - began,
-    }
     counts = {
         "passes": passes.count,
         "iterations": path.iterations,
@@ -173,7 +160,7 @@ def fit_by_products(
     weights = [fold.weight for fold in sums]
     if cv is not None:
         cv = replace(cv.scaled(pre.y_scale), note="; ".join(said for said in (cv.note, path.note()) if said))
-    return model, cv, FitStatistics(pre, weights, passes.tally, seconds, counts)
+    return Fitted(FitStatistics(pre, weights, passes.tally, clock.seconds, counts), lambda: (model, cv, None))
 
 
 def preconditioner(p: Plan, solver: PCG, passes: Passes, total: CrossSums, watch: Watch | None) -> LowRank:

@@ -1,14 +1,16 @@
 """Fit what the main pass needs: the scaling, and maps that need a sample of rows (landmarks, whitening)."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from ntkdist import backend
 from ntkdist.cluster import Client, phases
+from ntkdist.cluster.connect import Resources
 from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.reduce import reduce_all
 from ntkdist.cluster.shards import Source
@@ -18,24 +20,69 @@ from ntkdist.data.scaling import Preprocess, Preprocessing, column_names
 from ntkdist.data.zarr_groups import find
 from ntkdist.errors import Damaged, DataError, SpecError
 from ntkdist.features import AnyFeatureMap, AnyMap
-from ntkdist.planning.plan import Plan, source_of
-from ntkdist.ridge import run_directory, store
+from ntkdist.planning.plan import Plan, by_fold, source_of
+from ntkdist.ridge import checkpoint, run_directory, store
+from ntkdist.ridge.checkpoint import Kept
 from ntkdist.ridge.model import Equations, added
 from ntkdist.sums import NormalEquations
 from ntkdist.sums.sample import WEIGHTED, SampleOf
 
 
-def prepare(p: Plan, source: Source, client: Client | None, watch: Watch | None) -> Equations:
-    """Fit scaling and map, and return them with the moments of the rows, as equations without a fold."""
+class Prepared(NamedTuple):
+    """Where the main pass of a fit starts from.
+
+    Attributes
+    ----------
+    empty : Equations
+        Scaling, feature map and moments; no fold yet.
+    source : Source
+    shards : list of Shard
+        Their groups are the folds.
+    resources : Resources
+    client : distributed.Client, optional
+    watch : callable, optional
+    kept : Kept, optional
+        Where finished shards are kept.
+    seconds : float
+        Taken to prepare.
+    """
+
+    empty: Equations
+    source: Source
+    shards: list[Shard]
+    resources: Resources
+    client: Client | None
+    watch: Watch | None
+    kept: Kept | None
+    seconds: float
+
+
+def prepare(
+    p: Plan, machines: Resources, client: Client | None, watch: Watch | None, checkpoint_at: str = ""
+) -> Prepared:
+    """Fit scaling and map to the data of a plan, or take them from its checkpoint.
+
+    Raises
+    ------
+    DataError
+        If a fold gets no rows, or nothing can be learnt from those that are there.
+    """
+    start = time.perf_counter()
+    source, shards = by_fold(p)
+    check_folds(p)
+    whole = source._replace(folds=0)
+    empty, kept = checkpoint.prepared(checkpoint_at, p, lambda: _learn(p, whole, client, watch))
+    if p.job.preprocess.reuse:  # else the range was learnt from these rows, and none is clipped
+        source = source._replace(range=empty.preprocessing.range)
+    return Prepared(empty, source, shards, machines, client, watch, kept, time.perf_counter() - start)
+
+
+def _learn(p: Plan, source: Source, client: Client | None, watch: Watch | None) -> Equations:
+    """Return scaling, map and the moments of the rows as equations without a fold."""
     job = p.job
     pre, moments = scaling(job.preprocess, source, client, watch, bool(job.class_weight))
     features = fitted(job.features, job.preprocess, source, pre, client, watch)
     return Equations([], features, pre, p.dtype, p.scored, moments, {p.layout.fingerprint: 1})
-
-
-def counting(source: Source, p: Plan, pre: Preprocessing) -> Source:
-    """Make the main pass count the rows that are clipped; if the scaling was learnt from them, none is."""
-    return source._replace(range=pre.range) if p.job.preprocess.reuse else source
 
 
 def scaling(
@@ -248,3 +295,27 @@ class DamagedOf:
 
     def update(self, total: tuple[int, ...], span: Any) -> tuple[int, ...]:
         return (*total, span[0] // self.layout.rows_per_partition)
+
+
+def check_folds(p: Plan) -> None:
+    """Read which fold each row is in, up to where all folds have been seen, and refuse a fold without rows.
+
+    Raises
+    ------
+    DataError
+        If one gets none.
+    """
+    if not (name := p.dataset.dealt):
+        return
+    seen: set[int] = set()
+    for i in sorted(set(range(p.layout.partitions)) - set(p.skip or ())):
+        seen |= set(p.folds_of(i).tolist())
+        if len(seen) == p.folds:
+            return
+    if p.dataset.holdout:
+        found = "no row is" if seen == {0} else "all rows are"
+        raise DataError(f"{p.dataset.store}: {found} held out by '{name}'; expected 1 for some rows and 0 for others")
+    raise DataError(
+        f"{p.dataset.store}: only {len(seen)} of {p.folds} folds get rows from the groups of '{name}', which are fewer "
+        "than folds or too few to be dealt to all; lower folds"
+    )

@@ -15,12 +15,12 @@ from scipy.special import log_softmax
 
 from ntkdist.cluster import Client
 from ntkdist.cluster.progress import Watch, default_watch
-from ntkdist.cluster.reduce import MAP_FAN_IN, reduce
+from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, reduce
 from ntkdist.cluster.shards import Source
 from ntkdist.data.dataset import Rows, Shard
-from ntkdist.ridge.fit import solve_at
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.rowwise import Rowwise
+from ntkdist.ridge.solve import solve_at
 from ntkdist.solvers import AnySolver
 from ntkdist.solvers.cv_result import CVResult
 
@@ -66,7 +66,7 @@ def out_of_fold(
         Of `fold_models`; rows of other folds are left out.
     """
     with (watch or default_watch())("out of fold", sum(shard.rows for shard in shards)) as done:
-        parts = reduce(source, OutOfFold(models), shards, MAP_FAN_IN, client, done)
+        parts = reduce(Pass(source, OutOfFold(models), shards, MAP_FAN_IN, done), client)
     found: Rowwise = functools.reduce(operator.add, (part.total for part in parts))
     return found.in_order()
 

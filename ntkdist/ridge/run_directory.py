@@ -2,9 +2,9 @@
 
 import datetime
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -12,12 +12,12 @@ from ntkdist import backend
 from ntkdist.cluster.connect import Resources
 from ntkdist.cluster.tally import Tally
 from ntkdist.data import storage
-from ntkdist.data.scaling import Preprocessing
 from ntkdist.errors import StoreError
 from ntkdist.planning import resolve_gpu
 from ntkdist.planning.job import Job, difference, identity, job_digest
 from ntkdist.planning.plan import Plan
 from ntkdist.ridge import store
+from ntkdist.ridge.fitted import FitStatistics
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.solvers.cv_result import CVResult
 from ntkdist.spec import versions
@@ -119,26 +119,6 @@ def plan_of(out: str) -> dict[str, Any] | None:
 def as_json(value: Any, indent: int = 0) -> str:
     """Strict JSON: a number that there is not, such as r2 of constant targets, is null."""
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=float), indent=indent).decode()
-
-
-class FitStatistics(NamedTuple):
-    """What the passes over the data gave beside sums: what they learnt, counts, seconds and the rate of bare ``syrk``.
-
-    ``products`` holds the counts of a solver that formed no Gram, and is empty of one that did.
-    """
-
-    preprocessing: Preprocessing
-    fold_weights: list[float]
-    tally: Tally
-    seconds: dict[str, float]
-    products: dict[str, Any]
-    timeline: Sequence[tuple[float, int]] = ()  # seconds into the pass, and rows, of every shard that ended
-    syrk_rates: Sequence[float] = ()
-
-    @property
-    def remembered(self) -> dict[str, int]:
-        """The most that a worker kept beyond what the plan projects."""
-        return {"remembered rows": self.products["remembered_bytes"]} if self.products else {}
 
 
 def report(

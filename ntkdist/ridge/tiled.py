@@ -9,7 +9,6 @@ Legend: as in `ntkdist.sums.tiles`; S a training set, all folds but one or all o
 import functools
 import itertools
 import operator
-import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -18,19 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist import backend
-from ntkdist.cluster import Client, progress
+from ntkdist.cluster import Client
 from ntkdist.cluster.connect import identity
-from ntkdist.cluster.progress import Progress, Watch
-from ntkdist.cluster.reduce import fetch, phase, settle, sums_in_place
-from ntkdist.cluster.shards import Part, Source
+from ntkdist.cluster.progress import Progress, timed
+from ntkdist.cluster.reduce import Pass, fetch, phase, settle, sums_in_place
+from ntkdist.cluster.shards import Part
 from ntkdist.cluster.tally import Tally
-from ntkdist.data.dataset import Shard
 from ntkdist.errors import NotPositiveDefinite
-from ntkdist.planning.plan import Plan, by_fold
-from ntkdist.ridge import checkpoint
+from ntkdist.planning.plan import Plan
+from ntkdist.ridge.fitted import Clock, FitStatistics, Fitted
 from ntkdist.ridge.model import RidgeModel
-from ntkdist.ridge.prepare import counting, prepare
-from ntkdist.ridge.run_directory import FitStatistics
+from ntkdist.ridge.prepare import Prepared
 from ntkdist.solvers import check_sums
 from ntkdist.solvers.cross_validation import CVResult, Grid, check_folds, penalties
 from ntkdist.solvers.tiled import divide, factor, solve_tiles
@@ -42,41 +39,32 @@ from ntkdist.sums.tiles import Place, TilesOf, owner_index, run, runs
 F8 = NDArray[np.float64]
 
 
-def fit_by_tiles(
-    p: Plan, client: Client | None, watch: Watch | None, keep: str
-) -> tuple[RidgeModel, CVResult | None, FitStatistics]:
-    """Model, scores and counts of a plan.
+def fit(p: Plan, prepared: Prepared) -> Fitted:
+    """Fit by factorisations of tiles that stay on the workers.
 
     Raises
     ------
     NotPositiveDefinite
         If no penalty could be solved.
     """
-    source, shards = by_fold(p)
-    start = time.perf_counter()
-    empty, kept = checkpoint.prepared(keep, p, lambda: prepare(p, source._replace(folds=0), client, watch))
-    source = counting(source, p, empty.preprocessing)
-    ready = time.perf_counter()
+    client, watch, pre, clock = prepared.client, prepared.watch, prepared.empty.preprocessing, Clock()
     home = TilePlacement(client, p.threads, runs(p.m, p.tile))
-    mapped = RowMapper(empty.features, empty.preprocessing, p.dtype, "", 0)
     timeline: list[tuple[float, int]] = []
     with phase("equations", p.panels * p.reads * p.layout.rows, client, watch) as done:
-        folds, squared, tally = sum_tiles(p, mapped, source, shards, home, progress.timed(done, timeline), kept)
+        folds, squared, tally = sum_tiles(p, prepared, home, timed(done, timeline))
     squares = [_squares(p, fold, home) for fold in folds]
     sums = [_cross_sums(p, *of, home) for of in zip(folds, squares, strict=True)]
     check_sums(functools.reduce(operator.add, sums))
     roundings = [relative_rounding(r, fold.weight) for r, fold in zip(squared, sums, strict=True)]
-    summed = time.perf_counter()
+    clock.lap("equations")
     with phase("factorisations", 0, client, watch):
         path = TiledPath(p, folds, sums, squares, roundings, home)
         cv, alpha = path.choose(p.job.alphas, p.job.alphas_per_row, p.job.alpha_per_target)
         coef, intercept = path.of_all_rows(alpha)
-    solved = time.perf_counter()
-    pre = empty.preprocessing
-    model = RidgeModel.of_scaled(pre, empty.features, coef, intercept, alpha, p.dtype)
-    seconds = {"prepare": ready - start, "equations": summed - ready, "solve": solved - summed}
-    weights = [fold.weight for fold in sums]
-    return model, cv and cv.scaled(pre.y_scale), FitStatistics(pre, weights, tally, seconds, {}, timeline)
+    clock.lap("solve")
+    model = RidgeModel.of_scaled(pre, prepared.empty.features, coef, intercept, alpha, p.dtype)
+    statistics = FitStatistics(pre, [fold.weight for fold in sums], tally, clock.seconds, {}, timeline)
+    return Fitted(statistics, lambda: (model, cv and cv.scaled(pre.y_scale), None))
 
 
 class TilePlacement:
@@ -113,22 +101,17 @@ class TilePlacement:
 
 
 def sum_tiles(
-    p: Plan,
-    mapped: RowMapper,
-    source: Source,
-    shards: Sequence[Shard],
-    home: TilePlacement,
-    done: Progress,
-    kept: checkpoint.Kept | None,
+    p: Plan, prepared: Prepared, home: TilePlacement, done: Progress
 ) -> tuple[list[dict[Place, Any]], list[float], Tally]:
-    """The tiles of every fold, at home, panel by panel, and what `block_rounding` says of its rows."""
+    """Sum the tiles of every fold on their workers, panel by panel, and what `block_rounding` says of its rows."""
+    mapped = RowMapper(prepared.empty.features, prepared.empty.preprocessing, p.dtype, "", 0)
     folds: list[dict[Place, Any]] = [{} for _ in range(p.folds)]
     roundings: list[float] = []
     tally = Tally()
     for panel in p.tile_panels():
         summand = TilesOf(mapped, p.tile, tuple(panel))
-        keep = kept and kept.tiles(p.tile, panel)
-        parts = sums_in_place(source, summand, shards, p.fan_in, home.client, done, keep)
+        keep = prepared.kept and prepared.kept.tiles(p.tile, panel)
+        parts = sums_in_place(Pass(prepared.source, summand, prepared.shards, p.fan_in, done, keep), home.client)
         for fold, part in zip(folds, parts, strict=True):
             fold.update({place: home(place, identity, home.beside(taken, part, place)) for place in panel})
         roundings = fetch(home.client, [home.beside(_rounding, part) for part in parts])

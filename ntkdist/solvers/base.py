@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,12 @@ class Solution:
 
 
 class Solver(Spec, frozen=True):
-    """A way to solve ridge regression from its normal equations."""
+    """A way to solve ridge regression from its normal equations.
+
+    ``sums`` declares what a fit sums over the data for it: the Gram of every fold, its tiles, or products with vectors.
+    """
+
+    sums: ClassVar[Literal["gram", "tiles", "products"]] = "gram"
 
     @property
     def whole_path(self) -> bool:

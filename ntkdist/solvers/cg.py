@@ -8,7 +8,7 @@ M ≈ A the preconditioner, y = M⁻¹r, ρ = rᵀy; s rows of the sample S (s, 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Meta
@@ -100,6 +100,7 @@ class PCG(Solver, frozen=True):
         Of the sample.
     """
 
+    sums: ClassVar[Literal["gram", "tiles", "products"]] = "products"
     sample_rows: Positive = 1024
     tol: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
     max_iterations: Positive = 200

@@ -11,7 +11,7 @@ Legend: A (m, m) the centred Gram plus alpha, bᵀ (t, m) right-hand sides, A = 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Meta
@@ -43,6 +43,7 @@ class TiledCholesky(Solver, frozen=True):
         Columns of a tile; that of the plan, or 2,048, if absent.
     """
 
+    sums: ClassVar[Literal["gram", "tiles", "products"]] = "tiles"
     tile: Annotated[int, Meta(ge=1)] | None = None
 
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:

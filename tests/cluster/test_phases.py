@@ -11,7 +11,7 @@ import pytest
 from test_reduce import CountRows
 
 import ntkdist as nd
-from ntkdist.cluster.reduce import fetch, sums_in_place
+from ntkdist.cluster.reduce import Pass, fetch, sums_in_place
 from ntkdist.planning.plan import by_fold
 
 # Of Dask's own metrics, those that the README says to watch.
@@ -61,7 +61,7 @@ def test_tasks_are_in_the_span_of_their_phase_while_sums_of_another_are_held(mak
     """Dask counts all tasks of a group to the span of the first."""
     job = job_on(make_dataset(*table), solver=nd.TiledCholesky(tile=8))
     source, shards = by_fold(nd.plan(job))
-    held = sums_in_place(source, CountRows(), shards, 8, two_workers, lambda rows: None)
+    held = sums_in_place(Pass(source, CountRows(), shards, 8), two_workers)
     assert sum(part.total for part in fetch(two_workers, held)) == len(table[0])
     run = nd.fit(job, client=two_workers).report["run"]
     for phase, tasks in (("moments", "shard"), ("equations", "shard"), ("factorisations", "factor")):

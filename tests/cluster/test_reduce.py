@@ -14,7 +14,7 @@ from threadpoolctl import ThreadpoolController
 
 import ntkdist as nd
 from ntkdist import backend
-from ntkdist.cluster.reduce import reduce
+from ntkdist.cluster.reduce import Pass, reduce
 from ntkdist.cluster.shards import Part, Source, add_parts, blocks
 from ntkdist.cluster.tally import Tally
 from ntkdist.cluster.tree import evenly, tree
@@ -267,7 +267,7 @@ def test_progress_is_told_every_row_once(make_dataset: Any, two_workers: Any) ->
     shards = [Shard(p % 3, (layout.span(p),)) for g in range(3) for p in range(g, layout.partitions, 3)]
     for client in (None, two_workers):
         told: list[int] = []
-        parts = reduce(Source(dataset, layout, 8, 1), CountRows(), shards, 2, client, told.append)
+        parts = reduce(Pass(Source(dataset, layout, 8, 1), CountRows(), shards, 2, told.append), client)
         assert sum(told) == 60
         assert sum(part.total for part in parts) == 60
         assert sum(part.tally.rows for part in parts) == 60

@@ -300,16 +300,16 @@ def test_a_tile_in_the_plan_is_a_solver(make_dataset: Any, table: Any) -> None:
 
 def test_panels_are_as_few_as_fit_a_worker() -> None:
     p = msgspec.structs.replace(plan_of(m=32_768), solver=nd.TiledCholesky(), tile=2048)
-    assert p.panelled(10**12, 8).panels == 1
-    tight = p.panelled(16 * 10**9, 8)
+    assert p.with_panels(10**12, 8).panels == 1
+    tight = p.with_panels(16 * 10**9, 8)
     assert 1 < tight.panels < 152
     tight.check(16 * 10**9, 8)
-    assert p.panelled(6 * 10**9, 8).panels < 20  # solving needs 5 GB, which no panels change
+    assert p.with_panels(6 * 10**9, 8).panels < 20  # solving needs 5 GB, which no panels change
     fewer = msgspec.structs.replace(tight, panels=tight.panels - 1)
     assert fewer.projected_memory_bytes(8) > 0.7 * 16e9
     assert sum(len(panel) for panel in tight.tile_panels()) == len(places(p.m, p.tile))
     with pytest.raises(nd.PlanTooLarge, match=r"tiles 22.\d.* or use more or larger workers"):
-        p.panelled(16 * 10**9).check(16 * 10**9)
+        p.with_panels(16 * 10**9).check(16 * 10**9)
 
 
 def test_without_a_solver_it_is_the_first_that_fits(make_dataset: Any, table: Any) -> None:
@@ -340,7 +340,7 @@ def test_a_checkpoint_tells_which_solver_was_chosen(make_dataset: Any, table: An
 
 def test_memory_falls_with_workers_and_no_process_holds_the_gram() -> None:
     p = msgspec.structs.replace(plan_of(m=65_536), solver=nd.TiledCholesky(), tile=2048)
-    few, many = p.panelled(48 * 10**9, 4), p.panelled(48 * 10**9, 32)
+    few, many = p.with_panels(48 * 10**9, 4), p.with_panels(48 * 10**9, 32)
     assert many.panels < few.panels / 2
     assert many.memory(32)["tiles"] < few.memory(4)["tiles"] / 7
     assert many.memory(1)["tiles"] > 8 * p.m**2 * 5 / 2 > few.driver_memory_bytes()

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
 from ntkdist.features import NTKRandomFeatures
-from ntkdist.ridge.fit import solve_at
+from ntkdist.ridge.solve import solve_at
 from ntkdist.solvers import PCG, Cholesky, Eigh, Solver, TiledCholesky, choose, cross_validation
 from ntkdist.solvers.cross_validation import CVResult, cross_validate
 from ntkdist.sums import NormalEquations

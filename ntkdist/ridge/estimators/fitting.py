@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ntkdist.cluster import progress
 from ntkdist.cluster.connect import connect, resources
-from ntkdist.cluster.reduce import MAP_FAN_IN, reduce
+from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, reduce
 from ntkdist.cluster.shards import Source
 from ntkdist.cluster.tree import evenly
 from ntkdist.data.arrays import Arrays
@@ -23,12 +23,13 @@ from ntkdist.errors import DataError, InputError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.planning.job import Job, PlanTable
 from ntkdist.planning.plan import by_fold, plan
-from ntkdist.ridge.fit import fit, solve
+from ntkdist.ridge.fit import fit
 from ntkdist.ridge.leave_one_out import left_out
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.prepare import fitted, moments_of, scaling, verified_source
 from ntkdist.ridge.residuals import fold_models, out_of_fold
 from ntkdist.ridge.rowwise import Rowwise
+from ntkdist.ridge.solve import solve
 from ntkdist.solvers import Cholesky, TiledCholesky
 from ntkdist.solvers import choose as solver_of
 from ntkdist.solvers.cross_validation import AUTO_GRID
@@ -119,7 +120,7 @@ def sums(rows: Arrays, task: FitSettings, before: Equations | None = None) -> Eq
             moments = moments_of(plain, pre, client, progress.silent)
             source = source._replace(range=pre.range)
         summand = EquationsOf(ready, pre, rows.dtype if before is None else before.dtype)
-        parts = reduce(source, summand, shards, MAP_FAN_IN, client, lambda done: None)
+        parts = reduce(Pass(source, summand, shards, MAP_FAN_IN), client)
     if clipped := sum(part.tally.clipped for part in parts):
         warnings.warn(
             f"{clipped:,} of {source.layout.rows:,} new rows have values outside the range of the first rows and were "

@@ -1,0 +1,72 @@
+"""Solving from equations: no pass over the data."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist.errors import SpecError
+from ntkdist.ridge.model import Equations, RidgeModel
+from ntkdist.solvers import AnySolver, choose
+from ntkdist.solvers.cross_validation import CVResult, cross_validate, penalties
+from ntkdist.solvers.uncertainty import Factor
+from ntkdist.sums import NormalEquations
+
+F8 = NDArray[np.float64]
+
+
+def solve(
+    equations: Equations,
+    *,
+    solver: AnySolver | None = None,
+    alphas: Sequence[float] | str = "auto",
+    alphas_per_row: Sequence[float] | None = None,
+    per_target: bool = False,
+    keep_factor: bool = False,
+) -> tuple[RidgeModel, CVResult | None]:
+    """Choose a penalty and solve equations for a model, without a pass over the data.
+
+    Parameters
+    ----------
+    equations : Equations
+    solver, alphas, alphas_per_row, per_target
+        As in `cross_validate`.  With a single fold there must be a single penalty, and there is no CVResult.
+    keep_factor : bool
+        Keep what the standard deviation of predictions needs, `RidgeModel.std`: m² numbers, saved with the model.
+    """
+    pre, several = equations.preprocessing, len(equations.folds) > 1
+    one = max(equations.folds, key=lambda fold: fold.weight)  # of several, only the number of penalties counts
+    grid, per_row = penalties(one, alphas, alphas_per_row)
+    solver = solver or choose(equations.folds[0].m, len(grid))
+    if several:
+        cv = cross_validate(
+            equations.folds,
+            solver,
+            alphas,
+            alphas_per_row=alphas_per_row,
+            per_target=per_target,
+            scored=equations.scored,
+        )
+        cv, alpha = cv.scaled(pre.y_scale), cv.alpha
+    elif len(grid) == 1:
+        (total,) = equations.folds
+        cv, alpha = None, np.full(total.t, grid[0] * (total.weight if per_row else 1.0))
+    else:
+        raise SpecError(f"a single fold leaves nothing to choose among {len(grid)} alphas by; give one alpha")
+    total = equations.total  # now, not before: two sums of all folds would not always fit
+    coef, intercept = solve_at(solver, total, alpha)
+    model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
+    if keep_factor:
+        if cv is None:
+            raise SpecError("a single fold has no error out of fold, which standard deviations need; use more folds")
+        model = replace(model, factor=Factor.of(total, alpha, cv.chosen))
+    return model, cv
+
+
+def solve_at(solver: AnySolver, equations: NormalEquations, alpha: F8) -> tuple[F8, F8]:
+    """Return weights (m, t) and intercepts (t,) of targets with a penalty each, (t,)."""
+    each = sorted(set(alpha.tolist()))
+    solutions = dict(zip(each, solver.solve(equations, each), strict=True))
+    coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)
+    return coef, np.array([solutions[a].intercept[j] for j, a in enumerate(alpha.tolist())])
