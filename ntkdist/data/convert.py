@@ -27,7 +27,6 @@ from ntkdist.data import dataset, sparse, storage, zarr_groups
 from ntkdist.data.dataset import Dataset, Layout
 from ntkdist.data.partitions import Content, partition_rows
 from ntkdist.data.sources import RawSparseTable, RawTable, Wanted, open_arrays, open_sparse
-from ntkdist.data.tables import open_table
 from ntkdist.data.zarr_groups import new_group, refuse_existing
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.spec import installed
@@ -105,6 +104,8 @@ def convert(
 
 def _convert(source: str, dest: str, wanted: Wanted, rows: int | None, seed: int | None, scratch: Path) -> None:
     """Convert a source by its kind, into partitions of ``rows`` rows."""
+    from ntkdist.data.tables import open_table  # imports pyarrow
+
     path = storage.fetch(source, scratch / "source")
     table = path.name.lower().endswith((".csv", ".csv.gz", ".parquet"))
     if not table and (sparse_rows := open_sparse(path, wanted, scratch)):

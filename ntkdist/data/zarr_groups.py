@@ -266,9 +266,7 @@ def _opening(url: str) -> Iterator[None]:
         yield
     except READ_ERRORS as error:
         why = " ".join(str(error).split())
-        raise DataError(
-            f"{url}: its arrays cannot be opened ({why}); restore the files or write it again"
-        ) from error
+        raise DataError(f"{url}: its arrays cannot be opened ({why}); restore the files or write it again") from error
 
 
 def describe(array: zarr.Array[Any]) -> str:
