@@ -269,7 +269,7 @@ def _check_folds(p: Plan) -> None:
     DataError
         If one gets none.
     """
-    if not (name := p.dataset.dealt):
+    if not (name := p.dataset.fold_array):
         return
     seen: set[int] = set()
     for i in sorted(set(range(p.layout.partitions)) - set(p.skip or ())):

@@ -241,8 +241,8 @@ class DamagedOf:
         for start, stop in shard.spans:
             try:
                 self.dataset.read(self.layout, start, stop, labelled=self.labelled)
-                if self.dataset.dealt:
-                    self.dataset.column(self.layout, self.dataset.dealt, start, stop)
+                if self.dataset.fold_array:
+                    self.dataset.column(self.layout, self.dataset.fold_array, start, stop)
             except Damaged:
                 yield start, stop
 
