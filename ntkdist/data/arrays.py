@@ -1,4 +1,4 @@
-"""Rows of arrays that somebody else holds, read like those of a dataset: in memory, or sliced from Zarr or Dask."""
+"""Arrays of the caller, in memory or sliced from Zarr or Dask, read like a dataset."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,27 +12,27 @@ from ntkdist.data import sparse
 from ntkdist.data.dataset import FOLD, Layout, Rows
 from ntkdist.errors import InputError
 
-ROW = 1  # role of the random stream that deals rows to folds, beside the one for groups
+ROW = 1  # role of the random stream that assigns rows to folds; role 0 is for groups
 SPAN_BYTES = 64 * 2**20
-HASH_VALUES = 2**20  # at a time
+HASH_VALUES = 2**20  # values that are hashed at once, to bound memory
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Row-aligned arrays with the reading side of a `Dataset`.
+    """Row-aligned arrays with the reading methods of a `Dataset`.
 
     Attributes
     ----------
     x : (n, *input_shape) array
-        NumPy, sparse, or anything that gives NumPy arrays when it is sliced; of Dask, slices stay lazy.
+        A NumPy or sparse array, or anything whose slices convert to NumPy arrays; slices of a Dask array stay lazy.
     y : (n,) or (n, t) array or None
         Numbers, or codes of ``classes``.
     weight : (n,) array or None
     dtype : str
-        That x is read as.
+        Type that x is read as.
     classes, columns, target_names : tuple of str
     first : int
-        Place of the first row, of arrays that are a part of others.
+        Position of the first row, if the arrays are a part of others.
     """
 
     x: Any
@@ -44,15 +44,15 @@ class Arrays:
     target_names: tuple[str, ...] = ()
     first: int = 0
 
-    store = "X"  # what errors call it
+    store = "X"  # its name in errors
 
     @property
     def lazy(self) -> bool:
-        """Whether rows are Dask's to compute."""
+        """True if x is a Dask array."""
         return hasattr(self.x, "__dask_graph__")
 
     def layout(self) -> Layout:
-        """What is known of the rows without looking at them."""
+        """Describe the rows without reading them."""
         rows, *shape = (int(s) for s in self.x.shape)
         size = np.dtype(self.dtype).itemsize
         if self.lazy:
@@ -76,7 +76,7 @@ class Arrays:
     def read(
         self, layout: Layout, start: int, stop: int, *, labelled: bool = True, keep: NDArray[np.bool_] | None = None
     ) -> Rows:
-        """Rows ``start`` to ``stop``, or those to ``keep`` of them.
+        """Read rows ``start`` to ``stop``, or those of them marked by ``keep``.
 
         Raises
         ------
@@ -98,33 +98,33 @@ class Arrays:
         return rows if keep is None or keep.all() else rows.take(keep)
 
     def folds(self, layout: Layout, start: int, stop: int, count: int) -> NDArray[np.int64]:
-        """The fold, of ``count``, of some rows: a function of a row's values alone, so that copies stay together."""
+        """Assign rows to ``count`` folds by a hash of a row's values, so that equal rows share a fold."""
         x = self.x[start - self.first : stop - self.first]
-        return np.floor(random.uniforms_of(_names(x, self.dtype), 0, FOLD, ROW) * count).astype(np.int64)
+        return np.floor(random.uniforms_of(_row_hashes(x, self.dtype), 0, FOLD, ROW) * count).astype(np.int64)
 
     def between(self, start: int, stop: int) -> tuple[Any, Any, Any]:
-        """x, y and weights of some rows; those of Dask not computed."""
+        """Slice x, y and weights; slices of Dask arrays are not computed."""
         x, y, weight = (None if a is None else a[start:stop] for a in (self.x, self.y, self.weight))
         return x, y, weight
 
     def holding(self, first: int, x: Any, y: Any, weight: Any) -> "Arrays":
-        """The same of some rows from ``first`` on."""
+        """Return a copy that holds the given rows, of which the first is row ``first``."""
         return replace(self, x=x, y=y, weight=weight, first=first)
 
     def without_targets(self) -> "Arrays":
-        """The same rows with a target of zeros, of which nothing is learnt."""
+        """Return the same rows with a target of zeros, for maps that are fitted without one."""
         return replace(self, y=np.broadcast_to(np.zeros(1), self.x.shape[:1]))
 
     def without_rows(self) -> "Arrays":
-        """What is left to send where the rows travel by themselves."""
+        """Return a copy without rows, to send apart from them."""
         return replace(self, x=None, y=None, weight=None)
 
 
-def _names(x: Any, dtype: str) -> NDArray[np.int64]:
-    """A number for every row, equal for equal rows."""
+def _row_hashes(x: Any, dtype: str) -> NDArray[np.int64]:
+    """Hash every row, (n,): equal rows have equal hashes."""
     if isinstance(x, csr_array):
         out = np.zeros(x.shape[0], np.uint64)
-        np.add.at(out, np.repeat(np.arange(x.shape[0]), np.diff(x.indptr)), random.hashes(x.data, x.indices))
+        np.add.at(out, x.tocoo(copy=False).row, random.hashes(x.data, x.indices))
         return out.view(np.int64)
     x = np.asarray(x).astype(dtype, copy=False)
     x = x.reshape(len(x), -1)

@@ -1,14 +1,14 @@
 """From a raw table to a dataset: a seeded shuffle on disk in bounded memory, then whole partitions in order.
 
-Rows go in their order to random buckets of about 64 MiB in a scratch directory beside the destination (for one in a
-bucket: among the system's temporary files); each bucket
-is then permuted in memory, and the buckets, one after the other, are cut into partitions.  A row's place depends on
-the seed and its number only, so the same source and seed give the same dataset bit for bit.
+Rows are appended to random files ("buckets") of about 64 MiB in a scratch directory beside the destination (among the
+system's temporary files if the destination is in an object store).  Each bucket is then permuted in memory, and the
+buckets are cut, one after the other, into partitions.  A row's place depends only on the seed and its number, so the
+same source and seed give the same dataset bit for bit.
 
 Memory: four blocks of the source (16 MiB each), two buckets (64 MiB each) and three partitions (one, at most 128 MiB
-by default, and what Zarr encodes of it): at most 0.6 GB, for tables about 0.2 GB more (Arrow, and the pages of a row
-group of parquet).  Nothing grows with the rows.
-Scratch: the size of the decoded rows, and that of an array once more where it is stored columns first.
+by default, and its encoding by Zarr): at most 0.6 GB; for tables about 0.2 GB more (Arrow, and the pages of a row
+group of parquet).  Memory does not grow with the number of rows.
+Scratch: the size of the decoded rows; for an array stored columns first, its size once more.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from scipy.sparse import csr_array
 from ntkdist import random
 from ntkdist.data import dataset, sparse, storage, zarr_groups
 from ntkdist.data.dataset import Dataset, Layout
+from ntkdist.data.partitions import Content, partition_rows
 from ntkdist.data.sources import RawSparseTable, RawTable, Wanted, open_arrays, open_sparse
-from ntkdist.data.tables import open_table
-from ntkdist.data.zarr_groups import Content, new_group, refuse_existing
+from ntkdist.data.zarr_groups import new_group, refuse_existing
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.spec import installed
 
 BUCKET_BYTES = 64 * 2**20
-DRAW_ROWS = 65536  # rows whose buckets are drawn together, whatever the blocks of the source
-SHUFFLE, BUCKET, ORDER = 1000, 0, 1  # names of the random streams: a layer that no map has, and two roles
+DRAW_ROWS = 65536  # rows whose buckets are drawn together, independent of the blocks of the source
+SHUFFLE, BUCKET, ORDER = 1000, 0, 1  # keys of the random streams: a layer number that no map uses, and two roles
 
 
 def convert(
@@ -57,31 +57,32 @@ def convert(
     Parameters
     ----------
     source : str
-        A file, or an object (which is copied): npz, npy, csv, csv.gz, parquet, or IDX, known by its first bytes.
+        Path of a file or URL of an object (which is copied): npz, npy, csv, csv.gz, parquet, or IDX, recognised by its
+        first bytes.
     dest : str
-        Where the dataset shall be.
+        Path or URL of the new dataset.
     target : sequence of str
-        The target: columns of a table, an array of an npz (default: ``y`` where there is one), or for npy, IDX
-        and sparse rows another file.
+        The target: columns of a table, an array of an npz (default: ``y`` if there is one), or for npy, IDX and
+        sparse rows another file.
     x : str
         The input array of an npz.
     classes : bool
-        Integers are class labels, not numbers to regress on; strings and booleans always are.
+        Read an integer target as class labels, not as numbers to regress on; strings and booleans always are labels.
     weight, groups, holdout : str
-        Named as the target is: sample weights; which rows belong together in cross-validation, by integers, or strings,
-        which are hashed; which rows to choose a penalty by, 1 or true for those.
+        Columns, arrays or files, named as the target is: sample weights; groups of rows that stay in one fold, as
+        integers or as strings, which are hashed; holdout flags, 1 or true for the rows that a penalty is chosen by.
     drop : sequence of str
         Columns of a table to leave out.
     rows_per_partition : int, optional
-        By default at least 20 partitions of at most 128 MiB.
+        The default gives at least 20 partitions of at most 128 MiB.
     shuffle_seed : int or None
         Seed of the shuffle; None keeps the order of the source.
 
     Returns
     -------
     Layout
-        Of the new dataset.  Its arrays are ``x``, ``y``, ``weight``, ``groups`` and ``holdout``, as far as they were
-        named, and ``row``, each row's place in the source.
+        The layout of the new dataset.  Its arrays are ``x``, those of ``y``, ``weight``, ``groups`` and ``holdout``
+        that were named, and ``row``, each row's position in the source.
 
     Raises
     ------
@@ -102,7 +103,9 @@ def convert(
 
 
 def _convert(source: str, dest: str, wanted: Wanted, rows: int | None, seed: int | None, scratch: Path) -> None:
-    """By the kind of source; partitions are of some rows."""
+    """Convert a source by its kind, into partitions of ``rows`` rows."""
+    from ntkdist.data.tables import open_table  # imports pyarrow
+
     path = storage.fetch(source, scratch / "source")
     table = path.name.lower().endswith((".csv", ".csv.gz", ".parquet"))
     if not table and (sparse_rows := open_sparse(path, wanted, scratch)):
@@ -115,7 +118,7 @@ def _convert(source: str, dest: str, wanted: Wanted, rows: int | None, seed: int
 
 
 def _check(source: str, rows_per_partition: int | None, shuffle_seed: int | None) -> None:
-    """Refuse what can be told without reading."""
+    """Refuse arguments that are wrong whatever the source holds."""
     if shuffle_seed is not None and shuffle_seed < 0:
         raise SpecError(f"shuffle_seed is {shuffle_seed}; expected a number of at least 0, or none to keep the order")
     if rows_per_partition is not None and rows_per_partition < 1:
@@ -125,7 +128,7 @@ def _check(source: str, rows_per_partition: int | None, shuffle_seed: int | None
 
 
 def _scratch(dest: str) -> tempfile.TemporaryDirectory[str]:
-    """A directory beside the destination; for a bucket, where the system has temporary files."""
+    """Create a directory beside the destination, or for a URL among the system's temporary files."""
     if not storage.is_local(dest):
         return tempfile.TemporaryDirectory(prefix="ntkdist-scratch-")
     final = storage.local_path(dest).absolute()
@@ -134,6 +137,7 @@ def _scratch(dest: str) -> tempfile.TemporaryDirectory[str]:
 
 
 def _attributes(source: RawTable, seed: int | None) -> dict[str, Any]:
+    """Return the attributes of a dataset: names, and the source with its hashes."""
     hashes = {}
     for role, path in source.files.items():
         with path.open("rb") as file:
@@ -149,7 +153,7 @@ def _attributes(source: RawTable, seed: int | None) -> dict[str, Any]:
 
 
 def _record(source: RawTable) -> np.dtype[Any]:
-    """A row as it lies in a bucket."""
+    """Return the structured type of a row in a bucket."""
     return np.dtype([*((k, dtype, shape) for k, (dtype, shape) in source.fields.items()), ("row", np.int64)])
 
 
@@ -183,7 +187,7 @@ def _fill_buckets(source: RawTable, seed: int | None, scratch: Path) -> list[Pat
 
 
 def _bucket_of(start: int, stop: int, buckets: int, rows: int, seed: int | None) -> NDArray[np.int64]:
-    """The bucket of each of some rows; without a seed, consecutive rows share one."""
+    """Draw the bucket of each row; without a seed, consecutive rows share one."""
     if seed is None:
         return np.arange(start, stop) * buckets // rows
     first, last = start // DRAW_ROWS, -(-stop // DRAW_ROWS)
@@ -194,7 +198,7 @@ def _bucket_of(start: int, stop: int, buckets: int, rows: int, seed: int | None)
 def _shuffled(
     buckets: list[Path], record: np.dtype[Any], seed: int | None
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
-    """Each bucket's rows, and the order to take them in; its file is removed."""
+    """Yield each bucket's rows and their order, and remove its file."""
     for b, path in enumerate(buckets):
         rows = np.fromfile(path, record) if path.exists() else np.empty(0, record)
         path.unlink(missing_ok=True)
@@ -203,7 +207,7 @@ def _shuffled(
 
 
 def _write_dense(dest: str, source: RawTable, wanted: int | None, seed: int | None, scratch: Path) -> None:
-    """Shuffle rows by way of buckets, and write them partition by partition."""
+    """Shuffle rows through buckets, and write them partition by partition."""
     buckets = _fill_buckets(source, seed, scratch)
     attrs = _attributes(source, seed)
     with new_group(dest, dataset.FORMAT, attrs) as url:
@@ -215,7 +219,7 @@ def _write(
 ) -> Content:
     """Cut the shuffled rows into partitions, each written once, and digest them."""
     dtype, shape = source.fields["x"]
-    size = zarr_groups.partition_rows(source.rows, shape, dtype, wanted)
+    size = partition_rows(source.rows, shape, dtype, wanted)
     fields = {**source.fields, "row": (np.dtype(np.int64), ())}
     for name, (dtype, shape) in fields.items():
         zarr_groups.create_array(url, name, (source.rows, *shape), dtype, size)
@@ -242,7 +246,7 @@ def _write_sparse(dest: str, source: RawSparseTable, wanted: int | None, seed: i
     keys = np.arange(n) if seed is None else random.uniforms(n, seed, SHUFFLE, ORDER)
     order = np.argsort(keys, kind="stable")
     row_bytes = max(1, -(-x.nnz * (x.dtype.itemsize + 4) // n))
-    shape = sparse.Shape(n, d, zarr_groups.partition_rows(n, (row_bytes,), np.uint8, wanted))
+    shape = sparse.Shape(n, d, partition_rows(n, (row_bytes,), np.uint8, wanted))
     counts = np.diff(x.indptr)[order]
     edges = np.arange(0, n, shape.rows_per_partition)
     attrs = _attributes(source.described, seed) | {"sparse": {"x": [n, d]}}

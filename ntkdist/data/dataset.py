@@ -1,7 +1,7 @@
-"""Datasets: row-aligned arrays in one group of Zarr, cut into partitions, read verified or not at all.
+"""Datasets: row-aligned arrays in a Zarr group, cut into partitions, and verified when they are read.
 
-A dataset has an array ``x`` (rows first; of sparse rows, the three of `ntkdist.data.sparse`), usually a ``y``, and
-whatever else has one entry a row, all cut into the same partitions.
+A dataset has an array ``x`` (rows first; for sparse rows, the three arrays of `ntkdist.data.sparse`), usually a ``y``,
+and any other arrays with one entry per row, all cut into the same partitions.
 """
 
 from collections.abc import Iterable
@@ -18,18 +18,18 @@ from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import Spec, digest
 
 FORMAT = "ntkdist.dataset"
-IDENTITY = ("content", "arrays", "sparse", "columns", "target_names", "classes")  # attributes that say what data are
-FOLD, GROUP = 1001, 0  # names of the random stream that deals groups to folds: a layer that no map has, and a role
+IDENTITY = ("content", "arrays", "sparse", "columns", "target_names", "classes")  # attributes that identify the data
+FOLD, GROUP = 1001, 0  # keys of the random stream that assigns groups to folds: a layer that no map uses, and a role
 
 
 class Rows(NamedTuple):
-    """Some rows of a dataset, as read: raw values, nothing scaled."""
+    """Rows of a dataset as stored, not scaled."""
 
     x: NDArray[Any] | csr_array
     y: NDArray[Any] | None
     weight: NDArray[np.float64] | None
     places: NDArray[np.int64]  # positions of the rows in the dataset
-    dropped: int = 0  # rows left out because of NaN or Inf
+    dropped: int = 0  # number of rows left out because of NaN or Inf
     nbytes: int = 0  # bytes of the arrays before rows were dropped
 
     @property
@@ -42,16 +42,16 @@ class Rows(NamedTuple):
         return int(self.places[0])
 
     def take(self, rows: slice | NDArray[Any]) -> "Rows":
-        """The same with some of the rows."""
+        """Return a copy with some of the rows."""
         y, weight = (None if a is None else a[rows] for a in (self.y, self.weight))
         return self._replace(x=self.x[rows], y=y, weight=weight, places=self.places[rows])
 
 
 class Layout(Spec, frozen=True):
-    """What is known of a dataset without reading a row.
+    """The description of a dataset, known without reading a row.
 
-    ``fingerprint`` names the data, wherever they lie: it is a hash of the arrays' names, types, shapes, partitions and
-    contents, and of the names of columns, targets and classes.
+    ``fingerprint`` identifies the data independently of their location: it is a hash of the arrays' names, types,
+    shapes, partitions and contents, and of the names of columns, targets and classes.
     """
 
     rows: int
@@ -72,7 +72,7 @@ class Layout(Spec, frozen=True):
 
     @property
     def row_values(self) -> int:
-        """Numbers stored of a row; of a sparse one, an upper bound of their mean over a partition."""
+        """Values stored per row; for sparse rows, an upper bound of their mean over a partition."""
         return -(-self.max_nonzeros // self.rows_per_partition) if self.sparse else int(np.prod(self.input_shape))
 
     @property
@@ -84,17 +84,17 @@ class Layout(Spec, frozen=True):
         return self.row_values * (np.dtype(self.x_dtype).itemsize + 4 * self.sparse)
 
     def span(self, partition: int) -> tuple[int, int]:
-        """First row of a partition and the row after its last."""
+        """Return the first row of a partition and the row after its last."""
         start = partition * self.rows_per_partition
         return start, min(start + self.rows_per_partition, self.rows)
 
     def rows_of(self, partitions: Iterable[int]) -> int:
-        """Rows of some partitions together."""
+        """Count the rows of partitions."""
         return sum(stop - start for start, stop in map(self.span, partitions))
 
 
 class Dataset(Spec, frozen=True):
-    """A dataset by its place and the names of its arrays.
+    """A dataset, by the location of its Zarr group and the names of its arrays.
 
     Parameters
     ----------
@@ -105,14 +105,14 @@ class Dataset(Spec, frozen=True):
     weight : str
         Name of an array of non-negative sample weights; empty for none.
     nan : {"error", "drop"}
-        What to do with rows that hold a NaN or an infinity: refuse, or leave them out and count them.
+        Treatment of rows that hold a NaN or an infinity: raise an error, or leave them out and count them.
     damaged : {"error", "skip"}
-        What to do with partitions that cannot be read as they were written: refuse, or first read all of them, leave
-        those out of everything, and name them.  What owes every row something, as predict and featurize do, refuses.
+        Treatment of partitions that are missing or damaged: raise an error, or first read all partitions, leave the
+        damaged ones out and name them.  Predict and featurize, which return a value for every row, always raise.
     groups : str
-        Name of an array of integers; rows of one value are never in different folds.  Empty for none.
+        Name of an array of integers; rows with one value are never in different folds.  Empty for none.
     holdout : str
-        Name of an array of 0 and 1 (or booleans); the rows with 1 are what a penalty is chosen by.  Empty for none.
+        Name of an array of 0 and 1 (or booleans); the penalty is chosen on the rows with 1.  Empty for none.
     """
 
     store: str
@@ -125,6 +125,7 @@ class Dataset(Spec, frozen=True):
     holdout: str = ""
 
     def validate(self) -> None:
+        """Refuse groups together with a holdout."""
         if self.groups and self.holdout:
             raise SpecError(
                 f"both groups ('{self.groups}') and holdout ('{self.holdout}') are given; give one: a holdout array "
@@ -136,17 +137,17 @@ class Dataset(Spec, frozen=True):
         return msgspec.structs.replace(self, store=storage.absolute(self.store))
 
     @property
-    def dealt(self) -> str:
-        """Name of the array that says the fold of every row; empty where whole partitions are dealt to folds."""
+    def fold_array(self) -> str:
+        """Name of the array that determines the fold of every row; empty if folds are of whole partitions."""
         return self.groups or self.holdout
 
     def layout(self, *, labelled: bool = True) -> Layout:
-        """Open the group, check that it is complete and consistent, and describe it.
+        """Open the group, check that it is complete and consistent, and return its layout.
 
         Parameters
         ----------
         labelled : bool
-            Whether targets are needed.  Without, a dataset that has none is fine.
+            Require targets; without, a dataset need not have any.
 
         Raises
         ------
@@ -171,11 +172,11 @@ class Dataset(Spec, frozen=True):
             arrays[self.y] = y = zarr_groups.member(self.store, group, self.y)
         if self.weight:
             arrays[self.weight] = zarr_groups.member(self.store, group, self.weight)
-        if self.dealt:
-            arrays[self.dealt] = dealt = zarr_groups.member(self.store, group, self.dealt)
-            if dealt.ndim != 1 or dealt.dtype.kind not in "iub":
+        if name := self.fold_array:
+            arrays[name] = array = zarr_groups.member(self.store, group, name)
+            if array.ndim != 1 or array.dtype.kind not in "iub":
                 raise DataError(
-                    f"{self.store}: array '{self.dealt}' has shape {dealt.shape} and type {dealt.dtype}; expected "
+                    f"{self.store}: array '{name}' has shape {array.shape} and type {array.dtype}; expected "
                     f"{'integers' if self.groups else '0 and 1'}, one a row; convert again with "
                     f"--{'groups' if self.groups else 'holdout'}"
                 )
@@ -185,9 +186,9 @@ class Dataset(Spec, frozen=True):
                     f"{self.store}: array '{name}' has {array.shape[0]} rows but '{self.x}' has {rows}; convert again"
                 )
         for name, array in (arrays | parts).items():
-            found, recorded = zarr_groups.describe(array), attrs.get("arrays", {}).get(name)
-            if found != recorded:
-                raise DataError(f"{self.store}: array '{name}' is {found} but {recorded} was recorded; convert again")
+            actual, recorded = zarr_groups.describe(array), attrs.get("arrays", {}).get(name)
+            if actual != recorded:
+                raise DataError(f"{self.store}: array '{name}' is {actual} but {recorded} was recorded; convert again")
         return Layout(
             rows=rows,
             rows_per_partition=size,
@@ -205,7 +206,7 @@ class Dataset(Spec, frozen=True):
     def read(
         self, layout: Layout, start: int, stop: int, *, labelled: bool = True, keep: NDArray[np.bool_] | None = None
     ) -> Rows:
-        """Rows ``start`` to ``stop``, or those to ``keep`` of them, verified.
+        """Read rows ``start`` to ``stop``, or those of them marked by ``keep``, verified.
 
         Raises
         ------
@@ -216,10 +217,10 @@ class Dataset(Spec, frozen=True):
         x = self._inputs(layout, start, stop)
         y = self.column(layout, self.y, start, stop) if labelled else None
         w = self.column(layout, self.weight, start, stop).astype(np.float64) if self.weight else None
-        held = [x.data, x.indices, x.indptr] if isinstance(x, csr_array) else [x]
-        rows = Rows(x, y, w, np.arange(start, stop), 0, sum(a.nbytes for a in (*held, y, w) if a is not None))
+        inputs = [x.data, x.indices, x.indptr] if isinstance(x, csr_array) else [x]
+        rows = Rows(x, y, w, np.arange(start, stop), 0, sum(a.nbytes for a in (*inputs, y, w) if a is not None))
         bad = np.zeros(stop - start, bool)
-        for name, array, values in ((self.x, x, held[0]), (self.y, y, y), (self.weight, w, w)):
+        for name, array, values in ((self.x, x, inputs[0]), (self.y, y, y), (self.weight, w, w)):
             if array is not None and array.dtype.kind == "f" and not np.isfinite(np.asarray(values)).all():
                 bad |= sparse.bad_rows(array)
                 if self.nan == "error":
@@ -229,21 +230,21 @@ class Dataset(Spec, frozen=True):
                     )
         if w is not None and (w[~bad] < 0).any():
             raise DataError(f"{self.store}: array '{self.weight}' has negative weights in rows {start}–{stop - 1}")
-        mine = np.ones(stop - start, bool) if keep is None else keep
-        dropped = int((bad & mine).sum())
-        return rows if (mine & ~bad).all() else rows.take(mine & ~bad)._replace(dropped=dropped)
+        kept = np.ones(stop - start, bool) if keep is None else keep
+        dropped = int((bad & kept).sum())
+        return rows if (kept & ~bad).all() else rows.take(kept & ~bad)._replace(dropped=dropped)
 
     def folds(self, layout: Layout, start: int, stop: int, count: int) -> NDArray[np.int64]:
-        """The fold, of ``count``, of each of some rows: a function of the row's value in `dealt` alone.
+        """Assign each row to one of ``count`` folds, by its value in `fold_array` alone.
 
-        Groups are dealt by a hash; of a holdout there are two folds, and fold 1 is held out.
+        Groups are assigned by a hash; a holdout has two folds, and fold 1 is held out.
 
         Raises
         ------
         DataError
-            If a holdout is neither 0 nor 1, or as in `read`.
+            If a holdout flag is neither 0 nor 1, or as in `read`.
         """
-        values = self.column(layout, self.dealt, start, stop)
+        values = self.column(layout, self.fold_array, start, stop)
         if self.groups:
             return np.floor(random.uniforms_of(values, 0, FOLD, GROUP) * count).astype(np.int64)
         if (wrong := (values != 0) & (values != 1)).any():
@@ -254,7 +255,7 @@ class Dataset(Spec, frozen=True):
         return values.astype(np.int64)
 
     def column(self, layout: Layout, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows of one array of the dataset, verified as in `read`."""
+        """Read rows of one array of the dataset, verified as in `read`."""
         return zarr_groups.read_rows(self.store, name, start, stop, layout.fingerprint)
 
     def _inputs(self, layout: Layout, start: int, stop: int) -> NDArray[Any] | csr_array:
@@ -267,21 +268,21 @@ class Dataset(Spec, frozen=True):
         return [f"{self.x}/{part}" for part in ("indptr", "indices", "data")]
 
     def others(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of every array beside the input."""
+        """Return shape and type of every array but the input."""
         arrays = zarr_groups.open_group(self.store, FORMAT).arrays()
         return {str(k): (a.shape, str(a.dtype)) for k, a in sorted(arrays) if k != self.x}
 
 
 def _fingerprint(attrs: dict[str, Any]) -> str:
-    """Name the data of a group by what its writer recorded.
+    """Hash what the writer of a group recorded of its data.
 
-    Where that was before contents were recorded, all attributes stand for them, the SHA-256 of the source among them.
+    Groups of versions that did not yet record contents are identified by all attributes, with the source's SHA-256.
     """
     return digest({name: attrs.get(name) for name in IDENTITY} if "content" in attrs else attrs)
 
 
 class Shard(NamedTuple):
-    """One task: spans of rows (start, stop), read in this order."""
+    """A task: the fold of its rows, and spans (start, stop) of them in reading order."""
 
     group: int
     spans: tuple[tuple[int, int], ...]
@@ -292,5 +293,5 @@ class Shard(NamedTuple):
 
     @property
     def which(self) -> str:
-        """Name its rows in a message, by the first and the last."""
+        """First and last row, for messages."""
         return f"{self.spans[0][0]}–{self.spans[-1][1] - 1}"

@@ -13,7 +13,7 @@ from ntkdist.data.dataset import Layout, Rows
 Mode = Literal["columns", "channels", "scale", "none"]
 
 F8 = NDArray[np.float64]
-COLUMNS = ("weight", "mean", "deviation", "low", "high")  # what there is of every column, in the constructor's order
+COLUMNS = ("weight", "mean", "deviation", "low", "high")  # arrays with an entry per column, in constructor order
 NONE = np.zeros(0)
 
 
@@ -21,18 +21,18 @@ class Moments:
     """Weight, mean, sum of squared deviations and range of columns, and class counts: a value with ``+`` and ``-``.
 
     Combined by the pairwise formula of Chan, Golub, LeVeque (1979), which does not cancel when means are large.  A
-    range cannot be subtracted: a difference keeps the wider one.
+    range cannot be subtracted: a difference keeps the wider range.
 
     Attributes
     ----------
     rows : int
     weight : (d,) float64 array
-        Σ w of each column; the same for all but images, where each pixel of a channel counts.
+        Σ w of each column; of a channel of images, the sum over all its pixels.
     mean : (d,) float64 array
     deviation : (d,) float64 array
         Σ w (x − mean)²
     low, high : (d,) float64 array
-        Least and greatest value among rows with weight, of sparse rows with 0 among them; ±inf if there are none.
+        Least and greatest value among rows with weight, in sparse rows including 0; ±inf if there are no such rows.
     counts : (k,) float64 array
         Σ w of each class; empty for regression.
     """
@@ -43,7 +43,7 @@ class Moments:
 
     @classmethod
     def zeros(cls, d: int, classes: int = 0, rows: int = 0) -> "Moments":
-        """The empty sum for d columns and a number of classes; of so many rows, none of which has weight."""
+        """Return the moments of ``rows`` rows without weight, of d columns."""
         return cls(
             *(rows, np.zeros(d), np.zeros(d), np.zeros(d)),
             *(np.full(d, np.inf), np.full(d, -np.inf), np.zeros(classes)),
@@ -55,7 +55,7 @@ class Moments:
         return cls(rows, **arrays)
 
     def arrays(self) -> dict[str, F8]:
-        """Return what is kept of them beside the number of rows; counts of no classes are left out."""
+        """Return the arrays to save; empty class counts are left out."""
         columns = {name: getattr(self, name) for name in COLUMNS}
         return columns | ({"counts": self.counts} if self.counts.size else {})
 
@@ -63,7 +63,7 @@ class Moments:
     def of(
         cls, columns: NDArray[Any] | csr_array, weight: NDArray[Any] | None, codes: NDArray[Any] | None, k: int
     ) -> "Moments":
-        """Moments of one block.
+        """Compute the moments of a block of rows.
 
         Parameters
         ----------
@@ -113,12 +113,12 @@ class Moments:
         )
 
     def beside(self, other: "Moments") -> "Moments":
-        """Moments of the columns of both, of the same rows."""
+        """Concatenate the columns of two moments of the same rows."""
         pairs = ((getattr(self, name), getattr(other, name)) for name in (*COLUMNS, "counts"))
         return Moments(self.rows, *(np.concatenate(pair) for pair in pairs))
 
     def split(self, d: int) -> tuple["Moments", "Moments"]:
-        """The first d columns, and the others with the class counts: the inverse of `beside`."""
+        """Split off the first d columns from the others with the class counts: the inverse of `beside`."""
         first = [getattr(self, name)[:d] for name in COLUMNS]
         others = [getattr(self, name)[d:] for name in COLUMNS]
         return Moments(self.rows, *first), Moments(self.rows, *(*others, self.counts))
@@ -129,7 +129,7 @@ class Moments:
         return np.sqrt(self.deviation / np.where(self.weight == 0, 1.0, self.weight))
 
     def constant(self) -> NDArray[np.bool_]:
-        """Which columns have no variance beyond rounding, (d,)."""
+        """Mark the columns without variance beyond rounding, (d,)."""
         return self.std <= 1e-12 * np.abs(self.mean)
 
     def __sizeof__(self) -> int:
@@ -137,27 +137,27 @@ class Moments:
 
 
 def _range(x: NDArray[Any] | csr_array) -> tuple[F8, F8]:
-    """Find the least and greatest value of the last axis, of sparse rows with 0 among them."""
+    """Find the least and greatest value of each column, in sparse rows including 0."""
     if isinstance(x, csr_array):
         low, high = (np.asarray(end(axis=0).todense(), np.float64).ravel() for end in (x.min, x.max))
         return np.minimum(low, 0.0), np.maximum(high, 0.0)
     pixels = int(np.prod(x.shape[1:-1])), x.shape[-1]
-    low, high = (end(axis=0).reshape(pixels) for end in (x.min, x.max))  # first over rows, which is fast
+    low, high = (end(axis=0).reshape(pixels) for end in (x.min, x.max))  # over rows first, which is fast
     return low.min(axis=0).astype(np.float64), high.max(axis=0).astype(np.float64)
 
 
 def _sparse_moments(x: csr_array, w: F8, total: float) -> tuple[F8, F8]:
-    """Mean and deviation of sparse rows: the zeros of a column, of weight total − Σ w, are all mean² off."""
-    d, each = x.shape[1], np.repeat(w, np.diff(x.indptr))
-    mean = np.bincount(x.indices, each * x.data, d) / total
-    deviation = np.bincount(x.indices, each * (x.data - mean[x.indices]) ** 2, d)
-    zeros = np.maximum(total - np.bincount(x.indices, each, d), 0)
+    """Compute mean and deviation of sparse rows; each zero of a column, together of weight total − Σ w, adds mean²."""
+    d, weight = x.shape[1], np.repeat(w, np.diff(x.indptr))  # of each value stored
+    mean = np.bincount(x.indices, weight * x.data, d) / total
+    deviation = np.bincount(x.indices, weight * (x.data - mean[x.indices]) ** 2, d)
+    zeros = np.maximum(total - np.bincount(x.indices, weight, d), 0)
     return mean, deviation + zeros * mean**2
 
 
 @dataclass(frozen=True)
 class MomentsOf:
-    """The summand that scaling is learnt from: moments of the inputs beside those of the targets."""
+    """A summand for fitting the scaling: moments of the inputs, followed by those of the targets."""
 
     mode: Mode
     layout: Layout
@@ -169,10 +169,12 @@ class MomentsOf:
         return shape[-1] if self.mode == "channels" else int(np.prod(shape))
 
     def zero(self) -> Moments:
+        """Return the empty sum."""
         t = 0 if self.layout.classes else max(self.layout.targets, 1)
         return Moments.zeros(self.d + t, len(self.layout.classes))
 
     def update(self, total: Moments, rows: Rows) -> Moments:
+        """Add the moments of a block of rows."""
         assert rows.y is not None
         n = rows.n
         x = rows.x if self.mode == "channels" or self.layout.sparse else rows.x.reshape(n, -1)

@@ -1,6 +1,6 @@
-"""One array of a file, read in blocks of rows: npy, alone, gzipped or a member of an npz, and IDX.
+"""Arrays of files, read in blocks of rows: npy (plain, gzipped or a member of an npz) and IDX.
 
-Nothing here is ever unpickled.  What a file promises in its header it must hold, to the byte.
+Nothing is unpickled.  A file must hold exactly the bytes that its header announces.
 """
 
 import gzip
@@ -25,18 +25,18 @@ IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E
 
 @contextmanager
 def readable(name: str) -> Iterator[None]:
-    """Whatever a reader trips over becomes one sentence."""
+    """Translate any error of a reader into a `DataError` of one sentence."""
     try:
         yield
     except NtkdistError:
         raise
     except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error) as error:
-        said = " ".join(str(error).split())[:200]
-        raise DataError(f"{name} cannot be read ({said}); mend the file or get it again") from error
+        why = " ".join(str(error).split())[:200]
+        raise DataError(f"{name} cannot be read ({why}); mend the file or get it again") from error
 
 
 class Array(NamedTuple):
-    """One array of a file: its header, and how to open the file at its first byte of data."""
+    """An array of a file: its header, and a function that opens the file at the first byte of data."""
 
     name: str  # for messages
     shape: tuple[int, ...]
@@ -49,16 +49,16 @@ class Array(NamedTuple):
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     def blocks(self, count: int, scratch: Path) -> Iterator[NDArray[Any]]:
-        """Blocks of ``count`` rows; an array stored columns first is copied to ``scratch``, to be read in rows."""
+        """Yield blocks of ``count`` rows; an array stored columns first is copied to ``scratch`` for this."""
         if self.columns_first:
             yield from self._transposed(count, scratch)
             return
         with readable(self.name), self.open() as file:
             for start in range(0, self.shape[0], count):
                 rows = min(count, self.shape[0] - start)
-                found = file.read(rows * self.row_bytes)
-                self._check_length(start * self.row_bytes + len(found), (start + rows) * self.row_bytes)
-                yield np.frombuffer(found, self.dtype).reshape(rows, *self.shape[1:])
+                data = file.read(rows * self.row_bytes)
+                self._check_length(start * self.row_bytes + len(data), (start + rows) * self.row_bytes)
+                yield np.frombuffer(data, self.dtype).reshape(rows, *self.shape[1:])
             if file.read(1):
                 raise DataError(f"{self.name} goes on after its {self.shape[0]} rows; get the file again")
 
@@ -67,7 +67,7 @@ class Array(NamedTuple):
             with readable(self.name), self.open() as file:
                 shutil.copyfileobj(file, copy, 2**20)
             self._check_length(copy.tell(), self.shape[0] * self.row_bytes)
-            for start in range(0, self.shape[0], count):  # mapped anew each time, so that pages do not stay resident
+            for start in range(0, self.shape[0], count):  # a new map each time, so that pages do not stay resident
                 yield np.array(np.memmap(copy, self.dtype, "r", shape=self.shape, order="F")[start : start + count])
 
     def _check_length(self, got: int, expected: int) -> None:
@@ -79,6 +79,7 @@ class Array(NamedTuple):
 
 
 def array_file(path: Path, role: str) -> Array:
+    """Open the array of an npy or IDX file, which is recognised by its first bytes."""
     if not path.is_file():
         raise DataError(f"{path}: no such file (the {role}); for npy and IDX sources it is a file of the same kind")
 
@@ -100,6 +101,7 @@ def array_file(path: Path, role: str) -> Array:
 
 
 def npy_array(name: str, opened: Callable[[], IO[bytes]]) -> Array:
+    """Read the header of an npy file."""
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with readable(name), opened() as file:
         version = np.lib.format.read_magic(file)
@@ -113,12 +115,15 @@ def npy_array(name: str, opened: Callable[[], IO[bytes]]) -> Array:
 
 
 def _idx(name: str, opened: Callable[[], IO[bytes]], dtype: str, ndim: int) -> Array:
+    """Read the header of an IDX file."""
     with readable(name), opened() as file:
         shape = struct.unpack(f">{ndim}I", file.read(4 + 4 * ndim)[4:])
     return Array(name, shape, np.dtype(dtype), _skipping(opened, 4 + 4 * ndim))
 
 
 def _skipping(opened: Callable[[], IO[bytes]], offset: int) -> Callable[[], IO[bytes]]:
+    """Return a function that opens a file behind its first ``offset`` bytes."""
+
     def at_data() -> IO[bytes]:
         file = opened()
         file.read(offset)

@@ -1,7 +1,7 @@
-"""Object stores: the only file that knows of clouds.
+"""Buckets of object stores, the only module that knows clouds.
 
-A bucket is opened from its URL and the environment, once a process.  What does not answer is asked again for two
-minutes, with pauses that grow, and then named in one sentence.  An object is written whole or not at all.
+A bucket is opened from its URL and the environment, once per process.  A request without an answer is repeated for two
+minutes, with growing pauses, and then raises an error of one sentence.  An object is written whole or not at all.
 """
 
 import asyncio
@@ -23,20 +23,21 @@ T = TypeVar("T")
 SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
 PATIENCE_SECONDS = 120.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
-# One request, with its body: a shard of 128 MiB at a megabyte a second.  What is retried at once is retried below us.
-CLIENT: Any = {"timeout": "120s", "connect_timeout": "10s", "allow_http": True}  # http only where an endpoint says so
+# The timeout is of one request with its body: a shard of 128 MiB at a megabyte per second.  obstore retries at once.
+CLIENT: Any = {
+    "timeout": "120s",
+    "connect_timeout": "10s",
+    "allow_http": True,
+}  # http only for an endpoint of http://
 RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=20)}
-# Where a cloud's own machines ask for credentials if the environment has none
+# Addresses of a cloud's metadata service, which is asked for credentials if the environment has none
 METADATA = re.compile(r"https?://[^/\s]+/(latest/(api/token|meta-data)|computeMetadata/|metadata/identity/)")
 
 
 class Patient(WrapperStore[Store]):
-    """What is below a place in a bucket; the bucket's store is asked again where it did not answer.
+    """A store below a key of a bucket that repeats failed requests.
 
-    Raises
-    ------
-    StoreError
-        If it still does not after `PATIENCE_SECONDS`, or refuses.
+    Every method raises a `StoreError` if the bucket refuses, or does not answer for `PATIENCE_SECONDS`.
     """
 
     def __init__(self, store: Store, root: str, below: str = "") -> None:
@@ -46,7 +47,7 @@ class Patient(WrapperStore[Store]):
     def _with_store(self, store: Store) -> "Patient":
         return type(self)(store, self.root, self.below)
 
-    def __str__(self) -> str:  # obstore's own panics for Azure, where the account's name comes from the environment
+    def __str__(self) -> str:  # obstore's own panics for Azure if the account's name comes from the environment
         return "/".join(part for part in (self.root, self.below) if part)
 
     __repr__ = __str__
@@ -80,21 +81,23 @@ class Patient(WrapperStore[Store]):
             yield name
 
     async def _create(self, at: str, value: Buffer) -> None:
+        """Write an object unless it exists."""
         if not isinstance(self._store, FsspecStore):
             return await self._store.set_if_not_exists(at, value)
-        try:  # Zarr would look first and write then
+        try:  # Zarr's own method first asks whether it exists and then writes, which is not atomic
             await self._store.fs._pipe_file(f"{self._store.path}/{at}", value.to_bytes(), mode="create")
-        except OSError as error:  # s3fs passes on what S3 says: a pre-condition did not hold
+        except OSError as error:  # of s3fs, with S3's message that a pre-condition did not hold
             if not isinstance(error, FileExistsError) and "pre-condition" not in str(error).lower():
                 raise
 
     async def _ask(self, key: str, call: Callable[[str], Awaitable[T]]) -> T:
+        """Make a request until it is answered, refused, or out of time."""
         at = "/".join(part for part in (self.below, key) if part)
         start, pause = time.monotonic(), FIRST_PAUSE_SECONDS
         while True:
             try:
                 return await call(at)
-            except (TypeError, ValueError, NotImplementedError):  # not of the store's making
+            except (TypeError, ValueError, NotImplementedError):  # a wrong call, no failure of the store
                 raise
             except Exception as error:
                 if why := _refusal(error, self.root):
@@ -109,18 +112,19 @@ class Patient(WrapperStore[Store]):
 
 
 async def listed(store: Store, prefix: str) -> list[str]:
+    """List the names directly below a prefix."""
     return [name async for name in store.list_dir(prefix)]
 
 
 def _refusal(error: Exception, root: str) -> str:
-    """What a store answered that asking again would not change, or ''."""
+    """Explain an error that repeating the request would not change; '' for any other."""
     if METADATA.search(str(error)):
         return (
             "no credentials were found in the environment of this process, and this machine has none from its cloud; "
             "set them here and for every worker"
         )
-    found = re.search(r"status code: (\d{3})", str(error))
-    status, kind = int(found[1]) if found else 0, type(error).__name__
+    code = re.search(r"status code: (\d{3})", str(error))
+    status, kind = int(code[1]) if code else 0, type(error).__name__
     denied = ("PermissionDeniedError", "UnauthenticatedError", "NoCredentialsError", "ClientAuthenticationError")
     if isinstance(error, PermissionError) or kind in denied or status in (401, 403):
         return (
@@ -135,20 +139,20 @@ def _refusal(error: Exception, root: str) -> str:
 
 
 def _said(error: Exception) -> str:
-    """The first line of an error, without queries, which may hold signatures."""
+    """Return the first line of an error, without queries, which may hold signatures."""
     first = re.sub(r"\?\S+", "", str(error).partition("\n")[0])
     return f"{type(error).__name__}: {' '.join(first.split())[:200]}"
 
 
 @functools.lru_cache(maxsize=64)
 def open_bucket(root: str) -> Store:
-    """The store of a bucket, opened once a process, with what the environment says."""
+    """Open the store of a bucket with the settings of the environment, once per process."""
     try:
         from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError:
         try:
-            return FsspecStore.from_url(root, storage_options={"use_listings_cache": False})  # others write, too
+            return FsspecStore.from_url(root, storage_options={"use_listings_cache": False})  # other processes write
         except ImportError as error:
             raise StoreError(
                 f'{root} needs a package that is not installed ({error}); pip install "ntkdist[s3]", which has all '

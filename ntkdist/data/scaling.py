@@ -1,5 +1,7 @@
-"""Scaling and clipping of inputs, scaling of targets: learnt from one `Moments` pass, and part of the model, so that
-predict takes raw rows."""
+"""Scaling and clipping of inputs, scaling of targets: fitted to `Moments`, and part of the model.
+
+With its scaling in the model, predict takes raw rows.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,7 +22,7 @@ Clip = Literal["range", "none"]
 
 
 class Preprocess(Spec, frozen=True):
-    """How inputs are scaled, and where the scale comes from.
+    """Settings of scaling and clipping.
 
     Parameters
     ----------
@@ -28,13 +30,13 @@ class Preprocess(Spec, frozen=True):
         Subtract the mean and divide by the standard deviation of every column, or of every channel of images; "auto"
         is columns for vectors, channels for images, and for sparse rows only the division.
     reuse : str
-        URL of a run, a model or saved equations whose scaling and range are taken over unchanged, which is what makes
-        sums of different data addable.  Of several runs with " + " between, the scaling that their data have together:
-        sites that may not share rows fit alone, and then once more with the same sum.
+        URL of a run, a model or saved equations whose scaling and range are used unchanged, so that sums of different
+        data can be added.  For several URLs with " + " between them, the joint scaling of all their data is used: sites
+        that may not share rows fit alone, and then once more with the joint scaling.
     clip : {"range", "none"}
         Clip the inputs of new rows to the least and greatest value of every column, or of every channel of images,
-        among the rows with weight that are learnt from; with "none" a value far outside can throw a prediction as
-        far.  Cross-validated errors see the range of all folds.
+        among the training rows with weight; with "none" a value far outside can give a prediction equally far off.
+        Cross-validated errors use the range of all folds.
     """
 
     inputs: Inputs = "auto"
@@ -42,7 +44,7 @@ class Preprocess(Spec, frozen=True):
     clip: Clip = "range"
 
     def resolve(self, layout: Layout) -> Mode:
-        """The same without "auto".
+        """Return the mode of scaling for a layout.
 
         Raises
         ------
@@ -69,20 +71,20 @@ class Preprocessing:
     ----------
     input_shape : tuple of int
     x_mean, x_scale : (d,) arrays, or (c,) for channels
-        A column without variance keeps scale 1: it becomes zero, and harmless.
+        A column without variance has scale 1, so that it becomes zero.
     y_mean, y_scale : (t,) arrays
     classes : tuple of str
         Names in the order of the codes; empty for regression.
     columns, target_names : tuple of str
-        Names, if the dataset has them.
+        Names, if the dataset has any.
     vector_target : bool
-        Whether predictions have a second axis.
+        True if predictions have a second axis.
     constant : tuple of str
-        Columns without variance in the data that was fitted on.
+        Columns without variance in the training data.
     class_weight : tuple of float
-        What rows of each class weigh, beside weights of their own; empty if all weigh the same.
+        Factor of the weights of each class's rows; empty if all classes weigh the same.
     x_low, x_high : (d,) arrays, or (c,) for channels
-        Raw values are clipped to these; (1,) of ∓inf where they are not.
+        Limits that raw values are clipped to; (1,) of ∓inf without clipping.
     """
 
     input_shape: tuple[int, ...]
@@ -103,12 +105,12 @@ class Preprocessing:
     def fit(
         cls, mode: Mode, layout: Layout, moments: Moments, balanced: bool = False, clip: Clip = "range"
     ) -> "Preprocessing":
-        """Scaling from the sum of `MomentsOf` over the rows, and weights that make classes balanced if they shall be.
+        """Fit the scaling to the sum of `MomentsOf` over the rows, and with ``balanced`` the class weights.
 
         Raises
         ------
         DataError
-            If there are no rows, or fewer than two classes among them.
+            If there are no rows with weight, or fewer than two classes.
         """
         x, y = moments.split(MomentsOf(mode, layout).d)
         if not x.weight.any():
@@ -142,27 +144,27 @@ class Preprocessing:
 
     @property
     def range(self) -> Range:
-        """The raw values that inputs are clipped to."""
+        """The range that raw inputs are clipped to."""
         return Range(self.x_low, self.x_high)
 
     @property
     def by_channel(self) -> bool:
-        """Whether all pixels of a channel have one scale."""
+        """True if all pixels of a channel share a scale."""
         return len(self.x_mean) != int(np.prod(self.input_shape))
 
     @property
     def t(self) -> int:
-        """Target columns that the solver sees."""
+        """Number of target columns of the solver."""
         return len(self.y_mean)
 
     def digest(self) -> str:
-        """A short name; equal scalings have equal names."""
+        """Return a short hash, equal for equal scalings."""
         limits = self.range if self.range.bounded else ()
         arrays = [a.tolist() for a in (self.x_mean, self.x_scale, self.y_mean, self.y_scale, *limits)]
         return digest(self.input_shape, arrays, self.classes, self.columns, self.class_weight)
 
     def inputs(self, x: NDArray[Any] | csr_array, dtype: Any) -> NDArray[Any] | csr_array:
-        """Clipped and scaled rows, computed in float64 and then cast; sparse rows stay sparse."""
+        """Scale and clip rows, computed in float64 and then cast; sparse rows stay sparse."""
         if x.shape[1:] != self.input_shape:
             raise DataError(f"Rows have shape {x.shape[1:]}; the model was fitted on {self.input_shape}")
         if issparse(x):
@@ -171,15 +173,15 @@ class Preprocessing:
             x = csr_array(x)
             scaled = csr_array((x.data / self.x_scale[x.indices], x.indices, x.indptr), x.shape)
         else:
-            whole = len(self.x_mean) != x.shape[-1]  # every pixel has its own scale, else every column or channel
+            whole = len(self.x_mean) != x.shape[-1]  # a scale per pixel; otherwise per column or channel
             mean, scale = (a.reshape(self.input_shape) if whole else a for a in (self.x_mean, self.x_scale))
             scaled = x - mean
             scaled /= scale
-        self.range.scaled(self.x_mean, self.x_scale).clip(scaled)  # in place, so after scaling: the bits are the same
+        self.range.scaled(self.x_mean, self.x_scale).clip(scaled)  # in place, hence after scaling: same bits
         return scaled.astype(dtype, copy=False)
 
     def targets(self, y: NDArray[Any]) -> F8:
-        """Scaled targets or centred one-hot codes, (n, t)."""
+        """Scale targets, or encode classes as centred one-hot codes, (n, t)."""
         if self.classes:
             onehot = np.zeros((len(y), self.t))
             onehot[np.arange(len(y)), y] = 1.0
@@ -187,14 +189,14 @@ class Preprocessing:
         return (y.reshape(len(y), -1) - self.y_mean) / self.y_scale
 
     def weights(self, rows: Rows) -> F8 | None:
-        """What rows weigh in the equations, (n,): their own weights times those of their classes."""
+        """Compute the weights of rows in the equations, (n,): their own times those of their classes."""
         if not self.class_weight:
             return rows.weight
-        each: F8 = np.array(self.class_weight)[rows.y]
-        return each if rows.weight is None else each * rows.weight
+        weight: F8 = np.array(self.class_weight)[rows.y]
+        return weight if rows.weight is None else weight * rows.weight
 
     def match(self, layout: Layout, source: str) -> "Matching":
-        """How another dataset's columns and class codes map to this one's, by name where both have names.
+        """Map another dataset's columns and class codes to this one's, by name if both have names.
 
         Raises
         ------
@@ -215,12 +217,12 @@ class Preprocessing:
             )
         codes = None
         if self.classes and layout.classes:
-            places = {name: i for i, name in enumerate(self.classes)}
-            codes = np.array([places.get(name, -1) for name in layout.classes])
+            positions = {name: i for i, name in enumerate(self.classes)}
+            codes = np.array([positions.get(name, -1) for name in layout.classes])
         return Matching(source, columns, codes, layout.classes, self._range_in(columns, layout))
 
     def _range_in(self, columns: NDArray[np.int64] | None, layout: Layout) -> Range:
-        """Put the range in the order of another dataset's columns; those that are no inputs have no limits."""
+        """Reorder the range as another dataset's columns; columns that are no inputs have no limits."""
         if columns is None or not self.range.bounded:
             return self.range
         low, high = np.full(len(layout.columns), -np.inf), np.full(len(layout.columns), np.inf)
@@ -229,12 +231,12 @@ class Preprocessing:
 
 
 def column_names(layout: Layout, d: int) -> tuple[str, ...]:
-    """Return the names of columns, or of channels."""
+    """Return the names of columns, or of channels of images."""
     return layout.columns or tuple(f"column {i}" for i in range(d))
 
 
 def _range(mode: Mode, layout: Layout, x: Moments) -> dict[str, F8]:
-    """Choose what inputs are clipped to: of images that are not scaled by pixel, the range of each channel."""
+    """Compute the limits of the inputs; of unscaled inputs, all pixels of a channel share them."""
     low, high = x.low, x.high
     if layout.sparse:
         low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
@@ -246,7 +248,7 @@ def _range(mode: Mode, layout: Layout, x: Moments) -> dict[str, F8]:
 
 
 def _balancing(counts: F8) -> tuple[float, ...]:
-    """Weights n/(K·n_k) of classes with n_k rows, of K classes that have any: all classes weigh n/K in the sum."""
+    """Compute weights n/(K·n_k) of K non-empty classes with n_k rows, so that each class has total weight n/K."""
     weights = np.zeros(len(counts))
     np.divide(counts.sum() / np.count_nonzero(counts), counts, out=weights, where=counts > 0)
     return tuple(weights.tolist())
@@ -254,7 +256,7 @@ def _balancing(counts: F8) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Matching:
-    """Reorders another dataset's columns and renumbers its classes."""
+    """A map of another dataset's rows to the model's order of columns and codes of classes."""
 
     source: str
     columns: NDArray[np.int64] | None

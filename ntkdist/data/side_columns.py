@@ -1,4 +1,4 @@
-"""What has one number a row beside inputs and target: weights, groups and holdouts, as a dataset keeps them."""
+"""Per-row side columns (sample weight, group, holdout flag): stored types, and how raw values are encoded."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,21 +17,21 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def group_codes(values: NDArray[Any], name: str, start: int = 0) -> NDArray[np.int64]:
-    """Integers as they are; of a string the first eight bytes of its BLAKE2b, so that it is the same in every file.
+    """Encode groups: an integer as itself, a string as the first eight bytes of its BLAKE2b, equal in every file.
 
     Parameters
     ----------
     values : (n,) array
         Numbers or strings.
     name : str
-        What to call them in an error.
+        Name of the values in an error.
     start : int
-        The row of the source that is the first of them.
+        Position of the first value in the source.
 
     Raises
     ------
     DataError
-        If one is missing, NaN or not whole; the message names the rows.
+        If a value is missing, NaN or not whole; the message names the rows.
     """
     if values.dtype.kind == "f":
         _refuse(~(np.isfinite(values) & (values == np.rint(values))), values, name, start, "whole numbers or strings")
@@ -40,20 +40,15 @@ def group_codes(values: NDArray[Any], name: str, start: int = 0) -> NDArray[np.i
     if values.dtype.kind == "O":
         missing = np.array([v is None for v in values], bool)
         _refuse(missing, values, name, start, "a group for every row")
-    known, places = np.unique(values.astype(str) if values.dtype.kind == "O" else values, return_inverse=True)
-    texts = [bytes(k) if isinstance(k, bytes) else str(k).encode() for k in known]
+        values = values.astype(str)
+    names, positions = np.unique(values, return_inverse=True)
+    texts = [bytes(n) if isinstance(n, bytes) else str(n).encode() for n in names]
     codes = [int.from_bytes(hashlib.blake2b(t, digest_size=8).digest(), "little", signed=True) for t in texts]
-    return np.array(codes, np.int64)[places]
+    return np.array(codes, np.int64)[positions]
 
 
 def holdout_flags(values: NDArray[Any], name: str, start: int = 0) -> NDArray[np.uint8]:
-    """1 for rows that are held out and 0 for the others; parameters as in `group_codes`.
-
-    Raises
-    ------
-    DataError
-        If a value is anything else; the message names the rows.
-    """
+    """Check flags, 1 for rows that are held out and 0 for the others, as `group_codes` checks groups."""
     _refuse((values != 0) & (values != 1), values, name, start, "0, or 1 for rows that are held out")
     return values.astype(np.uint8)
 
@@ -62,10 +57,11 @@ CODES: dict[str, Callable[[NDArray[Any], str, int], NDArray[Any]]] = {"groups": 
 
 
 def _refuse(wrong: NDArray[np.bool_], values: NDArray[Any], name: str, start: int, expected: str) -> None:
+    """Raise a `DataError` if any value is wrong."""
     if wrong.any():
         rows = np.flatnonzero(wrong)
-        said = ", ".join(str(start + r) for r in rows[:8]) + ", …" * (len(rows) > 8)
+        shown = ", ".join(str(start + r) for r in rows[:8]) + ", …" * (len(rows) > 8)
         raise DataError(
-            f"{name} is {values[rows[0]]} in row{'s' * (len(rows) > 1)} {said}; expected {expected}: mend the source, "
+            f"{name} is {values[rows[0]]} in row{'s' * (len(rows) > 1)} {shown}; expected {expected}: mend the source, "
             "or leave these rows out"
         )

@@ -1,4 +1,4 @@
-"""Raw data in blocks of rows, in order and in bounded memory: a `Source`, and those of array files."""
+"""Raw tables: data to convert, read in blocks of rows, in order and in bounded memory; here those of array files."""
 
 import math
 import zipfile
@@ -19,14 +19,14 @@ from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import nearest
 
 Block = dict[str, NDArray[Any]]  # arrays of equal length, named as in the dataset: x, y, weight, groups, holdout
-Fields = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]  # types and final shapes of a row of each
+Fields = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]  # type and shape of a row of each array
 
 BLOCK_BYTES = 16 * 2**20
 MAX_CLASSES = 2**16
 
 
 class Wanted(NamedTuple):
-    """What to take from a source: names of columns or arrays, or for npy and IDX the files of all but the inputs."""
+    """Names of what to read: columns or arrays, or for npy and IDX files of all but the inputs."""
 
     target: tuple[str, ...] = ()
     x: str = "x"
@@ -37,32 +37,31 @@ class Wanted(NamedTuple):
     holdout: str = ""
 
     def one_target(self, file: str) -> str:
-        """The target of a file of arrays; empty if none was named."""
+        """Return the target of a file of arrays; empty if none was named."""
         if len(self.target) > 1:
             raise SpecError(f"{file}: got {len(self.target)} targets; an array takes one, of several columns or not")
         return "".join(self.target)
 
     def beside(self) -> dict[str, str]:
-        """What has one number a row beside the target, by its name in the dataset, which is also its option's."""
-        named = {"weight": self.weight, "groups": self.groups, "holdout": self.holdout}
-        return {role: name for role, name in named.items() if name}
+        """Return the names of the side columns by role; a role is also the name in the dataset, and of the option."""
+        return {role: name for role in ("weight", "groups", "holdout") if (name := getattr(self, role))}
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """A source as the dataset will have it: final shapes (of one row) and types, and an iterator over blocks."""
+    """A table to convert: types and shapes of its rows in the dataset, and an iterator over blocks of them."""
 
     rows: int
     fields: Fields
     blocks: Callable[[], Iterator[Block]]
-    files: Mapping[str, Path]  # "source", and "target", "weight" and so on where they are files of their own
+    files: Mapping[str, Path]  # "source", and "target", "weight" and so on if they are separate files
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
 
 
 class RawSparseTable(NamedTuple):
-    """Sparse rows, what lies beside them (``y``, ``weight`` …), and a `Source` without blocks that describes both."""
+    """Sparse rows, arrays beside them (``y``, ``weight`` …), and a `RawTable` without blocks that describes both."""
 
     x: csr_array
     beside: dict[str, NDArray[Any]]
@@ -70,14 +69,14 @@ class RawSparseTable(NamedTuple):
 
 
 def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
-    """An npz, npy or IDX file as a `Source`.
+    """Open an npz, npy or IDX file.
 
     Raises
     ------
     DataError
-        If a file is damaged or of no known format, an array is absent, of another length, or not of numbers.
+        If a file is damaged or of no known format, or an array is missing, of another length, or not of numbers.
     SpecError
-        If something was asked for that such a file does not have.
+        If an option does not apply to such a file.
     """
     if wanted.drop:
         raise SpecError(f"{path.name} has no columns to drop ({', '.join(wanted.drop)}); --drop is for csv and parquet")
@@ -100,14 +99,14 @@ def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
 
 
 def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> RawSparseTable | None:
-    """An npz as `scipy.sparse.save_npz` writes it, in memory; None if the file is none.
+    """Read an npz of `scipy.sparse.save_npz` into memory; return None for any other file.
 
     Raises
     ------
     DataError
-        If it is damaged, or empty, or its target or weights are not as long.
+        If it is damaged or empty, or its target or weights have another length.
     SpecError
-        If something was asked for that such a file does not have.
+        If an option does not apply to such a file.
     """
     if path.suffix.lower() != ".npz":
         return None
@@ -134,6 +133,7 @@ def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> RawSparseTable | N
 
 
 def _members(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Path]]:
+    """Open the arrays of an npz by role; return them and the files."""
     with readable(path.name), zipfile.ZipFile(path) as file:
         known = [n.removesuffix(".npy") for n in file.namelist() if n.endswith(".npy")]
     target = wanted.one_target(path.name) or ("y" if "y" in known else "")
@@ -151,6 +151,7 @@ def _members(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Pa
 
 
 def _files(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, Array], dict[str, Path]]:
+    """Open the arrays of npy or IDX files by role; return them and the files."""
     if wanted.x != "x":
         raise SpecError(f"{path.name} has no array '{wanted.x}'; --x is for npz files")
     arrays, files = _beside(path, wanted, scratch)
@@ -158,7 +159,7 @@ def _files(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, Array],
 
 
 def _beside(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, Array], dict[str, Path]]:
-    """Arrays in files of their own beside that of the inputs, and all files; what is in a bucket is copied."""
+    """Open the arrays beside the inputs that are separate files, and return them and all files; objects are copied."""
     target = wanted.one_target(path.name)
     named = ({"target": target} if target else {}) | wanted.beside()
     files = {role: fetch(name, scratch / role) for role, name in named.items()}
@@ -167,7 +168,7 @@ def _beside(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, Array]
 
 
 class _Described(NamedTuple):
-    """Types and shapes of a row of arrays, and the sorted class labels where the target has classes."""
+    """Types and shapes of a row of each array, and the sorted class labels if the target has classes."""
 
     fields: Fields
     classes: NDArray[Any] | None
@@ -177,14 +178,14 @@ class _Described(NamedTuple):
         return () if self.classes is None else tuple(_class_name(c) for c in self.classes)
 
     def coded(self, array: Array, role: str, values: NDArray[Any], start: int) -> NDArray[Any]:
-        """Values of an array from a row on as a dataset has them: classes, groups and holdouts as numbers."""
+        """Encode values of an array, of rows from ``start`` on, for a dataset: classes and side columns as numbers."""
         if role == "y" and self.classes is not None:
             return np.searchsorted(self.classes, values.ravel())
         return CODES[role](values.ravel(), array.name, start) if role in CODES else values
 
 
 def _described(arrays: Mapping[str, Array], name: str, rows: int, wanted: Wanted, scratch: Path) -> _Described:
-    """What lies beside the inputs, which have a name and a number of rows."""
+    """Check and describe the arrays beside the inputs, whose name and number of rows are given."""
     for array in arrays.values():
         if array.shape[:1] != (rows,):
             raise DataError(f"{array.name} has {(*array.shape, 0)[0]} rows but {name} has {rows}; they must be as many")
@@ -205,11 +206,11 @@ def _described(arrays: Mapping[str, Array], name: str, rows: int, wanted: Wanted
 def _target(
     y: Array, classes: bool, scratch: Path
 ) -> tuple[tuple[np.dtype[Any], tuple[int, ...]], NDArray[Any] | None]:
-    """Type and shape of a row of y, and its sorted class labels where it has classes."""
+    """Return type and shape of a row of y, and its sorted class labels if it has classes."""
     if classes or y.dtype.kind in "USb":
         _check_vector(y, "class labels")
-        found = _labels(y, scratch)
-        return (np.min_scalar_type(len(found) - 1) if len(found) else np.dtype(np.uint8), ()), found
+        labels = _labels(y, scratch)
+        return (np.min_scalar_type(max(len(labels), 1) - 1), ()), labels
     _check_numbers(y)
     if len(y.shape) > 2 or 0 in y.shape[1:]:
         raise DataError(f"{y.name} has shape {y.shape}; expected targets of shape (rows,) or (rows, targets)")
@@ -218,35 +219,41 @@ def _target(
 
 
 def _labels(y: Array, scratch: Path) -> NDArray[Any]:
-    found = np.empty(0, y.dtype)
+    """Return the sorted distinct class labels of a target."""
+    labels = np.empty(0, y.dtype)
     count = max(1, BLOCK_BYTES // y.row_bytes)
     for i, block in enumerate(y.blocks(count, scratch)):
         values = block.ravel()
         if values.dtype.kind == "f" and not (whole := np.isfinite(values) & (values == np.rint(values))).all():
             row = int(whole.argmin())
-            where = f"{values[row]} in row {i * count + row}"
-            raise DataError(f"{y.name}: {where} is no class label; expected whole numbers")
-        found = np.union1d(found, values)
-        if len(found) > MAX_CLASSES:
+            raise DataError(
+                f"{y.name}: {values[row]} in row {i * count + row} is no class label; expected whole numbers"
+            )
+        labels = np.union1d(labels, values)
+        if len(labels) > MAX_CLASSES:
             raise DataError(f"{y.name} has more than {MAX_CLASSES} distinct labels; is it a number to regress on?")
-    return found
+    return labels
 
 
 def _class_name(label: Any) -> str:
+    """Return the name of a class label."""
     if isinstance(label, bytes):
         return label.decode("utf-8", "replace")
     return str(int(label)) if isinstance(label, np.floating) else str(label)
 
 
 def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type that values are stored as: booleans as bytes, any byte order as the machine's."""
     return np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
 
 
 def _check_numbers(array: Array) -> None:
+    """Refuse an array that is not of real numbers."""
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise DataError(f"{array.name} has type {array.dtype}; expected real numbers of at most 64 bits")
 
 
 def _check_vector(array: Array, what: str) -> None:
+    """Refuse an array with more than one value per row."""
     if math.prod(array.shape[1:]) != 1 or array.dtype.kind not in "biufUS" or array.dtype.itemsize == 0:
         raise DataError(f"{array.name} has shape {array.shape} and type {array.dtype}; expected {what}, one a row")

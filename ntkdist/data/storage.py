@@ -1,7 +1,7 @@
-"""Places: what a path or URL names, and what one does with what lies there, on disk or in a bucket.
+"""Files and directories by path or URL, on disk or in an object store.
 
-A place is a string wherever it travels; a process that meets one opens it from the string and from its own environment,
-so that no credentials are ever sent or saved.
+A location is a string, also where it is sent or saved; each process opens it with credentials from its own environment,
+so credentials are never sent or saved.
 """
 
 import os
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
-from zarr.core.sync import sync  # the one call without a public twin: it runs a store's coroutine from any thread
+from zarr.core.sync import sync  # runs a store's coroutine from any thread; Zarr has no public function for it
 from zarr.storage import LocalStore, WrapperStore
 
 from ntkdist.data import object_store
@@ -26,7 +26,7 @@ COPY_BYTES = 16 * 2**20
 
 
 class MissingChunk(FileNotFoundError):
-    """A chunk that is not there, where Zarr would see one of fill values."""
+    """A missing chunk, which Zarr would read as fill values."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"chunk {key} is missing")
@@ -34,25 +34,25 @@ class MissingChunk(FileNotFoundError):
 
 
 class Strict(WrapperStore[Store]):
-    """A store that, opened for reading, never takes a missing or empty chunk for fill values."""
+    """A store that, opened for reading, raises on a missing or empty chunk instead of reading fill values."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        found = await self._store.get(key, prototype, byte_range)
+        chunk = await self._store.get(key, prototype, byte_range)
         if self.read_only and not key.endswith("zarr.json"):
-            if found is None:
+            if chunk is None:
                 raise MissingChunk(key)
-            if not found:
+            if not chunk:
                 raise ValueError(f"chunk {key} is empty")
-        return found
+        return chunk
 
 
 def is_local(url: str) -> bool:
-    """Whether a place is a path or a ``file://`` URL.
+    """Return whether a location is a path or a ``file://`` URL.
 
     Raises
     ------
     StoreError
-        If it is neither, nor a URL of an object store without credentials in it.
+        If it is neither, and no object store URL without credentials.
     """
     if "://" not in url or url.startswith("file:"):
         return True
@@ -69,23 +69,23 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> Path:
-    """The path that a plain path or ``file://`` URL means."""
+    """Return the path of a plain path or ``file://`` URL."""
     assert is_local(url), url
     return Path(unquote(urlparse(url).path)) if url.startswith("file:") else Path(url)
 
 
 def absolute(url: str) -> str:
-    """The same place for a process with another working directory."""
+    """Return the location as seen from any working directory."""
     return str(local_path(url).absolute()) if is_local(url) else url
 
 
 def join(url: str, *names: str) -> str:
-    """The place of a name below another place."""
+    """Return the location of names below a location."""
     return "/".join((url.rstrip("/") if len(url) > 1 else url, *names))
 
 
 def open_store(url: str) -> Store:
-    """What is at and below a place, for Zarr; opened anew, it costs no connection."""
+    """Return the Zarr store of a location; the connection to its bucket is reused."""
     if is_local(url):
         return Strict(LocalStore(local_path(url)))
     root, key = _split(url)
@@ -93,19 +93,20 @@ def open_store(url: str) -> Store:
 
 
 def _at(url: str) -> tuple[Store, str]:
-    """The bucket that holds an object, and its key there."""
+    """Return the bucket that holds an object, and the object's key."""
     root, key = _split(url)
     return object_store.Patient(object_store.open_bucket(root), root), key
 
 
 def _split(url: str) -> tuple[str, str]:
+    """Split an object store URL into the bucket's URL and a key."""
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
     return f"{scheme}://{bucket}", key.strip("/")
 
 
 def exists(url: str) -> bool:
-    """Whether there is something: a file or an object, or anything below."""
+    """Return whether a file, a directory, an object or anything below the location exists."""
     if is_local(url):
         return local_path(url).exists()
     store, key = _at(url)
@@ -113,12 +114,12 @@ def exists(url: str) -> bool:
 
 
 def empty(url: str) -> bool:
-    """Whether there is nothing, or a directory with nothing finished in it."""
+    """Return whether nothing exists there, or a directory without any finished file."""
     return not exists(url) or (is_local(url) and local_path(url).is_dir() and not names(url))
 
 
 def names(url: str) -> list[str]:
-    """Names of what is right below a place, less what is not finished; none where there is nothing."""
+    """List the names directly below a location, without unfinished files; none if nothing exists there."""
     if not is_local(url):
         return sorted(sync(object_store.listed(*_at(url))))
     path = local_path(url)
@@ -126,7 +127,7 @@ def names(url: str) -> list[str]:
 
 
 def sweep(url: str) -> None:
-    """Remove from a directory what writers that were killed left unfinished; in a bucket, nothing shows before."""
+    """Remove unfinished files that killed writers left in a directory; a bucket never shows unfinished objects."""
     if is_local(url) and local_path(url).is_dir():
         for path in filter(_unfinished, list(local_path(url).iterdir())):
             remove(str(path))
@@ -137,39 +138,27 @@ def _unfinished(path: Path) -> bool:
 
 
 def check_directory(url: str) -> None:
-    """See that a place is, or could be made, a directory to write to; of a bucket only writing tells.
-
-    Raises
-    ------
-    StoreError
-        If it cannot.
-    """
+    """Raise a `StoreError` unless a local path is, or can become, a writable directory; a bucket is not checked."""
     if not is_local(url):
         return
-    place = local_path(url)
-    nearest = next(p for p in (place, *place.absolute().parents) if p.exists())
+    path = local_path(url)
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise StoreError(f"{url} cannot be a run directory: {nearest} is not a directory that can be written to")
 
 
 def read_text(url: str) -> str | None:
-    """The text of a small file or object, or None if there is none."""
+    """Read the text of a small file or object; None if it does not exist."""
     if is_local(url):
         path = local_path(url)
         return path.read_text() if path.exists() else None
     store, key = _at(url)
-    found = sync(store.get(key, default_buffer_prototype()))
-    return None if found is None else found.to_bytes().decode()
+    content = sync(store.get(key, default_buffer_prototype()))
+    return None if content is None else content.to_bytes().decode()
 
 
 def write_text(url: str, text: str) -> None:
-    """Write a small file or object, whole or not at all, over what was there.
-
-    Raises
-    ------
-    StoreError
-        If it cannot be written, as on a full disk.
-    """
+    """Write or replace a small file or object, whole or not at all; raise a `StoreError` if that fails."""
     if is_local(url):
         _write_file(url, text, os.replace)
     else:
@@ -178,31 +167,31 @@ def write_text(url: str, text: str) -> None:
 
 
 def claim(url: str, text: str) -> str:
-    """Write a small file or object if there is none, and return what is there then.
+    """Write a small file or object unless it exists, and return its text.
 
-    Of many processes that claim one place at once, all get the text of the same one.
+    If many processes claim one location at once, all of them get the text of the same one.
 
     Raises
     ------
     StoreError
-        If it cannot be written, or was removed meanwhile.
+        If it cannot be written, or is removed meanwhile.
     """
     if is_local(url):
         _write_file(url, text, _link)
     else:
         store, key = _at(url)
         sync(store.set_if_not_exists(key, _buffer(text.encode())))
-    found = read_text(url)
-    if found is None:
+    claimed = read_text(url)
+    if claimed is None:
         raise StoreError(f"{url} was removed while it was written; run again")
-    return found
+    return claimed
 
 
 @contextmanager
 def new_directory(url: str) -> Iterator[Path]:
-    """A directory for files that are at a place when the block ends, all at once; in a bucket, one after the other.
+    """Yield a directory whose files appear at a location when the block ends: at once, in a bucket one by one.
 
-    When the block fails, nothing is there.
+    If the block fails, nothing appears.
     """
     if not is_local(url):
         with tempfile.TemporaryDirectory() as scratch:
@@ -224,11 +213,13 @@ def new_directory(url: str) -> Iterator[Path]:
 
 
 def _link(partial: Path, path: Path) -> None:
+    """Give a finished file its name, unless that exists."""
     with suppress(FileExistsError):
         os.link(partial, path)
 
 
 def _write_file(url: str, text: str, appear: Callable[[Path, Path], None]) -> None:
+    """Write text under another name, and call ``appear`` to give the file its own."""
     path = local_path(url)
     partial = path.with_name(f".{path.name}.{PARTIAL}{uuid.uuid4().hex}")
     try:
@@ -242,7 +233,7 @@ def _write_file(url: str, text: str, appear: Callable[[Path, Path], None]) -> No
 
 @contextmanager
 def writing(url: str) -> Iterator[None]:
-    """What the system refuses to write, as one sentence."""
+    """Translate an error of the operating system in writing into a `StoreError`."""
     try:
         yield
     except OSError as error:
@@ -252,7 +243,7 @@ def writing(url: str) -> Iterator[None]:
 
 
 def remove(url: str) -> None:
-    """Remove a file or directory, an object or all below a place, if there is something."""
+    """Remove a file or directory, or an object and all below it, if it exists."""
     if is_local(url):
         path = local_path(url)
         if path.is_dir():
@@ -261,18 +252,18 @@ def remove(url: str) -> None:
             path.unlink(missing_ok=True)
         return
     store, key = _at(url)
-    sync(store.delete(f"{key}/zarr.json"))  # first, so that nobody takes what is left of a group for whole
+    sync(store.delete(f"{key}/zarr.json"))  # first, so that a half-removed group cannot be opened
     sync(store.delete_dir(key))
     sync(store.delete(key))
 
 
 def fetch(url: str, directory: Path) -> Path:
-    """A file to read: the local one itself, or a copy of an object in a directory.
+    """Return a file to read: the local file itself, or a copy of an object, made in ``directory``.
 
     Raises
     ------
     DataError
-        If there is no such file.
+        If there is no such object, or it changes meanwhile.
     """
     if is_local(url):
         return local_path(url)

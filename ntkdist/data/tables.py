@@ -1,4 +1,4 @@
-"""Tables as sources: csv (text, decided by one scan over the whole file) and parquet (typed)."""
+"""Tables read in blocks: csv, whose types are decided by a scan over the whole file, and parquet, which is typed."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pyarrow import csv, parquet, types
 
 from ntkdist.data import sources
 from ntkdist.data.npy import readable
 from ntkdist.data.side_columns import CODES, DTYPES
-from ntkdist.data.sources import MAX_CLASSES, Block, RawTable, Wanted
+from ntkdist.data.sources import MAX_CLASSES, Block, Fields, RawTable, Wanted
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import nearest
 
@@ -26,98 +29,84 @@ PATTERNS = {
 
 @dataclass
 class Column:
-    """A column, and what a scan learns of it; what it can be is decided by all its values, in whatever blocks."""
+    """A column and the result of its scan; its kind depends on all values, and not on how they are cut into blocks."""
 
     name: str
     place: str  # for messages
     text: bool  # numbers are still text
-    kinds: tuple[str, ...]  # what every value so far can be, best first; none: a string
-    most: int  # distinct values worth remembering
-    values: set[Any] | None = field(default_factory=set)  # None: more than that
+    kinds: tuple[str, ...]  # kinds that every value so far can have, best first; none: a string
+    most: int  # distinct values to keep
+    values: set[Any] = field(default_factory=set)  # distinct ones; if they are more than most and null, not all
     first_null: int = -1
 
     @property
     def kind(self) -> str:
         return self.kinds[0] if self.kinds else "string"
 
-    def see(self, values: Any, start: int) -> None:
-        import pyarrow.compute as pc
-
+    def scan(self, values: Any, start: int) -> None:
+        """Take note of a block of values, the first of which is in row ``start``."""
         if self.text:
             self.kinds = tuple(k for k in self.kinds if _can_be(values, k))
-        if self.values is not None:
-            found = pc.unique(values)
-            self.values = None if len(found) > self.most + 1 else self.values | set(found.to_pylist())
-            if self.values is not None and len(self.values) > self.most + 1:  # one more for null
-                self.values = None
-        null = pc.index(pc.is_null(values, nan_is_null=True), True).as_py() if self.first_null < 0 else -1
-        self.first_null = start + null if null >= 0 else self.first_null
+        if len(self.values) <= self.most + 1:  # one more for null
+            self.values |= set(pc.unique(values)[: self.most + 2].to_pylist())
+        if self.first_null < 0 and (null := pc.index(pc.is_null(values, nan_is_null=True), True).as_py()) >= 0:
+            self.first_null = start + null
 
     def typed(self, values: Any) -> Any:
-        """Values of an Arrow array as int64, double, bool or string."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
+        """Cast an Arrow array to integers, double, bool or string."""
         if self.text and self.kind == "bool":
             return pc.equal(pc.utf8_lower(values), "true")
         if self.kind == "string":
             return values.cast(pa.string())
-        types = {"int": values.type if not self.text else pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
-        return values.cast(types[self.kind])
+        target = {"int": pa.int64() if self.text else values.type, "float": pa.float64(), "bool": pa.bool_()}
+        return values.cast(target[self.kind])
 
     def numbers(self, values: Any) -> NDArray[np.float64]:
-        """Values as float64, null as NaN."""
-        import pyarrow as pa
-
-        found: NDArray[np.float64] = self.typed(values).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        return found
+        """Convert values to float64, null to NaN."""
+        return self.typed(values).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
     def whole(self, values: Any) -> NDArray[Any]:
-        """Values as NumPy has them, integers exact; with a null among them, numbers as float64 and null as NaN."""
+        """Convert values to NumPy, integers exactly; numbers with a null among them to float64, null to NaN."""
         if values.null_count and self.kind != "string":
             return self.numbers(values)
-        found: NDArray[Any] = self.typed(values).to_numpy(zero_copy_only=False)
-        return found
+        return self.typed(values).to_numpy(zero_copy_only=False)
 
     def categories(self) -> list[str]:
-        """Sorted distinct strings; null is the empty one."""
-        if self.values is None or len({v or "" for v in self.values}) > MAX_CATEGORIES:
+        """Return the sorted distinct strings; null is the empty one."""
+        categories = sorted({v or "" for v in self.values})
+        if len(categories) > MAX_CATEGORIES:
             raise DataError(
                 f"{self.place} holds strings with more than {MAX_CATEGORIES} distinct values; "
                 f"leave it out with --drop {self.name}"
             )
-        return sorted({v or "" for v in self.values})
+        return categories
 
     def labels(self) -> Any:
-        """Sorted distinct class labels, as an Arrow array."""
-        import pyarrow as pa
-
+        """Return the sorted distinct class labels as an Arrow array."""
         if self.first_null >= 0:
             raise DataError(f"{self.place} has no class label in row {self.first_null}; leave the row out or mend it")
-        if self.values is None or len(self.values) > MAX_CLASSES:
+        if len(self.values) > MAX_CLASSES:
             raise DataError(f"{self.place} has more than {MAX_CLASSES} distinct labels; is it a number to regress on?")
-        values = pa.array(list(self.values), pa.string()) if self.text else pa.array(list(self.values))
-        found = sorted(set(self.typed(values).to_pylist()))
-        if self.kind == "float" and (odd := [v for v in found if not v.is_integer()]):
+        values = pa.array(list(self.values), pa.string() if self.text else None)
+        labels = sorted(set(self.typed(values).to_pylist()))
+        if self.kind == "float" and (odd := [v for v in labels if not v.is_integer()]):
             raise DataError(f"{self.place} holds {odd[0]}, which is no class label; expected whole numbers or strings")
-        return pa.array([int(v) for v in found] if self.kind == "float" else found)
+        return pa.array([int(v) for v in labels] if self.kind == "float" else labels)
 
     def codes(self, values: Any, labels: Any) -> NDArray[np.int32]:
-        """Position of each value among the labels."""
-        import pyarrow.compute as pc
-
-        found: NDArray[np.int32] = pc.index_in(self.typed(values).cast(labels.type), value_set=labels).to_numpy()
-        return found
+        """Return the position of each value among the labels."""
+        return pc.index_in(self.typed(values).cast(labels.type), value_set=labels).to_numpy()
 
     def expect(self, kinds: tuple[str, ...], use: str, remedy: str) -> None:
+        """Raise a `DataError` unless the column is of one of some kinds."""
         if self.kind not in kinds:
-            said = {"time": "dates or times", "nested": "lists, structures or bytes", "string": "strings"}
-            found = said.get(self.kind, "numbers")
-            raise DataError(f"{self.place} holds {found}, which cannot be {use}; turn it into numbers, or {remedy}")
+            names = {"time": "dates or times", "nested": "lists, structures or bytes", "string": "strings"}
+            held = names.get(self.kind, "numbers")
+            raise DataError(f"{self.place} holds {held}, which cannot be {use}; turn it into numbers, or {remedy}")
 
 
 def open_table(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
-    """A csv or parquet file as a `Source`: two passes over csv, one over parquet plus one over its strings.
+    """Open a csv or parquet file: a scan over csv, or over the strings of parquet, comes before the reading pass.
 
     Raises
     ------
@@ -152,14 +141,15 @@ def open_table(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
     for batch in batches(list(columns)):
         for name, column in columns.items():
             if column.text or column.kind == "string" or name in wanted.target:
-                column.see(batch[name], rows)
+                column.scan(batch[name], rows)
         rows += batch.num_rows
-    return _source(path, wanted, columns, rows, lambda: batches(list(columns)))
+    return _raw_table(path, wanted, columns, rows, lambda: batches(list(columns)))
 
 
-def _source(
+def _raw_table(
     path: Path, wanted: Wanted, columns: dict[str, Column], rows: int, batches: Callable[[], Iterator[Any]]
 ) -> RawTable:
+    """Check scanned columns against their use, and describe the rows they make."""
     beside = {role: columns[name] for role, name in wanted.beside().items()}
     inputs = [c for n, c in columns.items() if n not in (*wanted.target, *wanted.beside().values())]
     targets = [columns[n] for n in wanted.target]
@@ -169,7 +159,7 @@ def _source(
         column.expect((*NUMBERS, "string"), "inputs", f"leave it out with --drop {column.name}")
     categories = {c.name: c.categories() for c in inputs if c.kind == "string"}
     names = [n for c in inputs for n in ([f"{c.name}={v}" for v in categories.get(c.name, ())] or [c.name])]
-    fields: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {"x": (np.dtype(np.float64), (len(names),))}
+    fields: Fields = {"x": (np.dtype(np.float64), (len(names),))}
     labels = None
     if len(targets) == 1 and (wanted.classes or targets[0].kind in ("string", "bool")):
         targets[0].expect((*NUMBERS, "string"), "class labels", "name another target")
@@ -197,57 +187,46 @@ def _source(
                     y = np.stack([c.numbers(part[c.name]) for c in targets], axis=1)
                     block["y"] = y if targets[1:] else y[:, 0]
                 for role, column in beside.items():
-                    values = column.numbers if role == "weight" else column.whole
-                    block[role] = values(part[column.name])
-                    if role in CODES:
-                        block[role] = CODES[role](block[role], column.place, at)
+                    values = part[column.name]
+                    code = CODES.get(role)
+                    block[role] = code(column.whole(values), column.place, at) if code else column.numbers(values)
                 at += part.num_rows
                 yield block
 
-    return RawTable(
-        rows,
-        fields,
-        blocks,
-        files={"source": path},
-        classes=() if labels is None else tuple(str(v) for v in labels.to_pylist()),
-        columns=tuple(names),
-        target_names=wanted.target,
-    )
+    classes = () if labels is None else tuple(map(str, labels.to_pylist()))
+    return RawTable(rows, fields, blocks, {"source": path}, classes, tuple(names), wanted.target)
 
 
 def _inputs(batch: Any, inputs: list[Column], categories: dict[str, list[str]], width: int) -> NDArray[np.float64]:
-    import pyarrow as pa
-
+    """Return the inputs (rows, width) of a batch: numbers, and one-hot codes of strings."""
     x, at = np.empty((batch.num_rows, width)), 0
     for column in inputs:
         values = batch[column.name]
-        if known := categories.get(column.name):
+        known = categories.get(column.name, ())
+        if known:
             codes = column.codes(values.fill_null(""), pa.array(known))
             x[:, at : at + len(known)] = codes[:, None] == np.arange(len(known))
         else:
             x[:, at] = column.numbers(values)
-        at += len(known) if known else 1
+        at += max(1, len(known))
     return x
 
 
 def _open_csv(path: Path) -> tuple[dict[str, tuple[str, ...]], Callable[[list[str]], Iterator[Any]]]:
-    """Columns, of kinds yet unknown, and a function that yields batches of text."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow import csv
+    """Return the columns, of kinds yet unknown, and a function that yields batches of text."""
 
-    def opened(types: dict[str, Any]) -> Any:
-        # one thread, so that an error names the row; newlines allowed, or a quoted one at a block's border misparses
+    def opened(column_types: dict[str, Any]) -> Any:
+        # one thread, so that an error names the row; newlines allowed, or a quoted one at a block's end is misparsed
         return csv.open_csv(
             path,
             csv.ReadOptions(use_threads=False, block_size=sources.BLOCK_BYTES // 2),
             csv.ParseOptions(newlines_in_values=True),
-            csv.ConvertOptions(column_types=types, strings_can_be_null=True),
+            csv.ConvertOptions(column_types=column_types, strings_can_be_null=True),
         )
 
     with opened({}) as reader:
         names = _distinct(reader.schema.names, path)
-    numbered = [[str(i) for i in range(k, k + len(names))] for k in (0, 1)]  # as pandas names columns without names
+    numbered = [[str(i) for i in range(k, k + len(names))] for k in (0, 1)]  # pandas' names of unnamed columns
     if all(map(_is_number, names)) and names not in numbered:
         raise DataError(f"{path.name}: its first row is all numbers ({names[0]}, …); expected the names of the columns")
 
@@ -261,10 +240,7 @@ def _open_csv(path: Path) -> tuple[dict[str, tuple[str, ...]], Callable[[list[st
 
 
 def _open_parquet(path: Path) -> tuple[dict[str, tuple[str, ...]], Callable[[list[str]], Iterator[Any]]]:
-    """Columns with their kinds, and a function that yields batches; dictionaries are decoded to strings."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
+    """Return the columns with their kinds, and a function that yields batches, dictionaries decoded to strings."""
     with parquet.ParquetFile(path) as file:
         schema = file.schema_arrow
     _distinct(schema.names, path)
@@ -279,16 +255,14 @@ def _open_parquet(path: Path) -> tuple[dict[str, tuple[str, ...]], Callable[[lis
 
 
 def _decoded(values: Any) -> Any:
-    import pyarrow as pa
-
+    """Decode dictionaries, and cast any strings to Arrow's plain ones."""
     if pa.types.is_dictionary(values.type):
         return values.dictionary_decode().cast(pa.string())
     return values.cast(pa.string()) if _kind(values.type) == "string" else values
 
 
 def _kind(type: Any) -> str:
-    from pyarrow import types
-
+    """Return the kind of an Arrow type."""
     if types.is_dictionary(type) or types.is_string(type) or types.is_large_string(type) or types.is_string_view(type):
         return "string"
     if types.is_boolean(type):
@@ -301,10 +275,7 @@ def _kind(type: Any) -> str:
 
 
 def _can_be(values: Any, kind: str) -> bool:
-    """Whether each of some strings can be read as one kind of value."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+    """Return whether every string can be read as a kind of value."""
     if kind in PATTERNS:
         return bool(pc.all(pc.match_substring_regex(values, PATTERNS[kind]), min_count=0).as_py())
     with contextlib.suppress(pa.ArrowInvalid):
@@ -321,7 +292,7 @@ def _is_number(name: str) -> bool:
 
 
 def _distinct(names: list[str], path: Path) -> list[str]:
-    twice = [n for n in names if names.count(n) > 1]
-    if twice:
+    """Return names of columns, or raise a `DataError` if one occurs twice."""
+    if twice := [n for n in names if names.count(n) > 1]:
         raise DataError(f"{path.name} has several columns named '{twice[0]}'; give each its own name in the first row")
     return names

@@ -94,7 +94,7 @@ class Cut(Spec, frozen=True, tag=False):
     @property
     def reads(self) -> int:
         """How often the pass over the equations reads a partition."""
-        return self.folds if self.dataset.dealt else 1
+        return self.folds if self.dataset.fold_array else 1
 
     def parts(self, fold: int) -> range:
         """The partitions that hold rows of a fold: all, where rows are dealt to folds one by one.
@@ -102,7 +102,7 @@ class Cut(Spec, frozen=True, tag=False):
         Else partition p belongs to fold p mod folds, or to p·folds // partitions if folds are contiguous.
         """
         count = self.layout.partitions
-        if self.dataset.dealt:
+        if self.dataset.fold_array:
             return range(count)
         if self.job.plan.contiguous:
             return range(-(-fold * count // self.folds), -(-(fold + 1) * count // self.folds))
@@ -111,7 +111,7 @@ class Cut(Spec, frozen=True, tag=False):
     def folds_of(self, partition: int) -> NDArray[np.int64]:
         """The fold of each row of a partition, as the equations have it; reads at most the array that deals rows."""
         start, stop = self.layout.span(partition)
-        if self.dataset.dealt:
+        if self.dataset.fold_array:
             return self.dataset.folds(self.layout, start, stop, self.folds)
         return np.full(stop - start, next(k for k in range(self.folds) if partition in self.parts(k)))
 

@@ -161,7 +161,13 @@ def _penalties(p: Plan) -> int:
 
 def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
     """The same for a reader of 80 columns."""
-    by = f" by '{p.dataset.dealt}'" if p.dataset.dealt else " of consecutive rows" if p.job.plan.contiguous else ""
+    by = (
+        f" by '{p.dataset.fold_array}'"
+        if p.dataset.fold_array
+        else " of consecutive rows"
+        if p.job.plan.contiguous
+        else ""
+    )
     speed, here = f"{cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker", ""
     if isinstance(p.solver, PCG):
         operations = f"{cost['product_flops']:.2e} in a product with {p.columns} columns, {speed}"

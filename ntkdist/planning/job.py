@@ -127,13 +127,13 @@ class Job(Spec, frozen=True, tag=False):
                 f"both folds ({self.plan.folds}) and holdout ('{self.dataset.holdout}') are given; leave out folds: "
                 "the rows held out are scored once"
             )
-        if self.dataset.dealt and self.plan.contiguous:
+        if self.dataset.fold_array and self.plan.contiguous:
             raise SpecError(
-                f"contiguous deals partitions to folds, but '{self.dataset.dealt}' deals rows; give one of them"
+                f"contiguous deals partitions to folds, but '{self.dataset.fold_array}' deals rows; give one of them"
             )
-        if self.dataset.dealt and isinstance(self.solver, PCG):
+        if self.dataset.fold_array and isinstance(self.solver, PCG):
             raise SpecError(
-                f"solver PCG takes folds of whole partitions, but '{self.dataset.dealt}' deals rows; leave out "
+                f"solver PCG takes folds of whole partitions, but '{self.dataset.fold_array}' deals rows; leave out "
                 f"{'groups' if self.dataset.groups else 'holdout'}, or use a direct solver"
             )
 

@@ -112,7 +112,7 @@ class Plan(Cut, frozen=True, tag=False):
         # A thread maps a piece of the block, then multiplies it tile by tile.
         tile = 16 * backend.TILE * k if k else size * backend.TILE**2
         piece = max(tile, min(self.block_rows * mapped, max(PIECE_BYTES, self.features.piece_rows * mapped)))
-        copies = 3 + bool(self.dataset.dealt)  # of a partition; one more for the rows of a fold among them
+        copies = 3 + bool(self.dataset.fold_array)  # of a partition; one more for the rows of a fold among them
         longest = max(-(-len(self.parts(fold)) // self.tasks_of(fold)) for fold in range(self.folds))
         return (
             min(self.block_rows, longest * self._partition_rows) * row
@@ -229,7 +229,7 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
     layout, table, m = job.dataset.layout(), job.plan, job.features.n_components
     job.features.check_shape(layout.input_shape, job.dataset.store)
     folds = table.folds or (2 if job.dataset.holdout else 5)
-    if folds > layout.partitions and not job.dataset.dealt:
+    if folds > layout.partitions and not job.dataset.fold_array:
         raise SpecError(
             f"folds is {folds} but {job.dataset.store} has {layout.partitions} partitions; lower folds, or "
             "convert with fewer rows per partition"
@@ -259,7 +259,7 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
     # A shard of 4m rows makes handling its m² sums cheap beside making them (so do a few thousand where the sums are
     # products with some columns); two a fold let workers even out.
     shards = table.shards or max(2 * folds, min(layout.rows // (4 * m if direct else SHARD_ROWS), 1024))
-    most = layout.partitions * (folds if job.dataset.dealt else 1)
+    most = layout.partitions * (folds if job.dataset.fold_array else 1)
     return Plan(
         job=job,
         layout=layout,
@@ -278,7 +278,7 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
 def by_fold(p: Plan) -> tuple[Source, list[Shard]]:
     """Where the rows of a plan come from, and its tasks, the folds as groups."""
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
-    return source_of(p)._replace(folds=p.folds if p.dataset.dealt else 0), shards
+    return source_of(p)._replace(folds=p.folds if p.dataset.fold_array else 0), shards
 
 
 def source_of(p: Plan) -> Source:

@@ -135,7 +135,7 @@ def _resolved(job: Job, found: Resources, solver: AnySolver) -> Plan:
 def _others(p: Plan, found: Resources) -> Iterator[AnySolver]:
     if found.workers > 1 and not p.tile:
         yield TiledCholesky()
-    if not p.dataset.dealt:
+    if not p.dataset.fold_array:
         yield PCG()
 
 

@@ -15,8 +15,8 @@ from ntkdist.cluster.reduce import reduce_all
 from ntkdist.cluster.shards import Source
 from ntkdist.data import zarr_groups
 from ntkdist.data.dataset import FORMAT, Dataset, Rows
+from ntkdist.data.partitions import Content, partition_rows
 from ntkdist.data.scaling import Matching, Preprocess, Preprocessing
-from ntkdist.data.zarr_groups import Content
 from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.ridge import source_order
@@ -155,7 +155,7 @@ def featurize(
         preprocess = preprocess or Preprocess()
         pre, _ = scaling(preprocess, source, client, watch)
         ready = fitted(features, preprocess, source, pre, client, watch)
-        size = min(zarr_groups.partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
+        size = min(partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
         zarr_groups.create_array(place, "x", (layout.rows, m), dtype, size)
         for name, (shape, kind) in others.items():
             zarr_groups.create_array(place, name, shape, kind, size)

@@ -288,8 +288,8 @@ class DamagedOf:
         for start, stop in shard.spans:
             try:
                 self.dataset.read(self.layout, start, stop, labelled=self.labelled)
-                if self.dataset.dealt:
-                    self.dataset.column(self.layout, self.dataset.dealt, start, stop)
+                if self.dataset.fold_array:
+                    self.dataset.column(self.layout, self.dataset.fold_array, start, stop)
             except Damaged:
                 yield start, stop
 
@@ -305,7 +305,7 @@ def check_folds(p: Plan) -> None:
     DataError
         If one gets none.
     """
-    if not (name := p.dataset.dealt):
+    if not (name := p.dataset.fold_array):
         return
     seen: set[int] = set()
     for i in sorted(set(range(p.layout.partitions)) - set(p.skip or ())):

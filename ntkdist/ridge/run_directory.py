@@ -164,7 +164,7 @@ def report(
             "constant_columns": list(constant),
             "classes": list(passed.preprocessing.classes),
             "class_weight": list(passed.preprocessing.class_weight),
-            "folds": {"count": p.folds, "dealt_by": p.dataset.dealt, "contiguous": p.job.plan.contiguous},
+            "folds": {"count": p.folds, "dealt_by": p.dataset.fold_array, "contiguous": p.job.plan.contiguous},
             "fold_weights": passed.fold_weights,
         },
         "cv": None if cv is None else cv.to_dict(),

@@ -22,7 +22,7 @@ from ntkdist.cluster.reduce import reduce_all
 from ntkdist.cluster.shards import Part, Source
 from ntkdist.data import storage, zarr_groups
 from ntkdist.data.dataset import Dataset, Rows, Shard
-from ntkdist.data.zarr_groups import Content
+from ntkdist.data.partitions import Content, partition_rows
 
 RANGE_BYTES = 64 * 2**20
 Order = Literal["source", "shuffled", "dataset"]  # as rows lie in the source, to be sorted by `row`, or not known
@@ -65,7 +65,7 @@ def write(table: Table, source: Source, place: str, shuffled: bool, client: Clie
     """
     layout, record = source.layout, table.record
     rows, width = layout.rows, record.itemsize
-    size = min(zarr_groups.partition_rows(rows, (width,), np.uint8), layout.rows_per_partition)
+    size = min(partition_rows(rows, (width,), np.uint8), layout.rows_per_partition)
     for name in record.names or ():
         zarr_groups.create_array(place, name, (rows, *record[name].shape), record[name].base, size)
     if not shuffled:

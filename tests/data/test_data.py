@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ntkdist.data import zarr_groups
+from ntkdist.data import partitions, zarr_groups
 from ntkdist.data.dataset import FORMAT, Dataset, Layout
 from ntkdist.errors import DataError, SpecError, StoreError
 
@@ -59,7 +59,7 @@ dtypes = st.sampled_from(["u1", "f4", "f8"])
 @given(rows=st.integers(1, 10**9), shape=shapes, dtype=dtypes)
 def test_at_least_20_partitions_of_at_most_128_mib(rows: int, shape: tuple[int, ...], dtype: str) -> None:
     row_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    n = zarr_groups.partition_rows(rows, shape, dtype)
+    n = partitions.partition_rows(rows, shape, dtype)
     assert n >= 1
     assert -(-rows // n) >= min(20, rows)
     assert n == 1 or n * row_bytes <= 128 * 2**20
@@ -70,9 +70,9 @@ def test_at_least_20_partitions_of_at_most_128_mib(rows: int, shape: tuple[int, 
 def test_chunks_of_at_most_8_mib_whatever_the_width_of_an_array(
     rows: int, shape: tuple[int, ...], dtype: str, other: int
 ) -> None:
-    n = zarr_groups.partition_rows(rows, shape, dtype)
+    n = partitions.partition_rows(rows, shape, dtype)
     for widths, kind in ((shape, dtype), ((), "f8"), ((other,), "f4")):
-        k = zarr_groups.chunks_per_partition(n, widths, kind)
+        k = partitions.chunks_per_partition(n, widths, kind)
         nbytes = n // k * math.prod(widths) * np.dtype(kind).itemsize
         assert n % k == 0
         assert k == n or nbytes <= 8 * 2**20
@@ -81,18 +81,18 @@ def test_chunks_of_at_most_8_mib_whatever_the_width_of_an_array(
 
 @given(wanted=st.integers(1, 10**6), width=st.integers(1, 10**5))
 def test_wanted_partitions(wanted: int, width: int) -> None:
-    n = zarr_groups.partition_rows(10**6, (width,), "f4", wanted)
+    n = partitions.partition_rows(10**6, (width,), "f4", wanted)
     assert 15 / 16 * wanted < n <= wanted
-    assert n == wanted or wanted * width * 4 > zarr_groups.MAX_CHUNK_BYTES
+    assert n == wanted or wanted * width * 4 > partitions.MAX_CHUNK_BYTES
 
 
 def test_wanted_partitions_are_kept_where_one_chunk_suffices() -> None:
-    assert [zarr_groups.partition_rows(10**6, (10,), "f4", n) for n in (1, 997, 10_007)] == [1, 997, 10_007]
+    assert [partitions.partition_rows(10**6, (10,), "f4", n) for n in (1, 997, 10_007)] == [1, 997, 10_007]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 19, 20, 21, 39, 40, 1000])
 def test_layout_spans_cover_the_rows_once(tmp_path: Path, rows: int) -> None:
-    layout = Layout(rows, zarr_groups.partition_rows(rows, (3,), "f4"), (3,), "float32", "")
+    layout = Layout(rows, partitions.partition_rows(rows, (3,), "f4"), (3,), "float32", "")
     spans = [layout.span(i) for i in range(layout.partitions)]
     assert [a for start, stop in spans for a in range(start, stop)] == list(range(rows))
     assert all(start < stop for start, stop in spans)

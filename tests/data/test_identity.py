@@ -13,7 +13,7 @@ from converted import DIGITS, W, X, Y, convert
 from scipy import sparse
 
 import ntkdist as nd
-from ntkdist.data.zarr_groups import Content
+from ntkdist.data.partitions import Content
 from ntkdist.planning.job import job_digest
 from ntkdist.spec import digest
 

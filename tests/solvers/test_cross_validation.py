@@ -49,7 +49,7 @@ def assert_scores_are_those_of_refitting(
 
 def folds_of(plan: nd.Plan) -> NDArray[np.int64]:
     """The fold of every row, from reading each fold as the equations do; fails where a row is not in exactly one."""
-    source = Source(plan.dataset, plan.layout, 37, 1, folds=plan.folds if plan.dataset.dealt else 0)
+    source = Source(plan.dataset, plan.layout, 37, 1, folds=plan.folds if plan.dataset.fold_array else 0)
     found = np.full(plan.layout.rows, -1)
     for task in plan.tasks():
         for rows in blocks(source, [plan.layout.span(p) for p in task.partitions], Tally(), task.fold):

@@ -92,7 +92,7 @@ class FitOutcome(NamedTuple):
 
 def dealt(rows: Arrays | Dataset, found: FitOutcome) -> str:
     """Name of the array of a dataset that says which of several folds a row is in; empty if there is none."""
-    return rows.dealt if isinstance(rows, Dataset) and len(found.equations.folds) > 1 else ""
+    return rows.fold_array if isinstance(rows, Dataset) and len(found.equations.folds) > 1 else ""
 
 
 def learn(rows: Arrays | Dataset, task: FitSettings) -> FitOutcome:
