@@ -107,14 +107,14 @@ def submit(job: Job, out: str, *, scheduler: str = "", client: Client | None = N
         return out
     dataset = msgspec.structs.replace(job.dataset, store=storage.absolute(job.dataset.store))
     job = msgspec.structs.replace(job, dataset=dataset, cluster=None)
-    with connect(table, scheduler, client, leave=True) as cluster:
-        if cluster is None:
+    with connect(table, scheduler, client, leave=True) as client:
+        if client is None:
             raise ClusterError("There is no cluster to send the fit to; give --scheduler")
         with run_directory.open_run(out, job):
             storage.remove(storage.join(out, CANCEL))
             _write(out, Status("waiting"))
             key = f"ntkdist-driver-{job_digest(job)}-{uuid.uuid4().hex}"
-            leave_running(cluster, drive, encode(job), out, key=key, last=isinstance(table, Gateway) and not table.name)
+            leave_running(client, drive, encode(job), out, key=key, last=isinstance(table, Gateway) and not table.name)
     return out
 
 
