@@ -38,10 +38,10 @@ from ntkdist.report.compare import compare
 from ntkdist.report.comparison import Comparison
 from ntkdist.ridge.detach import attach, cancel, status, submit
 from ntkdist.ridge.fit import FitResult, fit, normal_equations
-from ntkdist.ridge.leave_one_out import leave_one_out
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.predict import evaluate, featurize, predict
 from ntkdist.ridge.prefix_curve import PrefixCurve, prefix_curve
+from ntkdist.ridge.residuals import leave_one_out
 from ntkdist.ridge.solve import solve
 from ntkdist.ridge.store import load, save
 from ntkdist.solvers import PCG, Cholesky, Eigh, TiledCholesky

@@ -1,8 +1,8 @@
-"""Fits that live on a cluster: sent there by one process, looked after from any other through the run directory alone.
+"""Detached fits: one process submits a fit to a cluster, and any process follows it through the run directory.
 
-The driver is a task like the others, but for a client of its own.  It keeps nothing: if its worker dies, the scheduler
-runs it again elsewhere, and it goes on from the checkpoint.  What it has to say stands in ``status.json`` of the run,
-and a file ``cancel`` beside it is all that it listens to.  A cluster that was started for it ends with it.
+The driver is a task with a client of its own.  It keeps no state: if its worker dies, the scheduler runs it again on
+another, and it continues from the checkpoint.  It writes its state to ``status.json`` in the run directory, and stops
+when a file ``cancel`` appears there.  A cluster that was started for the fit ends with it.
 """
 
 import threading
@@ -27,23 +27,23 @@ from ntkdist.ridge.fit import fit
 from ntkdist.spec import decode, encode
 
 STATUS, CANCEL = "status.json", "cancel"
-BEAT_SECONDS = 2.0  # between words of the driver
-SILENT_SECONDS = 60  # without one, after which somebody should look
+BEAT_SECONDS = 2.0  # between two writes of the status
+SILENT_SECONDS = 60  # without a write, after which the status warns
 
 
 class Status(msgspec.Struct, frozen=True):
-    """What is known of a run.
+    """The state of a detached run.
 
     Attributes
     ----------
     state : {"waiting", "running", "done", "failed", "cancelled"}
     phase : str
-        What it is at, with ``rows`` done ``of`` so many.
+        The pass that it is in, with ``rows`` done ``of`` all.
     workers : int
     beat : float
-        Seconds since 1970 when this was written.
+        Time of writing, in seconds since 1970.
     said : str
-        Why it failed.
+        The error of a failed run.
     """
 
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -56,11 +56,12 @@ class Status(msgspec.Struct, frozen=True):
 
     @property
     def over(self) -> bool:
+        """The end of the run, by success or not."""
         return self.state in ("done", "failed", "cancelled")
 
     @property
     def silent_seconds(self) -> float:
-        """Since the driver's last word; 0 where none is expected."""
+        """The time since the driver last wrote; 0 once the run is over."""
         return 0.0 if self.over else max(0.0, time.time() - self.beat)
 
     def __str__(self) -> str:
@@ -71,18 +72,18 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Cancelled(NtkdistError):
-    """Somebody asked for the end of a run."""
+    """A request to stop a run."""
 
 
 def submit(job: Job, out: str, *, scheduler: str = "", client: Client | None = None) -> str:
-    """Send a fit to a cluster that goes on without this process; returns the run directory, by which it is known.
+    """Submit a fit to a cluster that outlives this process; return the run directory, which identifies the run.
 
-    Where the job's table asks for a new cluster, that is started, has its workers, and ends with the run.
+    If the job's table asks for a new cluster, it is started, and ends with the run.
 
     Parameters
     ----------
     job : Job
-        Dataset and ``out`` must be places that every worker sees.
+        Dataset and ``out`` must be places that every worker can reach.
     out : str
     scheduler, client
         As in `fit`.
@@ -106,28 +107,28 @@ def submit(job: Job, out: str, *, scheduler: str = "", client: Client | None = N
         return out
     dataset = msgspec.structs.replace(job.dataset, store=storage.absolute(job.dataset.store))
     job = msgspec.structs.replace(job, dataset=dataset, cluster=None)
-    with connect(table, scheduler, client, leave=True) as found:
-        if found is None:
+    with connect(table, scheduler, client, leave=True) as client:
+        if client is None:
             raise ClusterError("There is no cluster to send the fit to; give --scheduler")
         with run_directory.open_run(out, job):
             storage.remove(storage.join(out, CANCEL))
             _write(out, Status("waiting"))
             key = f"ntkdist-driver-{job_digest(job)}-{uuid.uuid4().hex}"
-            leave_running(found, drive, encode(job), out, key=key, last=isinstance(table, Gateway) and not table.name)
+            leave_running(client, drive, encode(job), out, key=key, last=isinstance(table, Gateway) and not table.name)
     return out
 
 
 def drive(job: str, out: str) -> str:
-    """The task: fit, with words of how far it is; what went wrong is a word too, and no reason to try again."""
+    """Run the fit in a task and write its status; errors are not raised, so that Dask does not retry."""
     decoded: Job = decode(msgspec.json.decode(job), Job, "job")
-    with client_of_task() as client, _speaking(out, len(client.nthreads())) as watch:
+    with client_of_task() as client, _reporting(out, len(client.nthreads())) as watch:
         try:
             fit(decoded, out=out, client=client, watch=watch)
         except Cancelled:
             state, said = "cancelled", ""
         except NtkdistError as error:
             state, said = "failed", str(error)
-        except Exception as error:  # nobody else is there to say it
+        except Exception as error:  # the status is the only place where it is seen
             state, said = "failed", f"{type(error).__name__}: {error}"
         else:
             state, said = "done", ""
@@ -136,12 +137,12 @@ def drive(job: str, out: str) -> str:
 
 
 def status(run: str) -> Status:
-    """What is known of a detached run.
+    """Read the status of a detached run.
 
     Raises
     ------
     DataError
-        If it is none.
+        If there is no such run.
     """
     text = storage.read_text(storage.join(run, STATUS))
     if text is None:
@@ -152,40 +153,40 @@ def status(run: str) -> Status:
 
 
 def attach(run: str, watch: Watch | None = None, poll_seconds: float = 0.5) -> Status:
-    """Show the progress of a run until it is over; the run does not notice."""
-    at = status(run)
-    while not at.over:
-        if not at.phase:
+    """Show the progress of a run until it is over, and return its last status; the run is not affected."""
+    current = status(run)
+    while not current.over:
+        if not current.phase:
             time.sleep(poll_seconds)
-            at = status(run)
+            current = status(run)
             continue
-        phase, seen = at.phase, 0
-        with (watch or default_watch(at.workers))(phase, at.of) as done:
-            while at.phase == phase and not at.over:
-                done(at.rows - seen)
-                seen = at.rows
+        phase, shown = current.phase, 0
+        with (watch or default_watch(current.workers))(phase, current.of) as done:
+            while current.phase == phase and not current.over:
+                done(current.rows - shown)
+                shown = current.rows
                 time.sleep(poll_seconds)
-                at = status(run)
-            done(at.of - seen if at.phase == phase else 0)
-    return at
+                current = status(run)
+            done(current.of - shown if current.phase == phase else 0)
+    return current
 
 
 def cancel(run: str) -> None:
-    """Ask for the end of a run; its driver hears it with the next shard, and what was finished is kept.
+    """Stop a run: its driver ends when the next shard is done, and finished shards are kept.
 
     Raises
     ------
     DataError, StoreError
         If there is no run, or it is over.
     """
-    if (at := status(run)).over:
-        raise StoreError(f"{run} is over ({at}); there is nothing to cancel")
+    if (current := status(run)).over:
+        raise StoreError(f"{run} is over ({current}); there is nothing to cancel")
     storage.write_text(storage.join(run, CANCEL), "")
 
 
 @contextmanager
-def _speaking(out: str, workers: int) -> Iterator[Watch]:
-    """A watch whose words are written down every now and then, also while nothing happens, and that hears a cancel."""
+def _reporting(out: str, workers: int) -> Iterator[Watch]:
+    """Provide a watch whose progress a thread writes to the status every 2 s, and which stops the fit on a cancel."""
     now, over, cancelled = Status("running", workers=workers), threading.Event(), threading.Event()
 
     def beat() -> None:
@@ -209,14 +210,15 @@ def _speaking(out: str, workers: int) -> Iterator[Watch]:
 
         yield advance
 
-    speaker = threading.Thread(target=beat, name="ntkdist-status", daemon=True)
-    speaker.start()
+    thread = threading.Thread(target=beat, name="ntkdist-status", daemon=True)
+    thread.start()
     try:
         yield watch
     finally:
         over.set()
-        speaker.join()
+        thread.join()
 
 
-def _write(out: str, at: Status) -> None:
-    storage.write_text(storage.join(out, STATUS), encode(msgspec.structs.replace(at, beat=time.time())))
+def _write(out: str, current: Status) -> None:
+    """Write a status with the time of writing."""
+    storage.write_text(storage.join(out, STATUS), encode(msgspec.structs.replace(current, beat=time.time())))

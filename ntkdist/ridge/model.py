@@ -1,4 +1,4 @@
-"""What a fit leaves: a model that maps raw rows to predictions, and the equations it was solved from.
+"""The results of a fit: a model that maps raw rows to predictions, and the equations it was solved from.
 
 Legend: z features, m their number, t targets (or classes).
 """
@@ -22,8 +22,8 @@ from ntkdist.sums import NormalEquations
 
 F8 = NDArray[np.float64]
 BLOCK_BYTES = 64 * 2**20
-PIECES = 8  # that a block has, at least, so that all threads have some
-ROUNDING = 1e-5  # of what was there: as much may be missing where all is subtracted
+PIECES = 8  # fewest in a block, to occupy all threads
+ROUNDING = 1e-5  # relative error of a difference of sums, as where all rows are subtracted
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RidgeModel:
     dtype : str
         Of the features.
     factor : Factor, optional
-        What `std` needs, if it was kept: m² numbers.
+        Needed by `std`, if it was kept: m² numbers.
     """
 
     preprocessing: Preprocessing
@@ -57,7 +57,7 @@ class RidgeModel:
     def of_scaled(
         cls, preprocessing: Preprocessing, features: AnyMap, coef: F8, intercept: F8, alpha: F8, dtype: str
     ) -> "RidgeModel":
-        """The same from weights for scaled targets."""
+        """Return the model from weights for scaled targets."""
         scale, mean = preprocessing.y_scale, preprocessing.y_mean
         return cls(preprocessing, features, coef * scale, intercept * scale + mean, alpha, dtype)
 
@@ -67,12 +67,12 @@ class RidgeModel:
         return self.preprocessing.classes
 
     def __call__(self, x: NDArray[Any] | csr_array) -> F8:
-        """Predictions for raw rows.
+        """Predict for raw rows.
 
         Parameters
         ----------
         x : (n, *input_shape) array
-            Or a SciPy sparse one, if the features take sparse rows.
+            Or a SciPy sparse array, if the features take sparse rows.
 
         Returns
         -------
@@ -82,7 +82,7 @@ class RidgeModel:
         return out if self.classes or self.preprocessing.vector_target else out[:, 0]
 
     def scores(self, x: NDArray[Any] | csr_array) -> F8:
-        """Predictions with both axes, (n, t), block by block in bounded memory."""
+        """Predict with both axes, (n, t), block by block in bounded memory."""
         out = np.empty((x.shape[0], len(self.intercept)))
         for block, z in self._mapped(x):
             out[block] = z @ self.coef.astype(z.dtype)
@@ -93,16 +93,16 @@ class RidgeModel:
         return out
 
     def std(self, x: NDArray[Any] | csr_array, noise: bool = False) -> F8:
-        """Standard deviations of predictions, of the shape that calling gives: how far the function may be off.
+        """Return standard deviations of predictions, of the shape of the predictions.
 
-        Of the Bayesian linear model in feature space: s²·[1/Σw + (φ − z̄)ᵀ(G_c + alpha)⁻¹(φ − z̄)], s² the mean squared
-        error out of fold.
+        Their squares, of the Bayesian linear model in feature space: s²·[1/Σw + (φ − z̄)ᵀ(G_c + alpha)⁻¹(φ − z̄)], s²
+        the mean squared error out of fold.
 
         Parameters
         ----------
         x : as of calling
         noise : bool
-            Add s²: how far a target may be off.
+            Add s², for the deviation of a target instead of the function's.
 
         Raises
         ------
@@ -115,7 +115,7 @@ class RidgeModel:
         return out if self.classes or self.preprocessing.vector_target else out[:, 0]
 
     def spread(self, x: NDArray[Any] | csr_array) -> F8:
-        """The variance of predictions in units of s², (n,); times its weight, the leverage of a row learnt from."""
+        """Return the variance of predictions in units of s², (n,); times a row's weight, its leverage."""
         if self.factor is None:
             raise SpecError(
                 "the model has no factor; fit or solve with keep_factor, by `ntkdist.solve` or an estimator"
@@ -127,7 +127,7 @@ class RidgeModel:
         return out
 
     def _mapped(self, x: NDArray[Any] | csr_array) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """Features of rows, block by block in bounded memory."""
+        """Yield the features of rows, block by block in bounded memory."""
         shape, n = self.preprocessing.input_shape, x.shape[0]
         if isinstance(x, csr_array):
             row_bytes = self.features.sparse_row_bytes(shape, self.dtype, -(-x.nnz // max(n, 1)))
@@ -138,7 +138,7 @@ class RidgeModel:
             yield slice(i, i + rows), self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
 
     def predict(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Class names of raw rows, (n,), as integers if all names are; for regression the same as calling.
+        """Return class names of raw rows, (n,), as integers if all names are; or predictions of numbers.
 
         Parameters
         ----------
@@ -150,17 +150,17 @@ class RidgeModel:
 
 
 def class_labels(classes: tuple[str, ...]) -> NDArray[Any]:
-    """Class names as an array, of integers if that is what they spell."""
+    """Return class names as an array, of integers if all names spell one."""
     plain = all(name.lstrip("-").isdigit() and str(int(name)) == name for name in classes)
     return np.array([int(name) for name in classes] if plain else classes)
 
 
 @dataclass(frozen=True)
 class Equations:
-    """The sums of every fold, with what they are sums of: what a penalty is chosen from, without the data.
+    """The sums of every fold, with their map and scaling: enough to choose a penalty and solve, without the data.
 
-    Two of them add, or one is subtracted, fold by fold, if they have the same features, scaling and folds, and no
-    dataset is added or subtracted twice.
+    They add and subtract fold by fold if features, scaling and folds are the same, and no dataset is added or
+    subtracted twice.
 
     Attributes
     ----------
@@ -171,7 +171,7 @@ class Equations:
     scored : tuple of int, optional
         The folds whose error a penalty is chosen by; all if absent.
     moments : Moments, optional
-        Of the raw rows, whatever they were scaled by: inputs, then targets; equations saved before have none.
+        Of the raw rows, not the scaled ones: inputs, then targets; equations of older versions have none.
     datasets : dict of str to int
         How often the rows of each dataset, by its fingerprint, are in the sums: 1, or −1 if they were only subtracted.
     """
@@ -205,6 +205,7 @@ class Equations:
         return left
 
     def _combine(self, other: "Equations", sign: int) -> "Equations":
+        """Add or subtract, or refuse sums of another kind."""
         for what, mine, theirs in (
             ("features", self.features.digest(), other.features.digest()),
             ("scaling", self.preprocessing.digest(), other.preprocessing.digest()),
@@ -225,13 +226,7 @@ class Equations:
 
 
 def added(mine: dict[str, int], theirs: dict[str, int], sign: int = 1) -> dict[str, int]:
-    """Add, or with sign −1 subtract, how often rows are in two sums; see `Equations`.
-
-    Raises
-    ------
-    DataError
-        If rows would be added or subtracted twice.
-    """
+    """Add or subtract the counts of datasets in two sums, see `Equations`; refuse to take rows twice."""
     both = {name: mine.get(name, 0) + sign * theirs.get(name, 0) for name in mine | theirs}
     if twice := [name for name, count in both.items() if abs(count) > 1]:
         do = "add" if sign > 0 else "subtract"

@@ -1,6 +1,6 @@
-"""Error against the number of features, from one Gram: whether more features would help, without another pass.
+"""The error against the number of features, from one Gram: it shows whether more features would help.
 
-A map of independent draws holds smaller maps in its columns; their equations are some rows and columns of its own.
+A map of independent draws holds smaller maps in its columns; their equations are submatrices of its own.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ntkdist.solvers import Cholesky, Solver
 from ntkdist.solvers.cross_validation import CVResult, cross_validate
 
 F8 = NDArray[np.float64]
-HALVINGS = 4  # of the number of columns: together about a fifth of the work for all columns
+HALVINGS = 4  # sizes m/2 to m/16, which take about a fifth of the work of size m
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class PrefixCurve:
     Attributes
     ----------
     components : (s,) integer array
-        Columns, ascending; the last is the map itself.
+        Numbers of columns, ascending; the last is that of the map itself.
     results : tuple of CVResult
-        In target units, each with the penalty chosen anew.
+        In target units, each with its own penalty.
     """
 
     components: NDArray[np.int64]
@@ -46,12 +46,12 @@ class PrefixCurve:
 
     @property
     def band(self) -> F8:
-        """Standard error of ``rmse``, from folds, (s,); nan where one was scored."""
+        """Standard error of ``rmse`` over folds, (s,); nan where one fold was scored."""
         errors = np.array([cv.standard_error for cv in self.results])
         return np.divide(errors, 2 * np.sqrt(self.mse), out=np.zeros(len(errors)), where=self.mse > 0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain objects, for a report."""
+        """Return plain objects, for a report."""
         return {
             "m": self.components.tolist(),
             "rmse": self.rmse.tolist(),
@@ -68,35 +68,36 @@ def prefix_curve(
     per_target: bool = False,
     solver: Solver | None = None,
 ) -> PrefixCurve:
-    """Cross-validated error against the number of features, over prefixes of the map, scaled so that each is one.
+    """Compute the cross-validated error against the number of features, over prefixes of the map.
 
-    Every point equals fitting the smaller map of the same draws, with the same penalties to choose from.
+    A prefix is rescaled to be a map of its own: every point equals a fit of the smaller map with the same draws and the
+    same penalties to choose from.
 
     Parameters
     ----------
     equations : Equations
     cv : CVResult
-        Of these equations, in target units, as a fit returns it; its penalties are those chosen from.
+        Of these equations, in target units, as a fit returns it; its penalties are the grid.
     sizes : sequence of int, optional
-        Columns beside all; by default a half, a quarter, an eighth and a sixteenth of them, as far as those exist.
+        Numbers of columns beside all; by default m/2, m/4, m/8 and m/16, as far as those prefixes exist.
     per_target : bool
-        Whether penalties were chosen for every target.
+        Choose a penalty for each target.
     solver : Solver, optional
 
     Raises
     ------
     SpecError
-        If the map holds no smaller ones, or none of such a size.
+        If the map has no prefixes, or none of such a size.
     """
     features, shape = equations.features.spec, equations.preprocessing.input_shape
     m = features.n_components
-    found = {m: cv}
+    results = {m: cv}
     for k in [m >> i for i in range(1, HALVINGS + 1)] if sizes is None else sizes:
         try:
             columns, scale = features.prefix(int(k), shape)
         except SpecError:
-            if sizes is None and len(found) > 1:
-                break  # the exact columns alone are more
+            if sizes is None and len(results) > 1:
+                break  # fewer than the exact columns, which no prefix can drop
             raise
         if k < m:
             folds = [fold.subset(columns, scale) for fold in equations.folds]
@@ -109,13 +110,13 @@ def prefix_curve(
                 per_target=per_target,
                 scored=equations.scored,
             )
-            found[int(k)] = result.scaled(equations.preprocessing.y_scale)
-    components = sorted(found)
-    return PrefixCurve(np.array(components), tuple(found[k] for k in components))
+            results[int(k)] = result.scaled(equations.preprocessing.y_scale)
+    components = sorted(results)
+    return PrefixCurve(np.array(components), tuple(results[k] for k in components))
 
 
 def curve_of(equations: Equations, cv: CVResult | None, per_target: bool = False) -> dict[str, Any] | None:
-    """`prefix_curve` for a report, as plain objects; None where there is none to have."""
+    """Return `prefix_curve` as plain objects for a report; None without cross-validation or prefixes."""
     if cv is None:
         return None
     try:

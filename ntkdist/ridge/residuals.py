@@ -1,12 +1,18 @@
-"""Predictions for every row by the model of the other folds: what residuals, calibration and intervals are made from.
+"""Predictions of rows by models that have not seen them, for residuals, calibration and intervals.
 
-The models are solved from sums that exist; the predictions take one more pass over the data.
+By the model of the other folds, or by the model without the one row.  Each takes one more pass over the data; no sum is
+formed again.
+
+Legend: w weight, h as in `ntkdist.solvers.uncertainty`, so that wh is the leverage, ŷ the prediction; the prediction of
+the model without the row is y − (y − ŷ)/(1 − wh).
 """
 
 import functools
 import operator
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,30 +20,67 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from ntkdist.cluster import Client
+from ntkdist.cluster.connect import connect, resources
 from ntkdist.cluster.progress import Watch, default_watch
-from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, reduce
+from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, reduce, reduce_all
 from ntkdist.cluster.shards import Source
-from ntkdist.data.dataset import Rows, Shard
+from ntkdist.data.arrays import Arrays
+from ntkdist.data.dataset import Dataset, Rows, Shard
+from ntkdist.data.scaling import Matching
+from ntkdist.errors import SpecError
 from ntkdist.ridge.model import Equations, RidgeModel
-from ntkdist.ridge.rowwise import Rowwise
+from ntkdist.ridge.prepare import verified_source
 from ntkdist.ridge.solve import solve_at
 from ntkdist.solvers import AnySolver
 from ntkdist.solvers.cv_result import CVResult
 
 F8 = NDArray[np.float64]
-STEEPEST = 1e6  # of what scores are multiplied by; beyond, all probabilities are 0 or 1
+STEEPEST = 1e6  # largest factor of the scores; beyond it, all probabilities are 0 or 1
+FULL = 1 - 1e-9  # largest leverage: the prediction rests on the row alone
+Block = tuple[NDArray[np.int64], dict[str, NDArray[Any]]]
+
+
+class Rowwise:
+    """Arrays with one entry a row, and the places of the rows: a value with ``+``, kept in blocks until it is read.
+
+    Attributes
+    ----------
+    blocks : sequence of (places, values)
+        Each as `places` and `values`.
+    """
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks = tuple(blocks)
+
+    @classmethod
+    def of(cls, places: NDArray[np.int64], values: dict[str, NDArray[Any]]) -> "Rowwise":
+        """Wrap one block of rows: their places (n,), and arrays (n, ...) by name."""
+        return cls([(places, values)])
+
+    def __add__(self, other: "Rowwise") -> "Rowwise":
+        return Rowwise(self.blocks + other.blocks)
+
+    def in_order(self) -> "Rowwise":
+        """Return all rows as one block, by ascending place."""
+        order = np.argsort(places := self.places, kind="stable")
+        return Rowwise.of(places[order], {k: v[order] for k, v in self.values.items()})
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Positions of the rows in the data, (n,)."""
+        return np.concatenate([places for places, _ in self.blocks])
+
+    @property
+    def values(self) -> dict[str, NDArray[Any]]:
+        """Arrays (n, ...) by name."""
+        return {name: np.concatenate([values[name] for _, values in self.blocks]) for name in self.blocks[0][1]}
+
+    def __sizeof__(self) -> int:
+        return sum(places.nbytes + sum(v.nbytes for v in values.values()) for places, values in self.blocks)
 
 
 def fold_models(solver: AnySolver, equations: Equations, cv: CVResult) -> dict[int, RidgeModel]:
-    """The model of each scored fold, which has seen all rows but those of its fold: one factorisation each.
-
-    Parameters
-    ----------
-    solver : Solver
-    equations : Equations
-    cv : CVResult
-        As a fit returns it.
-    """
+    """Solve the model of each scored fold from the sums of the other folds: one factorisation each."""
     total, models = equations.total, {}
     for k in cv.scored:
         train = total - equations.folds[k]
@@ -55,24 +98,19 @@ def out_of_fold(
     client: Client | None = None,
     watch: Watch | None = None,
 ) -> Rowwise:
-    """One pass: for every row, by its place, ``y``, its ``weight`` and the ``prediction`` (n, t) of its fold's model.
+    """Predict every row by its fold's model, in one pass: ``y``, ``weight`` and ``prediction`` (n, t).
 
-    Parameters
-    ----------
-    source : Source
-    shards : sequence of Shard
-        The tasks that the equations came from, their groups the folds; see `by_fold`.
-    models : dict of int to RidgeModel
-        Of `fold_models`; rows of other folds are left out.
+    The shards are those of the equations, their groups the folds (`by_fold`); rows of folds without a model are left
+    out.
     """
     with (watch or default_watch())("out of fold", sum(shard.rows for shard in shards)) as done:
         parts = reduce(Pass(source, OutOfFold(models), shards, MAP_FAN_IN, done), client)
-    found: Rowwise = functools.reduce(operator.add, (part.total for part in parts))
-    return found.in_order()
+    rowwise: Rowwise = functools.reduce(operator.add, (part.total for part in parts))
+    return rowwise.in_order()
 
 
 def temperature(scores: F8, codes: NDArray[np.int64], weight: F8 | None = None) -> float:
-    """β > 0 for which softmax(β·scores) has the least log loss of the true classes: one number, so no rank changes.
+    """Return the β > 0 for which softmax(β·scores) has the least log loss of the true classes; no rank changes.
 
     Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", ICML 2017.
 
@@ -93,9 +131,57 @@ def temperature(scores: F8, codes: NDArray[np.int64], weight: F8 | None = None) 
     return float(np.exp(minimize_scalar(loss, bounds=(-bound, bound), method="bounded").x))
 
 
+def leave_one_out(
+    model: RidgeModel,
+    rows: Dataset | Arrays | str,
+    *,
+    client: Client | None = None,
+    scheduler: str = "",
+    watch: Watch | None = None,
+) -> Rowwise:
+    """Compute the leverage of each row that a model was fitted to, and the model's error without it, in one pass.
+
+    Exact for the ridge at its alpha and scaling: as if each row had been left out, and the others solved again.
+
+    Parameters
+    ----------
+    model : RidgeModel
+        With its factor; see ``keep_factor`` of `solve`.
+    rows : Dataset or str
+        The rows that it was fitted to; with ``damaged="skip"``, damaged partitions are skipped.
+
+    Returns
+    -------
+    Rowwise
+        By place: ``y`` (n, t), for classes one-hot; ``weight``; ``prediction`` (n, t); ``leverage`` (n,), between 0 and
+        1; and ``left_out`` (n, t), the prediction of the model without the row.  Residuals are ``y`` less either.
+
+    Raises
+    ------
+    SpecError
+        If the model has no factor.
+    """
+    dataset = Dataset(rows) if isinstance(rows, str) else rows
+    if model.factor is None:
+        raise SpecError("the model has no factor; solve its equations again with keep_factor=True")
+    in_memory = isinstance(dataset, Arrays) and not dataset.lazy  # other processes do not have these rows
+    with nullcontext() if in_memory else connect(None, scheduler, client) as client:
+        source = verified_source(Source(dataset, dataset.layout(), 0, 1), client, watch)
+        return left_out(model, source, client, watch)
+
+
+def left_out(model: RidgeModel, source: Source, client: Client | None, watch: Watch | None) -> Rowwise:
+    """Pass once over rows as `leave_one_out` does, less those that the source skips."""
+    layout = source.layout
+    source = source._replace(block_rows=max(1024, model.features.n_components), threads=resources(client).threads)
+    summand = LeftOut(model, model.preprocessing.match(layout, source.dataset.store))
+    rowwise: Rowwise = reduce_all(source, summand, layout.rows_per_partition, client, "leave one out", watch).total
+    return rowwise.in_order()
+
+
 @dataclass(frozen=True)
 class OutOfFold:
-    """Predictions by the model of each group's own."""
+    """A summand of each fold: predictions by its model."""
 
     models: dict[int, RidgeModel]
 
@@ -105,7 +191,7 @@ class OutOfFold:
 
 @dataclass(frozen=True)
 class PredictionsOf:
-    """Predictions of one model beside the targets; of no row unless ``wanted``."""
+    """A summand of predictions by one model, beside the targets; of no row unless ``wanted``."""
 
     model: RidgeModel
     wanted: bool = True
@@ -121,3 +207,27 @@ class PredictionsOf:
         assert rows.y is not None
         weight = np.ones(rows.n) if rows.weight is None else rows.weight
         return total + Rowwise.of(rows.places, {"y": rows.y, "weight": weight, "prediction": self.model.scores(rows.x)})
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A summand of predictions by the model with and without each row."""
+
+    model: RidgeModel
+    matching: Matching
+
+    def zero(self) -> Rowwise:
+        t = len(self.model.intercept)
+        values = {name: np.empty((0, t)) for name in ("y", "prediction", "left_out")}
+        return Rowwise.of(np.empty(0, np.int64), values | {name: np.empty(0) for name in ("weight", "leverage")})
+
+    def update(self, total: Rowwise, rows: Rows) -> Rowwise:
+        model, rows = self.model, self.matching(rows)
+        assert rows.y is not None
+        pre, weight = model.preprocessing, model.preprocessing.weights(rows)
+        y = pre.targets(rows.y) * pre.y_scale + pre.y_mean
+        w = np.ones(rows.n) if weight is None else weight
+        prediction, leverage = model.scores(rows.x), w * model.spread(rows.x)
+        left_out = y - (y - prediction) / (1 - np.minimum(leverage, FULL))[:, None]
+        values = {"y": y, "weight": w, "prediction": prediction, "leverage": leverage, "left_out": left_out}
+        return total + Rowwise.of(rows.places, values)

@@ -1,10 +1,10 @@
-"""Rows written in the order of the source: an external sort by the array ``row``, each row's place in the source.
+"""An external sort of rows into the order of their source, by the array ``row``: each row's place in the source.
 
-One pass over the data sorts each span of rows by it and writes the span to a scratch array; a second gathers each range
-of places from the sorted spans, of which it reads the chunks that hold them.
+The first pass sorts each span of rows and writes it to a scratch array.  The second gathers each range of places from
+the sorted spans; it reads the chunks that hold the range.
 
-Memory of a task: a span of records, then a range of 64 MiB of them twice.  Scratch: the size of the records, in the
-group itself, which is not there before it is whole.
+Memory of a task: a span of records, then two copies of a range of 64 MiB.  Scratch space: the size of the records,
+inside the group, which appears at its place when it is complete.
 """
 
 import uuid
@@ -25,25 +25,25 @@ from ntkdist.data.dataset import Dataset, Rows, Shard
 from ntkdist.data.partitions import Content, partition_rows
 
 RANGE_BYTES = 64 * 2**20
-Order = Literal["source", "shuffled", "dataset"]  # as rows lie in the source, to be sorted by `row`, or not known
-Sorted = tuple[int, NDArray[np.int64]]  # first row of a span, and where in it each range begins
+Order = Literal["source", "shuffled", "dataset"]  # in the source's order, to be sorted by `row`, or unknown
+Sorted = tuple[int, NDArray[np.int64]]  # first row of a span, and offsets in it at which the ranges begin
 
 
 class Table(Protocol):
-    """A value for every row: a record, whose fields become arrays."""
+    """A function from rows to records, whose fields become arrays."""
 
     @property
     def record(self) -> np.dtype[Any]:
-        """Names, types and shapes of the fields."""
+        """The names, types and shapes of the fields."""
 
     def __call__(self, rows: Rows) -> NDArray[Any]:
-        """Records (n,) of some rows."""
+        """Return the records (n,) of some rows."""
 
 
 def order_of(source: Source, client: Client | None, watch: Watch | None) -> Order:
     """Find the order of a dataset's rows by one pass over its array ``row``.
 
-    It is not known where there is none, or it is not a permutation of the rows, as of a part of another dataset.
+    It is "dataset" if there is no such array, or it is no permutation of the rows, as in a part of another dataset.
     """
     dataset, layout = source.dataset, source.layout
     assert isinstance(dataset, Dataset)
@@ -56,12 +56,9 @@ def order_of(source: Source, client: Client | None, watch: Watch | None) -> Orde
 
 
 def write(table: Table, source: Source, place: str, shuffled: bool, client: Client | None, watch: Watch | None) -> Part:
-    """Create an array for each field and write the records of all rows, by ``row`` if shuffled, else as they lie.
+    """Create an array for each field and write all records; return their `Content`.
 
-    Returns
-    -------
-    Part
-        The `Content` of what was written, and what was counted of the rows.
+    With ``shuffled``, records are sorted by their field ``row``.
     """
     layout, record = source.layout, table.record
     rows, width = layout.rows, record.itemsize
@@ -71,7 +68,7 @@ def write(table: Table, source: Source, place: str, shuffled: bool, client: Clie
     if not shuffled:
         return reduce_all(source, Written(table, place), size, client, "predict", watch)
     span = size * max(1, RANGE_BYTES // (size * width))
-    scratch = f"unsorted-{uuid.uuid4().hex}"  # which names its content, too, for readers that keep arrays open
+    scratch = f"unsorted-{uuid.uuid4().hex}"  # unique, as readers keep arrays open by name
     zarr_groups.create_array(place, scratch, (rows, width), np.uint8, size, chunks=-(-rows // span))
     ranges = np.arange(0, rows + span, span)
     sorted_spans = reduce_all(source, SortedSpans(table, place, scratch, ranges), size, client, "predict", watch)
@@ -83,7 +80,7 @@ def write(table: Table, source: Source, place: str, shuffled: bool, client: Clie
 
 @dataclass(frozen=True)
 class PlacesOf:
-    """Hashes of ``row`` less those of the rows' positions, 0 of a permutation, and how many rows are moved."""
+    """The sum of hashes of ``row`` less those of positions, 0 for a permutation, and the number of moved rows."""
 
     source: Source
 
@@ -91,19 +88,19 @@ class PlacesOf:
         return np.zeros(2, np.uint64)
 
     def blocks(self, shard: Shard, read: Iterator[Rows]) -> Iterator[Any]:
-        """Yield spans of the one array, in place of what would be read."""
+        """Yield spans of the array ``row`` instead of rows."""
         for start, stop in shard.spans:
             yield column(self.source, "row", start, stop), np.arange(start, stop)
 
     def update(self, total: NDArray[np.uint64], span: Any) -> NDArray[np.uint64]:
-        row, at = span
-        names, theirs = (random.hashes(each, np.zeros(1, np.int64)) for each in (row, at))
-        return total + np.array([(names - theirs).sum(), np.count_nonzero(row != at)], np.uint64)
+        hashes, expected = (random.hashes(places, np.zeros(1, np.int64)) for places in span)
+        row, position = span
+        return total + np.array([(hashes - expected).sum(), np.count_nonzero(row != position)], np.uint64)
 
 
 @dataclass(frozen=True)
 class Written:
-    """Records written where their rows lie; the sum is the content."""
+    """A summand that writes records at their rows' positions; the sum is the content."""
 
     table: Table
     place: str
@@ -117,26 +114,26 @@ class Written:
 
 @dataclass(frozen=True)
 class SortedSpans:
-    """Records of each span, sorted by ``row`` and written to a scratch array; the sum says where the ranges lie."""
+    """A summand that writes each span's records, sorted by ``row``, to scratch; the sum lists where ranges begin."""
 
     table: Table
     place: str
     scratch: str
-    ranges: NDArray[np.int64]  # the first place of each, and one behind the last
+    ranges: NDArray[np.int64]  # first place of each range, and the end of the last
 
     def zero(self) -> tuple[Sorted, ...]:
         return ()
 
     def update(self, total: tuple[Sorted, ...], rows: Rows) -> tuple[Sorted, ...]:
-        found = self.table(rows)
-        found = found[np.argsort(found["row"])]
-        zarr_groups.write_rows(self.place, self.scratch, rows.start, found.view(np.uint8).reshape(len(found), -1))
-        return (*total, (rows.start, np.searchsorted(found["row"], self.ranges)))
+        records = self.table(rows)
+        records = records[np.argsort(records["row"])]
+        zarr_groups.write_rows(self.place, self.scratch, rows.start, records.view(np.uint8).reshape(len(records), -1))
+        return (*total, (rows.start, np.searchsorted(records["row"], self.ranges)))
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """Ranges of records, gathered from sorted spans and written; the sum is the content."""
+    """A summand that gathers ranges of records from sorted spans and writes them; the sum is the content."""
 
     place: str
     scratch: str
@@ -148,26 +145,27 @@ class Gathered:
         return Content()
 
     def blocks(self, shard: Shard, read: Iterator[Rows]) -> Iterator[Any]:
-        """Yield ranges, in place of what would be read."""
+        """Yield each range, with its first place, instead of rows."""
         for start, stop in shard.spans:
             out = np.empty(stop - start, self.record)
-            for found in self._pieces(start // self.span):
-                out[found["row"].astype(np.int64) - start] = found
+            for records in self._pieces(start // self.span):
+                out[records["row"].astype(np.int64) - start] = records
             yield start, out
 
     def _pieces(self, k: int) -> Iterator[NDArray[Any]]:
+        """Read the records of range k from each span that has some."""
         for first, begins in self.spans:
             start, stop = (first + int(each) for each in begins[k : k + 2])
             if start < stop:
-                found = zarr_groups.read_rows(self.place, self.scratch, start, stop, self.scratch)
-                yield np.ascontiguousarray(found).reshape(-1).view(self.record)
+                piece = zarr_groups.read_rows(self.place, self.scratch, start, stop, self.scratch)
+                yield np.ascontiguousarray(piece).reshape(-1).view(self.record)
 
-    def update(self, total: Content, found: Any) -> Content:
-        return total + write_fields(self.place, *found)
+    def update(self, total: Content, records: Any) -> Content:
+        return total + write_fields(self.place, *records)
 
 
 def write_fields(place: str, start: int, records: NDArray[Any]) -> Content:
-    """Write the fields of some records, an array each, and digest them."""
+    """Write the fields of some records, an array each, and return their digests."""
     content = Content()
     for name in records.dtype.names or ():
         content += zarr_groups.write_content(place, name, start, np.ascontiguousarray(records[name]))
@@ -175,6 +173,6 @@ def write_fields(place: str, start: int, records: NDArray[Any]) -> Content:
 
 
 def column(source: Source, name: str, start: int, stop: int) -> NDArray[Any]:
-    """Read some rows of one array of the dataset of a source."""
+    """Read some rows of one array of a source's dataset."""
     assert isinstance(source.dataset, Dataset)
     return source.dataset.column(source.layout, name, start, stop)

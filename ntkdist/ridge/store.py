@@ -1,9 +1,10 @@
-"""Saving and loading models and equations: Zarr groups of plain arrays and JSON, no pickle.
+"""Saved models and equations: Zarr groups of plain arrays and JSON, without pickle.
 
-A saved value holds the fingerprint of its feature map, φ of fixed probe rows, and is refused on loading where the
-installed software makes other features of the same spec.
+A saved value holds the fingerprint of its feature map, φ of fixed probe rows.  Loading refuses it where the installed
+software computes other features from the same spec.
 """
 
+import functools
 from typing import Any
 
 import msgspec
@@ -22,16 +23,17 @@ from ntkdist.spec import decode, versions
 from ntkdist.sums import NormalEquations
 
 MODEL, EQUATIONS = "ntkdist.model", "ntkdist.equations"
-VERSION = 2  # 1 had no range of inputs, no moments, and did not count rounding
-SUMS = ("triangle", "cross", "inner", "rounding")  # of a fold, `NormalEquations.arrays`
+VERSION = 2  # version 1 had no range of inputs, no moments and no count of rounding
+SUMS = ("triangle", "cross", "inner", "rounding")  # arrays of a fold, see `NormalEquations.arrays`
+PLAIN = ("input_shape", "classes", "columns", "target_names", "vector_target", "constant", "class_weight")
 SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
 RANGE = ("x_low", "x_high")
 PROBES, PROBE_ROLE = 8, 1000
-TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # of the norm of a probe's features
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # relative to the norm of a probe's features
 
 
 def save(value: RidgeModel | Equations, url: str) -> None:
-    """Write a model or equations to a new Zarr group, whole or not at all.
+    """Write a model or equations to a new Zarr group, which appears when it is complete.
 
     Parameters
     ----------
@@ -49,15 +51,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
         "features": msgspec.to_builtins(value.features.spec),
         "learnt": sorted(value.features.arrays),
         "dtype": value.dtype,
-        "preprocessing": {
-            "input_shape": pre.input_shape,
-            "classes": pre.classes,
-            "columns": pre.columns,
-            "target_names": pre.target_names,
-            "vector_target": pre.vector_target,
-            "constant": pre.constant,
-            "class_weight": pre.class_weight,
-        },
+        "preprocessing": {name: getattr(pre, name) for name in PLAIN},
         "versions": versions(),
     }
     arrays = {name: getattr(pre, name) for name in (*SCALES, *RANGE)}
@@ -92,14 +86,14 @@ def load(url: str) -> Any:
     Returns
     -------
     RidgeModel or Equations
-        Whichever was saved there.
+        As saved.
 
     Raises
     ------
     DataError
-        If nothing complete is there, or a chunk is missing or damaged.
+        If there is no complete group, or a chunk is missing or damaged.
     StoreError
-        If it was written by a newer version, or this machine's features differ from the saved ones.
+        If a newer version wrote it, or this machine computes other features than the saved ones.
     """
     kind, attrs = zarr_groups.read_attributes(url, (MODEL, EQUATIONS))
     if attrs["version"] > VERSION:
@@ -107,8 +101,7 @@ def load(url: str) -> Any:
             f"{url}: saved in format {attrs['version']}, this ntkdist reads up to {VERSION}; update ntkdist"
         )
 
-    def array(name: str) -> NDArray[Any]:
-        return zarr_groups.read_whole(url, name)
+    array = functools.partial(zarr_groups.read_whole, url)
 
     features: AnyMap = decode(attrs["features"], AnyFeatureMap, url)
     if attrs["learnt"]:
@@ -135,7 +128,7 @@ def load(url: str) -> Any:
 
 
 def fingerprint(features: AnyMap, input_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:
-    """φ of fixed probe rows, (8, m): what a map does, to be compared where it is used next."""
+    """Compute φ of fixed probe rows, (8, m), to compare a map with the one that was saved."""
     probes = random.normals((PROBES, *input_shape), 0, 0, PROBE_ROLE)
     return features(probes.astype(dtype)).astype(np.float64)
 
@@ -143,9 +136,10 @@ def fingerprint(features: AnyMap, input_shape: tuple[int, ...], dtype: str) -> N
 def _check_fingerprint(
     url: str, features: AnyMap, input_shape: tuple[int, ...], attrs: Any, saved: NDArray[Any]
 ) -> None:
-    here = fingerprint(features, input_shape, attrs["dtype"])
-    norms = np.linalg.norm(saved, axis=1)  # 0 where a map has learnt that there is nothing
-    apart = float(np.max(np.linalg.norm(here - saved, axis=1) / np.where(norms == 0, 1, norms)))
+    """Refuse features that differ from the saved ones by more than rounding."""
+    computed = fingerprint(features, input_shape, attrs["dtype"])
+    norms = np.linalg.norm(saved, axis=1)  # 0 for a fitted map that has no directions left
+    apart = float(np.max(np.linalg.norm(computed - saved, axis=1) / np.where(norms == 0, 1, norms)))
     if not apart <= TOLERANCE[attrs["dtype"]]:
         theirs, ours = attrs["versions"], versions()
         differ = ", ".join(f"{k} {theirs.get(k)} → {ours[k]}" for k in ours if ours[k] != theirs.get(k)) or "none"

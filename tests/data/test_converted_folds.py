@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from command_line import FEATURES as FEATURES_TABLE
 from command_line import Command, columns, write_csv, write_job
+from folds import GROUPS
 from numpy.typing import NDArray
 from scipy.sparse import random_array, save_npz
-from test_folds import GROUPS
 
 import ntkdist as nd
 

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from folds import FEATURES, GROUPS, job_on
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
-from test_folds import FEATURES, GROUPS, job_on
 
 import ntkdist as nd
 from ntkdist.report.baselines import ExactRidge

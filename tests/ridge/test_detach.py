@@ -1,4 +1,4 @@
-"""Fits left to a cluster: looked after by processes that did not start them, through the run directory alone."""
+"""Detached fits: followed by processes that did not submit them, through the run directory."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Of the scheduler of a cluster of two worker processes, to which nothing here is connected."""
+    """Start a cluster of two worker processes without a client here, and yield its scheduler's address."""
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         yield cluster.scheduler_address
 
@@ -35,9 +35,9 @@ def job_of(make_dataset: MakeDataset, m: int, shards: int, wrong: bool = False) 
 
 
 def same_sums(run: str, other: str) -> None:
-    """The sums have the same bits; what is solved from them depends on the threads of BLAS, by rounding."""
-    found, expected = (nd.load(f"{each}/equations.zarr") for each in (run, other))
-    for mine, theirs in zip(found.folds, expected.folds, strict=True):
+    """Assert sums of the same bits; the models differ by rounding, which depends on the threads of BLAS."""
+    detached, local = (nd.load(f"{each}/equations.zarr") for each in (run, other))
+    for mine, theirs in zip(detached.folds, local.folds, strict=True):
         np.testing.assert_array_equal(mine.gram, theirs.gram)
         np.testing.assert_array_equal(mine.rhs, theirs.rhs)
     x = np.random.default_rng(1).standard_normal((5, 8))
@@ -45,12 +45,12 @@ def same_sums(run: str, other: str) -> None:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    while not holds():  # the test's own limit of time ends this
+    while not holds():  # until the time limit of the test
         time.sleep(0.05)
 
 
-def test_the_same_sums_as_at_home(command: Command, make_dataset: MakeDataset, address: str) -> None:
-    """Submitted, left, looked at and attached to by a process each; a second submission finds it complete."""
+def test_a_detached_fit_has_the_sums_of_a_local_one(command: Command, make_dataset: MakeDataset, address: str) -> None:
+    """Submit, read the status and attach in a process each; a second submission finds the run complete."""
     job = job_of(make_dataset, 64, 10)
     sent = command("fit", job, "--scheduler", address, "--detach", "--out", "run")
     assert sent.exit_code == 0, sent.output
@@ -60,14 +60,14 @@ def test_the_same_sums_as_at_home(command: Command, make_dataset: MakeDataset, a
     assert attached.exit_code == 0, attached.output
     assert "cv_rmse" in attached.output
     assert command("status", "run").output == "done\n"
-    assert command("fit", job, "--out", "home").exit_code == 0
-    same_sums("run", "home")
+    assert command("fit", job, "--out", "local").exit_code == 0
+    same_sums("run", "local")
     assert command("fit", job, "--scheduler", address, "--detach", "--out", "run").exit_code == 0
     assert nd.status("run").state == "done"
     assert "nothing to cancel" in command("cancel", "run").output
 
 
-def test_a_failure_is_told_to_whoever_asks(command: Command, make_dataset: MakeDataset, address: str) -> None:
+def test_a_failure_is_in_the_status(command: Command, make_dataset: MakeDataset, address: str) -> None:
     job = job_of(make_dataset, 64, 10, wrong=True)
     assert command("fit", job, "--scheduler", address, "--detach", "--out", "run").exit_code == 0
     attached = command("attach", "run")
@@ -77,8 +77,8 @@ def test_a_failure_is_told_to_whoever_asks(command: Command, make_dataset: MakeD
     assert "row 1234" in attached.output
 
 
-def test_cancelled_it_keeps_what_was_finished(command: Command, make_dataset: MakeDataset, address: str) -> None:
-    """And the same fit, submitted again, goes on from there."""
+def test_a_cancelled_fit_keeps_finished_shards(command: Command, make_dataset: MakeDataset, address: str) -> None:
+    """The same fit, submitted again, continues from there."""
     job = job_of(make_dataset, 1024, 40)
     nd.submit(nd.Job.read(job), "run", scheduler=address)
     until(lambda: any(Path("run/checkpoint").glob("shard-*.zarr")))
@@ -105,12 +105,14 @@ def test_the_driver_moves_when_its_worker_dies(command: Command, make_dataset: M
             pid = client.run(os.getpid, workers=[where])[where]
             os.kill(pid, signal.SIGKILL)
         assert nd.attach("run").state == "done"
-    assert command("fit", job, "--out", "home").exit_code == 0
-    same_sums("run", "home")
+    assert command("fit", job, "--out", "local").exit_code == 0
+    same_sums("run", "local")
 
 
 @pytest.mark.parametrize("kind", ["local", "cuda", "slurm", "slurm-runner"])
-def test_what_would_end_with_this_command_is_refused(command: Command, make_dataset: MakeDataset, kind: str) -> None:
+def test_a_cluster_that_ends_with_the_command_is_refused(
+    command: Command, make_dataset: MakeDataset, kind: str
+) -> None:
     job = job_of(make_dataset, 64, 10)
     with open(job, "a") as file:
         file.write(f'[cluster]\ntype = "{kind}"\n')

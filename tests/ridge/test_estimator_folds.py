@@ -1,13 +1,13 @@
-"""Estimators on datasets whose rows are dealt to folds, and what they refuse instead of passing it over."""
+"""Estimators on datasets whose rows are dealt to folds, and arguments that they refuse instead of ignoring."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import MakeDataset
+from folds import scaled
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
-from test_folds import scaled
 
 import ntkdist as nd
 from ntkdist.cluster import connect
@@ -26,7 +26,7 @@ def xy(table: tuple[F8, F8]) -> tuple[F8, F8]:
 
 
 def refit(x: F8, y: F8, out: NDArray[np.bool_], alpha: float) -> F8:
-    """What the rows that are not ``out`` predict for those that are."""
+    """Predict the rows ``out`` by the ridge of the others."""
     z = PHI(scaled(x))
     return Ridge(alpha, solver="cholesky").fit(z[~out], y[~out]).predict(z[out])
 
@@ -86,10 +86,10 @@ def test_probabilities_are_calibrated_out_of_fold(dealt: Any, xy: Any, make_data
         fitted.partial_fit(x, labels)
 
 
-def test_where_equations_do_not_fit_an_estimator_refuses_at_once(
+def test_equations_beyond_the_memory_are_refused(
     xy: Any, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As it keeps them: `ntkdist.fit` takes conjugate gradients there, which form none."""
+    """Estimators keep equations; `ntkdist.fit` takes conjugate gradients there, which form none."""
     monkeypatch.setattr(connect, "MEMORY_LIMIT", 600 * 2**20)
     with pytest.raises(nd.PlanTooLarge, match=r"what fits here is solver PCG"):
         nd.NTKRidgeCV(nd.ZonalFeatures(4096)).fit(make_dataset(*xy))
@@ -97,7 +97,7 @@ def test_where_equations_do_not_fit_an_estimator_refuses_at_once(
         nd.NTKRidge(nd.ZonalFeatures(40_000)).fit(make_dataset(*xy, "other"))
 
 
-def test_what_would_be_passed_over_is_refused(xy: Any, make_dataset: MakeDataset) -> None:
+def test_arguments_are_refused_instead_of_ignored(xy: Any, make_dataset: MakeDataset) -> None:
     x, y = xy
     labels = np.where(y > np.median(y), "high", "low")
     place = make_dataset(x, (y > np.median(y)).astype(int), classes=True)

@@ -1,4 +1,4 @@
-"""The estimators are scikit-learn's: its own checks, its pipelines and searches, and equal to what they stand on."""
+"""Estimators: scikit-learn's checks, pipelines and searches, and equality with the fits that they call."""
 
 import warnings
 from pathlib import Path
@@ -60,7 +60,7 @@ def xy(table: tuple[F8, F8]) -> tuple[F8, F8]:
 
 
 def kinds(x: F8, y: F8, tmp_path: Path) -> dict[str, tuple[Any, Any]]:
-    """The same rows as everything that is accepted in place of an array."""
+    """Return the same rows in every kind that is accepted in place of an array."""
     frame, target = pd.DataFrame(x, columns=NAMES), pd.Series(y, name="y")
     z = zarr.create_array(str(tmp_path / "z.zarr"), data=x, chunks=(100, 5))
     return {
@@ -111,14 +111,14 @@ def test_a_dataset_by_its_place_is_fitted_as_fit_does(xy: tuple[F8, F8], make_da
 @pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame.reset_index is deprecated")  # as Dask uses it
 @pytest.mark.parametrize("place", ["{tmp_path}", "memory://{tmp_path}"])
 def test_frames_of_parquet_files(xy: tuple[F8, F8], tmp_path: Path, place: str) -> None:
-    """Of files of unequal length: Dask reads several at once where few of their columns are taken, as for y."""
+    """Files have unequal lengths; Dask reads several at once where few of their columns are taken, as for y."""
     x, y = xy
     place = place.format(tmp_path=tmp_path)
     frame = pd.DataFrame(x, columns=NAMES).assign(y=y, w=np.arange(600) % 3)
     for i, start in enumerate(range(0, 600, 130)):
         frame[start : start + 130].to_parquet(f"{place}/{i}.parquet", index=False)
     lazy = dd.read_parquet(place)
-    assert len(lazy["y"].optimize().divisions) < len(lazy.divisions)  # which is what Dask's own lengths stumble over
+    assert len(lazy["y"].optimize().divisions) < len(lazy.divisions)  # so that Dask counts the rows of other partitions
     plain = nd.NTKRidgeCV(SMALL, folds=3).fit(x, y, frame["w"])
     for target, weight in ((lazy["y"], lazy["w"]), (y, frame["w"])):
         fitted = nd.NTKRidgeCV(SMALL, folds=3).fit(lazy[NAMES], target, weight)
@@ -131,19 +131,19 @@ def test_frames_of_parquet_files(xy: tuple[F8, F8], tmp_path: Path, place: str) 
 
 
 def test_scores_are_weighted(xy: tuple[F8, F8], make_dataset: MakeDataset) -> None:
-    """Of arrays by ``sample_weight``, of a dataset by its own, which another fit has not seen."""
+    """Arrays are weighted by ``sample_weight``, a dataset by its own weights."""
     x, y = xy
     labels = np.where(y > np.median(y), 1, 0)
     weight = np.where(x[:, 0] > 0, 10.0, 0.1)
     ridge, classifier = nd.NTKRidge(SMALL).fit(x[:90], y[:90]), nd.NTKRidgeClassifier(SMALL).fit(x[:90], labels[:90])
     for fitted, target, metric, classes in ((ridge, y, r2_score, False), (classifier, labels, accuracy_score, True)):
-        right = metric(target, fitted.predict(x), sample_weight=weight)
-        assert abs(right - metric(target, fitted.predict(x))) > 0.01
+        expected = metric(target, fitted.predict(x), sample_weight=weight)
+        assert abs(expected - metric(target, fitted.predict(x))) > 0.01
         for some in (weight, pd.Series(weight), da.from_array(weight, chunks=200)):
-            assert fitted.score(x, target, some) == pytest.approx(right)
-        assert fitted.score(da.from_array(x, chunks=(150, 5)), target, sample_weight=weight) == pytest.approx(right)
+            assert fitted.score(x, target, some) == pytest.approx(expected)
+        assert fitted.score(da.from_array(x, chunks=(150, 5)), target, sample_weight=weight) == pytest.approx(expected)
         store = make_dataset(x, target, type(fitted).__name__, classes=classes, weights=weight)
-        assert fitted.score(nd.Dataset(store, weight="weight")) == pytest.approx(right)
+        assert fitted.score(nd.Dataset(store, weight="weight")) == pytest.approx(expected)
         assert fitted.score(store) == pytest.approx(fitted.score(x, target))
         with pytest.raises(ValueError, match="leave out y and sample_weight"):
             fitted.score(store, sample_weight=weight)
@@ -167,7 +167,7 @@ def test_predictions_for_dask_are_lazy_and_in_blocks(xy: tuple[F8, F8]) -> None:
 
 
 def test_lazy_blocks_share_what_was_fitted_as_the_result_of_one_task(xy: tuple[F8, F8], two_workers: Client) -> None:
-    """In the graph, as it is sent, its arrays are once; and the two schedulers give the same."""
+    """The graph that is sent holds the arrays once; two schedulers give the same results."""
     x, y = xy
     lazy = da.random.default_rng(0).standard_normal((600, 5), chunks=(50, 5))
     ridge = nd.NTKRidge(nd.ZonalFeatures(256), keep_factor=True).fit(x, y)
@@ -187,7 +187,7 @@ def test_lazy_blocks_share_what_was_fitted_as_the_result_of_one_task(xy: tuple[F
 
 
 def test_a_large_model_goes_to_the_cluster_once_and_not_with_every_graph(two_workers: Client) -> None:
-    """No graph draws Dask's warning of large ones, which is an error here; what two predictions share is held once."""
+    """Dask does not warn of large graphs (an error here); the model that two predictions share is held once."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1400, 3))
     lazy = da.from_array(x[:200], chunks=(50, 3))
@@ -198,11 +198,11 @@ def test_a_large_model_goes_to_the_cluster_once_and_not_with_every_graph(two_wor
         mean, std = fitted.predict(lazy, return_std=True)
         assert isinstance(mean, da.Array)
         held = [len(cloudpickle.dumps(dask.optimize(result)[0].dask)) for result in (mean, std)]
-        found = dask.compute(mean, std)
+        results = dask.compute(mean, std)
         again = fitted.predict(lazy)
         assert again.name == mean.name
     assert max(held) < 30_000 < 8 * 1200**2
-    for ours, here in zip(found, fitted.predict(x[:200], return_std=True), strict=True):
+    for ours, here in zip(results, fitted.predict(x[:200], return_std=True), strict=True):
         np.testing.assert_allclose(ours, here, rtol=1e-9)
 
 

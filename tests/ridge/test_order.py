@@ -1,4 +1,4 @@
-"""Predictions lie in the order of the source, whatever the order of the dataset; or the group says that they do not."""
+"""Predictions in the order of the source, whatever the order of the dataset; or a group that says "dataset"."""
 
 from pathlib import Path
 from typing import Any
@@ -29,17 +29,16 @@ def fitted(store: str) -> nd.RidgeModel:
     return nd.solve(result.equations, alphas=[1.0], keep_factor=True)[0]
 
 
-def said_order(place: Path) -> str:
-    found: str = read_attributes(str(place), ("ntkdist.predictions",))[1]["order"]
-    return found
+def saved_order(place: Path) -> str:
+    return str(read_attributes(str(place), ("ntkdist.predictions",))[1]["order"])
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("ranges", [1, 7])
-def test_of_numbers(
+def test_numbers_are_sorted(
     make_dataset: MakeDataset, table: Any, tmp_path: Path, two_workers: Any, monkeypatch: Any, ranges: int
 ) -> None:
-    """Of two targets with deviations, groups and holdout, in one range of places and in several, here and there."""
+    """Two targets with deviations, groups and holdout; one range of places and several; with and without a cluster."""
     x, y = table
     beside = {"groups": np.arange(900) // 7, "holdout": np.arange(900) % 3 == 0}
     store = make_dataset(x, y, shuffle_seed=0, **beside)
@@ -48,20 +47,20 @@ def test_of_numbers(
     for client in (None, two_workers):
         out = tmp_path / f"out-{client is None}"
         nd.predict(model, store, str(out), client=client)
-        found = {name: read_whole(str(out), name) for name in ("prediction", "std", "row", "groups", "holdout")}
-        np.testing.assert_allclose(found["prediction"], model(x), rtol=1e-9)
-        np.testing.assert_allclose(found["std"], model.std(x), rtol=1e-9)
-        np.testing.assert_array_equal(found["row"], np.arange(900))
-        np.testing.assert_array_equal(found["groups"], beside["groups"])
-        np.testing.assert_array_equal(found["holdout"], beside["holdout"])
-        assert said_order(out) == "source"
-        assert {path.name for path in out.iterdir()} == {*found, "zarr.json"}  # nothing of what was sorted is left
+        arrays = {name: read_whole(str(out), name) for name in ("prediction", "std", "row", "groups", "holdout")}
+        np.testing.assert_allclose(arrays["prediction"], model(x), rtol=1e-9)
+        np.testing.assert_allclose(arrays["std"], model.std(x), rtol=1e-9)
+        np.testing.assert_array_equal(arrays["row"], np.arange(900))
+        np.testing.assert_array_equal(arrays["groups"], beside["groups"])
+        np.testing.assert_array_equal(arrays["holdout"], beside["holdout"])
+        assert saved_order(out) == "source"
+        assert {path.name for path in out.iterdir()} == {*arrays, "zarr.json"}  # the scratch array is removed
     one, other = (read_attributes(str(tmp_path / f"out-{here}"), ("ntkdist.predictions",))[1] for here in (True, False))
     assert one["content"] == other["content"]
-    assert set(one["content"]) == set(found)
+    assert set(one["content"]) == set(arrays)
 
 
-def test_of_classes(make_dataset: MakeDataset, table: Any, tmp_path: Path) -> None:
+def test_classes_are_sorted(make_dataset: MakeDataset, table: Any, tmp_path: Path) -> None:
     x, names = table[0], np.array(["low", "high"])[(table[1][:, 0] > 101).astype(int)]
     store = make_dataset(x, names, shuffle_seed=3)
     model = fitted(store)
@@ -71,7 +70,7 @@ def test_of_classes(make_dataset: MakeDataset, table: Any, tmp_path: Path) -> No
     np.testing.assert_array_equal(np.array(model.classes)[codes], model.predict(x))
 
 
-def test_of_sparse_rows(tmp_path: Path) -> None:
+def test_sparse_rows_are_sorted(tmp_path: Path) -> None:
     x = sparse.random_array((90, 12), density=0.3, format="csr", rng=np.random.default_rng(0))
     y = np.asarray(x.sum(axis=1)).ravel()
     sparse.save_npz(tmp_path / "x.npz", x)
@@ -98,7 +97,7 @@ def test_without_places_in_a_source_rows_stay_as_they_are(
                 zarr_groups.write_rows(place, name, start, values[start : start + 3])
     nd.predict(model, str(tmp_path / "d"), str(tmp_path / "out"))
     np.testing.assert_allclose(read_whole(str(tmp_path / "out"), "prediction"), model(x), rtol=1e-9)
-    assert said_order(tmp_path / "out") == "dataset"
+    assert saved_order(tmp_path / "out") == "dataset"
 
 
 def test_rows_in_the_order_of_their_source_are_written_at_once(
@@ -109,11 +108,11 @@ def test_rows_in_the_order_of_their_source_are_written_at_once(
     monkeypatch.delattr(source_order, "SortedSpans")
     nd.predict(model, store, str(tmp_path / "out"))
     np.testing.assert_allclose(read_whole(str(tmp_path / "out"), "prediction"), model(table[0]), rtol=1e-9)
-    assert said_order(tmp_path / "out") == "source"
+    assert saved_order(tmp_path / "out") == "source"
 
 
 @pytest.mark.parametrize("damaged", ["error", "skip"])
-def test_what_fails_half_way_leaves_nothing_and_no_row_is_left_out(
+def test_a_damaged_chunk_fails_and_leaves_nothing(
     make_dataset: MakeDataset, table: Any, tmp_path: Path, damaged: Any
 ) -> None:
     store = make_dataset(*table, shuffle_seed=0, rows_per_partition=45)
@@ -127,9 +126,7 @@ def test_what_fails_half_way_leaves_nothing_and_no_row_is_left_out(
     assert tree(tmp_path) == before
 
 
-def test_what_fails_while_it_is_sorted_leaves_nothing(
-    make_dataset: MakeDataset, table: Any, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_a_failed_sort_leaves_nothing(make_dataset: MakeDataset, table: Any, tmp_path: Path, monkeypatch: Any) -> None:
     store = make_dataset(*table, shuffle_seed=0)
     model = fitted(store)
     before = tree(tmp_path)

@@ -1,4 +1,4 @@
-"""Smaller maps in the columns of a larger one, and the error against the number of features that one Gram gives."""
+"""Smaller maps in the columns of a larger one, and the error against the number of features, from one Gram."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from ntkdist.features import FeatureMap
 
 F8 = NDArray[np.float64]
 
-# Maps, the input dimension, and sizes at which the map of that many components is in them.
+# Maps, the input dimension, and sizes at which a prefix is the map of that many components.
 SAME = [
     (nd.RandomFourier(64, nd.Gaussian(2.0)), 5, (2, 8, 32, 64)),
     (nd.RandomFourier(65, nd.Laplace(2.0)), 5, (10, 64, 65)),
@@ -47,7 +47,7 @@ def test_a_prefix_is_the_smaller_map(phi: FeatureMap, d: int, sizes: tuple[int, 
 
 
 def test_a_zonal_prefix_keeps_what_is_exact() -> None:
-    """The mean of its kernel over seeds is the kernel, as that of the whole."""
+    """The mean of its kernel over seeds is that of the whole map."""
     x = np.random.default_rng(1).standard_normal((6, 3))
     phi = nd.ZonalFeatures(200, nd.NTK(1))
     columns, scale = phi.prefix(50, (3,))
@@ -62,7 +62,7 @@ def test_a_zonal_prefix_keeps_what_is_exact() -> None:
 
 
 @pytest.mark.parametrize("phi", NONE, ids=lambda phi: type(phi).__name__)
-def test_others_say_that_they_have_none(phi: FeatureMap) -> None:
+def test_maps_without_prefixes_refuse(phi: FeatureMap) -> None:
     with pytest.raises(nd.SpecError, match="fit again with fewer n_components"):
         phi.prefix(8, (5,))
 
@@ -85,7 +85,7 @@ def test_the_curve_is_that_of_refits(phi: FeatureMap, table: tuple[F8, F8], make
     for k, cv, error in zip(curve.components, curve.results, curve.rmse, strict=True):
         alone = fit(int(k)).cv
         assert alone is not None
-        asked = np.isin(cv.alphas, [0.01, 0.1, 1.0, 10.0])  # of those, and of others by which the grid grew at 64
+        asked = np.isin(cv.alphas, [0.01, 0.1, 1.0, 10.0])  # beside penalties by which the grid grew at 64
         np.testing.assert_allclose(cv.path[asked], alone.path[np.isin(alone.alphas, cv.alphas[asked])], rtol=1e-7)
         assert error == pytest.approx(cv.rmse)
         assert (curve.band > 0).all()

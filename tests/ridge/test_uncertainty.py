@@ -1,4 +1,4 @@
-"""Standard deviations, leverages, errors left out and intervals, against refits, scikit-learn and a dense process."""
+"""Standard deviations, leverages, leave-one-out errors and intervals, against refits and a dense Gaussian process."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def problem(n: int, seed: int = 0) -> tuple[F8, F8]:
 
 
 def process_std(k: F8, cross: F8, own: F8, alpha: float, s: float) -> F8:
-    """Standard deviations of a dense Gaussian process with kernel k·s²/alpha, a mean that is free and noise s².
+    """Compute standard deviations of a dense Gaussian process with kernel k·s²/alpha, a free mean and noise s².
 
     Rasmussen, Williams, "Gaussian processes for machine learning", section 2.7.
     """
@@ -96,7 +96,7 @@ def test_std_of_a_model_from_a_dataset_is_saved_and_written(
 
 
 def test_intervals_cover_what_they_promise() -> None:
-    """Errors of a law that is not normal: 90 % and 50 % of 4,000 rows that were not seen, to four standard errors."""
+    """The errors are not normal: 90 % and 50 % of 4,000 new rows, to four standard errors."""
     rng = np.random.default_rng(5)
     x = rng.standard_normal((6000, 3))
     y = np.abs(x[:, 0]) + rng.exponential(1.0, 6000) * np.sign(rng.standard_normal(6000))

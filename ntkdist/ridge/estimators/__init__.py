@@ -1,8 +1,8 @@
-"""The faces for people who live in scikit-learn: estimators over the same sums, maps and models as everything else.
+"""Estimators with the interface of scikit-learn, on the same sums, maps and models as `ntkdist.fit`.
 
-They take Dask's arrays and frames as dask-ml makes them, and work in its ``ParallelPostFit`` (extra ``ml``).  Of
-dask-ml 2025.1 these are broken, with any estimator: ``metrics.r2_score``, and so ``score`` of what wraps a regressor
-(use the estimator's own), ``metrics.log_loss``, ``HyperbandSearchCV`` and ``compose.ColumnTransformer``.
+They take Dask arrays and frames as dask-ml makes them, and work in its ``ParallelPostFit`` (extra ``ml``).  In dask-ml
+2025.1 these do not work with any estimator: ``metrics.r2_score``, and so ``score`` of wrapped regressors (use the
+estimator's own), ``metrics.log_loss``, ``HyperbandSearchCV`` and ``compose.ColumnTransformer``.
 """
 
 from ntkdist.ridge.estimators.classification import NTKRidgeClassifier

@@ -1,7 +1,7 @@
-"""What the estimators have in common: their map, and how something is made of every block of X, whatever X is."""
+"""The base classes of the estimators: one maps rows block by block, the other fits a ridge to them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -13,22 +13,31 @@ from ntkdist.cluster import progress
 from ntkdist.cluster.connect import as_delayed, resources
 from ntkdist.cluster.shards import Source, blocks
 from ntkdist.cluster.tally import Tally
+from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import InputError, SpecError
 from ntkdist.features import AnyFeatureMap, FeatureMap, ZonalFeatures
 from ntkdist.kernels import NTK
-from ntkdist.ridge.estimators.inputs import dataset, is_dataset, is_lazy, is_outside, new_rows
+from ntkdist.ridge.estimators.fitting import (
+    FitOutcome,
+    FitSettings,
+    choose_penalty,
+    fit_rows,
+    fold_array,
+    sum_equations,
+)
+from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.ridge.model import Equations
 from ntkdist.ridge.source_order import column, order_of
 
 DEFAULT = ZonalFeatures(512, NTK(depth=2, bias=1.0))
-ROWS = 4096  # of a Zarr array or a dataset, at a time
-Block = Callable[[Any], NDArray[Any]]  # rows → something of each
+BLOCK_ROWS = 4096  # of a Zarr array
+BlockFunction = Callable[[Any], NDArray[Any]]  # (n, *input_shape) → (n, ...)
 
 
 class KernelEstimator(BaseEstimator):
-    """An estimator that maps rows first."""
+    """An estimator that scales rows and maps them to features."""
 
     features: AnyFeatureMap | None
     inputs: Any
@@ -45,7 +54,7 @@ class KernelEstimator(BaseEstimator):
 
     @property
     def preprocess(self) -> Preprocess:
-        """How inputs are scaled and clipped."""
+        """The scaling and clipping of inputs."""
         return Preprocess(inputs=self.inputs, clip=self.clip)
 
     def __sklearn_tags__(self) -> Any:
@@ -53,14 +62,107 @@ class KernelEstimator(BaseEstimator):
         tags.input_tags.sparse = getattr(self.features, "takes_sparse", False)
         return tags
 
-    def _know(self, pre: Preprocessing) -> None:
-        """What scikit-learn wants to be known of the columns, of a dataset."""
+    def _set_columns(self, pre: Preprocessing) -> None:
+        """Set scikit-learn's attributes of the columns, from a dataset's."""
         self.n_features_in_ = pre.input_shape[0]
         if pre.columns:
             self.feature_names_in_ = np.array(pre.columns, object)
 
-    def _before(self, x: Any) -> Equations | None:
-        """The sums that those of rows x are to be added to; None if nothing was learnt before."""
+    def _map_rows(
+        self, x: Any, function: BlockFunction, columns: int, pre: Preprocessing, dtype: Any = np.float64
+    ) -> Any:
+        """Apply a function to blocks of rows; it returns (n, columns), or (n,) if ``columns`` is 0.
+
+        Lazily for Dask's rows; those of a dataset come in the order of its source.
+        """
+        check_is_fitted(self)
+        if is_dataset(x):
+            return _map_dataset(dataset(x, None), function, pre)
+        x = new_rows(self, x)
+        if is_lazy(x):
+            x = x.rechunk(dict.fromkeys(range(1, x.ndim), -1))
+            wide = (columns,) if columns else ()
+            return x.map_blocks(
+                _apply,
+                as_delayed(function),
+                dtype=dtype,
+                token="ntkdist",
+                chunks=(x.chunks[0], *((n,) for n in wide)),
+                drop_axis=list(range(1 + len(wide), x.ndim)),
+                meta=np.empty((0,) * (1 + len(wide)), dtype),
+            )
+        if is_outside(x):
+            starts = range(0, max(x.shape[0], 1), BLOCK_ROWS)
+            return np.concatenate([function(np.asarray(x[i : i + BLOCK_ROWS])) for i in starts])
+        return function(x)
+
+
+class RidgeEstimator(KernelEstimator):
+    """A ridge on the features of a kernel, fitted to rows or to the sums of earlier rows and new ones."""
+
+    keep_equations: bool
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Fit to rows; the result of earlier calls is dropped.
+
+        Parameters
+        ----------
+        X : (n, d) array or frame, or images (n, height, width, channels)
+            NumPy, pandas, polars, SciPy sparse (if the map takes it), Dask, a Zarr array; or the place of a dataset in
+            Zarr (str, path or `Dataset`), which holds its own targets, and is fitted as `ntkdist.fit` does.
+        y : (n,) or (n, t) array
+            Of a classifier (n,) labels: strings, integers or booleans.
+        sample_weight : (n,) array, optional
+            A row of weight k counts as k rows.
+        """
+        with as_value_errors():
+            rows: Arrays | Dataset
+            if is_dataset(X):
+                rows = dataset(X, y, sample_weight)
+                self._check_dataset(rows)
+            else:
+                rows = self._training_arrays(X, y, sample_weight)
+            return self._store(fit_rows(rows, self._settings()), rows, self.keep_equations)
+
+    def _partial_fit(self, X: Any, y: Any, sample_weight: Any, **labels: Any) -> Self:
+        """Add the sums of rows to those of earlier calls, and solve."""
+        before = self._previous_equations(X)
+        with as_value_errors():
+            rows = self._training_arrays(X, y, sample_weight, reset=before is None, **labels)
+            equations = sum_equations(rows, self._settings(), before)
+            outcome = choose_penalty(equations if before is None else before + equations, self._settings())
+            return self._store(outcome, rows, True)
+
+    def _settings(self) -> FitSettings:
+        """Return the settings of the fit, or refuse the estimator's parameters."""
+        raise NotImplementedError
+
+    def _check_dataset(self, rows: Dataset) -> None:
+        """Refuse a dataset whose targets are of another kind."""
+        raise NotImplementedError
+
+    def _training_arrays(self, X: Any, y: Any, weight: Any, *, reset: bool = True, **labels: Any) -> Arrays:
+        """Return validated rows; ``reset`` is false for rows that are added to others."""
+        raise NotImplementedError
+
+    def _set_results(self, outcome: FitOutcome, rows: Arrays | Dataset) -> None:
+        """Set the attributes of a fit beside the model and the sums."""
+        raise NotImplementedError
+
+    def _store(self, outcome: FitOutcome, rows: Arrays | Dataset, keep: bool) -> Self:
+        """Set all attributes of a fit."""
+        if isinstance(rows, Dataset):
+            self._set_columns(outcome.model.preprocessing)
+        self.model_, self.cv_, self._fold_array = outcome.model, outcome.cv, fold_array(rows, outcome)
+        self._set_results(outcome, rows)
+        if keep:
+            self.equations_ = outcome.equations
+        elif hasattr(self, "equations_"):
+            del self.equations_
+        return self
+
+    def _previous_equations(self, x: Any) -> Equations | None:
+        """Return the sums that those of rows x can be added to; None before the first call."""
         if is_dataset(x):
             raise InputError(
                 "X is the place of a dataset, but partial_fit adds rows of arrays; use fit, or add the sums of two "
@@ -71,9 +173,9 @@ class KernelEstimator(BaseEstimator):
             raise InputError("fit did not keep its sums, so none can be added; set keep_equations=True and fit again")
         if before is None:
             return None
-        if dealt := getattr(self, "_dealt", ""):
+        if name := getattr(self, "_fold_array", ""):
             raise InputError(
-                f"'{dealt}' of the dataset that was fitted to deals its rows to folds, and says nothing of rows of "
+                f"'{name}' of the dataset that was fitted to deals its rows to folds, and says nothing of rows of "
                 "arrays; fit to a dataset that has them all"
             )
         if before.features.spec != self.feature_map:
@@ -84,50 +186,20 @@ class KernelEstimator(BaseEstimator):
             )
         return before
 
-    def _each(self, x: Any, block: Block, columns: int, pre: Preprocessing, dtype: Any = np.float64) -> Any:
-        """Blocks of rows through a function; lazily and block by block if they are Dask's, those of a dataset in the
-        order of its source as `predict` has it.
 
-        Parameters
-        ----------
-        x : as `predict` takes
-        block : callable
-            (n, *input_shape) → (n, columns), or (n,) if ``columns`` is 0.
-        """
-        check_is_fitted(self)
-        if is_dataset(x):
-            return _of_dataset(dataset(x, None), block, pre)
-        x = new_rows(self, x)
-        if is_lazy(x):
-            x = x.rechunk(dict.fromkeys(range(1, x.ndim), -1))
-            wide = (columns,) if columns else ()
-            return x.map_blocks(
-                _through,
-                as_delayed(block),
-                dtype=dtype,
-                token="ntkdist",
-                chunks=(x.chunks[0], *((n,) for n in wide)),
-                drop_axis=list(range(1 + len(wide), x.ndim)),
-                meta=np.empty((0,) * (1 + len(wide)), dtype),
-            )
-        if is_outside(x):
-            starts = range(0, max(x.shape[0], 1), ROWS)
-            return np.concatenate([block(np.asarray(x[i : i + ROWS])) for i in starts])
-        return block(x)
+def _apply(x: Any, function: BlockFunction) -> NDArray[Any]:
+    """Call a function that comes as an argument, for Dask to compute it first."""
+    return function(x)
 
 
-def _through(x: Any, block: Block) -> NDArray[Any]:
-    return block(x)
-
-
-def _of_dataset(data: Dataset, block: Block, pre: Preprocessing) -> NDArray[Any]:
-    """Every row of a dataset through a function, in the order of its source; one that cannot be is an error."""
+def _map_dataset(data: Dataset, function: BlockFunction, pre: Preprocessing) -> NDArray[Any]:
+    """Apply a function to every row of a dataset, in the order of its source; refuse rows with NaN."""
     data = msgspec.structs.replace(data, nan="error")
     layout = data.layout(labelled=False)
     matching = pre.match(layout, data.store)
     source = Source(data, layout, 0, resources(None).threads, labelled=False)
     spans = [layout.span(i) for i in range(layout.partitions)]
-    out = np.concatenate([block(matching(rows).x) for rows in blocks(source, spans, Tally())])
+    out = np.concatenate([function(matching(rows).x) for rows in blocks(source, spans, Tally())])
     if order_of(source, None, progress.silent) != "shuffled":
         return out
     return out[np.argsort(column(source, "row", 0, layout.rows))]

@@ -1,8 +1,8 @@
-"""Classification by ridge regression of centred one-hot codes on kernel features, as scikit-learn has it."""
+"""Classification by ridge regression of centred one-hot codes on kernel features, with scikit-learn's interface."""
 
 import functools
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,28 +14,28 @@ from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset
 from ntkdist.errors import InputError
 from ntkdist.features import AnyFeatureMap
-from ntkdist.ridge.estimators.base import KernelEstimator
-from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, choose, dealt, learn, sums
-from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset, is_outside, training_rows
+from ntkdist.ridge.estimators.base import RidgeEstimator
+from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, as_grid
+from ntkdist.ridge.estimators.inputs import dataset, is_dataset, is_outside, training_rows
 from ntkdist.ridge.model import RidgeModel, class_labels
 from ntkdist.ridge.predict import evaluate
 from ntkdist.ridge.residuals import temperature
 
 
-class NTKRidgeClassifier(ClassifierMixin, KernelEstimator):
-    """The class of the largest score of a ridge on the features of a kernel, whose penalty cross-validation chooses.
+class NTKRidgeClassifier(ClassifierMixin, RidgeEstimator):
+    """A classifier by the largest score of a ridge on the features of a kernel; cross-validation chooses the penalty.
 
     Parameters
     ----------
     features, alphas, folds, inputs, clip, keep_equations
         As of `NTKRidgeCV`.
     class_weight : dict or "balanced", optional
-        What rows of a label weigh, beside weights of their own, 1 if it is not in the dict; balanced, all labels weigh
-        alike in the sum.
+        The weight of each label, by which the weights of its rows are multiplied; 1 for labels not in the dict.
+        Balanced, the rows of each label have the same total weight.
     calibrated : bool
-        Learn, by one more pass over X, how sharp probabilities have to be for the rows of a fold that the others
-        predict, which needs two folds or more, or of a dataset with a holdout for the rows held out; else
-        `predict_proba` gives scores that are clipped and made to sum to one.
+        Fit the temperature of probabilities to predictions out of fold (of the rows held out, for a dataset with a
+        holdout), by one more pass over X; needs two folds or more.  Else `predict_proba` returns scores that are
+        clipped and made to sum to one.
 
     Attributes
     ----------
@@ -45,6 +45,8 @@ class NTKRidgeClassifier(ClassifierMixin, KernelEstimator):
     temperature_ : float
         Probabilities are softmax(temperature_ · scores); nan if not calibrated.
     """
+
+    classes_: NDArray[Any]
 
     def __init__(
         self,
@@ -61,77 +63,54 @@ class NTKRidgeClassifier(ClassifierMixin, KernelEstimator):
         self.features, self.alphas, self.folds, self.class_weight = features, alphas, folds, class_weight
         self.calibrated, self.inputs, self.clip, self.keep_equations = calibrated, inputs, clip, keep_equations
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> "NTKRidgeClassifier":
-        """Fit to rows; what was learnt before is forgotten.
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> Self:
+        """Add rows to those of earlier calls: the sums are added, and the solution is that of all rows.
 
-        Parameters
-        ----------
-        X, sample_weight : as of `NTKRidge.fit`
-        y : (n,) array
-            Labels: strings, integers or booleans.
-        """
-        with as_value_errors():
-            rows: Arrays | Dataset
-            if is_dataset(X):
-                rows = dataset(X, y, sample_weight)
-                if not rows.layout().classes:
-                    raise InputError(f"{rows.store}: targets are no class labels; convert with classes=True")
-                if isinstance(self.class_weight, dict):
-                    raise InputError('class_weight is a dict; of a dataset by its place, it can be "balanced" or None')
-            else:
-                rows, self.classes_ = self._labelled(X, y, sample_weight, None)
-            found = learn(rows, self._task())
-            if isinstance(rows, Dataset):
-                self.classes_ = class_labels(found.model.classes)
-                self._know(found.model.preprocessing)
-            return self._take(found, rows, self.keep_equations)
-
-    def partial_fit(
-        self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None
-    ) -> "NTKRidgeClassifier":
-        """Add rows to those learnt from: their sums are added, and the solution is that of all rows.
-
-        The scaling, the range that X is clipped to, the class means and weights, and what the map learns if it does
-        are those of the first rows, and the temperature that of the last; warns if later rows lie outside that range.
+        The scaling, the range that X is clipped to, the class means and weights, and the fit of the map, if it needs
+        one, are those of the first rows, the temperature that of the last; warns if later rows lie outside that range.
 
         Parameters
         ----------
         X, y, sample_weight : as of `fit`
-            But no dataset; refused after one whose groups or holdout deal its rows to folds.
+            X is no dataset; refused after a dataset whose groups or holdout deal its rows to folds.
         classes : (k,) array, optional
-            All labels that will come, at the first call; by default those of its rows.  Later the same, or absent.
+            All labels of this and later calls, at the first; by default the labels of its rows.  Later the same, or
+            absent.
         """
-        before = self._before(X)
-        if before is not None and classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+        return self._partial_fit(X, y, sample_weight, classes=classes)
+
+    def _check_dataset(self, rows: Dataset) -> None:
+        if not rows.layout().classes:
+            raise InputError(f"{rows.store}: targets are no class labels; convert with classes=True")
+        if isinstance(self.class_weight, dict):
+            raise InputError('class_weight is a dict; of a dataset by its place, it can be "balanced" or None')
+
+    def _training_arrays(
+        self, X: Any, y: Any, weight: Any, *, reset: bool = True, classes: Any = None, **labels: Any
+    ) -> Arrays:
+        """Return rows with the codes of their labels, and set ``classes_``."""
+        if not reset and classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise InputError(
                 f"classes are {np.unique(classes)}, but {self.classes_} in the rows before; leave them out"
             )
-        with as_value_errors():
-            known = classes if before is None else self.classes_
-            rows, self.classes_ = self._labelled(X, y, sample_weight, known, reset=before is None)
-            new = sums(rows, self._task(), before)
-            found = choose(new if before is None else before + new, self._task())
-            return self._take(found, rows, True)
-
-    def _labelled(self, X: Any, y: Any, weight: Any, classes: Any, reset: bool = True) -> tuple[Arrays, NDArray[Any]]:
-        """Rows with the codes of their labels, and the labels."""
-        found = training_rows(self, X, y, weight, reset=reset, labels=True)
-        given = np.asarray(found.y)
-        labels = np.unique(given if classes is None else np.asarray(classes))
-        codes = np.minimum(np.searchsorted(labels, given), len(labels) - 1)
-        if (unknown := labels[codes] != given).any():
-            raise InputError(f"y holds the class {given[unknown][0]!r}, which is not among the classes {labels}")
-        if len(labels) < 2:
-            raise InputError(f"y holds one class, {labels[0]!r}; a classifier needs two or more")
+        rows = training_rows(self, X, y, weight, reset=reset, labels=True)
+        y = np.asarray(rows.y)
+        known = classes if reset else self.classes_
+        names = np.unique(y if known is None else np.asarray(known))
+        codes = np.minimum(np.searchsorted(names, y), len(names) - 1)
+        if (unknown := names[codes] != y).any():
+            raise InputError(f"y holds the class {y[unknown][0]!r}, which is not among the classes {names}")
+        if len(names) < 2:
+            raise InputError(f"y holds one class, {names[0]!r}; a classifier needs two or more")
         if isinstance(self.class_weight, dict):
-            self._check_weights(labels.tolist())
-            each = np.array([float(self.class_weight.get(label, 1)) for label in labels.tolist()])[codes]
-            found = replace(found, weight=each if found.weight is None else found.weight * each)
-        names = tuple(str(label) for label in labels)
-        return replace(found, y=codes.astype(np.min_scalar_type(len(labels))), classes=names), labels
+            self._check_weights(names.tolist())
+            weights = np.array([float(self.class_weight.get(name, 1)) for name in names.tolist()])[codes]
+            rows = replace(rows, weight=weights if rows.weight is None else rows.weight * weights)
+        self.classes_ = names
+        return replace(rows, y=codes.astype(np.min_scalar_type(len(names))), classes=tuple(str(name) for name in names))
 
     def _check_weights(self, labels: list[Any]) -> None:
-        """Refuse weights of labels that there are not where others have none: a name may be misspelt."""
+        """Refuse weights of unknown labels where known labels have none, for a name may be misspelt."""
         assert isinstance(self.class_weight, dict)
         unknown, missing = self.class_weight.keys() - set(labels), set(labels) - self.class_weight.keys()
         if unknown and missing:
@@ -140,7 +119,7 @@ class NTKRidgeClassifier(ClassifierMixin, KernelEstimator):
                 f"{min(map(repr, missing))}, which is; give the labels as they are in y"
             )
 
-    def _task(self) -> FitSettings:
+    def _settings(self) -> FitSettings:
         if not (self.class_weight is None or self.class_weight == "balanced" or isinstance(self.class_weight, dict)):
             raise InputError(f'class_weight is {self.class_weight!r}; expected a dict, "balanced" or None')
         if self.calibrated and self.folds == 1:
@@ -148,47 +127,40 @@ class NTKRidgeClassifier(ClassifierMixin, KernelEstimator):
                 "calibrated is True, but folds is 1, which leaves no rows that a model has not seen to calibrate "
                 "with; use more folds, or calibrated=False"
             )
-        alphas = self.alphas if isinstance(self.alphas, str) else tuple(float(a) for a in self.alphas)
-        return FitSettings(
-            self.feature_map, self.preprocess, alphas, self.folds, balanced=self.class_weight == "balanced"
-        )
+        balanced = self.class_weight == "balanced"
+        return FitSettings(self.feature_map, self.preprocess, as_grid(self.alphas), self.folds, balanced=balanced)
 
-    def _take(self, found: FitOutcome, rows: Arrays | Dataset, keep: bool) -> "NTKRidgeClassifier":
-        self.model_, self.cv_, self._dealt = found.model, found.cv, dealt(rows, found)
+    def _set_results(self, outcome: FitOutcome, rows: Arrays | Dataset) -> None:
+        if isinstance(rows, Dataset):
+            self.classes_ = class_labels(outcome.model.classes)
         self.temperature_ = float("nan")
         if self.calibrated:
-            seen = found.out_of_fold(rows, self.folds).values
-            self.temperature_ = temperature(seen["prediction"], seen["y"].astype(np.int64), seen["weight"])
-        if keep:
-            self.equations_ = found.equations
-        elif hasattr(self, "equations_"):
-            del self.equations_
-        return self
+            values = outcome.out_of_fold(rows, self.folds).values
+            self.temperature_ = temperature(values["prediction"], values["y"].astype(np.int64), values["weight"])
 
     def decision_function(self, X: Any) -> Any:
-        """Scores, (n, k); of two classes, that of the second over that of the first, (n,)."""
+        """Return scores, (n, k); for two classes, the second's less the first's, (n,)."""
         check_is_fitted(self)
         columns = 0 if len(self.classes_) == 2 else len(self.classes_)
-        return self._each(X, functools.partial(_scores, self.model_), columns, self.model_.preprocessing)
+        return self._map_rows(X, functools.partial(_scores, self.model_), columns, self.model_.preprocessing)
 
     def predict(self, X: Any) -> Any:
-        """Labels, (n,); of a Dask array, lazily and block by block."""
+        """Return labels, (n,); for a Dask array, lazily and block by block."""
         check_is_fitted(self)
         call = functools.partial(_labels, self.model_, self.classes_)
-        return self._each(X, call, 0, self.model_.preprocessing, self.classes_.dtype)
+        return self._map_rows(X, call, 0, self.model_.preprocessing, self.classes_.dtype)
 
     def predict_proba(self, X: Any) -> Any:
-        """Probabilities of the classes, (n, k), in the order of ``classes_``."""
+        """Return probabilities of the classes, (n, k), in the order of ``classes_``."""
         check_is_fitted(self)
         call = functools.partial(_probabilities, self.model_, self.temperature_)
-        return self._each(X, call, len(self.classes_), self.model_.preprocessing)
+        return self._map_rows(X, call, len(self.classes_), self.model_.preprocessing)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Share of right labels; of a dataset by its place, with one pass of `ntkdist.evaluate`."""
+        """Return the share of right labels; for the place of a dataset, with one pass of `ntkdist.evaluate`."""
         if is_dataset(X):
             return evaluate(self.model_, dataset(X, y, sample_weight))["accuracy"]
-        found: float = super().score(X, np.asarray(y) if is_outside(y) else y, sample_weight)
-        return found
+        return float(super().score(X, np.asarray(y) if is_outside(y) else y, sample_weight))
 
 
 def _scores(model: RidgeModel, x: Any) -> NDArray[np.float64]:
@@ -197,8 +169,7 @@ def _scores(model: RidgeModel, x: Any) -> NDArray[np.float64]:
 
 
 def _labels(model: RidgeModel, classes: NDArray[Any], x: Any) -> NDArray[Any]:
-    scores = model.scores(x)
-    return classes[scores.argmax(axis=1)]
+    return classes[model.scores(x).argmax(axis=1)]
 
 
 def _probabilities(model: RidgeModel, beta: float, x: Any) -> NDArray[np.float64]:

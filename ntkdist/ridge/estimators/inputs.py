@@ -1,4 +1,4 @@
-"""What estimators accept as X: arrays and frames in memory, those of Dask, Zarr arrays, and datasets by their place."""
+"""Kinds of X that estimators accept: arrays and frames in memory or of Dask, Zarr arrays, and places of datasets."""
 
 import os
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset
 from ntkdist.errors import DataError, InputError
 
-ABSENT = object()  # no y is expected
+ABSENT = object()  # in place of y, where none is expected
 
 
 def is_dataset(x: Any) -> bool:
-    """Whether x names a dataset in Zarr rather than being rows."""
+    """Return whether x names a dataset in Zarr, instead of being rows."""
     return isinstance(x, (str, os.PathLike, Dataset))
 
 
 def dataset(x: Any, y: Any, weight: Any = None) -> Dataset:
-    """The dataset that x names; its targets and weights are its own."""
+    """Return the dataset that x names; refuse targets and weights beside it."""
     if y is not None or weight is not None:
         raise InputError(
             "X is the place of a dataset, which holds its own targets and weights; leave out y and sample_weight, "
@@ -34,26 +34,21 @@ def dataset(x: Any, y: Any, weight: Any = None) -> Dataset:
 
 
 def is_lazy(x: Any) -> bool:
-    """Whether x is a collection of Dask's."""
+    """Return whether x is a Dask collection."""
     return hasattr(x, "__dask_graph__")
 
 
 def is_outside(x: Any) -> bool:
-    """Whether the rows of x are not in memory: of Dask, or a Zarr array."""
+    """Return whether the rows of x are not in memory: a Dask collection or a Zarr array."""
     return is_lazy(x) or type(x).__module__.split(".")[0] == "zarr"
 
 
 def training_rows(
     estimator: BaseEstimator, x: Any, y: Any = ABSENT, weight: Any = None, *, reset: bool = True, labels: bool = False
 ) -> Arrays:
-    """Rows to learn from; labels stay as they are.
+    """Validate training rows, and set scikit-learn's attributes of the columns, or compare them if ``reset`` is false.
 
-    Sets what scikit-learn wants to be known of the columns, or with ``reset`` false compares.
-
-    Raises
-    ------
-    ValueError or TypeError
-        From scikit-learn, or `InputError`.
+    Labels stay as they are.  Raises ValueError or TypeError of scikit-learn, or `InputError`.
     """
     y = np.asarray(y) if is_outside(y) and (labels or not is_outside(x)) else y
     if is_outside(x):
@@ -79,7 +74,7 @@ def training_rows(
 
 
 def new_rows(estimator: BaseEstimator, x: Any) -> Any:
-    """X to predict for or to transform, as a NumPy, sparse, Zarr or Dask array, compared with what was fitted on."""
+    """Validate new rows against those fitted to; return a NumPy, sparse, Zarr or Dask array."""
     if is_outside(x):
         return _outside(estimator, x, reset=False)[0]
     x = validate_data(estimator, x, reset=False, **_options(estimator))
@@ -88,7 +83,7 @@ def new_rows(estimator: BaseEstimator, x: Any) -> Any:
 
 @contextmanager
 def as_value_errors() -> Iterator[None]:
-    """Data errors of what is below as the ValueErrors that scikit-learn expects."""
+    """Raise data errors as the ValueErrors that scikit-learn expects."""
     try:
         yield
     except DataError as error:
@@ -96,6 +91,7 @@ def as_value_errors() -> Iterator[None]:
 
 
 def _options(estimator: Any) -> dict[str, Any]:
+    """Return the options of scikit-learn's validation of X."""
     return {
         "dtype": [np.float64, np.float32],
         "accept_sparse": "csr" if estimator.feature_map.takes_sparse else False,
@@ -104,7 +100,7 @@ def _options(estimator: Any) -> dict[str, Any]:
 
 
 def _outside(estimator: Any, x: Any, reset: bool, lengths: bool = False) -> tuple[Any, tuple[str, ...]]:
-    """Rows that are not in memory, with the names of their columns."""
+    """Validate rows that are not in memory; return them as an array, with the names of their columns."""
     names = tuple(str(c) for c in getattr(x, "columns", ()))
     if lengths:
         x = _with_lengths(x)
@@ -129,17 +125,16 @@ def _outside(estimator: Any, x: Any, reset: bool, lengths: bool = False) -> tupl
 
 
 def _with_lengths(x: Any) -> Any:
-    """A Dask frame as an array, and one whose numbers of rows are known, if need be by computing them.
+    """Convert a Dask frame to an array, and compute the numbers of rows of its chunks if they are unknown.
 
-    Those of the array, once it is one: Dask counts the rows of a frame by an expression of its own, which may have
-    other partitions, as few columns of parquet files do.
+    From the array, not the frame: Dask counts a frame's rows by another expression, whose partitions may differ.
     """
     x = x.to_dask_array() if hasattr(x, "to_dask_array") else x
     return x.compute_chunk_sizes() if is_lazy(x) and np.isnan(x.shape[0]) else x
 
 
 def _weights(weight: Any, rows: int) -> Any:
-    """Weights of rows (n,), of which those in memory are checked; those of others are when they are read."""
+    """Return weights of rows, (n,), checked if they are in memory; others are checked when they are read."""
     if weight is None or is_lazy(weight):
         return _with_lengths(weight)
     weight = np.asarray(weight, np.float64)

@@ -12,19 +12,19 @@ from ntkdist.data.dataset import Dataset
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.ridge.estimators.base import KernelEstimator
-from ntkdist.ridge.estimators.fitting import prepared
+from ntkdist.ridge.estimators.fitting import fit_map
 from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset, training_rows
 
 
 class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelEstimator):
-    """φ of scaled rows, with φ(x)·φ(y) ≈ k(x, y): a linear model on it is the kernel's.
+    """A transformer to φ of scaled rows, with φ(x)·φ(y) ≈ k(x, y): a linear model on it is one of the kernel.
 
     Parameters
     ----------
     features : FeatureMap, optional
         By default ``ZonalFeatures(512, NTK(depth=2, bias=1.0))``.
     inputs : {"auto", "columns", "channels", "none"}
-        How X is scaled first.
+        Scaling of X.
     clip : {"range", "none"}
         Clip new values to the range of every column of the X that was fitted to.
 
@@ -32,28 +32,28 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
     ----------
     preprocessing_ : Preprocessing
     features_ : FeatureMap or FittedMap
-        The map, with what it learnt from X if it is one that learns.
+        The map, fitted to X if it is one that needs a sample of rows.
     """
 
     def __init__(self, features: AnyFeatureMap | None = None, *, inputs: str = "auto", clip: str = "range") -> None:
         self.features, self.inputs, self.clip = features, inputs, clip
 
     def fit(self, X: Any, y: Any = None) -> "FeatureTransformer":
-        """Learn the scaling, and what the map learns if it does; y is ignored."""
+        """Fit the scaling, and the map if it needs a sample of rows; y is ignored.  X is as of `NTKRidge.fit`."""
         with as_value_errors():
             rows: Arrays | Dataset = dataset(X, None) if is_dataset(X) else training_rows(self, X).without_targets()
-            self.preprocessing_, self.features_ = prepared(rows, self.feature_map, self.preprocess)
+            self.preprocessing_, self.features_ = fit_map(rows, self.feature_map, self.preprocess)
         if isinstance(rows, Dataset):
-            self._know(self.preprocessing_)
+            self._set_columns(self.preprocessing_)
         self._n_features_out = self.features_.n_components
         return self
 
     def transform(self, X: Any) -> Any:
-        """Features, (n, n_components), in float32 for X of float32, else in float64; lazily if X is Dask's."""
+        """Return features, (n, n_components), in float32 for X of float32, else float64; lazily for Dask's X."""
         check_is_fitted(self)
         dtype = np.dtype(np.float32 if getattr(X, "dtype", None) == np.float32 else np.float64)
         call = _Features(self.preprocessing_, self.features_)
-        return self._each(X, call, self.features_.n_components, self.preprocessing_, dtype)
+        return self._map_rows(X, call, self.features_.n_components, self.preprocessing_, dtype)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -62,7 +62,7 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
 
 
 class _Features:
-    """φ of raw rows."""
+    """A function of raw rows: their features."""
 
     def __init__(self, preprocessing: Preprocessing, features: AnyMap) -> None:
         self.preprocessing, self.features = preprocessing, features
