@@ -201,7 +201,7 @@ def test_sums_are_those_of_the_cpu(dtype: str, weighted: bool, device: Any, monk
         weight = w[block] if weighted else None
         here.update(z[block], y[block], weight)
         there.update(gpu.to_device(z[block]), y[block], weight)
-    there = there.taken()
+    there = there.to_host()
     assert isinstance(there.gram, np.ndarray)
     assert_close(there, here, 1e-5 if dtype == "float32" else 1e-12)
     np.testing.assert_array_equal(there.yy, here.yy)

@@ -1,4 +1,4 @@
-"""A seeded sample of rows: the k of smallest key are a sum too."""
+"""A seeded sample of rows, as a sum: the k rows of smallest key."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from ntkdist.data.dataset import Rows
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.data.sparse import concatenate
 
-SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map
+SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of random streams, distinct from those of maps
 
-RowWeights = Callable[[NDArray[Any]], NDArray[np.float64]]  # (n, *input_shape) → (n,), how likely rows are drawn
+RowWeights = Callable[[NDArray[Any]], NDArray[np.float64]]  # (n, *input_shape) → (n,)
 
 
 class RowSample:
-    """The ``size`` rows of smallest key seen so far: a value with ``+``, the same for any cutting and order.
+    """The ``size`` rows of smallest key so far: a value with ``+``, independent of the order and the cut of the data.
 
-    With keys that are independent and uniform, a simple random sample without replacement; with −log(uniform)/weight,
-    one in which rows enter in proportion to their weights (Efraimidis, Spirakis, 2006).
+    Independent uniform keys give a simple random sample without replacement; keys −log(uniform)/weight give one in
+    which rows enter in proportion to their weights (Efraimidis, Spirakis, 2006).
 
     Attributes
     ----------
@@ -47,20 +47,20 @@ class RowSample:
 
 @dataclass(frozen=True)
 class SampleOf:
-    """A seeded sample of scaled rows; rows without weight never enter.
+    """A summand: a seeded `RowSample` of scaled rows; rows of weight 0 never enter.
 
     Attributes
     ----------
     size, seed : int
     preprocessing : Preprocessing
     weights : callable, optional
-        Rows enter in proportion to it.
+        Rows enter in proportion to its values.
     role : int
-        Of the random stream.
+        Names the random stream.
     by_weight : bool
-        Rows enter in proportion to what they weigh in the equations, too.
+        Rows enter in proportion to their weight in the equations, too.
     sparse : bool
-        Whether the rows are.
+        Whether the inputs are sparse.
     """
 
     size: int

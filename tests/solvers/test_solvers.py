@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
 from ntkdist.features import NTKRandomFeatures
 from ntkdist.ridge.fit import solve_at
-from ntkdist.solvers import PCG, Cholesky, Eigh, Solver, TiledCholesky, choose, cross_validation
+from ntkdist.solvers import PCG, Cholesky, Eigh, Solver, TiledCholesky, choose, cross_validation, grid
 from ntkdist.solvers.cross_validation import CVResult, cross_validate
 from ntkdist.sums import NormalEquations
 
@@ -126,7 +126,7 @@ def test_a_grid_of_which_rounding_can_tell_nothing_does_not_grow_for_ever(dtype:
     y = np.random.default_rng(4).standard_normal(N)
     folds = [NormalEquations.zeros(M, 1).update(Z[k == FOLD].astype(dtype), y[k == FOLD]) for k in range(K)]
     found = cross_validate(folds, Cholesky(), [1e2, 1e4])
-    assert 5 < len(found.alphas) < 2 + 3 * cross_validation.EXTENSIONS
+    assert 5 < len(found.alphas) < 2 + 3 * grid.EXTENSIONS
     assert found.chosen[0] == pytest.approx(found.path.min(), rel=1e-5)
 
 
@@ -159,7 +159,7 @@ def test_a_thin_grid_makes_the_same_choice_with_fewer_solutions(monkeypatch: pyt
     whole = cross_validate(FOLDS, Cholesky())
     assert len(whole.alphas) == 13
     assert whole.best[0] % 2 == (shift != 1)
-    monkeypatch.setattr(cross_validation, "THIN", M)
+    monkeypatch.setattr(grid, "THIN", M)
     thin = cross_validate(FOLDS, Cholesky())
     assert thin.alpha.tolist() == whole.alpha.tolist()
     tried = np.flatnonzero(np.isin(whole.alphas, thin.alphas))

@@ -16,7 +16,7 @@ from ntkdist.data.moments import Moments
 from ntkdist.features import NTKRandomFeatures
 from ntkdist.solvers import Cholesky
 from ntkdist.sums import Metrics, NormalEquations, TileSums
-from ntkdist.sums.equations import apart, evaluating
+from ntkdist.sums.rounding import difference_rounding, evaluation_rounding
 
 M, T, N = 7, 2, 60
 RNG = np.random.default_rng(0)
@@ -151,10 +151,11 @@ def test_rounding_of_losses_and_of_their_differences_is_bounded(dtype: str, nois
         error = y.astype(wide) - z.astype(wide) @ s.coef.astype(wide) - s.intercept
         losses.append(e.rounded_loss(s.coef, s.intercept))
         off.append((losses[-1].value - w.astype(wide) @ error**2).astype(float))
-    late = evaluating(e.m) / (evaluating(e.m) + e.rounding)
+    late = evaluation_rounding(e.m) / (evaluation_rounding(e.m) + e.rounding)
     ratios, pairs = [abs(a) / loss.rounding for a, loss in zip(off, losses, strict=True)], itertools.pairwise(range(5))
     for i, j in pairs:
-        bound = apart(losses[i].sketch, losses[j].sketch) + late * (losses[i].rounding + losses[j].rounding)
+        one, other = losses[i], losses[j]
+        bound = difference_rounding(one.sketch, other.sketch) + late * (one.rounding + other.rounding)
         ratios.append(abs(off[i] - off[j]) / bound)
     assert max(map(max, ratios)) <= 1
     assert np.median(ratios) > 0.005
