@@ -22,23 +22,12 @@ _constants: dict[tuple[Any, ...], Any] = {}  # on GPUs, by the number of the GPU
 
 
 class Gpu(NamedTuple):
-    """A GPU that a process computes on.
-
-    Attributes
-    ----------
-    name : str
-    bus : str
-        Its address in the machine, which identifies a GPU that several processes share.
-    free_bytes : int
-        Free memory; per task if several share the GPU.
-    tf32 : bool
-        Whether products of float32 are rounded to TF32, which keeps three digits.
-    """
+    """A GPU that a process computes on."""
 
     name: str
-    bus: str
-    free_bytes: int
-    tf32: bool
+    bus: str  # its address in the machine, which identifies a GPU that several processes share
+    free_bytes: int  # of memory; per task if several share the GPU
+    tf32: bool  # whether products of float32 are rounded to TF32, which keeps three digits
 
 
 def cupy() -> Any:

@@ -210,12 +210,8 @@ class LowRank:
     badly: with their median in place of all of them, alphas below it took 2 to 4 times fewer iterations (measured at
     m = 1,024, s = 256–1,024 of 6,000 rows, two data sets).
 
-    Parameters
-    ----------
-    sample : (s, m) float64 array
-        Centred features of s rows, overwritten.
-    whole : bool
-        Whether the sample is all rows, so that every eigenvalue is exact.
+    ``sample`` (s, m), centred features in float64, is overwritten; ``whole`` if it has all rows, so that every
+    eigenvalue is exact.
     """
 
     def __init__(self, sample: F8, whole: bool = False) -> None:

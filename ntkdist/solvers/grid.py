@@ -21,15 +21,8 @@ SINGLE = 1e-10  # relative rounding of sums above which they are of float32
 class Grid(abc.ABC):
     """A grid of penalties, with the error of each on each fold; subclasses compute the errors.
 
-    Parameters
-    ----------
-    folds : sequence of NormalEquations or CrossSums
-    scored : tuple of int
-        The folds whose errors count.
-    total : NormalEquations or CrossSums
-        The sum of all folds.
-    per_row : bool
-        Whether penalties are per unit of weight.
+    ``total`` is the sum of all ``folds``, ``scored`` are those whose errors count; with ``per_row``, penalties are per
+    unit of weight.
     """
 
     def __init__(

@@ -65,17 +65,10 @@ class TiledCholesky(Solver, frozen=True):
 
 
 def solve_tiles(tiles: dict[Place, Any], m: int, tile: int, alpha: float, call: Call) -> list[Any]:
-    """Solve (G + alpha) x = b; raises `NotPositiveDefinite` by the call that meets it.
+    """Solve (G + alpha) x = b; return xᵀ, (t, tile) each, of every run of columns.
 
-    Parameters
-    ----------
-    tiles : dict of place to array
-        The lower triangle of G, with both triangles of the tiles on the diagonal; in the last row bᵀ.
-
-    Returns
-    -------
-    list of array
-        xᵀ, (t, tile) each, of every run of columns.
+    ``tiles`` is the lower triangle of G, with both triangles of the tiles on the diagonal, and bᵀ in the last row.  The
+    call that meets it raises `NotPositiveDefinite`.
     """
     a, n = dict(tiles), runs(m, tile)
     for k in range(n):
@@ -94,19 +87,10 @@ def solve_tiles(tiles: dict[Place, Any], m: int, tile: int, alpha: float, call: 
 
 
 class Work(NamedTuple):
-    """The work of `solve_tiles` for n runs of columns of one length; an operation is that length cubed.
+    """The work of `solve_tiles` for n runs of columns of one length; an operation is that length cubed."""
 
-    Attributes
-    ----------
-    operations : float
-        On tiles of the Gram.
-    longest : float
-        Operations on the critical path.
-    calls : int
-    """
-
-    operations: float
-    longest: float
+    operations: float  # on tiles of the Gram
+    longest: float  # on the critical path
     calls: int
 
 

@@ -63,16 +63,7 @@ class TargetSums:
         The value is vᵀAv for A = Σ w [z 1 y]ᵀ[z 1 y] and v = (coef, intercept, −1): numbers of the size of yy that
         cancel.  Centred sums round by the same bound: their entries are added before the means are known.
 
-        Parameters
-        ----------
-        coef : (m, t) array
-        intercept : (t,) array
-        square : (t,) array
-            coefᵀG coef of each target.
-        squares : (m,) array
-            The diagonal of G.
-        rounding : float
-            Relative, of the entries of A; see `NormalEquations.rounding`.
+        ``square`` is coefᵀG coef (t,), ``squares`` the diagonal of G (m,), ``rounding`` that of A's entries.
         """
         yy = np.diagonal(self.yy)
         value = yy + square + 2 * intercept * (self.z_sum @ coef) + self.weight * intercept**2

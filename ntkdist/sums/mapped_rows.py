@@ -81,24 +81,13 @@ def row_bytes(m: int, t: int, dtype: str) -> int:
 
 @dataclass(frozen=True)
 class RowMapper:
-    """A map from rows as read to features and scaled targets, with a cache.
-
-    Attributes
-    ----------
-    features : FeatureMap
-    preprocessing : Preprocessing
-    dtype : str
-    run : str
-        Key of the cache: names everything that decides the mapped rows, except their positions.
-    limit : int
-        Bytes of mapped rows that a process may keep.
-    """
+    """A map from rows as read to features and scaled targets, with a cache."""
 
     features: Features
     preprocessing: Preprocessing
     dtype: str
-    run: str
-    limit: int
+    run: str  # key of the cache: names everything that decides the mapped rows, except their positions
+    limit: int  # bytes of mapped rows that a process may keep
 
     @property
     def row_bytes(self) -> int:

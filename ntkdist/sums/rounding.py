@@ -20,21 +20,11 @@ UNKNOWN = np.array([np.nan])  # rounding of sums saved by versions that did not 
 
 
 class Loss(NamedTuple):
-    """Σ w (y − ŷ)² of each target of a model, evaluated from sums.
+    """Σ w (y − ŷ)² of each target of a model, evaluated from sums."""
 
-    Attributes
-    ----------
-    value : (t,) array
-        May be negative by as much as its rounding.
-    rounding : (t,) array
-        Bound of the rounding of ``value``.
-    sketch : (SKETCH, t) array
-        Input of `difference_rounding`, for two losses over the same rows.
-    """
-
-    value: F8
-    rounding: F8
-    sketch: F8
+    value: F8  # (t,), may be negative by as much as its rounding
+    rounding: F8  # (t,), its bound
+    sketch: F8  # (SKETCH, t), input of `difference_rounding` for two losses over the same rows
 
     @classmethod
     def of(cls, value: F8, x: F8, rho: float) -> "Loss":

@@ -24,12 +24,7 @@ class RowSample:
     Independent uniform keys give a simple random sample without replacement; keys −log(uniform)/weight give one in
     which rows enter in proportion to their weights (Efraimidis, Spirakis, 2006).
 
-    Attributes
-    ----------
-    size : int
-    keys : (k,) float64 array
-        Ascending, k ≤ size; a row with an infinite key is never kept.
-    x : (k, *shape) array, or a sparse one (k, d)
+    ``keys`` (k,), k ≤ ``size``, ascend; rows of infinite key are never kept.  ``x`` is (k, *shape), or sparse (k, d).
     """
 
     def __init__(self, size: int, keys: NDArray[np.float64], x: NDArray[Any] | csr_array) -> None:
@@ -47,29 +42,15 @@ class RowSample:
 
 @dataclass(frozen=True)
 class SampleOf:
-    """A summand: a seeded `RowSample` of scaled rows; rows of weight 0 never enter.
-
-    Attributes
-    ----------
-    size, seed : int
-    preprocessing : Preprocessing
-    weights : callable, optional
-        Rows enter in proportion to its values.
-    role : int
-        Names the random stream.
-    by_weight : bool
-        Rows enter in proportion to their weight in the equations, too.
-    sparse : bool
-        Whether the inputs are sparse.
-    """
+    """A summand: a seeded `RowSample` of scaled rows; rows of weight 0 never enter."""
 
     size: int
     seed: int
     preprocessing: Preprocessing
-    weights: RowWeights | None = None
-    role: int = SAMPLE
-    by_weight: bool = False
-    sparse: bool = False
+    weights: RowWeights | None = None  # rows enter in proportion to its values
+    role: int = SAMPLE  # names the random stream
+    by_weight: bool = False  # rows enter in proportion to their weight in the equations, too
+    sparse: bool = False  # whether the inputs are sparse
 
     def zero(self) -> RowSample:
         shape = (0, *self.preprocessing.input_shape)

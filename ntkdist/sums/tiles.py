@@ -68,12 +68,7 @@ class TileSums:
 
     Float32 blocks are multiplied in float32 and added in float64, as in `NormalEquations`.  Only the lower triangle of
     a tile on the diagonal is valid.
-
-    Attributes
-    ----------
-    tiles : dict of place to array
-    rounding : float
-        Σ of `block_rounding` over blocks.
+    ``rounding`` is the sum of `block_rounding` over blocks.
     """
 
     def __init__(self, tiles: dict[Place, F8], rounding: float = 0.0) -> None:
