@@ -89,7 +89,7 @@ def test_memory_is_as_the_plan_says(
 def test_features_that_overflow_are_said(make_dataset: Any, device: Any) -> None:
     x = np.ones((40, 3))
     x[7] = 1e20
-    table, none = nd.PlanTable(folds=2, device="gpu"), nd.preprocess.Preprocess(inputs="none")
+    table, none = nd.PlanTable(folds=2, device="gpu"), nd.Preprocess(inputs="none")
     asked = nd.Job(nd.Dataset(make_dataset(x, x[:, 0])), nd.Linear(3), alphas=(1.0, 2.0), plan=table, preprocess=none)
     with pytest.raises(nd.DataError, match="Squares of features overflow in float32"), np.errstate(all="ignore"):
         nd.fit(asked)
