@@ -1,4 +1,4 @@
-"""The machine: threads, the symmetric rank-k update, what it can do at best, and memory.
+"""Threads and products of this process: the pool, BLAS's threads, the symmetric rank-k update and its peak rate.
 
 Work inside a task is cut into pieces of fixed size, each done by one thread with a BLAS of one thread.  So the bits of
 a result depend on neither the number of threads nor that of workers, and element-wise work uses all cores too.
@@ -34,17 +34,17 @@ R = TypeVar("R")
 TILE = 512  # columns of a tile of the Gram: large enough for the full rate of BLAS, small enough to balance threads
 NANNY_TRIM = "65536"  # distributed.nanny.pre-spawn-environ, as Dask ships it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_threads = 0  # of this process's tasks; 0: not set, BLAS has what it started with
+_threads = 0  # of this process's tasks; 0: not set, BLAS keeps its own number
 _pool: ThreadPoolExecutor | None = None
 _in_pool = threading.local()  # ``yes`` in the threads of a pool
-_changing = threading.RLock()  # held while what is below, or a number of threads, changes
-_runs = 0  # that are inside `own_threads`
-_before: tuple[int, ThreadPoolExecutor | None] = (0, None)  # _threads and _pool, as the first of them found them
-_threads_before: dict[str, tuple[Any, int]] = {}  # libraries with one number for the process, and that number, likewise
+_changing = threading.RLock()  # held while the variables below, or a number of threads, change
+_runs = 0  # number of runs inside `own_threads`
+_before: tuple[int, ThreadPoolExecutor | None] = (0, None)  # _threads and _pool before the first of these runs
+_threads_before: dict[str, tuple[Any, int]] = {}  # libraries with one number per process, and that number before
 
 
 def use_threads(count: int) -> None:
-    """Give the tasks of this process ``count`` threads and BLAS one; a cheap no-op when that is so already."""
+    """Give the tasks of this process ``count`` threads and BLAS one; a cheap no-op if they have them already."""
     global _threads, _pool
     if _threads != count:
         with _changing:
@@ -55,20 +55,20 @@ def use_threads(count: int) -> None:
 
 
 def _enter_pool() -> None:
-    """Mark a thread of a pool: it may not wait for the others, which may wait for it."""
+    """Mark a thread of a pool, which must not wait for the pool's other threads: they may wait for it."""
     _in_pool.yes = True
 
 
 def _limit_blas(count: int) -> None:
-    """Give BLAS a number of threads in the whole process, whichever of its threads asks."""
+    """Give BLAS a number of threads in the whole process, from any of its threads."""
     _set_threads((library, count) for library in _libraries().lib_controllers)
 
 
 def _set_threads(counts: Iterable[tuple[Any, int]]) -> None:
-    """Give each library its number of threads, and leave it to other threads of the process to change that.
+    """Set each library's number of threads, so that other threads of the process can change it later.
 
-    threadpoolctl (from 3.8) ignores all threads but the one that was first to change OpenBLAS, until that leaves a
-    limit of its own: so one is entered and left.
+    threadpoolctl (from 3.8) ignores all threads but the first that changed OpenBLAS, until that one leaves a limit: so
+    a limit is entered and left.
     """
     with _changing:
         for library, count in counts:
@@ -78,11 +78,10 @@ def _set_threads(counts: Iterable[tuple[Any, int]]) -> None:
 
 
 def _keep_heap() -> None:
-    """Have the allocator keep freed arrays of up to 32 MiB where Dask's nanny told it to give all back at once.
+    """Let the allocator keep freed arrays of up to 32 MiB where Dask's nanny set it to return all at once.
 
-    Each block's arrays would be mapped and zeroed anew: measured to take half of a pass at m = 512, a fifth at 2,048,
-    and to save no memory.  A nanny says it in the environment of every worker, over what was there, so it is not
-    changed there.
+    Each block's arrays would be mapped and zeroed again: measured to take half of a pass at m = 512, a fifth at 2,048,
+    and to save no memory.  The nanny overwrites the environment of every worker, so it cannot be changed there.
     """
     if os.environ.get("MALLOC_TRIM_THRESHOLD_") != NANNY_TRIM:
         return
@@ -96,22 +95,16 @@ def _keep_heap() -> None:
 
 @contextmanager
 def own_threads() -> Iterator[bool]:
-    """Give the process back the threads it had, once the last of the runs that are inside at once is over.
-
-    Yields
-    ------
-    bool
-        Whether no other run was inside.
-    """
+    """Restore the process's threads after the last of concurrent runs; yield whether no other run is inside."""
     global _runs, _before, _threads, _pool
     with _changing:
         alone, _runs = not _runs, _runs + 1
         if alone:
             _before = _threads, _pool
-        found = {library.filepath: (library, library.num_threads) for library in _libraries().lib_controllers}
-        own = {path: pair for path, pair in found.items() if not _of_process(pair[0])}
-        for path in found.keys() - own.keys():
-            _threads_before.setdefault(path, found[path])
+        counts = {library.filepath: (library, library.num_threads) for library in _libraries().lib_controllers}
+        own = {path: pair for path, pair in counts.items() if not _of_process(pair[0])}
+        for path in counts.keys() - own.keys():
+            _threads_before.setdefault(path, counts[path])
     try:
         yield alone
     finally:
@@ -125,13 +118,13 @@ def own_threads() -> Iterator[bool]:
 
 
 def _of_process(library: Any) -> bool:
-    """Whether a library has one number of threads for the process, not one for each of its threads as OpenMP does."""
+    """Return whether a library has one number of threads per process, not one per thread as OpenMP has."""
     return library.internal_api in ("openblas", "blis") and library.threading_layer != "openmp"
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Give BLAS one thread, so that a factor has the same bits on every machine and in every process."""
+    """Run with one BLAS thread, so that a factor has the same bits on every machine and in every process."""
     with own_threads():
         if not _threads:
             _limit_blas(1)
@@ -139,20 +132,20 @@ def one_thread() -> Iterator[None]:
 
 
 def _libraries() -> ThreadpoolController:
-    """Those with threads of their own that are loaded: to look for them takes 3 ms, a pass may take less."""
+    """Return the loaded libraries that have threads; cached, as a search takes 3 ms and a pass may take less."""
     return _libraries_of(len(sys.modules))
 
 
 @functools.lru_cache(1)
 def _libraries_of(modules: int) -> ThreadpoolController:
-    """While no other module is imported, no other library is loaded."""
+    """Find the libraries; the cache holds until another module is imported, which may load one."""
     return ThreadpoolController()
 
 
 def parallel_for(call: Callable[[T], object], pieces: Iterable[T]) -> None:
-    """Call a function for every piece, on all threads of the task; pieces must not overlap in what they write.
+    """Call a function for every piece, on all threads of the task; pieces must write to disjoint memory.
 
-    What a piece calls it for itself is done by the piece's own thread.
+    Nested calls run on the piece's own thread.
     """
     pool = None if getattr(_in_pool, "yes", False) else _pool  # once: another run may change it
     for _ in map(call, pieces) if pool is None else pool.map(call, pieces):
@@ -160,9 +153,9 @@ def parallel_for(call: Callable[[T], object], pieces: Iterable[T]) -> None:
 
 
 def parallel_map(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> list[R]:
-    """Results of independent calls, some at a time, each on one thread with a BLAS of one thread.
+    """Return the results of independent calls, ``threads`` at a time, each on one thread with a BLAS of one thread.
 
-    For calls that are large themselves, such as factorisations: so their bits do not depend on the machine's cores.
+    It is for calls that are large, such as factorisations: their bits do not depend on the machine's cores.
     """
     with own_threads(), ThreadPoolExecutor(threads, "ntkdist-calls") as pool:
         use_threads(1)
@@ -170,33 +163,33 @@ def parallel_map(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> l
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(core_numbers())
 
 
 def core_numbers() -> frozenset[int]:
-    """The numbers of the cores that this process may use."""
-    bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return frozenset(bound)
+    """Return the numbers of the cores that this process may use."""
+    numbers = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return frozenset(numbers)
 
 
 def blas() -> str:
-    """Name and version of NumPy's BLAS."""
-    found: dict[str, Any] = next((lib for lib in threadpool_info() if lib["user_api"] == "blas"), {})
-    return f"{found.get('internal_api', 'unknown')} {found.get('version') or ''}".rstrip()
+    """Return the name and version of NumPy's BLAS."""
+    library: dict[str, Any] = next((lib for lib in threadpool_info() if lib["user_api"] == "blas"), {})
+    return f"{library.get('internal_api', 'unknown')} {library.get('version') or ''}".rstrip()
 
 
 def gpus() -> tuple[str, ...]:
-    """Models of the NVIDIA GPUs of this machine."""
-    said = [p.read_text() for p in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
-    return tuple(line.split(":", 1)[1].strip() for text in said for line in text.splitlines() if "Model" in line)
+    """Return the models of the NVIDIA GPUs of this machine."""
+    texts = [p.read_text() for p in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    return tuple(line.split(":", 1)[1].strip() for text in texts for line in text.splitlines() if "Model" in line)
 
 
 def add_products(gram: F8, cross: F8, z: NDArray[Any], y: NDArray[Any]) -> None:
-    """gram += zᵀz in the lower triangle and cross += zᵀy, in place, tile by tile.
+    """Add zᵀz to the lower triangle of ``gram`` and zᵀy to ``cross``, in place, tile by tile.
 
     A tile is multiplied in z's precision and added in float64, so that rounding grows with the block and not with the
-    data.  On a GPU it is panel by panel, of which fewer are as fast there.
+    data.  A GPU multiplies larger panels instead.
     """
     if gpu.array_module(z) is not np:
         for i, end in gpu.panels(len(gram)):
@@ -215,9 +208,9 @@ def add_products(gram: F8, cross: F8, z: NDArray[Any], y: NDArray[Any]) -> None:
 
 
 def gram_operations(m: int, device: str = "cpu") -> int:
-    """Count the operations of a row in the Gram of `add_products`, as the rate of a bare product counts its own.
+    """Count the operations of `add_products` per row, for comparison with the rate of a bare product.
 
-    That is m² by ``syrk``; on a GPU, where panels are products of general matrices, between m² and 2m².
+    They are m² by ``syrk``, and between m² and 2m² on a GPU, where panels are general products.
     """
     return m**2 if device == "cpu" else sum(2 * (end - i) * end for i, end in gpu.panels(m))
 
@@ -231,7 +224,7 @@ def mirror(gram: F8) -> None:
 
 
 def pack(gram: F8) -> F8:
-    """The rows of the lower triangle one after another, (m(m + 1)/2,)."""
+    """Pack the lower triangle, row after row, (m(m + 1)/2,)."""
     m = len(gram)
     packed = np.empty(m * (m + 1) // 2)
     for i in range(m):
@@ -240,7 +233,7 @@ def pack(gram: F8) -> F8:
 
 
 def unpack(packed: F8) -> F8:
-    """A matrix whose lower triangle was packed, zero above."""
+    """Unpack a lower triangle to a matrix that is zero above."""
     m = math.isqrt(2 * len(packed))
     gram = np.zeros((m, m))
     for i in range(m):
@@ -249,9 +242,9 @@ def unpack(packed: F8) -> F8:
 
 
 def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2) -> float:
-    """Floating-point operations per second of bare ``syrk`` on (rows, m) blocks, m² a row: the ceiling of a Gram.
+    """Measure the operations per second of bare ``syrk`` on (rows, m) blocks, m² per row: the ceiling of a Gram.
 
-    Beside another run of this process, whose BLAS has to keep its one thread, that of one thread times their number.
+    Beside another run of this process, whose BLAS must keep its one thread, measure one thread and multiply.
     """
     z = np.ones((rows, m), dtype)
     c = np.zeros((m, m), dtype, order="F")
@@ -270,14 +263,14 @@ def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2)
 
 
 def warm() -> None:
-    """Have BLAS take the buffers that it keeps."""
+    """Run one product, so that BLAS allocates the buffers that it keeps."""
     for dtype in (np.float32, np.float64):
         tile = np.ones((TILE, TILE), dtype)
         tile @ tile
 
 
 def product_rate(m: int, rows: int, dtype: str, threads: int, device: str = "cpu", seconds: float = 0.2) -> float:
-    """Measure this process's rate of bare ``syrk``, on a GPU of ``gemm``, at the size of a run, but not for long."""
+    """Measure the rate of bare ``syrk``, on a GPU of ``gemm``, at about the size of a run."""
     if device != "cpu":
         return gpu.product_rate(min(m, 8192), min(rows, 8192), dtype, seconds)
     return syrk_rate(min(m, 4096), min(rows, 2048), dtype, threads, seconds)

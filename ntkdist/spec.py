@@ -1,7 +1,7 @@
-"""Specs are values: frozen, hashable, decodable from TOML and JSON, checked when they are made.
+"""Specs: values that are frozen, hashable, decodable from TOML and JSON, and checked when they are made.
 
-Everything that decides a result (feature map, kernel, dataset, plan, solver, job) is a `Spec`.
-One codec reads all of them, whether from a job file or from a saved model.
+Everything that decides a result (feature map, kernel, dataset, plan, solver, job) is a `Spec`.  One codec reads all of
+them, from a job file or a saved model.
 """
 
 import abc
@@ -24,20 +24,19 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 class _Meta(msgspec.StructMeta, abc.ABCMeta):
-    """Structs with abstract methods."""
+    """The metaclass of structs with abstract methods."""
 
 
 class Spec(msgspec.Struct, frozen=True, tag=True, tag_field="type", forbid_unknown_fields=True, metaclass=_Meta):
     """A frozen value of numbers, strings, tuples and other specs.
 
-    Constructing one checks the types and bounds of its fields exactly as decoding does, turns NumPy
-    scalars into Python's and ``2`` into ``2.0`` where a float is declared, so that equal specs have
-    equal hashes and equal encodings.
+    The constructor checks the types and bounds of the fields exactly as decoding does, and converts NumPy scalars to
+    Python's and ``2`` to ``2.0`` where a float is declared, so that equal specs have equal hashes and equal encodings.
 
     Raises
     ------
     SpecError
-        If a field has the wrong type, is out of bounds or not finite; the message names it.
+        If a field has the wrong type, is out of bounds or not finite; the message names the field.
     """
 
     def __post_init__(self) -> None:
@@ -47,20 +46,20 @@ class Spec(msgspec.Struct, frozen=True, tag=True, tag_field="type", forbid_unkno
             try:
                 value = msgspec.convert(value, field.type)
             except msgspec.ValidationError as error:
-                said = str(error)
-                raise SpecError(f"{where} is {value!r}: {said[0].lower()}{said[1:]}") from None
-            if not all(
-                math.isfinite(v) for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float)
-            ):
+                text = str(error)
+                raise SpecError(f"{where} is {value!r}: {text[0].lower()}{text[1:]}") from None
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(v) for v in numbers if isinstance(v, float)):
                 raise SpecError(f"{where} is {value!r}: expected a finite number")
             msgspec.structs.force_setattr(self, field.name, value)
         self.validate()
 
     def validate(self) -> None:
-        """Say in one `SpecError` what no single field can see."""
+        """Check conditions between fields; raise `SpecError`."""
 
 
 def _plain(value: object) -> object:
+    """Convert NumPy scalars to Python's, and lists and arrays to tuples."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -69,31 +68,19 @@ def _plain(value: object) -> object:
 
 
 def encode(value: object) -> str:
-    """Canonical JSON of a spec: equal values give equal text."""
+    """Return the canonical JSON of a spec: equal values give equal text."""
     return msgspec.json.encode(value, order="deterministic").decode()
 
 
 def digest(*values: object) -> str:
-    """A short name for specs: the first 16 hexadecimal digits of the SHA-256 of their canonical JSON."""
+    """Return a short name for specs: the first 16 hexadecimal digits of the SHA-256 of their canonical JSON."""
     return hashlib.sha256("\n".join(encode(v) for v in values).encode()).hexdigest()[:16]
 
 
 def decode(data: dict[str, Any], type: type[T] | Any, source: str = "input") -> T:
-    """A spec from the plain objects of a parsed TOML or JSON text.
+    """Decode the plain objects of a parsed TOML or JSON text to a `Spec` class, or one of a union of them.
 
-    Parameters
-    ----------
-    data : dict
-        What the parser gave.
-    type : type
-        A `Spec` class or a union of them.
-    source : str
-        What to call the text in an error, such as its file name.
-
-    Raises
-    ------
-    SpecError
-        Naming the key and, for one that is unknown, the nearest that is known.
+    ``source`` is the name of the text in errors.  A `SpecError` names the key and, if it is unknown, the nearest known.
     """
     try:
         return cast(T, msgspec.convert(data, type))
@@ -103,13 +90,7 @@ def decode(data: dict[str, Any], type: type[T] | Any, source: str = "input") -> 
 
 
 def read_toml(path: str) -> dict[str, Any]:
-    """The plain objects of a TOML file, to `decode`.
-
-    Raises
-    ------
-    SpecError
-        If there is no such file or it is not TOML.
-    """
+    """Read a TOML file to plain objects, for `decode`; raise `SpecError` if it cannot be read or is not TOML."""
     try:
         return tomllib.loads(Path(path).read_text("utf-8"))
     except OSError as error:
@@ -118,14 +99,14 @@ def read_toml(path: str) -> dict[str, Any]:
         raise SpecError(f"{path}: not TOML: {error}") from None
 
 
-def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
-    """``; did you mean 'x'?`` for a misspelt name, or the list of what is known."""
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return ``; did you mean 'x'?`` for a misspelt name, or the list of the known names."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
 
 
 def _unknown(data: Any, info: Any, path: str) -> str:
-    """Walk data beside its declared type and describe the first unknown key or type name, or ''."""
+    """Describe the first key or type name in data that its declared type lacks; '' if there is none."""
     if not isinstance(data, dict):
         return ""
     structs = [t for t in getattr(info, "types", (info,)) if isinstance(t, msgspec.inspect.StructType)]
@@ -142,15 +123,15 @@ def _unknown(data: Any, info: Any, path: str) -> str:
     for key, value in data.items():
         place = f"{path}.{key}" if path else key
         if key in fields:
-            if found := _unknown(value, fields[key], place):
-                return found
+            if message := _unknown(value, fields[key], place):
+                return message
         elif key != "type" or not names:
             return f"unknown key '{place}'{nearest(key, list(fields))}"
     return ""
 
 
 def installed(name: str) -> str:
-    """The version of an installed package, or "unknown"."""
+    """Return the version of an installed package, or "unknown"."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -158,6 +139,6 @@ def installed(name: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of every package that features, sums and files go through."""
+    """Return the versions of Python and of every package that features, sums and files depend on."""
     names = ("ntkdist", "numpy", "scipy", "zarr", "dask", "distributed")
     return {"python": platform.python_version(), **{name: installed(name) for name in names}}

@@ -15,10 +15,12 @@ import pytest
 import threadpoolctl
 from command_line import Command, in_process
 from distributed import Client, LocalCluster
+from gpu_stand_in import MISSING, strict
 from hypothesis import settings
 from numpy.typing import NDArray
 
 import ntkdist as nd
+from ntkdist import gpu
 from ntkdist.cluster import connect
 
 threadpoolctl.threadpool_limits(1)  # of a NumPy that a plugin of pytest has loaded before
@@ -98,3 +100,14 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: None) -> Com
     """The command line in this process, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     return in_process
+
+
+@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return CuPy on a GPU, or the stand-in for both."""
+    if request.param == "cupy":
+        pytest.importorskip("cupy", reason=MISSING)
+        if gpu.gpu() is None:
+            pytest.skip("CuPy sees no GPU here")
+        return gpu.cupy()
+    return strict(monkeypatch)

@@ -1,4 +1,4 @@
-"""What the system says of memory, in files as Linux has them."""
+"""Free memory, read from files as Linux has them."""
 
 from pathlib import Path
 

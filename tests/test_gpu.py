@@ -1,22 +1,19 @@
-"""What runs on a GPU: the same tests on CuPy, where there is one, and anywhere on an array module that is as strict."""
+"""Maps and sums on a GPU: on CuPy where there is one, and anywhere on an array module that is as strict."""
 
 import inspect
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
+from gpu_stand_in import DEEP, MISSING, job, strict
 from strict_cupy import UNIT, Array, Gpu, Module
-from test_checkpoint import Cut, CutAfter
 from test_features import ROUNDING
 from test_fit import assert_close
 from test_maps import CASES, MAPS, both_dtypes, rows
 
 import ntkdist as nd
 from ntkdist import NTK, backend, gpu
-from ntkdist.cluster import connect
-from ntkdist.features import base, nystrom
-from ntkdist.planning import resolve, resolve_gpu
+from ntkdist.features import nystrom
 from ntkdist.sums import NormalEquations
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -29,44 +26,14 @@ ON_THE_CPU = (
     "cntk-sketch",
 )  # maps that have no form for GPUs, by their first words
 SUPPORTED = [name for name in CASES if not name.startswith(ON_THE_CPU)]
-DEEP = nd.NTKRandomFeatures(360, depth=3)  # so wide that products are mixed by Hadamard matrices
 WIDE = nd.CNTKRandomFeatures(64, 2, filter_size=2, padding="valid", pool=(2, 1))
 LARGER: dict[str, Any] = {"deep": (DEEP, (40,)), "wide": (WIDE, (9, 8, 3))}
 ALL = {name: (MAPS[name], CASES[name].shape) for name in SUPPORTED} | LARGER  # with the shapes of rows
 every_map = pytest.mark.parametrize(("features", "shape"), ALL.values(), ids=ALL)
-MB = 10**6
-MISSING = "CuPy is not installed; pip install 'ntkdist[gpu]'"
-
-
-@pytest.fixture(params=["strict", pytest.param("cupy", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """CuPy on a GPU, or what stands in for both."""
-    if request.param == "cupy":
-        pytest.importorskip("cupy", reason=MISSING)
-        if gpu.gpu() is None:
-            pytest.skip("CuPy sees no GPU here")
-        return gpu.cupy()
-    return strict(monkeypatch)
-
-
-def strict(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Module:
-    """The stand-in, in CuPy's place."""
-    module = Module(**options)
-    stand_in(monkeypatch, module)
-    monkeypatch.setattr(base, "_drawn", {})  # another module's arrays
-    monkeypatch.setattr(gpu, "_constants", {})
-    return module
-
-
-def stand_in(monkeypatch: pytest.MonkeyPatch, module: Module) -> None:
-    monkeypatch.setattr(gpu, "_installed", lambda: True)
-    monkeypatch.setattr(gpu, "cupy", lambda: module)
-    monkeypatch.setattr(gpu, "_solve_triangular", lambda: module.solve_triangular)
-    monkeypatch.setattr(gpu, "PROBE", 16)
 
 
 def same_features(z: np.ndarray, expected: np.ndarray) -> None:
-    """To the rounding that a row's features have anyway."""
+    """Compare features to the rounding of a row."""
     assert z.dtype == expected.dtype
     off = np.linalg.norm(z - expected, axis=1)
     assert (off <= 10 * ROUNDING[z.dtype.type] * np.linalg.norm(expected, axis=1)).all()
@@ -88,7 +55,7 @@ def test_few_dimensions_are_for_the_cpu() -> None:
 @pytest.mark.parametrize("name", SUPPORTED)
 @both_dtypes
 def test_features_are_those_of_the_cpu(name: str, dtype: type, device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the piece; a zero row, rows along landmarks, and none."""
+    """In pieces of any size; with a zero row, rows along landmarks, and no rows."""
     features, x = MAPS[name], rows(23, CASES[name].shape).astype(dtype)
     x[3] = 0
     if "landmarks" in features.arrays:
@@ -127,7 +94,7 @@ def peak_of(device: Gpu, features: Any, x: np.ndarray) -> tuple[int, int]:
 @pytest.mark.parametrize("d", [3, 50, 400])
 @both_dtypes
 def test_a_nystrom_of_float64_and_close_rows_takes_no_more(d: int, dtype: type, monkeypatch: Any) -> None:
-    """Where all pairs of rows and landmarks are close, and float32 would show, L among what is kept included."""
+    """All pairs of rows and landmarks are close, and float32 would show; L is kept, too."""
     device = strict(monkeypatch).gpu
     monkeypatch.setattr(nystrom, "SINGLE", -1.0)
     x = (1 + 0.05 * np.random.default_rng(0).standard_normal((500, d))).astype(dtype)
@@ -150,7 +117,7 @@ def test_a_factor_in_rows_is_not_copied(device: Any) -> None:
 
 
 def test_what_is_kept_is_no_part_of_the_pool(device: Any) -> None:
-    """Which would have cut it from the block that is free, and could not give that back."""
+    """A part of a free block of the pool would keep the pool from freeing the block."""
     pool = device.get_default_memory_pool()
     gpu.free()
     before = pool.total_bytes()
@@ -165,7 +132,7 @@ def test_what_is_kept_is_no_part_of_the_pool(device: Any) -> None:
 @every_map
 @both_dtypes
 def test_a_drawn_map_takes_what_it_promises(features: Any, shape: Any, dtype: type, monkeypatch: Any) -> None:
-    """With what it is multiplied by beside that, such as Hadamard matrices; nothing of it in blocks of the pool."""
+    """With its constants, such as Hadamard matrices; nothing of it is in blocks of the pool."""
     device = strict(monkeypatch).gpu
     features.on_gpu(rows(9, shape).astype(dtype))
     gpu.free()
@@ -201,7 +168,7 @@ def test_sums_are_those_of_the_cpu(dtype: str, weighted: bool, device: Any, monk
         weight = w[block] if weighted else None
         here.update(z[block], y[block], weight)
         there.update(gpu.to_device(z[block]), y[block], weight)
-    there = there.taken()
+    there = there.to_host()
     assert isinstance(there.gram, np.ndarray)
     assert_close(there, here, 1e-5 if dtype == "float32" else 1e-12)
     np.testing.assert_array_equal(there.yy, here.yy)
@@ -222,137 +189,7 @@ def test_operations_are_those_that_are_done(m: int, operations: int, monkeypatch
     assert device.operations == 50 * 2 * m**2
 
 
-# Fits.
-
-
-def job(make_dataset: Any, device: str = "gpu", features: Any = None, **table: Any) -> nd.Job:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((600, 4))
-    store = make_dataset(x, np.abs(x).sum(axis=1), weights=rng.uniform(size=600), name="of-a-job")
-    known = {"folds": 2, "shards": 4, "dtype": "float64"} | table
-    dataset = nd.Dataset(store, weight="weight")
-    plan = nd.PlanTable(device=device, **known)
-    return nd.Job(dataset, features or nd.ZonalFeatures(64), alphas=(0.1, 1.0), plan=plan)
-
-
-def on(job: nd.Job, device: str, **table: Any) -> nd.Job:
-    return msgspec.structs.replace(job, plan=msgspec.structs.replace(job.plan, device=device, **table))
-
-
-def test_a_fit_is_that_of_the_cpu(make_dataset: Any, device: Any) -> None:
-    asked = job(make_dataset, features=nd.Nystrom(64))  # which learns from the data first
-    there, here = nd.fit(asked), nd.fit(on(asked, "cpu"))
-    assert (there.report["plan"]["device"], here.report["plan"]["device"]) == ("gpu", "cpu")
-    for one, other in zip(there.equations.folds, here.equations.folds, strict=True):
-        assert_close(one, other, 1e-12)
-    x = rows(50, (4,))
-    np.testing.assert_allclose(there.model(x), here.model(x), rtol=1e-7)
-    run = there.report["run"]
-    seconds = run["seconds"]["equations"]
-    assert run["gram_flops_per_second"] == pytest.approx(600 * backend.gram_operations(64, "gpu") / seconds)
-    assert run["gram_to_syrk_ratio"] == run["gram_flops_per_second"] / run["syrk_flops_per_second"]
-    assert not [note for note in there.report["notes"] if "CPU" in note]
-
-
-@pytest.mark.parametrize("features", [nd.ZonalFeatures(64), DEEP])
-def test_tasks_leave_nothing_on_the_gpu_but_the_drawn_map(features: Any, make_dataset: Any, device: Any) -> None:
-    """Which is not of the pool: that gives all back, though a Hadamard matrix comes when blocks are free."""
-    pool = device.get_default_memory_pool()
-    gpu.free()
-    before = pool.total_bytes()
-    nd.fit(job(make_dataset, features=features))
-    assert pool.total_bytes() == before
-
-
-def test_blocks_wait_for_nothing(make_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only tasks do, for their two sums, however many blocks they have."""
-    device, asked = strict(monkeypatch).gpu, job(make_dataset)
-    for block_rows in (40, 150):
-        p = resolve.planned(on(asked, "gpu", block_rows=block_rows), connect.resources(None, gpus=True))
-        before = device.waits
-        nd.normal_equations(p)
-        assert device.waits - before == 2 * len(p.tasks())
-
-
-@pytest.mark.parametrize(
-    ("features", "dtype", "panel"),
-    [
-        (nd.ZonalFeatures(256), "float64", 1000),
-        (nd.Nystrom(256), "float64", 1000),
-        (DEEP, "float64", 100),
-        (nd.RandomFourier(300), "float32", 1000),
-    ],
-)
-def test_memory_is_as_the_plan_says(
-    features: Any, dtype: str, panel: int, make_dataset: Any, device: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What CuPy's pool takes of a GPU, with blocks that no array has; the map is beside it."""
-    gpu.free()
-    pool = device.get_default_memory_pool()
-    before = pool.total_bytes()
-
-    class Peak(device.cuda.MemoryHook):
-        name, nbytes = "peak", 0
-
-        def alloc_postprocess(self, **_: Any) -> None:
-            self.nbytes = max(self.nbytes, pool.total_bytes() - before)
-
-    monkeypatch.setattr(gpu, "PIECE_BYTES", MB)
-    monkeypatch.setattr(gpu, "PANEL", panel)
-    asked = job(make_dataset, features=features, block_rows=180, dtype=dtype, shards=2)
-    p = resolve.planned(asked, connect.resources(None, gpus=True))
-    with Peak() as peak:
-        nd.normal_equations(p)
-    parts = resolve_gpu.memory(p)
-    pooled = sum(parts.values()) - parts["map"]
-    assert 0.5 * pooled < peak.nbytes <= pooled
-
-
-def test_features_that_overflow_are_said(make_dataset: Any, device: Any) -> None:
-    x = np.ones((40, 3))
-    x[7] = 1e20
-    table, none = nd.PlanTable(folds=2, device="gpu"), nd.preprocess.Preprocess(inputs="none")
-    asked = nd.Job(nd.Dataset(make_dataset(x, x[:, 0])), nd.Linear(3), alphas=(1.0, 2.0), plan=table, preprocess=none)
-    with pytest.raises(nd.DataError, match="Squares of features overflow in float32"), np.errstate(all="ignore"):
-        nd.fit(asked)
-    x[7] = 1e39
-    asked = msgspec.structs.replace(asked, dataset=nd.Dataset(make_dataset(x, x[:, 0], name="more")))
-    with pytest.raises(nd.DataError, match="rows 2–19 are not finite in float32"), np.errstate(all="ignore"):
-        nd.fit(asked)
-
-
-# Going on.
-
-
-def cut(asked: nd.Job, out: str) -> None:
-    with pytest.raises(Cut):
-        nd.fit(asked, out=out, watch=CutAfter(2))
-
-
-def test_a_run_goes_on_on_the_device_that_it_began_on(make_dataset: Any, monkeypatch: Any, tmp_path: Any) -> None:
-    asked, out = job(make_dataset, "auto"), str(tmp_path / "run")
-    module = strict(monkeypatch)
-    cut(asked, out)
-    monkeypatch.undo()
-    with pytest.raises(nd.ClusterError, match="no worker sees a GPU"):
-        nd.fit(asked, out=out)
-    stand_in(monkeypatch, module)
-    went_on, at_once = nd.fit(asked, out=out), nd.fit(asked)
-    assert went_on.report["plan"]["device"] == "gpu"
-    assert any("taken from the checkpoint" in note for note in went_on.report["notes"])
-    np.testing.assert_array_equal(went_on.model.coef, at_once.model.coef)
-
-
-def test_a_run_begun_on_cpus_goes_on_there_and_says_so(make_dataset: Any, monkeypatch: Any, tmp_path: Any) -> None:
-    asked, out = job(make_dataset, "auto"), str(tmp_path / "run")
-    cut(asked, out)
-    strict(monkeypatch)
-    went_on = nd.fit(asked, out=out)
-    assert went_on.report["plan"]["device"] == "cpu"
-    assert "computed on the CPU: its plan was resolved for that" in went_on.report["notes"]
-
-
-# CuPy itself, which can be asked without a GPU.
+# CuPy itself, without a GPU.
 
 
 def test_all_that_is_called_is_in_cupy(monkeypatch: pytest.MonkeyPatch, make_dataset: Any) -> None:

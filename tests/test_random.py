@@ -1,4 +1,4 @@
-"""Random state is a value: what a stream is named decides what it holds, on every machine and in every version."""
+"""Random streams: the name of a stream alone decides its numbers, on every machine and in every version."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_directions_are_what_they_have_always_been() -> None:
 
 
 def test_a_stream_is_its_name_and_nothing_else() -> None:
-    """Drawn again, drawn after others, drawn longer: the same numbers.  Any other name: other numbers."""
+    """Numbers stay the same if drawn again, after others, or with more; other names give other numbers."""
     first = random.uniforms(50, 7, 1, 2, 3)
     np.random.default_rng(0).random(10)
     names = [(7, 1, 2, 4), (7, 1, 3, 3), (7, 2, 2, 3), (8, 1, 2, 3), (7, 2, 1, 3)]
@@ -59,7 +59,7 @@ def test_uniforms_are_inside_and_uniform() -> None:
 
 @pytest.mark.parametrize("word", [0, 2**64 - 1], ids=["least", "greatest"])
 def test_no_word_gives_zero_or_one(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even the extreme words, so that no normal is infinite."""
+    """Extreme words do not either, so that no normal is infinite."""
 
     class Extreme:
         def __init__(self, seed: object) -> None:
@@ -100,7 +100,7 @@ def test_signs_are_balanced_and_independent() -> None:
 
 @pytest.mark.parametrize(("d", "m"), [(1, 5), (2, 7), (5, 3), (9, 40), (40, 40)])
 def test_directions_are_orthonormal_blocks(d: int, m: int) -> None:
-    """Gram–Schmidt of each block's normals; so diag(R) > 0, without which QR's signs would be the library's."""
+    """Blocks are Gram–Schmidt of normals, with diag(R) > 0; otherwise signs would depend on the QR of the library."""
     v = random.directions(d, m, *STREAM)
     assert v.shape == (d, m)
     assert v.flags.c_contiguous

@@ -1,4 +1,4 @@
-"""Specs are values: equal ones are equal however they were made, and bad ones are refused by name."""
+"""Specs: equal values are equal however they were made, and bad values are refused by name."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ from ntkdist.spec import Spec, decode, digest, encode, nearest, read_toml
 
 
 class Zonal(Spec, frozen=True):
-    """A spec within a spec, of one type of two."""
+    """A spec within a spec, one of a union of two types."""
 
     kernel: NTK | NNGP
     n_components: int = 8

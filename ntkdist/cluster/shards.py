@@ -43,10 +43,10 @@ class ServesRows(Protocol):
 
 @runtime_checkable
 class OnDevice(Protocol):
-    """A summand whose sum grows on a device that other tasks do not reach."""
+    """A summand that accumulates on a GPU; `to_host` copies the sum back before the task returns."""
 
-    def taken(self, total: Any, shard: "Shard") -> Any:
-        """The sum of a shard on the host, as it leaves the task."""
+    def to_host(self, total: Any, shard: "Shard") -> Any:
+        """Copy a shard's sum to the host, before it leaves the task."""
 
 
 @runtime_checkable
@@ -134,7 +134,7 @@ def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
     for rows in summand.blocks(shard, read) if isinstance(summand, ServesRows) else read:
         total = summand.update(total, rows)
     if isinstance(summand, OnDevice):
-        total = summand.taken(total, shard)
+        total = summand.to_host(total, shard)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
     name, peak = memory.peak()
     tally.saw([(name, peak)])

@@ -13,7 +13,8 @@ from ntkdist.planning.plan import GB, Plan
 from ntkdist.planning.projected_memory import cache_bytes
 from ntkdist.planning.rates import Rates, measured, of_solver
 from ntkdist.solvers import PCG
-from ntkdist.solvers.cross_validation import AUTO_GRID, THIN
+from ntkdist.solvers.cross_validation import AUTO_GRID
+from ntkdist.solvers.grid import THIN
 from ntkdist.solvers.tiled import work
 from ntkdist.sums.mapped_rows import row_bytes
 from ntkdist.sums.tiles import nbytes, places, runs

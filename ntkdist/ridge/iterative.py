@@ -29,11 +29,13 @@ from ntkdist.ridge.model import RidgeModel
 from ntkdist.ridge.prepare import Prepared
 from ntkdist.solvers import PCG, check_sums
 from ntkdist.solvers.cg import FLOOR, KeepsState, LowRank, conjugate_gradients, not_converged
-from ntkdist.solvers.cross_validation import CVResult, Grid, check_folds, penalties
+from ntkdist.solvers.cross_validation import CVResult, check_folds, penalties
+from ntkdist.solvers.grid import Grid
 from ntkdist.spec import digest
 from ntkdist.sums import CrossSums, NormalEquations
-from ntkdist.sums.mapped_rows import RowMapper, forget
-from ntkdist.sums.products import CrossOf, Folds, LossesOf, OverMappedRows, ProductsOf
+from ntkdist.sums.cross import CrossOf
+from ntkdist.sums.mapped_rows import OverMappedRows, RowMapper, forget
+from ntkdist.sums.products import Folds, LossesOf, ProductsOf
 from ntkdist.sums.sample import PRECONDITIONER, SampleOf
 
 F8 = NDArray[np.float64]

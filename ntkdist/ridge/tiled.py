@@ -29,11 +29,13 @@ from ntkdist.ridge.fitted import Clock, FitStatistics, Fitted
 from ntkdist.ridge.model import RidgeModel
 from ntkdist.ridge.prepare import Prepared
 from ntkdist.solvers import check_sums
-from ntkdist.solvers.cross_validation import CVResult, Grid, check_folds, penalties
+from ntkdist.solvers.cross_validation import CVResult, check_folds, penalties
+from ntkdist.solvers.grid import Grid
 from ntkdist.solvers.tiled import divide, factor, solve_tiles
 from ntkdist.sums import CrossSums
-from ntkdist.sums.equations import Loss, TargetSums, relative_rounding
+from ntkdist.sums.equations import TargetSums
 from ntkdist.sums.mapped_rows import RowMapper
+from ntkdist.sums.rounding import Loss, relative_rounding
 from ntkdist.sums.tiles import Place, TilesOf, owner_index, run, runs
 
 F8 = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Solvers: values that turn normal equations into ridge weights."""
+"""Solvers, which turn normal equations into ridge weights, and the choice of the penalty; no data, no cluster."""
 
 from ntkdist.solvers.base import Solution, Solver, check_sums
 from ntkdist.solvers.cg import PCG
@@ -6,16 +6,13 @@ from ntkdist.solvers.direct import Cholesky, Eigh
 from ntkdist.solvers.tiled import TiledCholesky
 
 AnySolver = Cholesky | Eigh | PCG | TiledCholesky
-
-
-DENSE = 30_000  # columns from which a dense factor is not tried: LAPACK's integers have 32 bits
+DENSE = 30_000  # most columns of a dense factor: LAPACK's integers have 32 bits
 
 
 def choose(m: int, alphas: int) -> Cholesky | Eigh | TiledCholesky:
-    """What solves a Gram of m columns for a number of penalties, the cheaper of the dense ones where they can.
+    """Choose the solver of a Gram of m columns for some penalties: the cheaper dense one, or tiles above `DENSE`.
 
-    One eigendecomposition was measured to cost as much as 16 to 23 Cholesky factorisations at m = 512 to 2,048 on one
-    thread.
+    One eigendecomposition costs as much as 16 to 23 Cholesky factorisations (measured at m = 512–2,048, one thread).
     """
     if m > DENSE:
         return TiledCholesky()

@@ -1,4 +1,4 @@
-"""What a solver is: normal equations and penalties in, solutions out.  It knows nothing of data or features."""
+"""The interface of solvers: normal equations and penalties in, solutions out; no data, no features."""
 
 import abc
 from collections.abc import Sequence
@@ -33,31 +33,36 @@ class Solution:
 
 
 class Solver(Spec, frozen=True):
-    """A way to solve ridge regression from its normal equations.
+    """Base of the solvers of ridge regression from its normal equations.
 
-    ``sums`` declares what a fit sums over the data for it: the Gram of every fold, its tiles, or products with vectors.
+    ``sums`` declares what a fit sums over the data: the Gram of every fold, its tiles, or products with vectors.
     """
 
     sums: ClassVar[Literal["gram", "tiles", "products"]] = "gram"
 
     @property
     def whole_path(self) -> bool:
-        """Whether further penalties cost next to nothing where one is solved."""
+        """A flag: further penalties cost next to nothing once one is solved."""
         return False
 
     def work_bytes(self, m: int) -> int:
-        """What `solve` holds at its peak for a Gram of m columns, beside its arguments."""
+        """Return the peak memory of `solve` for a Gram of m columns, beside its arguments, in bytes."""
         return 3 * 8 * m**2
 
     @abc.abstractmethod
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
-        """The whole path of penalties; the intercept is not penalised.
+        """Solve for every penalty; the intercept is not penalised.
 
         Parameters
         ----------
         equations : NormalEquations
         alphas : sequence of float
             Non-negative, in scikit-learn's sense: ‖y − Zw − b‖² + alpha‖w‖².
+
+        Returns
+        -------
+        list of Solution
+            In the order of ``alphas``.
 
         Raises
         ------
@@ -70,13 +75,7 @@ class Solver(Spec, frozen=True):
 
 
 def check_sums(sums: NormalEquations | CrossSums) -> None:
-    """Refuse sums in which a product has overflowed: none is larger than those on the diagonal of [z y 1]ᵀ[z y 1] are.
-
-    Raises
-    ------
-    NotPositiveDefinite
-        By whichever solver they are given to.
-    """
+    """Refuse sums in which a product has overflowed: the largest are on the diagonal of [z y 1]ᵀ[z y 1]."""
     if not (np.isfinite(sums.trace()) and np.isfinite(sums.rhs).all() and np.isfinite(sums.yy).all()):
         raise NotPositiveDefinite(
             "Gram has values that are not finite, as where squares of features overflow; look for huge values in the "

@@ -1,10 +1,10 @@
-"""Conjugate gradients for ridge regression on a Gram that need not exist: only its products with vectors are asked for.
+"""Conjugate gradients for ridge regression by products of the Gram with vectors; no Gram is formed.
 
-All columns (targets, penalties, training sets) advance together, so that an iteration asks for one product, and a
-column that has converged leaves.
+All columns (targets, penalties, training sets) advance together, so that an iteration is one product.  A column that
+has converged leaves.
 
 Legend: A = G + alpha the matrix of a column, b its right-hand side; x, r, p (m, c) solutions, residuals, directions;
-M ≈ A the preconditioner, y = M⁻¹r, ρ = rᵀy; s rows of the sample S (s, m) that M is made of, S Sᵀ = Q diag(λ) Qᵀ.
+M ≈ A the preconditioner, y = M⁻¹r, ρ = rᵀy; S (s, m) the sample of rows that M is made of, S Sᵀ = Q diag(λ) Qᵀ.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,30 +21,30 @@ from ntkdist.sums import NormalEquations
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
-Precondition = Callable[[F8, I8], F8]  # M⁻¹r for residuals (m, k) of the k columns named
+Precondition = Callable[[F8, I8], F8]  # (residuals r (m, k), their columns (k,)) → M⁻¹r
 Positive = Annotated[int, Meta(ge=1)]
-KEPT_EVERY = 5  # iterations: a pass over the data costs far more than to keep a state
-TYPICAL = 72  # iterations in the mean of the "auto" grid: 69, 72 and 75 at m = 1,024, 2,048 and 4,096, see bench_cg.py
-FLOOR = 1e-12  # of the trace: the least shift of a preconditioner, so that alpha = 0 has one
+KEPT_EVERY = 5  # iterations: a pass over the data costs far more than saving a state
+TYPICAL = 72  # mean iterations of the "auto" grid: 69, 72 and 75 at m = 1,024, 2,048 and 4,096, see bench_cg.py
+FLOOR = 1e-12  # relative to the trace: the least shift of a preconditioner, for alpha = 0
 
 
 class GramOperator(Protocol):
-    """The centred Gram of every column, known by its products."""
+    """The centred Gram of every column, by its products."""
 
     @property
     def rhs(self) -> F8:
-        """(m, c)"""
+        """The right-hand sides, (m, c)."""
 
     @property
     def dtype(self) -> np.dtype[np.floating]:
-        """That products are taken in; directions are rounded to it first, so that no rounding of theirs is missed."""
+        """The precision of products; directions are rounded to it before use, so that x and r agree."""
 
     def matmul(self, v: NDArray[np.floating], columns: I8) -> F8:
-        """G v, (m, k), for the k columns named, each with its own G."""
+        """Compute G v, (m, k), for some columns (k,), each with its own G."""
 
 
 class State(NamedTuple):
-    """What the iterations go on from: of all columns x, and how far each came; of those that stay r, p and ρ."""
+    """The state of the iterations: x and the progress of all columns; r, p and ρ of those that have not left."""
 
     x: F8
     r: F8
@@ -57,17 +57,17 @@ class State(NamedTuple):
 
 
 class KeepsState(Protocol):
-    """Where a state survives the process."""
+    """A store of states that survives the process."""
 
     def load(self) -> dict[str, NDArray[Any]] | None:
-        """The arrays that were saved last, if any were."""
+        """Return the arrays that were saved last, if any."""
 
     def save(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Keep arrays in place of those before."""
+        """Save arrays in place of those before."""
 
 
 class Solved(NamedTuple):
-    """Solutions (m, c), and how far each column came: iterations (c,) and relative residual (c,)."""
+    """Solutions (m, c), with the iterations (c,) and the relative residual (c,) of each column."""
 
     x: F8
     iterations: I8
@@ -78,26 +78,26 @@ class PCG(Solver, frozen=True):
     """Preconditioned conjugate gradients on the data itself: no Gram is formed, no m×m array exists.
 
     Every iteration is one pass over the data, for all targets, penalties and training sets at once.  The preconditioner
-    is the Gram of a sample of rows.  A run that was cut off goes on from the last of its iterations that was kept, one
-    in five, to the same bits; also one that did not converge, given its checkpoint and a larger ``max_iterations``.
-    Folds are of whole partitions: rows that groups or a holdout deal one by one are refused.
+    is the Gram of a sample of rows.  The state is saved every five iterations: an interrupted run resumes to the same
+    bits, and so does one that did not converge, given its checkpoint and a larger ``max_iterations``.  Folds are of
+    whole partitions: folds by groups and holdouts of single rows are refused.
 
     Parameters
     ----------
     sample_rows : int
-        Rows s of the preconditioner: about 16·s·m + 32·s² bytes of the process that solves.  More rows mean fewer
-        iterations, until s passes the number of eigenvalues of the Gram above alpha.
+        Rows s of the preconditioner, which takes about 16·s·m + 32·s² bytes of the process that solves.  More rows mean
+        fewer iterations, until s exceeds the number of eigenvalues of the Gram above alpha.
     tol : float
-        A column has converged when its residual in the norm of the preconditioner, √(rᵀM⁻¹r), is this times that of
-        its right-hand side.  With M = A it would be the relative error of the fitted values.
+        A column has converged when its residual in the norm of the preconditioner, √(rᵀM⁻¹r), is at most this times
+        that of its right-hand side.  With M = A this is the relative error of the fitted values.
     max_iterations : int
     cache : float
-        Share of a worker's memory limit that mapped rows may fill, within what the plan leaves over; those that do not
-        fit are mapped anew in every pass.  Changes the speed, not the bits.
+        Share of a worker's memory limit that mapped rows may fill, within what the plan leaves free; rows that do not
+        fit are mapped again in every pass.  It changes the speed, not the bits.
     unconverged : {"error", "keep"}
         What to do if the chosen penalty has not converged for all rows after ``max_iterations``.
     seed : int
-        Of the sample.
+        Seed of the sample.
     """
 
     sums: ClassVar[Literal["gram", "tiles", "products"]] = "products"
@@ -109,21 +109,21 @@ class PCG(Solver, frozen=True):
     seed: int = 0
 
     def expected(self, penalties: int) -> tuple[int, int]:
-        """Iterations until the last of some penalties is done, and those of one of them in the mean.
+        """Return the expected iterations until the last of some penalties has converged, and the mean of one.
 
-        Of the "auto" grid the smallest go on to the end, the largest take five: measured on real data (protein, 8,192
-        rows, ZonalFeatures of depth 2) with the defaults.
+        Of the "auto" grid the smallest penalties reach ``max_iterations``, the largest take five: measured on real data
+        (protein, 8,192 rows, ZonalFeatures of depth 2) with the defaults.
         """
         mean = min(TYPICAL, self.max_iterations)
         return (self.max_iterations if penalties > 1 else mean), mean
 
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
-        """The path from a Gram that exists, preconditioned by its diagonal; see `Solver.solve`.
+        """Solve from a whole Gram, preconditioned by its diagonal; see `Solver.solve`.
 
         Raises
         ------
         NotConverged
-            If a penalty has not converged, and that is an error.
+            If a penalty has not converged and ``unconverged`` is "error".
         """
         check_sums(equations)
         gram, rhs = equations.centred()
@@ -144,12 +144,12 @@ class PCG(Solver, frozen=True):
 
 
 def not_converged(solver: PCG, alphas: Sequence[float], residual: float) -> str:
-    """The sentence that says so."""
-    said = (
-        f"alpha {alphas[0]:.3g}" if len(alphas) == 1 else f"{len(alphas)} alphas of {min(alphas):.3g}–{max(alphas):.3g}"
-    )
+    """Return the message for penalties that have not converged."""
+    which = f"alpha {alphas[0]:.3g}"
+    if len(alphas) > 1:
+        which = f"{len(alphas)} alphas of {min(alphas):.3g}–{max(alphas):.3g}"
     return (
-        f"{said} did not converge in {solver.max_iterations} iterations (relative residual {residual:.1e}, "
+        f"{which} did not converge in {solver.max_iterations} iterations (relative residual {residual:.1e}, "
         f"{solver.tol:.1e} asked); use larger alphas, or raise sample_rows, max_iterations or tol of solver PCG"
     )
 
@@ -164,32 +164,19 @@ def conjugate_gradients(
 ) -> Solved:
     """Solve (G + alpha) x = b for every column from x = 0 (Hestenes, Stiefel 1952, preconditioned).
 
-    Parameters
-    ----------
-    operator : GramOperator
-    alphas : (c,) array
-    precondition : callable
-        Symmetric and positive definite for every column.
-    tol : float
-        Relative residual √ρ at which a column leaves; see `PCG`.
-    max_iterations : int
-    keep : Keep, optional
-        Where to go on from, and to keep every fifth state and the last.
-
-    Returns
-    -------
-    Solved
-        A column that did not converge has a residual above ``tol``.
+    ``alphas`` is (c,); ``precondition`` must be symmetric and positive definite for every column.  A column leaves at a
+    relative residual √ρ of ``tol``; one that did not converge has a larger residual.  The iterations resume from the
+    state in ``keep``, which saves every fifth state and the last.
     """
     kept = keep.load() if keep is not None else None
-    x, r, p, rho, columns, iterations, first, last = State(**kept) if kept else _begun(operator, precondition)
+    x, r, p, rho, columns, iterations, first, last = State(**kept) if kept else _first_state(operator, precondition)
     for i in range(int(iterations.max(initial=0)), max_iterations):
         if not len(columns):
             break
-        r, p = np.asfortranarray(r), np.asfortranarray(p)  # products may round otherwise where they lie otherwise
+        r, p = np.asfortranarray(r), np.asfortranarray(p)  # a product's rounding may depend on the memory order
         q = operator.matmul(p, columns) + alphas[columns] * p
         curvature = _dots(p, q)
-        sound = curvature > 0  # else rounding is all that is left of the column
+        sound = curvature > 0  # else only rounding is left of the column
         step = np.where(sound, rho / np.where(sound, curvature, 1.0), 0.0)
         x[:, columns] += step * p
         r -= step * q
@@ -205,7 +192,7 @@ def conjugate_gradients(
     return Solved(x, iterations, np.sqrt(last / np.where(first > 0, first, 1.0)))
 
 
-def _begun(operator: GramOperator, precondition: Precondition) -> State:
+def _first_state(operator: GramOperator, precondition: Precondition) -> State:
     b = operator.rhs
     x, iterations, columns = np.zeros(b.shape), np.zeros(b.shape[1], np.int64), np.arange(b.shape[1])
     y = precondition(b, columns)
@@ -218,18 +205,14 @@ def _begun(operator: GramOperator, precondition: Precondition) -> State:
 
 
 class LowRank:
-    """M = scale·SᵀS + max(alpha, scale·median λ), inverted by Woodbury's identity; one s×s decomposition serves all.
+    """The preconditioner M = scale·SᵀS + max(alpha, scale·median λ), inverted by Woodbury's identity.
 
-    The lower half of a sample's eigenvalues says little of the Gram's: to count all as their median was measured to
-    need 2 to 4 times fewer iterations than to count them as they are, where alpha lies below (m = 1,024, s = 256–1,024
-    of 6,000 rows, two data sets).
+    One s×s decomposition serves all columns.  The lower half of a sample's eigenvalues estimates those of the Gram
+    badly: with their median in place of all of them, alphas below it took 2 to 4 times fewer iterations (measured at
+    m = 1,024, s = 256–1,024 of 6,000 rows, two data sets).
 
-    Parameters
-    ----------
-    sample : (s, m) float64 array
-        Centred features of s rows; it is overwritten.
-    whole : bool
-        Whether these are all rows there are, and every eigenvalue is right.
+    ``sample`` (s, m), centred features in float64, is overwritten; ``whole`` if it has all rows, so that every
+    eigenvalue is exact.
     """
 
     def __init__(self, sample: F8, whole: bool = False) -> None:
@@ -242,11 +225,11 @@ class LowRank:
 
     @property
     def s(self) -> int:
-        """Rows of the sample."""
+        """The number of rows of the sample."""
         return len(self.values)
 
     def solve(self, r: F8, alpha: F8, scale: F8) -> F8:
-        """M⁻¹r, (m, c), of columns with their own penalties and scales (c,)."""
+        """Compute M⁻¹r, (m, c), for columns with their own penalties and scales (c,)."""
         shift = np.maximum(alpha, scale * self.least)
         inner = self.rotated @ r
         inner /= self.values + shift / scale
@@ -257,7 +240,7 @@ class LowRank:
 
 
 class _Dense(NamedTuple):
-    """A Gram that exists."""
+    """An operator of a whole Gram."""
 
     gram: F8
     rhs: F8

@@ -1,4 +1,4 @@
-"""What cross-validation found: the error of every penalty on every fold, and the choice."""
+"""The result of cross-validation: the error of every penalty on every fold, and the choice."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,13 +29,13 @@ class CVResult:
     alpha : (t,) array
         The chosen penalties for the whole data, absolute.
     note : str
-        What a reader should know of the choice, or "".
+        Remark on the choice, or "".
     scored : tuple of int
-        The folds that k counts, by their numbers.
+        Numbers of the k folds.
     rounding : (a, k, t) array, optional
-        Bound of the rounding of ``mse``, which may be below zero by as much: numbers of the size of the targets'
-        variance cancel in what sums know of an error.  Absent where errors are those of rows, which do not cancel; nan
-        where versions kept the sums that did not count it.
+        Bound of the rounding of ``mse``, which may be negative by as much: numbers of the size of the targets' variance
+        cancel in an error that is computed from sums.  Absent if errors were computed row by row; nan if the sums were
+        saved by a version that did not count their rounding.
     """
 
     alphas: F8
@@ -51,48 +51,49 @@ class CVResult:
 
     @property
     def path(self) -> F8:
-        """Error of every penalty over all folds, (a, t)."""
+        """The mean squared error of every penalty over all folds, (a, t)."""
         with np.errstate(invalid="ignore"):
             return np.einsum("k,akt->at", self.weights, self.mse) / self.weights.sum()
 
     @property
     def path_rounding(self) -> F8:
-        """Bound of the rounding of ``path``, (a, t): that of one fold does not depend on another's."""
+        """The bound of the rounding of ``path``, (a, t); roundings of folds are independent."""
         if self.rounding is None:
             return np.zeros(self.mse.shape[::2])
         return over_folds(self.rounding, self.weights)
 
     @property
     def chosen(self) -> F8:
-        """Cross-validated mean squared error of each target at its chosen penalty, (t,).
+        """The cross-validated mean squared error of each target at its chosen penalty, (t,).
 
-        Where rounding took it below zero it is the bound of that; ``note`` says so, and `path` keeps what was found.
+        Where rounding makes it negative it is replaced by the bound of the rounding; ``note`` says so, and `path` keeps
+        the computed value.
         """
         chosen = self.best, np.arange(len(self.best))
         return np.where(self.path[chosen] < 0, np.nan_to_num(self.path_rounding[chosen]), self.path[chosen])
 
     @property
     def rounded(self) -> NDArray[np.bool_]:
-        """Whether the chosen error of a target, (t,), is less than its rounding may be."""
+        """Flags of the targets, (t,), whose chosen error is less than the bound of its rounding."""
         chosen = self.best, np.arange(len(self.best))
         error, rounding = self.path[chosen], self.path_rounding[chosen]
         return (error < 0) | (error < rounding)
 
     @property
     def rmse(self) -> float:
-        """Root of the mean squared error, averaged over targets."""
+        """The root of the mean squared error, averaged over targets."""
         return float(np.sqrt(self.chosen).mean())
 
     @property
     def r2(self) -> float:
-        """Share of a target's variance that is explained out of fold, averaged over targets; nan if one has none."""
+        """The share of a target's variance explained out of fold, averaged over targets; nan if a target has none."""
         with np.errstate(divide="ignore", invalid="ignore"):
             share = 1 - self.chosen / self.spread
         return float(np.where(self.spread > 0, share, np.nan).mean())
 
     @property
     def standard_error(self) -> float:
-        """Of the mean squared error, from its spread over folds; nan if one was scored, which has none."""
+        """The standard error of the mean squared error, from its spread over folds; nan if only one fold was scored."""
         if len(self.weights) == 1:
             return float("nan")
         folds = self.mse[self.best, :, np.arange(len(self.best))].mean(axis=0)
@@ -100,16 +101,16 @@ class CVResult:
 
     @property
     def at_edge(self) -> bool:
-        """Whether a chosen penalty is the smallest or largest of the grid."""
+        """A flag: a chosen penalty is the smallest or the largest of the grid."""
         return len(self.alphas) > 1 and bool(np.isin(self.best, (0, len(self.alphas) - 1)).any())
 
     def scaled(self, scale: F8) -> "CVResult":
-        """The same in units of targets that were divided by ``scale`` (t,)."""
+        """Return the result in the units of targets before they were divided by ``scale`` (t,)."""
         rounding = None if self.rounding is None else self.rounding * scale**2
         return replace(self, mse=self.mse * scale**2, spread=self.spread * scale**2, rounding=rounding)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain objects, for a report."""
+        """Return plain objects, for a report."""
         unit = "alphas_per_row" if self.per_row else "alphas"
         return {
             unit: self.alphas.tolist(),
@@ -130,11 +131,11 @@ class CVResult:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "CVResult":
-        """The result whose `to_dict` this is, also after JSON."""
+        """Rebuild a result from its `to_dict`, also after JSON."""
         per_row = "alphas_per_row" in plain
         mse = np.array(plain["fold_mse"], np.float64)  # None becomes nan
         mse[np.isnan(mse)] = np.inf
-        rounding = plain.get("fold_mse_rounding")  # which older reports lack
+        rounding = plain.get("fold_mse_rounding")  # absent from older reports
         return cls(
             np.array(plain["alphas_per_row" if per_row else "alphas"], np.float64),
             per_row,
@@ -155,7 +156,7 @@ def over_folds(rounding: F8, weights: F8) -> F8:
 
 
 def _or_none(values: F8) -> Any:
-    """Nested lists with None for what is not finite, which JSON has no word for."""
+    """Return nested lists, with None for numbers that are not finite: JSON has none."""
     plain = values.astype(object)
     plain[~np.isfinite(values)] = None
     return plain.tolist()

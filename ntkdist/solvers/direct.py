@@ -1,4 +1,4 @@
-"""Dense solvers for a Gram that fits one process.
+"""Dense solvers, for a Gram that fits one process.
 
 Legend: G (m, m) the centred Gram, r (m, t) the centred right-hand side, G = Q diag(λ) Qᵀ.
 """
@@ -15,7 +15,7 @@ from ntkdist.sums import NormalEquations
 
 
 class Cholesky(Solver, frozen=True):
-    """One Cholesky factorisation for every penalty: m³/3 operations each.  Deterministic for given BLAS threads."""
+    """One Cholesky factorisation per penalty, m³/3 operations each; deterministic for given BLAS threads."""
 
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
         check_sums(equations)
@@ -36,9 +36,9 @@ class Cholesky(Solver, frozen=True):
 
 
 class Eigh(Solver, frozen=True):
-    """One eigendecomposition for the whole path: about 9m³ operations, then 2m²t for every penalty.
+    """One eigendecomposition for all penalties, about 9m³ operations, then 2m²t per penalty.
 
-    Directions whose eigenvalue is below m·2⁻⁵²·λ_max are rounding and are left out, so that alpha = 0 gives the
+    Directions whose eigenvalue is below m·2⁻⁵²·λ_max are rounding errors and are left out, so that alpha = 0 gives the
     solution of least norm.
     """
 

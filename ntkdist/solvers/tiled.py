@@ -1,8 +1,9 @@
-"""Cholesky on a Gram that is cut into tiles, which no process need have all of.
+"""Cholesky factorisation of a Gram that is cut into tiles, so that no process needs the whole Gram.
 
-Right-looking, on a dictionary of tiles by place as in `ntkdist.sums.tiles`: a column is factored, and its outer product
-leaves all to its right.  The right-hand sides are the last row of tiles, so that factoring is solving forwards too.
-Tiles are arrays, or what stands for arrays elsewhere: they are only passed on, to a `Call`.
+It is right-looking, on a dictionary of tiles by place as in `ntkdist.sums.tiles`: once a column is factored, its outer
+product is subtracted from all columns to its right.  The right-hand sides are the last row of tiles, so that the
+factorisation includes the forward substitution.  Tiles are arrays, or handles of arrays elsewhere (futures): they are
+only passed on, to a `Call`.
 
 Dask's own ``linalg.cholesky`` wants tiles of equal size, computes both triangles and adds a tile's products at the end,
 so that about m³/(6·tile) numbers wait.
@@ -26,28 +27,28 @@ from ntkdist.sums import NormalEquations
 from ntkdist.sums.tiles import Place, places, run, runs
 
 F8 = NDArray[np.float64]
-Call = Callable[..., Any]  # of a place, a function and its arguments: the function's value, or what stands for it
-TILE = 2048  # 0.2 s of one core a product: a thousand times what scheduling it takes
+Call = Callable[..., Any]  # (place, function, *arguments) → the function's value, or a handle of it
+TILE = 2048  # a product takes 0.2 s of one core, a thousand times its scheduling
 
 
 class TiledCholesky(Solver, frozen=True):
-    """One Cholesky factorisation for every penalty, tile by tile: for Grams that do not fit one process.
+    """One Cholesky factorisation per penalty, tile by tile: for Grams that do not fit one process.
 
-    On a cluster the tiles of every fold are summed on the workers and stay there, in their memory; so do the factors.
-    A fit reads and maps the data once for each of as many panels of tiles as it takes for one to fit a worker.  It
-    saves no equations to add or solve again.
+    On a cluster the tiles of every fold are summed on the workers and stay in their memory; so do the factors.  Tiles
+    are summed in panels small enough for a worker; a fit reads and maps the data once per panel.  It saves no
+    equations that could be added or solved again.
 
     Parameters
     ----------
     tile : int, optional
-        Columns of a tile; that of the plan, or 2,048, if absent.
+        Columns of a tile; if absent, the plan chooses, or 2,048.
     """
 
     sums: ClassVar[Literal["gram", "tiles", "products"]] = "tiles"
     tile: Annotated[int, Meta(ge=1)] | None = None
 
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
-        """The path from a Gram that exists; see `Solver.solve`."""
+        """Solve from a whole Gram; see `Solver.solve`."""
         check_sums(equations)
         gram, rhs = equations.centred()
         m, tile = equations.m, self.tile or TILE
@@ -57,33 +58,18 @@ class TiledCholesky(Solver, frozen=True):
             for i, j in places(m, tile)
             if j < last
         }
-        found = []
+        solutions = []
         for alpha in alphas:
             coef = solve_tiles(tiles, m, tile, alpha, lambda place, function, *args: function(*args))
-            found.append(self._solution(equations, alpha, np.hstack(coef).T))
-        return found
+            solutions.append(self._solution(equations, alpha, np.hstack(coef).T))
+        return solutions
 
 
 def solve_tiles(tiles: dict[Place, Any], m: int, tile: int, alpha: float, call: Call) -> list[Any]:
-    """Solve (G + alpha) x = b.
+    """Solve (G + alpha) x = b; return xᵀ, (t, tile) each, of every run of columns.
 
-    Parameters
-    ----------
-    tiles : dict of place to array
-        The lower triangle of G, those on its diagonal with both of their triangles; in the last row bᵀ.
-    m, tile : int
-    alpha : float
-    call : Call
-
-    Returns
-    -------
-    list of array
-        xᵀ, (t, tile) each, of every run of columns.
-
-    Raises
-    ------
-    NotPositiveDefinite
-        By the call that meets it.
+    ``tiles`` is the lower triangle of G, with both triangles of the tiles on the diagonal, and bᵀ in the last row.  The
+    call that meets it raises `NotPositiveDefinite`.
     """
     a, n = dict(tiles), runs(m, tile)
     for k in range(n):
@@ -102,31 +88,22 @@ def solve_tiles(tiles: dict[Place, Any], m: int, tile: int, alpha: float, call: 
 
 
 class Work(NamedTuple):
-    """What `solve_tiles` does for n runs of columns of one length, where that cubed is one operation.
+    """The work of `solve_tiles` for n runs of columns of one length; an operation is that length cubed."""
 
-    Attributes
-    ----------
-    operations : float
-        Those on tiles of the Gram.
-    longest : float
-        Of them, those that wait for one another.
-    calls : int
-    """
-
-    operations: float
-    longest: float
+    operations: float  # on tiles of the Gram
+    longest: float  # on the critical path
     calls: int
 
 
 def work(n: int) -> Work:
-    """Of factoring n(n + 1)/2 tiles, and solving."""
+    """Count the work of factoring n(n + 1)/2 tiles and solving."""
     products, quotients = (n - 1) * n * (n + 1) // 6, n * (n - 1) // 2
-    of_rhs = n * (n + 1) // 2 + n * (n + 1) // 2  # forwards and backwards
+    of_rhs = n * (n + 1)  # half of them forwards, half backwards
     return Work(n / 3 + quotients + 2 * products, n / 3 + 3 * (n - 1), n + quotients + products + of_rhs)
 
 
 def factor(a: F8, alpha: float, start: int, m: int) -> F8:
-    """L of A = LLᵀ, alpha added to A's diagonal, of a tile whose first column is ``start`` of m."""
+    """Factor G + alpha = LLᵀ of a diagonal tile whose first column is ``start`` of m."""
     shifted = a.copy().T  # LAPACK's order; the tile is symmetric
     shifted[np.diag_indices_from(shifted)] += alpha
     lower, info = dpotrf(shifted, lower=1, overwrite_a=1)
@@ -139,7 +116,7 @@ def factor(a: F8, alpha: float, start: int, m: int) -> F8:
 
 
 def divide(a: F8, lower: F8) -> F8:
-    """A L⁻ᵀ"""
+    """Compute A L⁻ᵀ."""
     out = np.empty_like(a, order="C")
 
     def fill(i: int) -> None:
@@ -151,7 +128,7 @@ def divide(a: F8, lower: F8) -> F8:
 
 
 def subtract_product(a: F8, left: F8, right: F8) -> F8:
-    """A − left rightᵀ"""
+    """Compute A − left rightᵀ."""
     out = np.empty_like(a, order="C")
 
     def fill(i: int) -> None:
@@ -164,10 +141,10 @@ def subtract_product(a: F8, left: F8, right: F8) -> F8:
 
 
 def divide_backwards(x: F8, lower: F8) -> F8:
-    """x L⁻¹"""
+    """Compute x L⁻¹."""
     return dtrsm(1.0, lower, x.T, lower=1, trans_a=1).T
 
 
 def subtract_product_backwards(x: F8, y: F8, lower: F8) -> F8:
-    """x − y L"""
+    """Compute x − y L."""
     return x - y @ lower

@@ -1,7 +1,7 @@
-"""How sure a ridge is: the Bayesian linear model in feature space, from the factor that solves it.
+"""Predictive variance of a ridge (the Bayesian linear model in feature space) and conformal intervals.
 
 Legend: z features, z̄ their weighted mean, W = Σw; A = G_c + alpha the centred Gram with its penalty, A = LLᵀ;
-h(z) = 1/W + (z − z̄)ᵀA⁻¹(z − z̄), so that w·h(z) is the leverage of a row of weight w that was learnt from.
+h(z) = 1/W + (z − z̄)ᵀA⁻¹(z − z̄), so that w·h(z) is the leverage of a training row of weight w.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ F8 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Factor:
-    """What the variance of a prediction needs, of m features and t targets.
+    """The factor that predictive variances are computed from, for m features and t targets.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Factor:
     weight : float
         W
     noise : (t,) float64 array
-        Mean squared error of each target out of fold, or left out one by one.
+        Mean squared error of each target, out of fold or leave-one-out.
     """
 
     lower: F8
@@ -41,12 +41,12 @@ class Factor:
 
     @classmethod
     def of(cls, equations: NormalEquations, alpha: F8, noise: F8) -> "Factor":
-        """The factor of the sum over all rows: m³/3 operations.
+        """Factor the sum over all rows, by m³/3 operations.
 
         Raises
         ------
         SpecError
-            If targets have penalties of their own.
+            If penalties differ between targets.
         NotPositiveDefinite
             If the Gram plus alpha cannot be factored.
         """
@@ -64,27 +64,33 @@ class Factor:
         return cls(lower, equations.z_sum / equations.weight, equations.weight, noise)
 
     def spread(self, z: NDArray[Any]) -> F8:
-        """h of features (n, m), (n,)."""
+        """Compute h(z) of features (n, m), (n,)."""
         centred = np.subtract(z, self.z_mean, dtype=np.float64)
         half = solve_triangular(self.lower, centred.T, lower=True, overwrite_b=True, check_finite=False)
         return np.asarray(1 / self.weight + np.einsum("ij,ij->j", half, half))
 
 
 def conformal_radius(residuals: F8, coverage: float, weight: F8 | None = None) -> F8:
-    """Half the width of intervals that hold a new row's target as often as asked, whatever its law, (t,).
+    """Return half the width of intervals that hold a new row's target with probability ``coverage``, (t,).
 
-    The ⌈(n + 1)·coverage⌉-th smallest absolute residual of n rows, each predicted by a model that has not seen it: as
-    of split conformal prediction (Vovk, Gammerman, Shafer 2005), here of the folds' models around the model of all rows
-    (cross-conformal), exact as n grows.  Infinite if there are too few rows.
+    It is the ⌈(n + 1)·coverage⌉-th smallest absolute residual of n rows, each predicted by a model that was not trained
+    on it, as in split conformal prediction (Vovk, Gammerman, Shafer 2005), for any distribution of the targets.  Here
+    residuals are of the folds' models and intervals are about the model of all rows (cross-conformal), which is exact
+    as n grows.  Infinite if there are too few rows.
 
     Parameters
     ----------
     residuals : (n,) or (n, t) array
         Out of fold.
     coverage : float
-        Between 0 and 1.
+        Strictly between 0 and 1.
     weight : (n,) array, optional
         A row of weight k counts as k rows.
+
+    Raises
+    ------
+    SpecError
+        If ``coverage`` is not between 0 and 1.
     """
     if not 0 < coverage < 1:
         raise SpecError(f"coverage is {coverage}; expected a number between 0 and 1")

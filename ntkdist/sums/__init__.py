@@ -1,4 +1,4 @@
-"""Values with ``+`` that a pass over the data adds up."""
+"""Values with ``+`` that a pass over the data adds up, each beside the summand that makes it."""
 
 from ntkdist.sums.cross import CrossSums
 from ntkdist.sums.equations import NormalEquations
@@ -6,10 +6,4 @@ from ntkdist.sums.metrics import Metrics
 from ntkdist.sums.sample import RowSample
 from ntkdist.sums.tiles import TileSums
 
-__all__ = [
-    "CrossSums",
-    "Metrics",
-    "NormalEquations",
-    "RowSample",
-    "TileSums",
-]
+__all__ = ["CrossSums", "Metrics", "NormalEquations", "RowSample", "TileSums"]

@@ -1,4 +1,7 @@
-"""Mapped rows: features and scaled targets of rows as read, and those that a process remembers between passes."""
+"""Mapped rows: features and scaled targets of rows as read, kept in a process's memory between passes while they fit.
+
+Blocks that are kept and blocks that are mapped again are the same to the bit.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ from ntkdist.errors import DataError
 
 
 class Features(Protocol):
-    """A feature map, as far as sums know one."""
+    """A feature map, as sums call it."""
 
     @property
     def n_components(self) -> int: ...
@@ -23,7 +26,7 @@ class Features(Protocol):
 
 
 class RowCache:
-    """Mapped rows that this process keeps: the shards of one run, up to a bound, first come, first kept."""
+    """A process's cache of mapped rows: the shards of one run, in the order of arrival, up to a limit of bytes."""
 
     def __init__(self) -> None:
         self.lock, self.run = threading.Lock(), ""
@@ -31,7 +34,7 @@ class RowCache:
         self.held: dict[Any, list[Rows]] = {}
 
     def reserve(self, run: str, key: Any, size: int, limit: int) -> bool:
-        """Whether there is room for a shard of a run; what is kept of another run gives way."""
+        """Reserve room for a shard, if there is any; rows of another run are dropped first."""
         with self.lock:
             if run != self.run:
                 self.clear()
@@ -41,101 +44,99 @@ class RowCache:
             self.sizes[key] = size
             return True
 
-    def keep(self, run: str, key: Any, made: list[Rows]) -> None:
-        """Fill a place that was reserved."""
+    def keep(self, run: str, key: Any, blocks: list[Rows]) -> None:
+        """Store the blocks of a shard in its reserved room."""
         with self.lock:
             if run == self.run:
-                self.held[key] = made
+                self.held[key] = blocks
 
     def release(self, run: str, key: Any) -> None:
-        """Give a place back that will not be filled."""
+        """Give back reserved room that will not be filled."""
         with self.lock:
             if run == self.run:
                 self.sizes.pop(key, None)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all rows and reservations."""
         self.run = ""
         self.sizes.clear()
         self.held.clear()
 
 
-_memory = RowCache()
+_cache = RowCache()
 
 
 def forget() -> int:
-    """Free what this process keeps, and say how many bytes that was."""
-    with _memory.lock:
-        kept = sum(_memory.sizes.values())
-        _memory.clear()
+    """Free the rows that this process keeps, and return their bytes."""
+    with _cache.lock:
+        kept = sum(_cache.sizes.values())
+        _cache.clear()
     return kept
 
 
 def row_bytes(m: int, t: int, dtype: str) -> int:
-    """Of a mapped row: features, targets, weight and place."""
+    """Return the bytes of a mapped row: features, targets, weight and position."""
     return m * np.dtype(dtype).itemsize + 8 * (t + 2)
 
 
 @dataclass(frozen=True)
 class RowMapper:
-    """What turns rows as read into features and scaled targets, and remembers them.
-
-    Attributes
-    ----------
-    features : FeatureMap
-    preprocessing : Preprocessing
-    dtype : str
-    run : str
-        Names everything that decides the mapped rows but their places.
-    limit : int
-        Bytes of mapped rows that a process keeps.
-    """
+    """A map from rows as read to features and scaled targets, with a cache."""
 
     features: Features
     preprocessing: Preprocessing
     dtype: str
-    run: str
-    limit: int
+    run: str  # key of the cache: names everything that decides the mapped rows, except their positions
+    limit: int  # bytes of mapped rows that a process may keep
 
     @property
     def row_bytes(self) -> int:
         return row_bytes(self.features.n_components, self.preprocessing.t, self.dtype)
 
     def of(self, rows: Rows) -> Rows:
-        """Features in place of inputs, scaled targets (n, t) of targets, and what rows weigh in sums of weights."""
+        """Replace inputs by features, targets by scaled targets (n, t), and weights by those of the equations."""
         assert rows.y is not None
         z = self.features(self.preprocessing.inputs(rows.x, self.dtype))
         return rows._replace(x=z, y=self.preprocessing.targets(rows.y), weight=self.preprocessing.weights(rows))
 
     def blocks(self, shard: Shard, read: Iterator[Rows]) -> Iterator[Rows]:
-        """A shard's mapped blocks, from memory if they are there: then nothing is read."""
+        """Yield a shard's mapped blocks, from the cache if it has them; then nothing is read."""
         key = (self.run, shard.spans)
-        found = _memory.held.get(key)
-        if found is not None:
-            yield from found
+        if (kept := _cache.held.get(key)) is not None:
+            yield from kept
             return
-        if not _memory.reserve(self.run, key, shard.rows * self.row_bytes, self.limit):
+        if not _cache.reserve(self.run, key, shard.rows * self.row_bytes, self.limit):
             yield from map(self.of, read)
             return
-        made: list[Rows] = []
+        mapped: list[Rows] = []
         try:
             for rows in map(self.of, read):
-                made.append(rows)
+                mapped.append(rows)
                 yield rows
-            _memory.keep(self.run, key, made)
+            _cache.keep(self.run, key, mapped)
         finally:
-            if key not in _memory.held:
-                _memory.release(self.run, key)
+            if key not in _cache.held:
+                _cache.release(self.run, key)
+
+
+@dataclass(frozen=True)
+class OverMappedRows:
+    """Base of the summands of many passes, which take mapped rows from the cache where it has them."""
+
+    mapped: RowMapper
+
+    def blocks(self, shard: Shard, read: Iterator[Rows]) -> Iterator[Rows]:
+        return self.mapped.blocks(shard, read)
 
 
 def check_finite(z_sum: NDArray[Any], rows: Rows, dtype: str) -> None:
-    """Stop at the first rows whose features overflow, by a sum of features."""
+    """Refuse rows whose features overflow, given the sum of features up to them."""
     if not np.isfinite(z_sum).all():
         raise not_finite(f"from {rows.start} on", dtype)
 
 
 def not_finite(which: str, dtype: str) -> DataError:
-    """Say that features of some rows overflow."""
+    """Return the error for rows whose features overflow."""
     return DataError(
         f"Features of rows {which} are not finite in {dtype}; look for huge values there, or use dtype float64"
     )

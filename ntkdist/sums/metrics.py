@@ -1,4 +1,4 @@
-"""Errors of predictions, summed."""
+"""Prediction errors, summed over rows."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,10 +14,10 @@ F8 = NDArray[np.float64]
 
 
 class Metrics:
-    """What evaluating on some rows gives: a value with ``+``.
+    """Errors of a model over some rows: a value with ``+``.
 
     For regression the squared and absolute error of each target, and the targets' moments; for classification the
-    number of right answers and the log loss of clipped, renormalised scores.
+    number of correct predictions and the log loss of clipped, renormalised scores.
     """
 
     def __init__(self, rows: int, weight: float, sums: dict[str, F8], targets: Moments | None) -> None:
@@ -25,7 +25,7 @@ class Metrics:
 
     @classmethod
     def of_regression(cls, y: NDArray[Any], predicted: NDArray[Any], weight: NDArray[Any] | None) -> "Metrics":
-        """Metrics of one block of predictions (n, t) of targets (n, t)."""
+        """Compute the metrics of a block of predictions (n, t) for targets (n, t)."""
         w = np.ones(len(y)) if weight is None else weight
         y = np.asarray(y, np.float64)
         error = np.abs(y - predicted)
@@ -33,7 +33,7 @@ class Metrics:
 
     @classmethod
     def of_classes(cls, codes: NDArray[Any], scores: NDArray[Any], weight: NDArray[Any] | None) -> "Metrics":
-        """Metrics of one block of scores (n, k) for class codes (n,)."""
+        """Compute the metrics of a block of scores (n, k) for class codes (n,)."""
         w = np.ones(len(codes)) if weight is None else weight
         p = np.clip(scores, 1e-6, 1.0)
         p /= p.sum(axis=1, keepdims=True)
@@ -47,7 +47,7 @@ class Metrics:
         return Metrics(self.rows + other.rows, self.weight + other.weight, sums, targets)
 
     def summary(self) -> dict[str, float]:
-        """``rmse``, ``mae`` and ``r2``, averaged over targets, or ``accuracy`` and ``log_loss``."""
+        """Return ``rmse``, ``mae`` and ``r2``, averaged over targets, or ``accuracy`` and ``log_loss``."""
         mean = {k: v / self.weight for k, v in self.sums.items()}
         if self.targets is None:
             return {"accuracy": float(mean["right"]), "log_loss": float(mean["log_loss"]), "rows": self.rows}
@@ -59,7 +59,7 @@ class Metrics:
 
 
 class Model(Protocol):
-    """A model, as far as its errors know one."""
+    """A model, as `MetricsOf` calls it."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -70,7 +70,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class MetricsOf:
-    """Errors of a model."""
+    """A summand: the `Metrics` of a model."""
 
     model: Model
     matching: Matching

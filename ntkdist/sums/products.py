@@ -1,13 +1,9 @@
-"""Products of the Gram with vectors, one pass over the data each, and what else an iteration asks of the rows.
-
-Mapped rows stay in the memory of the process that mapped them while they fit; the others are mapped anew.  The blocks
-are the same either way, and so are the bits.
+"""Sums of one iteration: products of the Gram with vectors, and losses on the rows that a training set leaves out.
 
 Legend: z (n, m) features of a block, w (n,) weights; a *column* of v (m, k) belongs to a training set, which leaves out
-a fold, or none; z̄ (m,) the mean of the features over it.
+a fold, or none; z̄ (m,) the mean of the features over the training set.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,16 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist import backend
-from ntkdist.data.dataset import Rows, Shard
-from ntkdist.sums.cross import CrossSums
-from ntkdist.sums.mapped_rows import RowMapper, check_finite
+from ntkdist.data.dataset import Rows
+from ntkdist.sums.mapped_rows import OverMappedRows
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 
 
 class Folds(NamedTuple):
-    """Which fold a block is of: all rows of a shard are of one."""
+    """The fold of every partition; all rows of a block are of one fold."""
 
     rows_per_partition: int
     of_partition: tuple[int, ...]
@@ -34,38 +29,16 @@ class Folds(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OverMappedRows:
-    """A summand of mapped rows, which may come from memory."""
-
-    mapped: RowMapper
-
-    def blocks(self, shard: Shard, read: Iterator[Rows]) -> Iterator[Rows]:
-        return self.mapped.blocks(shard, read)
-
-
-@dataclass(frozen=True)
-class CrossOf(OverMappedRows):
-    """`CrossSums` of the features."""
-
-    def zero(self) -> CrossSums:
-        return CrossSums.zeros(self.mapped.features.n_components, self.mapped.preprocessing.t)
-
-    def update(self, total: CrossSums, rows: Rows) -> CrossSums:
-        assert rows.y is not None
-        total.update(rows.x, rows.y, rows.weight)
-        check_finite(total.z_sum, rows, self.mapped.dtype)
-        return total
-
-
-@dataclass(frozen=True)
 class ProductsOf(OverMappedRows):
-    """Σ w [z 1]ᵀ(zv − shift), (m + 1, k): a column sums the rows of its training set, multiplied in the features'
-    precision and added in float64."""
+    """A summand: Σ w [z 1]ᵀ(zv − shift), (m + 1, k), each column over the rows of its training set.
+
+    Blocks are multiplied in the features' precision and added in float64.
+    """
 
     folds: Folds
     v: NDArray[Any]  # (m, k)
     shift: F8  # (k,), z̄v
-    left_out: I8  # (k,), the fold that a column's training set leaves out, or −1
+    left_out: I8  # (k,), the fold that a column's training set leaves out; −1 for none
 
     def zero(self) -> F8:
         return np.zeros((len(self.v) + 1, self.v.shape[1]))
@@ -78,12 +51,12 @@ class ProductsOf(OverMappedRows):
 
 @dataclass(frozen=True)
 class LossesOf(OverMappedRows):
-    """Σ w (y − zᵀcoef − intercept)², (k,): a column sums the rows that its training set leaves out."""
+    """A summand: Σ w (y − zᵀcoef − intercept)², (k,), each column over the rows that its training set leaves out."""
 
     folds: Folds
     coef: NDArray[Any]  # (m, k)
     intercept: F8  # (k,)
-    target: I8  # (k,), which of the targets a column predicts
+    target: I8  # (k,), the target that a column predicts
     left_out: I8  # (k,)
 
     def zero(self) -> F8:
@@ -112,7 +85,7 @@ def add_products(total: F8, z: Any, weight: F8 | None, v: NDArray[Any], shift: F
 
 
 def _centred_products(z: NDArray[Any], v: NDArray[Any], shift: F8) -> NDArray[Any]:
-    """zv − shift, tile by tile of rows, in z's precision."""
+    """Compute zv − shift, tile by tile of rows, in z's precision."""
     out = np.empty((len(z), v.shape[1]), z.dtype)
 
     def fill(i: int) -> None:

@@ -1,4 +1,4 @@
-"""A seeded sample of rows: the k of smallest key are a sum too."""
+"""A seeded sample of rows, as a sum: the k rows of smallest key."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,23 +13,18 @@ from ntkdist.data.dataset import Rows
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.data.sparse import concatenate
 
-SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of the random streams, apart from those of any map
+SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of random streams, distinct from those of maps
 
-RowWeights = Callable[[NDArray[Any]], NDArray[np.float64]]  # (n, *input_shape) → (n,), how likely rows are drawn
+RowWeights = Callable[[NDArray[Any]], NDArray[np.float64]]  # (n, *input_shape) → (n,)
 
 
 class RowSample:
-    """The ``size`` rows of smallest key seen so far: a value with ``+``, the same for any cutting and order.
+    """The ``size`` rows of smallest key so far: a value with ``+``, independent of the order and the cut of the data.
 
-    With keys that are independent and uniform, a simple random sample without replacement; with −log(uniform)/weight,
-    one in which rows enter in proportion to their weights (Efraimidis, Spirakis, 2006).
+    Independent uniform keys give a simple random sample without replacement; keys −log(uniform)/weight give one in
+    which rows enter in proportion to their weights (Efraimidis, Spirakis, 2006).
 
-    Attributes
-    ----------
-    size : int
-    keys : (k,) float64 array
-        Ascending, k ≤ size; a row with an infinite key is never kept.
-    x : (k, *shape) array, or a sparse one (k, d)
+    ``keys`` (k,), k ≤ ``size``, ascend; rows of infinite key are never kept.  ``x`` is (k, *shape), or sparse (k, d).
     """
 
     def __init__(self, size: int, keys: NDArray[np.float64], x: NDArray[Any] | csr_array) -> None:
@@ -47,29 +42,15 @@ class RowSample:
 
 @dataclass(frozen=True)
 class SampleOf:
-    """A seeded sample of scaled rows; rows without weight never enter.
-
-    Attributes
-    ----------
-    size, seed : int
-    preprocessing : Preprocessing
-    weights : callable, optional
-        Rows enter in proportion to it.
-    role : int
-        Of the random stream.
-    by_weight : bool
-        Rows enter in proportion to what they weigh in the equations, too.
-    sparse : bool
-        Whether the rows are.
-    """
+    """A summand: a seeded `RowSample` of scaled rows; rows of weight 0 never enter."""
 
     size: int
     seed: int
     preprocessing: Preprocessing
-    weights: RowWeights | None = None
-    role: int = SAMPLE
-    by_weight: bool = False
-    sparse: bool = False
+    weights: RowWeights | None = None  # rows enter in proportion to its values
+    role: int = SAMPLE  # names the random stream
+    by_weight: bool = False  # rows enter in proportion to their weight in the equations, too
+    sparse: bool = False  # whether the inputs are sparse
 
     def zero(self) -> RowSample:
         shape = (0, *self.preprocessing.input_shape)

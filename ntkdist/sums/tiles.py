@@ -1,8 +1,8 @@
-"""The Gram in tiles: what normal equations hold, cut so that no process has all of it.
+"""Normal equations cut into tiles, so that no process holds the whole Gram.
 
-Legend: z (n, m) features; y (n, t) targets; w (n,) weights; A = Σ w [z y 1]ᵀ[z y 1].  Features are cut into runs of
-``tile`` columns, the last may be shorter; the targets and the 1 are one more run, so that the last row of tiles holds
-right-hand sides and sums of features.  A *place* (i, j), j ≤ i, is that of a tile in the lower triangle.
+Legend: z (n, m) features; y (n, t) targets; w (n,) weights; A = Σ w [z y 1]ᵀ[z y 1].  The features are cut into
+runs of ``tile`` columns, the last of which may be shorter.  The targets and the 1 are one more run, so that the last
+row of tiles holds right-hand sides and sums of features.  A *place* (i, j), j ≤ i, names a tile of the lower triangle.
 """
 
 import functools
@@ -15,31 +15,34 @@ from numpy.typing import NDArray
 
 from ntkdist import backend
 from ntkdist.data.dataset import Rows
-from ntkdist.sums.equations import UNKNOWN, block_rounding, with_roots
+from ntkdist.sums.equations import with_roots
 from ntkdist.sums.mapped_rows import RowMapper, check_finite
+from ntkdist.sums.rounding import UNKNOWN, block_rounding
 
 F8 = NDArray[np.float64]
 Place = tuple[int, int]
 
 
 def runs(m: int, tile: int) -> int:
-    """Runs of columns that m features are cut into."""
+    """Return the number of runs that m features are cut into."""
     return -(-m // tile)
 
 
 def run(m: int, tile: int, i: int) -> slice:
-    """The columns of one of them."""
+    """Return the columns of run i."""
     return slice(i * tile, min((i + 1) * tile, m))
 
 
 def places(m: int, tile: int) -> list[Place]:
-    """All tiles of A, row by row."""
+    """Return the places of all tiles of A, row by row."""
     return [(i, j) for i in range(runs(m, tile) + 1) for j in range(i + 1)]
 
 
 def owner_index(place: Place, last: int) -> int:
-    """When its tile is dealt to the workers; in the last row it goes where the one on the diagonal of its column is,
-    which asks for the same tiles of a factor."""
+    """Return the round-robin index of the worker that owns a tile.
+
+    Right-hand sides go with the diagonal tile of their column, because both use the same tiles of the factor.
+    """
     i, j = place
     i = j if i == last else i
     return i * (i + 1) // 2 + j
@@ -47,30 +50,25 @@ def owner_index(place: Place, last: int) -> int:
 
 @functools.lru_cache(maxsize=8)
 def nbytes(m: int, t: int, tile: int) -> tuple[int, ...]:
-    """Of every tile of A, in the order of `places`."""
+    """Return the bytes of every tile of A, in the order of `places`."""
     width = [*(min(tile, m - i) for i in range(0, m, tile)), t + 1]
     return tuple(8 * width[i] * width[j] for i, j in places(m, tile))
 
 
 def worker_bytes(m: int, t: int, tile: int, workers: int, count: int) -> int:
-    """The most that one of some workers is dealt of the first ``count`` tiles, in bytes."""
-    dealt = [0] * workers
+    """Return the most bytes that any worker owns of the first ``count`` tiles."""
+    owned = [0] * workers
     for place, size in zip(places(m, tile)[:count], nbytes(m, t, tile), strict=False):
-        dealt[owner_index(place, runs(m, tile)) % workers] += size
-    return max(dealt)
+        owned[owner_index(place, runs(m, tile)) % workers] += size
+    return max(owned)
 
 
 class TileSums:
     """Some tiles of A, summed over rows in float64: a value with ``+`` and a size.
 
-    Float32 blocks are multiplied in float32 and added in float64, as in `NormalEquations`; of a tile on the diagonal
-    only the lower triangle is valid.
-
-    Attributes
-    ----------
-    tiles : dict of place to array
-    rounding : float
-        Σ of `block_rounding` over blocks.
+    Float32 blocks are multiplied in float32 and added in float64, as in `NormalEquations`.  Only the lower triangle of
+    a tile on the diagonal is valid.
+    ``rounding`` is the sum of `block_rounding` over blocks.
     """
 
     def __init__(self, tiles: dict[Place, F8], rounding: float = 0.0) -> None:
@@ -78,7 +76,7 @@ class TileSums:
 
     @classmethod
     def zeros(cls, m: int, t: int, tile: int, of: Iterable[Place]) -> "TileSums":
-        """The empty sum of the tiles at some places."""
+        """Return the empty sum of the tiles at some places."""
 
         def size(i: int) -> int:
             return t + 1 if i == runs(m, tile) else min(tile, m - i * tile)
@@ -87,17 +85,17 @@ class TileSums:
 
     @classmethod
     def of_arrays(cls, arrays: dict[str, F8]) -> "TileSums":
-        """The sum whose `arrays` these are."""
-        places = {name: name.split("-") for name in arrays if name != "rounding"}
-        tiles = {(int(i), int(j)): arrays[name] for name, (i, j) in places.items()}
+        """Rebuild the sums from their `arrays`."""
+        names = (name.split("-") for name in arrays if name != "rounding")
+        tiles = {(int(i), int(j)): arrays[f"{i}-{j}"] for i, j in names}
         return cls(tiles, float(arrays.get("rounding", UNKNOWN)[0]))
 
     def arrays(self) -> dict[str, F8]:
-        """What is kept of it."""
+        """Return the arrays to store, by name."""
         return {f"{i}-{j}": a for (i, j), a in self.tiles.items()} | {"rounding": np.array([self.rounding])}
 
     def update(self, z: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None, tile: int) -> "TileSums":
-        """Add a block of rows, in place; the other arguments are those of `NormalEquations.update`."""
+        """Add a block of rows, in place; arguments and result are those of `NormalEquations.update`."""
         z, y1 = with_roots(z, y, weight)
         m, right, last = z.shape[1], y1.astype(z.dtype), runs(z.shape[1], tile)
 
@@ -140,7 +138,7 @@ def _pieces(columns: slice) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class TilesOf:
-    """Some tiles of the features' Gram: a summand."""
+    """A summand: the `TileSums` of some places, of the features of scaled rows."""
 
     mapped: RowMapper
     tile: int

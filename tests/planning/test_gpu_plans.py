@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from gpu_stand_in import MB, job, on, strict
 from strict_cupy import Array
-from test_gpu import MB, job, on, strict
 from test_maps import PAPER
 
 import ntkdist as nd

@@ -1,4 +1,4 @@
-"""Rows that disagree: folds by groups, by time and by a holdout, and balanced classes, beside scikit-learn's."""
+"""Folds by groups, by time and by a holdout, and balanced classes, against scikit-learn's."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def assert_scores_are_those_of_refitting(
 
 
 def folds_of(plan: nd.Plan) -> NDArray[np.int64]:
-    """The fold of every row, from reading each fold as the equations do; fails where a row is not in exactly one."""
+    """Return the fold of every row, read as the equations read it; fail unless each row is in exactly one."""
     source = Source(plan.dataset, plan.layout, 37, 1, folds=plan.folds if plan.dataset.fold_array else 0)
     found = np.full(plan.layout.rows, -1)
     for task in plan.tasks():
@@ -108,7 +108,7 @@ def test_groups_give_the_same_bits_everywhere(make_dataset: Any, table: Any, two
 def test_a_run_by_groups_that_was_cut_off_goes_on_to_the_same_bits(
     make_dataset: Any, table: Any, tmp_path: Path
 ) -> None:
-    """The shards of different folds read the same rows, and are not taken for each other."""
+    """Shards of different folds read the same rows and are kept apart."""
     job, out = job_on(make_dataset(*table, groups=GROUPS), {"folds": 3}, groups="groups"), str(tmp_path / "run")
     straight = nd.fit(job)
     with pytest.raises(Cut):

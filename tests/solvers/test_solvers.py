@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
 from ntkdist.features import NTKRandomFeatures
 from ntkdist.ridge.solve import solve_at
-from ntkdist.solvers import PCG, Cholesky, Eigh, Solver, TiledCholesky, choose, cross_validation
+from ntkdist.solvers import PCG, Cholesky, Eigh, Solver, TiledCholesky, choose, cross_validation, grid
 from ntkdist.solvers.cross_validation import CVResult, cross_validate
 from ntkdist.sums import NormalEquations
 
@@ -122,11 +122,11 @@ def test_a_grid_grows_past_its_edge_until_the_error_turns_or_is_flat() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_grid_of_which_rounding_can_tell_nothing_does_not_grow_for_ever(dtype: str) -> None:
-    """A target that features say nothing of: the larger the penalty the better, until none is left to tell apart."""
+    """Targets are independent of the features: larger penalties are better, until their errors are within rounding."""
     y = np.random.default_rng(4).standard_normal(N)
     folds = [NormalEquations.zeros(M, 1).update(Z[k == FOLD].astype(dtype), y[k == FOLD]) for k in range(K)]
     found = cross_validate(folds, Cholesky(), [1e2, 1e4])
-    assert 5 < len(found.alphas) < 2 + 3 * cross_validation.EXTENSIONS
+    assert 5 < len(found.alphas) < 2 + 3 * grid.EXTENSIONS
     assert found.chosen[0] == pytest.approx(found.path.min(), rel=1e-5)
 
 
@@ -159,7 +159,7 @@ def test_a_thin_grid_makes_the_same_choice_with_fewer_solutions(monkeypatch: pyt
     whole = cross_validate(FOLDS, Cholesky())
     assert len(whole.alphas) == 13
     assert whole.best[0] % 2 == (shift != 1)
-    monkeypatch.setattr(cross_validation, "THIN", M)
+    monkeypatch.setattr(grid, "THIN", M)
     thin = cross_validate(FOLDS, Cholesky())
     assert thin.alpha.tolist() == whole.alpha.tolist()
     tried = np.flatnonzero(np.isin(whole.alphas, thin.alphas))
@@ -184,7 +184,7 @@ def test_the_standard_error_is_that_of_the_mean_over_folds() -> None:
 
 
 def without_noise(dtype: str) -> tuple[CVResult, float]:
-    """What cross-validation says of a target that features give exactly, and the error of rows at its choice."""
+    """Cross-validate a target that is linear in the features; return the result and the error of rows at its choice."""
     rng = np.random.default_rng(0)
     z = NTKRandomFeatures(96, depth=2)(rng.standard_normal((3000, 5)).astype(dtype))
     y = z.astype(np.float64) @ rng.standard_normal(96)

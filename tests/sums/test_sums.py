@@ -1,4 +1,4 @@
-"""Laws of the sums: what a pass adds up does not depend on how it was cut."""
+"""Laws of the sums: a pass gives the same sums however the data is cut."""
 
 import itertools
 import pickle
@@ -16,7 +16,7 @@ from ntkdist.data.moments import Moments
 from ntkdist.features import NTKRandomFeatures
 from ntkdist.solvers import Cholesky
 from ntkdist.sums import Metrics, NormalEquations, TileSums
-from ntkdist.sums.equations import apart, evaluating
+from ntkdist.sums.rounding import difference_rounding, evaluation_rounding
 
 M, T, N = 7, 2, 60
 RNG = np.random.default_rng(0)
@@ -139,7 +139,7 @@ LEARNABLE = RNG.standard_normal((4000, 5))
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_rounding_of_losses_and_of_their_differences_is_bounded(dtype: str, noise: float, weighted: bool) -> None:
-    """Against every row in extended precision; and no bound is much larger than what it bounds."""
+    """Compared with every row in extended precision; and no bound is much too large."""
     x, rng = LEARNABLE, np.random.default_rng(1)
     y = np.stack([x[:, 0], np.tanh(x.sum(axis=1))], axis=1) + noise * rng.standard_normal((len(x), 2))
     z, w = NTKRandomFeatures(96, depth=2)(x.astype(dtype)), rng.uniform(0, 3, len(x)) if weighted else np.ones(len(x))
@@ -151,10 +151,11 @@ def test_rounding_of_losses_and_of_their_differences_is_bounded(dtype: str, nois
         error = y.astype(wide) - z.astype(wide) @ s.coef.astype(wide) - s.intercept
         losses.append(e.rounded_loss(s.coef, s.intercept))
         off.append((losses[-1].value - w.astype(wide) @ error**2).astype(float))
-    late = evaluating(e.m) / (evaluating(e.m) + e.rounding)
+    late = evaluation_rounding(e.m) / (evaluation_rounding(e.m) + e.rounding)
     ratios, pairs = [abs(a) / loss.rounding for a, loss in zip(off, losses, strict=True)], itertools.pairwise(range(5))
     for i, j in pairs:
-        bound = apart(losses[i].sketch, losses[j].sketch) + late * (losses[i].rounding + losses[j].rounding)
+        one, other = losses[i], losses[j]
+        bound = difference_rounding(one.sketch, other.sketch) + late * (one.rounding + other.rounding)
         ratios.append(abs(off[i] - off[j]) / bound)
     assert max(map(max, ratios)) <= 1
     assert np.median(ratios) > 0.005
@@ -259,7 +260,7 @@ def test_tallies_know_how_fast_each_worker_was() -> None:
 
 
 def test_dask_sees_the_bytes_of_a_tasks_sum() -> None:
-    """By which a worker spills and pauses."""
+    """A worker spills and pauses by these bytes."""
     from dask.sizeof import sizeof
 
     from ntkdist.cluster.shards import Part
