@@ -224,9 +224,9 @@ def test_memory_is_projected(kernel: Any, d: int, m: int, dtype: Any) -> None:
     params: dict[str, Any] = {}
     name = np.dtype(dtype)
     drawing = peak_bytes(lambda: params.update({k: _cast(v, name) for k, v in features.draw((d,)).items()}))
-    assert drawing <= features.draw_bytes((d,), dtype) + 2**18 <= 3 * drawing
-    applying = peak_bytes(lambda: features.apply(params, x))
-    assert applying <= ROWS * features.row_bytes((d,), dtype) + 2**18 <= 4 * applying
+    assert drawing <= features.spec.draw_bytes((d,), dtype) + 2**18 <= 3 * drawing
+    applying = peak_bytes(lambda: features.spec.apply(params, x))
+    assert applying <= ROWS * features.spec.row_bytes((d,), dtype) + 2**18 <= 4 * applying
 
 
 # From end to end.
