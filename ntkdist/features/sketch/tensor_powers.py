@@ -76,7 +76,7 @@ def drawn_values(d: int, m: int, hashed: bool = False) -> int:
 def draw_poly(
     dims: Sequence[int], scales: Sequence[float | F8], chain: Sequence[Step], w: int, seed: int
 ) -> dict[str, Any]:
-    """Draw the factors of a chain, for powers of lengths ``dims``, multiplied by ``scales`` before they are sketched."""
+    """Draw the factors of a chain, for powers of lengths ``dims``, multiplied by ``scales`` before they are mixed."""
     e, hashed = len(dims), dims[0] > WIDE
     s: dict[str, Any] = {"left": draw_factor(dims[-1], w, seed, e, LEFT, scales[-1], hashed)}
     for j, r, columns in chain:
