@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ntkdist import gpu, random
 from ntkdist.features.base import Params
 from ntkdist.features.ntk_random_features import _flip, _times, mean_abs
-from ntkdist.kernels.cntk import cells, margins
+from ntkdist.kernels.windows import cells, margins
 
 F8 = NDArray[np.float64]
 Average = Callable[[NDArray[Any]], NDArray[Any]]  # of (pixels, k) over the places of a smaller map, (n, h', w', k)
