@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_conv import images
+from test_cntk_maps import images
 from test_features import NUMPY_BUFFERS, peak_bytes
 
 from ntkdist import CNTKRandomFeatures, backend
