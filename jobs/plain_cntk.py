@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft
 
 from ntkdist import backend
-from ntkdist.features.cntk_sketch import polynomial
+from ntkdist.features.cntk_polynomials import polynomial
 
 Array = np.ndarray[Any, Any]
 

@@ -1,6 +1,7 @@
-"""What a feature map is: a small value, from which any worker makes the same φ.
+"""Feature maps as small values, from which every worker makes the same φ.
 
-A map that has to look at data first is fitted once, on a sample; what it learnt is a `FittedMap`, part of the model.
+A `FeatureMap` is a spec.  A map that needs data is fitted once, on a sample: a `FittedMap` is the spec with the fitted
+arrays and is part of the model.  Both are called with rows, and the rest of the program takes either, as `AnyMap`.
 """
 
 import abc
@@ -10,29 +11,29 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
-from msgspec import Meta
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
 from ntkdist import backend, gpu
 from ntkdist.errors import DataError, SpecError
-from ntkdist.spec import Spec, encode
+from ntkdist.features.footprint import Footprint
+from ntkdist.spec import digest, encode
 
 Params = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
-RowWeights = Callable[[NDArray[Any]], NDArray[np.float64]]  # (n, *input_shape) → (n,), how likely rows are drawn
-PIECE_BYTES = 2**22  # of rows that one thread maps at a time, so that what is just made is still in its cache
+RowWeights = Callable[[NDArray[Any]], NDArray[np.float64]]  # (n, *input_shape) → (n,), sampling weights
+PIECE_BYTES = 2**22  # of rows that one thread maps at a time, so that they stay in its cache
 _drawn: dict[tuple[Any, ...], Params] = {}
 _drawing = threading.Lock()
 
 
-class FeatureMap(Spec, frozen=True):
+class FeatureMap(Footprint, frozen=True):
     """A map φ with φ(x) @ φ(y).T ≈ k(x, y), as a value.
 
-    Calling it maps rows; everything random in it is drawn from its ``seed`` alone and kept in the process.
+    Calling it maps rows.  All random numbers are drawn from its ``seed`` and kept in the process.
 
     Parameters
     ----------
@@ -40,26 +41,25 @@ class FeatureMap(Spec, frozen=True):
         Columns of φ(x), exactly.
     """
 
-    takes_sparse: ClassVar[bool] = False  # whether `apply` takes rows as a CSR array, too
-    n_components: Annotated[int, Meta(ge=1)]
+    takes_sparse: ClassVar[bool] = False  # whether `apply` also takes rows as a CSR array
 
     @abc.abstractmethod
     def draw(self, input_shape: tuple[int, ...]) -> Params:
-        """All that needs no data: float64 (or integer) NumPy arrays, a function of the spec and the shape."""
+        """Draw all that needs no data: float64 or integer NumPy arrays, a function of the spec and the shape."""
 
     @abc.abstractmethod
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        """φ of rows x (n, *input_shape), as an array (n, n_components) of x's dtype.
+        """Return φ of rows x (n, *input_shape), as an array (n, n_components) of x's dtype.
 
         A row depends on its own input only, to 1e-5 (float32) or 1e-12 (float64) of its norm.
         """
 
     @abc.abstractmethod
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        """The kernel that φ approximates, exactly, (n, n')."""
+        """Return the exact kernel that φ approximates, (n, n')."""
 
     def check_shape(self, input_shape: tuple[int, ...], source: str = "X") -> None:
-        """Refuse rows of a shape that the map does not take; most flatten all.
+        """Refuse rows of a shape that the map does not take; most maps flatten all.
 
         Raises
         ------
@@ -67,64 +67,24 @@ class FeatureMap(Spec, frozen=True):
             It names the ``source`` of the rows.
         """
 
-    def kernel_fitted(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        """The kernel of a map that learnt these arrays."""
-        return self.kernel(x, y)
-
-    @abc.abstractmethod
-    def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        """Peak bytes of what `apply` allocates for one row, its result included."""
-
-    def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int) -> int:
-        """The same for one sparse row of so many non-zeros."""
-        return self.row_bytes(input_shape, dtype)
-
-    def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        """Bytes of what is drawn and kept in the process, at its peak."""
-        return 0
-
-    def gpu_draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        """Count the bytes of what is drawn and kept on a GPU: the share of `draw_bytes` that is cast for the rows."""
-        size = np.dtype(dtype).itemsize
-        return self.draw_bytes(input_shape, dtype) * size // (8 + size)
-
-    def learnt_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        """Bytes of what `fit` learns and every process keeps; 0 where it is little."""
-        return 0
-
-    def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
-        """Whether `apply` takes rows that are on a GPU, and so are the features then."""
-        return False
-
-    def gpu_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        """`row_bytes` on a GPU, the row included: less is done in place there, and products copy slices."""
-        size = np.dtype(dtype).itemsize
-        return 2 * self.row_bytes(input_shape, dtype) + size * (math.prod(input_shape) + 2 * self.n_components)
-
-    def warm(self, dtype: Any) -> None:
-        """Load and compile what mapping needs in a process: nothing, or what would be counted as the first rows'."""
+    # Fitting, of maps that need data.
 
     @property
     def sample_rows(self) -> int:
-        """Rows of the data, drawn at random, that `fit` looks at; 0 if the map needs none."""
+        """The number of rows of the data, drawn at random, that `fit` needs; 0 if the map needs none."""
         return 0
 
     @property
     def rehearsal_rows(self) -> int:
-        """Rows to time `fit` with: each of those beyond them costs what mapping it does."""
+        """The number of rows to time `fit` with; each further one costs as much as mapping it."""
         return self.sample_rows
 
-    @property
-    def piece_rows(self) -> int:
-        """Rows that a thread maps at a time, at least: more than one where a map reads much for every piece."""
-        return 1
-
     def row_weights(self, sample: NDArray[Any]) -> RowWeights | None:
-        """For maps that want rows in proportion to something learnt from a first sample: what it is; else None."""
+        """Return the sampling weights of rows, from a first uniform sample; None if the map samples uniformly."""
         return None
 
     def fit(self, sample: NDArray[Any]) -> "FittedMap":
-        """What is learnt from a sample (k, *input_shape) of scaled rows.
+        """Fit the map to a sample (k, *input_shape) of scaled rows.
 
         Raises
         ------
@@ -133,16 +93,24 @@ class FeatureMap(Spec, frozen=True):
         """
         raise SpecError(f"{type(self).__name__} is drawn from its seed and learns nothing; call it without fit")
 
-    def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """A smaller map in this one: k of its columns, and what to multiply each by.
+    def draw_fitted(self, input_shape: tuple[int, ...], arrays: Arrays) -> Params:
+        """Return `draw` of the map with these fitted arrays."""
+        return self.draw(input_shape) | arrays
 
-        Exact columns stay as they are; of those that are means over independent draws, the first are taken and scaled
+    def kernel_fitted(self, arrays: Arrays, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        """Return `kernel` of the map with these fitted arrays."""
+        return self.kernel(x, y)
+
+    def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Select k columns that are a smaller map, and the factor of each.
+
+        Exact columns stay unchanged.  Of columns that are means over independent draws, the first are taken and scaled
         up, so that the kernel they approximate is the same.
 
         Raises
         ------
         SpecError
-            If the map has none, or none of k columns.
+            If the map has no such columns, or not k of them.
         """
         raise SpecError(
             f"{type(self).__name__} has no columns of independent draws, so that some of them are not a smaller map; "
@@ -154,37 +122,29 @@ class FeatureMap(Spec, frozen=True):
             f"a prefix of {k} columns is none of {type(self).__name__}; expected {least} to {self.n_components}"
         )
 
-    def draw_fitted(self, input_shape: tuple[int, ...], arrays: Arrays) -> Params:
-        """`draw` of a map that learnt these arrays."""
-        return self.draw(input_shape) | arrays
-
-    # What a map and a fitted map have in common.
+    # Use, as of a fitted map.
 
     @property
     def spec(self) -> "FeatureMap":
-        """The map without what it learnt."""
+        """The map without fitted arrays: itself."""
         return self
 
     @property
     def arrays(self) -> Arrays:
-        """What it learnt: nothing."""
+        """The fitted arrays: none."""
         return {}
 
     def digest(self) -> str:
-        """A short name; equal maps have equal names."""
-        return _digest(self)
+        """Return a short name; equal maps have equal names."""
+        return digest(self)
 
     def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
-        """φ(x), in x's dtype if that is float32 or float64, else in float64.
+        """Return φ(x), (n, n_components), in x's dtype if that is float32 or float64, else in float64.
 
         Parameters
         ----------
         x : (n, *input_shape) array
             Or a SciPy sparse one (n, d), if the map ``takes_sparse``.
-
-        Returns
-        -------
-        (n, n_components) array
 
         Raises
         ------
@@ -199,13 +159,13 @@ class FeatureMap(Spec, frozen=True):
         return _mapped(self, x)
 
     def on_gpu(self, x: NDArray[Any]) -> Any:
-        """φ(x) of rows on the host, as an array on this process's GPU."""
+        """Return φ(x) of rows on the host, as an array on this process's GPU."""
         return _mapped_on_gpu(self, x)
 
 
 @dataclass(frozen=True, eq=False)
 class FittedMap:
-    """A feature map with what it learnt from data; used like one.
+    """A feature map with its fitted arrays, used like a `FeatureMap`; equal specs with equal arrays are equal.
 
     Attributes
     ----------
@@ -218,45 +178,36 @@ class FittedMap:
 
     @property
     def n_components(self) -> int:
+        """The number of columns of φ(x)."""
         return self.spec.n_components
 
+    def draw(self, input_shape: tuple[int, ...]) -> Params:
+        """Return all that `FeatureMap.apply` needs: what is drawn and what was fitted."""
+        return self.spec.draw_fitted(input_shape, self.arrays)
+
+    def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
+        """Return the exact kernel that φ approximates, (n, n')."""
+        return self.spec.kernel_fitted(self.arrays, x, y)
+
     def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
-        """φ(x), as `FeatureMap.__call__`."""
+        """Return φ(x), as `FeatureMap.__call__`."""
         return _mapped(self, x)
 
     def on_gpu(self, x: NDArray[Any]) -> Any:
-        """φ(x), as `FeatureMap.on_gpu`."""
+        """Return φ(x), as `FeatureMap.on_gpu`."""
         return _mapped_on_gpu(self, x)
 
-    def draw(self, input_shape: tuple[int, ...]) -> Params:
-        return self.spec.draw_fitted(input_shape, self.arrays)
-
-    def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        return self.spec.apply(params, x)
-
-    def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        return self.spec.kernel_fitted(self.arrays, x, y)
-
-    def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        return self.spec.row_bytes(input_shape, dtype)
-
-    def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int) -> int:
-        return self.spec.sparse_row_bytes(input_shape, dtype, nonzeros)
-
-    def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        return self.spec.draw_bytes(input_shape, dtype)
-
-    @property
-    def piece_rows(self) -> int:
-        return self.spec.piece_rows
-
     def digest(self) -> str:
-        """A short name; equal maps, with equal arrays, have equal names."""
+        """Return a short name; equal maps, with equal arrays, have equal names."""
         return self._name
 
     @functools.cached_property
     def _name(self) -> str:
-        return _digest(self)
+        name = hashlib.sha256(encode(self.spec).encode())
+        for key, array in sorted(self.arrays.items()):
+            name.update(f"{key} {array.dtype.str} {array.shape}".encode())
+            name.update(np.ascontiguousarray(array).data)
+        return name.hexdigest()[:16]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FittedMap) and self._name == other._name
@@ -265,63 +216,46 @@ class FittedMap:
         return hash(self._name)
 
 
-class AnyMap(Protocol):
-    """What the rest of the program needs of a map, fitted or drawn."""
-
-    @property
-    def n_components(self) -> int: ...
-    @property
-    def spec(self) -> FeatureMap: ...
-    @property
-    def arrays(self) -> Arrays: ...
-    @property
-    def piece_rows(self) -> int: ...
-    def __call__(self, x: NDArray[Any], /) -> NDArray[Any]: ...
-    def on_gpu(self, x: NDArray[Any], /) -> Any: ...
-    def draw(self, input_shape: tuple[int, ...], /) -> Params: ...
-    def apply(self, params: Params, x: NDArray[Any], /) -> NDArray[Any]: ...
-    def row_bytes(self, input_shape: tuple[int, ...], dtype: Any, /) -> int: ...
-    def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int, /) -> int: ...
-    def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any, /) -> int: ...
-    def digest(self) -> str: ...
+AnyMap = FeatureMap | FittedMap  # either maps rows when called, and has a spec and arrays
 
 
 def _mapped(features: AnyMap, x: NDArray[Any]) -> NDArray[Any]:
-    """φ(x), piece by piece on the threads of the task."""
+    """Map rows, a piece at a time, on the threads of the task."""
     x = _sparse(features, x) if issparse(x) else np.asarray(x)
     if x.ndim < 2:
         raise DataError(f"{type(features.spec).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
     if x.dtype not in (np.float32, np.float64):
         x = x.astype(np.float64)
-    params = _cached_draw(features, x.shape[1:], x.dtype)
+    spec, params = features.spec, _cached_draw(features, x.shape[1:], x.dtype)
     count = x.shape[0]
     if isinstance(x, csr_array):
-        row_bytes = features.sparse_row_bytes(x.shape[1:], x.dtype, -(-x.nnz // max(count, 1)))
+        row_bytes = spec.sparse_row_bytes(x.shape[1:], x.dtype, -(-x.nnz // max(count, 1)))
     else:
-        row_bytes = features.row_bytes(x.shape[1:], x.dtype)
-    rows = max(features.piece_rows, PIECE_BYTES // row_bytes)
+        row_bytes = spec.row_bytes(x.shape[1:], x.dtype)
+    rows = max(spec.piece_rows, PIECE_BYTES // row_bytes)
     if count <= rows:
-        return features.apply(params, x)
+        return spec.apply(params, x)
     out = np.empty((count, features.n_components), x.dtype)
 
     def piece(start: int) -> None:
-        out[start : start + rows] = features.apply(params, x[start : start + rows])
+        out[start : start + rows] = spec.apply(params, x[start : start + rows])
 
     backend.parallel_for(piece, range(0, count, rows))
     return out
 
 
 def _mapped_on_gpu(features: AnyMap, x: NDArray[Any]) -> Any:
-    """φ(x), piece by piece, on this process's GPU; x is on the host."""
+    """Map rows on the host, a piece at a time, on this process's GPU."""
     params = _cached_draw(features, x.shape[1:], x.dtype, on_gpu=True)
     out = gpu.cupy().empty((len(x), features.n_components), dtype=x.dtype)
     rows = max(1, gpu.PIECE_BYTES // features.spec.gpu_row_bytes(x.shape[1:], x.dtype))
     for start in range(0, len(x), rows):
-        out[start : start + rows] = features.apply(params, gpu.to_device(x[start : start + rows]))
+        out[start : start + rows] = features.spec.apply(params, gpu.to_device(x[start : start + rows]))
     return out
 
 
 def _sparse(features: AnyMap, x: Any) -> csr_array:
+    """Return sparse rows as CSR without duplicate entries; refuse them if the map does not take any."""
     if not features.spec.takes_sparse:
         raise DataError(
             f"{type(features.spec).__name__} does not take sparse rows; use NTKSketch or Linear, or make the rows dense"
@@ -334,6 +268,7 @@ def _sparse(features: AnyMap, x: Any) -> csr_array:
 
 
 def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype[Any], on_gpu: bool = False) -> Params:
+    """Return what the map draws for rows of this shape, cast to their type; the last four are kept."""
     key = (features, input_shape, dtype.str, gpu.number() if on_gpu else None)
     with _drawing:  # threads that start together must not all draw
         if key not in _drawn:
@@ -344,28 +279,21 @@ def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype
         return _drawn[key]
 
 
-def _digest(features: AnyMap) -> str:
-    name = hashlib.sha256(encode(features.spec).encode())
-    for key, array in sorted(features.arrays.items()):
-        name.update(f"{key} {array.dtype.str} {array.shape}".encode())
-        name.update(np.ascontiguousarray(array).data)
-    return name.hexdigest()[:16]
-
-
 def _cast(value: Any, dtype: np.dtype[Any]) -> Any:
+    """Cast floating-point arrays, in dictionaries too; share those that need no cast."""
     if isinstance(value, dict):
         return {k: _cast(v, dtype) for k, v in value.items()}
-    as_it_is = value.dtype.kind != "f" or (value.dtype == dtype and value.flags.c_contiguous)
-    return value if as_it_is else value.astype(dtype)
+    unchanged = value.dtype.kind != "f" or (value.dtype == dtype and value.flags.c_contiguous)
+    return value if unchanged else value.astype(dtype)
 
 
 def flat(x: NDArray[Any]) -> NDArray[Any]:
-    """Rows (n, *shape) as (n, d), also when there are none."""
+    """Flatten rows (n, *shape) to (n, d), also when there are none."""
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def normalised(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Unit rows and their lengths (n, 1); a zero row stays zero."""
+    """Return unit rows and their lengths (n, 1); a zero row stays zero."""
     xp = gpu.array_module(x)
     r = xp.sqrt(gpu.squared_norms(x))[:, None]
     return x / xp.where(r == 0, 1, r), r

@@ -1,7 +1,7 @@
 """One layer of a convolutional random-feature map: windows, random filters, pooling, and the whitening filter.
 
-Legend: u (pixels, d) windows as rows, one image after the other, r their norms; v the windows for the tangent kernel,
-as blocks side by side; q the filter size; c = E|√d û·w| for a random direction w.  Maps are (n, h, w, channels).
+Legend: u (pixels, d) windows as rows, images in order, r their norms; v the windows for the tangent kernel, as blocks
+side by side; q the filter size; c = E|√d û·w| for a random direction w.  Maps are (n, h, w, channels).
 """
 
 import math
@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 from ntkdist import gpu, random
 from ntkdist.features.base import Params
 from ntkdist.features.ntk_random_features import _flip, _times, mean_abs
-from ntkdist.kernels.cntk import cells, margins
+from ntkdist.kernels.windows import cells, margins
 
 F8 = NDArray[np.float64]
 Average = Callable[[NDArray[Any]], NDArray[Any]]  # of (pixels, k) over the places of a smaller map, (n, h', w', k)
 LINEAR, ABS, STEP, RIGHT, TANGENT = range(5)  # roles of the random streams
-COLUMNS = 512  # made at a time, so that they are averaged while in cache
-WHITENING_SIDE = 7  # pixels: what is further apart is hardly correlated once the pixels between are known
+COLUMNS = 512  # computed at a time, so that they are averaged while in cache
+WHITENING_SIDE = 7  # pixels; given the pixels between, those further apart are hardly correlated
 
 
 class Layer(NamedTuple):
     """Sizes of a layer: windows u and v of dimensions d and dv become ``made`` and ``made_s`` features.
 
-    dv and made_s are 0 where there is no tangent kernel yet, made where the last layer's covariance does not count.
-    The linear parts have ``most`` columns at most, which are learnt; if that is 0, any number, and they are drawn.
+    dv and made_s are 0 where there is no tangent kernel yet, made where the last layer's covariance is not used.
+    The linear parts have at most ``most`` columns, which are fitted; if that is 0, any number, and they are drawn.
     """
 
     d: int
@@ -40,42 +40,42 @@ class Layer(NamedTuple):
 
     @property
     def p(self) -> int:
-        """Columns of u's linear part: all of u where that takes at most half of the columns."""
+        """The number of columns of u's linear part: all of u where that is at most half of the columns."""
         p = self.d if 2 * (1 + self.d) <= self.made else self.made // 4
         return min(p, self.most or p)
 
     @property
     def m(self) -> int:
-        """Columns of |t|."""
+        """The number of columns of |t|."""
         return max(self.made - 1 - self.p, 0)
 
     @property
     def ps(self) -> int:
-        """Columns of v's linear part."""
+        """The number of columns of v's linear part."""
         ps = self.dv if 2 * self.dv <= self.made_s else self.made_s // 4
         return min(ps, self.most or ps)
 
     @property
     def ms(self) -> int:
-        """Columns of sgn(t)."""
+        """The number of columns of sgn(t)."""
         return self.made_s - self.ps
 
     def shapes(self) -> dict[str, tuple[int, int, int]]:
-        """Role, dimension and number of the directions of each array that is drawn."""
-        found = {}
+        """Return the role, dimension and number of the directions of each array that is drawn."""
+        shapes = {}
         if self.made:
-            found["abs"] = (ABS, self.d, self.m)
+            shapes["abs"] = (ABS, self.d, self.m)
             if self.p < self.d and not self.most:
-                found["linear"] = (LINEAR, self.d, self.p)
+                shapes["linear"] = (LINEAR, self.d, self.p)
         if self.made_s:
-            found["step"] = (STEP, self.d, self.ms)
-            found["right"] = (RIGHT, self.dv, self.ms)
+            shapes["step"] = (STEP, self.d, self.ms)
+            shapes["right"] = (RIGHT, self.dv, self.ms)
             if self.ps < self.dv and not self.most:
-                found["tangent"] = (TANGENT, self.dv, self.ps)
-        return found
+                shapes["tangent"] = (TANGENT, self.dv, self.ps)
+        return shapes
 
     def draw(self, h: int, seed: int) -> dict[str, F8]:
-        """Directions of layer h, which carry all factors but 1/q."""
+        """Draw the directions of layer h, which include all factors but 1/q."""
         arrays = {}
         for name, (role, d, k) in self.shapes().items():
             arrays[name] = random.directions(d, k, seed, h, role)
@@ -84,10 +84,10 @@ class Layer(NamedTuple):
         return arrays
 
     def values(self, pixels: int, pooled: int) -> int:
-        """Numbers that exist at the peak of `covariance` and then `tangent`, for an image, beside the windows.
+        """Count the numbers at the peak of `covariance` and then `tangent`, for an image, without the windows.
 
-        Mean windows, where they are not the windows themselves; parts; then a block and the one before, or all parts
-        beside themselves while the last block waits.
+        Mean windows, where they are not the windows themselves; parts; then a block and the one before, or the parts
+        and their concatenation with the last block.
         """
         shrinks = pooled < pixels
         made, made_s = pooled * self.made, pooled * self.made_s
@@ -99,7 +99,7 @@ class Layer(NamedTuple):
         return max(covariance, (made + tangent) * bool(made_s))
 
     def covariance(self, w: Params, u: NDArray[Any], average: Average) -> NDArray[Any]:
-        """[c r/√2; u/√2; (|√d u·w| − c r)/√(2m)], averaged: κ₁ times the norms."""
+        """Compute [c r/√2; u/√2; (|√d u·w| − c r)/√(2m)], averaged: κ₁ times the norms."""
         xp = gpu.array_module(u)
         r = xp.sqrt(gpu.squared_norms(u))[:, None]
         c, half = mean_abs(self.d), math.sqrt(0.5)
@@ -115,7 +115,7 @@ class Layer(NamedTuple):
         return xp.concatenate(parts, axis=3)
 
     def tangent(self, w: Params, u: NDArray[Any], v: list[NDArray[Any]], average: Average) -> NDArray[Any]:
-        """[v/√2; sgn(u·w)⊙√d (v·w')/√(2m)], averaged: κ₀ times the tangent kernel of the windows."""
+        """Compute [v/√2; sgn(u·w)⊙√d (v·w')/√(2m)], averaged: κ₀ times the tangent kernel of the windows."""
         linear = beside(v, average)
         parts = [linear @ w["tangent"] if "tangent" in w else linear * u.dtype.type(math.sqrt(0.5))]
         for block in _blocks(self.ms):
@@ -126,12 +126,12 @@ class Layer(NamedTuple):
 
 
 def beside(v: list[NDArray[Any]], average: Average) -> NDArray[Any]:
-    """Averages of blocks side by side."""
+    """Concatenate the averages of blocks."""
     return gpu.array_module(v[0]).concatenate([average(block) for block in v], axis=3)
 
 
 def windows(x: NDArray[Any], q: int, padding: str) -> NDArray[Any]:
-    """The q×q windows of maps as rows, (n, h', w', q²·channels), in the order row, column, channel."""
+    """Return the q×q windows of maps as rows, (n, h', w', q²·channels), in the order row, column, channel."""
     before, after = margins(q, padding)
     (n, h, w, c), xp = x.shape, gpu.array_module(x)
     if before + after or not x.flags.c_contiguous:
@@ -147,7 +147,7 @@ def windows(x: NDArray[Any], q: int, padding: str) -> NDArray[Any]:
 
 
 def pooling(shape: tuple[int, ...], factor: int) -> Average:
-    """Means over squares of a map of this (n, h, w); a ragged edge is dropped."""
+    """Return the average over squares of maps of shape (n, h, w), which drops a ragged edge."""
     n, h, w = shape[0], shape[1] // factor, shape[2] // factor
 
     def average(x: NDArray[Any]) -> NDArray[Any]:
@@ -166,7 +166,7 @@ def pooling(shape: tuple[int, ...], factor: int) -> Average:
 
 
 def averaging(shape: tuple[int, ...], factor: int, grid: int) -> Average:
-    """Means over the cells of a grid, of a map that is pooled first, (n, 1, cells, k): each pixel by its weight."""
+    """Return the average over grid cells of maps that are pooled first, (n, 1, cells, k), by pixel weights."""
 
     def average(x: NDArray[Any]) -> NDArray[Any]:
         x = x.reshape(shape[0], shape[1] * shape[2], x.shape[1])
@@ -178,7 +178,7 @@ def averaging(shape: tuple[int, ...], factor: int, grid: int) -> Average:
 
 @cache
 def cell_weights(height: int, width: int, factor: int, grid: int, dtype: str) -> NDArray[Any]:
-    """Weigh the pixels of a map for the mean over each cell of its grid, (cells, height·width)."""
+    """Compute the weights of pixels in the mean over each cell of the grid, (cells, height·width)."""
     h, w = height // factor, width // factor
     weights = np.zeros((grid**2, height, width))
     for cell, (rows, columns) in zip(weights, cells(h, w, grid), strict=True):
@@ -191,10 +191,10 @@ def cell_weights(height: int, width: int, factor: int, grid: int, dtype: str) ->
 
 
 def whitening_filter(images: NDArray[Any], share: float) -> F8:
-    """The filter (side²·channels, channels) of ZCA: the middle rows of (C/λ̄ + share)^−½, C the windows' covariance.
+    """Compute the ZCA filter (side²·channels, channels): middle columns of (C/λ̄ + share)^−½, C the windows' covariance.
 
-    Taken as if the statistics were the same all over the image, so that few images are enough; uncentred, so that
-    an all-zero image stays so.
+    Statistics are assumed to be the same all over the image, so that few images are enough; the covariance is
+    uncentred, so that an all-zero image stays zero.
     """
     h, w, channels = images.shape[1:]
     side = min(WHITENING_SIDE, (min(h, w) - 1) // 2 * 2 + 1)
@@ -211,25 +211,26 @@ def whitening_filter(images: NDArray[Any], share: float) -> F8:
 
 
 def whitened(x: NDArray[Any], filters: NDArray[Any]) -> NDArray[Any]:
-    """Images through the whitening filter, with zeros around them."""
+    """Apply the whitening filter to images, with zeros around them."""
     side = math.isqrt(len(filters) // filters.shape[1])
     return windows(x, side, "same") @ filters
 
 
 def principal(maps: list[NDArray[Any]], count: int) -> F8:
-    """The leading eigenvectors, (k, count), of the uncentred covariance of the pixels of maps (n, h, w, k)."""
+    """Compute leading eigenvectors, (k, count), of the uncentred covariance of the pixels of maps (n, h, w, k)."""
     covariance = np.zeros((maps[0].shape[3],) * 2)
     for u in map(flat_pixels, maps):
         covariance += u.T @ u
     vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, :count]
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
-    return np.ascontiguousarray(vectors * np.where(largest < 0, -1.0, 1.0))  # LAPACK leaves the signs open
+    return np.ascontiguousarray(vectors * np.where(largest < 0, -1.0, 1.0))  # LAPACK does not fix the signs
 
 
 def flat_pixels(x: NDArray[Any]) -> NDArray[Any]:
-    """Maps (n, h, w, k) as rows (pixels, k)."""
+    """Reshape maps (n, h, w, k) to rows (pixels, k)."""
     return x.reshape(math.prod(x.shape[:3]), x.shape[3])
 
 
 def _blocks(count: int) -> list[slice]:
+    """Split columns into blocks of `COLUMNS`."""
     return [slice(k, min(k + COLUMNS, count)) for k in range(0, count, COLUMNS)]

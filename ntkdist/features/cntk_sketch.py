@@ -5,50 +5,48 @@ kernel; q the filter's side; X the columns of which, with other factors, both φ
 (what the next convolution sums over its window) consist; ψ the window of η, μ the window of φ made unit; b_j, c_j ≥ 0
 the coefficients of the polynomials for κ₀ and κ₁.
 
-A window of X, q² times as wide, is never formed.  Its mean is kept as it is, and so is all that the constant and linear
-parts of κ₀ and κ₁ pass on to the average over pixels.  A random vector of the window is one of a single pixel, drawn
-from it: one plane of a matrix product, moved.
+A window of X, q² times as wide, is never formed.  Its mean is exact, and so is all that the constant and linear parts
+of κ₀ and κ₁ contribute to the average over pixels.  A random vector of the window is one of a single pixel, drawn from
+the window: one plane of a matrix product, shifted.
 """
 
 import math
-from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from ntkdist import random
 from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params
-from ntkdist.kernels import CNTK, kappa0, one_minus_kappa1
-from ntkdist.kernels.cntk import margins
+from ntkdist.features.cntk_polynomials import polynomial, polynomial_error
+from ntkdist.features.planes import Planes, moved, whole, window_sum
+from ntkdist.kernels import CNTK
 
 F8 = NDArray[np.float64]
-Planes = NDArray[Any]
 CHANGE, DEEP, CHANNELS, POWER = 0, 2, 3, 4  # roles of the random streams; CHANGE + 1 of ψ, POWER + j of factor j
-PLACE = 64  # more, for which pixel of the window
-NODES = 256
-ORTHOGONAL = 1024  # dimensions up to which random vectors are orthogonal; beyond, they nearly are
+PLACE = 64  # added to a role, for the choice of the window's pixel
+ORTHOGONAL = 1024  # dimensions up to which random vectors are made orthogonal; in higher ones they nearly are
 
 
 class SketchLayer(NamedTuple):
-    """How many columns of what a layer has."""
+    """The columns of a layer, by kind."""
 
-    whole: bool  # windows of the input are kept whole
-    change: tuple[int, int]  # of what the mean of a window lacks: in φ (and ψ), in ψ only
+    whole: bool  # whether all pixels of the input's windows are columns
+    change: tuple[int, int]  # of the difference from the window's mean: in φ (and ψ), in ψ only
     kappa1: int  # of the sketch of c₂μ⊗μ + …
     kappa0: int  # of the sketch of ψ⊗(b₁μ + b₂μ⊗μ + …)
 
     @property
     def factors(self) -> int:
+        """The number of columns of each factor μ."""
         return max(self.kappa1, self.kappa0)
 
 
 class CNTKSketch(FeatureMap, frozen=True):
-    """Sketch of `CNTK` in time linear in the number of pixels (after CNTKSketch of Zandieh et al., NeurIPS 2021).
+    """A sketch of `CNTK` in time linear in the number of pixels (after CNTKSketch of Zandieh et al., NeurIPS 2021).
 
     κ₀ and κ₁ are replaced by polynomials with coefficients ≥ 0 (non-negative least squares at Chebyshev's nodes):
 
@@ -56,7 +54,7 @@ class CNTKSketch(FeatureMap, frozen=True):
 
     and the features are the mean over pixels of the last η without φ.  Tensor products are sketched by products of
     random projections: a column is ⟨g, ψ⟩ Σ_j √b_j ⟨g₁, μ⟩ ⋯ ⟨g_j, μ⟩.  All projections of a layer are one real matrix
-    product.  The constant and linear parts take no noise but in what differs between the pixels of a window.
+    product.  The constant and linear parts have noise only in the differences between the pixels of a window.
 
     Promise: depends on seed and shape only; the error falls like n_components^-½ down to that of the polynomials, see
     `polynomial_error`; a row depends on its own image; an all-zero patch has zero features.
@@ -96,7 +94,7 @@ class CNTKSketch(FeatureMap, frozen=True):
         self._exact().check_shape(input_shape, source)
 
     def polynomial_error(self) -> tuple[float, float]:
-        """Uniform errors of the polynomials for κ₀ and κ₁, the larger of those on [−1, 1] (first layer) and [0, 1]."""
+        """Return the uniform errors for κ₀ on [0, 1] and for κ₁, the larger on [−1, 1] (first layer) and [0, 1]."""
         zero, one = ([polynomial_error(k, self.degree, lowest) for lowest in (0.0, -1.0)] for k in (0, 1))
         return zero[0], max(one)  # the first layer has no κ₀
 
@@ -141,14 +139,14 @@ class CNTKSketch(FeatureMap, frozen=True):
         for h, layer in enumerate(layers):
             norm = window_sum(norm, q, padding, 1 / q**2)
             if layer.whole:
-                planes = _whole(planes, q, padding)
+                planes = whole(planes, q, padding)
             new = self._columns(params, h, layer, planes, norm)
             if h < self.depth - 1:
                 planes = np.concatenate(new, axis=1)
         return np.concatenate([part.mean((2, 3)) for part in new], axis=1) * params["factors"]
 
     def _columns(self, params: Params, h: int, layer: SketchLayer, planes: Planes, norm: Planes) -> list[Planes]:
-        """The columns of the next X: [mean of the window | what it lacks | √N | κ₁ | κ₀]; of the last, no √N and κ₁."""
+        """Compute the next X: [mean of the window | difference from it | √N | κ₁ | κ₀]; the last has no √N and κ₁."""
         q, padding = self.filter_size, self.padding
         flat, mix = planes.reshape(*planes.shape[:2], math.prod(planes.shape[2:])), params[f"mix{h}"]
         mixed = np.matmul(mix, flat).reshape(len(flat), len(mix), *planes.shape[2:])
@@ -196,14 +194,14 @@ class CNTKSketch(FeatureMap, frozen=True):
         return (8 + size) * (kept + given * channels) + 8 * max(widest, 9 * given**2) + 80 * self.n_components + 2**15
 
     def _channels(self, input_shape: tuple[int, ...]) -> int:
-        """Of the input; of a random projection of it, if they are more than an eighth of the columns."""
+        """Count the channels of the input, or of its random projection to an eighth of the columns if it has more."""
         return min(input_shape[2], self.n_components // 8)
 
     def _exact(self) -> CNTK:
         return CNTK(self.depth, self.filter_size, self.padding)
 
     def _layers(self, channels: int) -> list[SketchLayer]:
-        """Each layer makes twice the columns of the one before, most of them products."""
+        """Allocate the columns: each layer has twice those of the one before, most of them products."""
         whole = self.filter_size**2 * channels <= self.n_components // 4
         free = self.n_components - channels * (self.filter_size**2 if whole else 1) - (self.depth - 1)
         ends = [free * (2**h - 1) // (2**self.depth - 1) for h in range(self.depth + 1)]
@@ -218,24 +216,24 @@ class CNTKSketch(FeatureMap, frozen=True):
         return layers
 
     def _polynomials(self, h: int) -> tuple[F8, F8]:
-        """b and c of a layer: cosines are in [−1, 1] at the first, in [0, 1] after a ReLU."""
+        """Return b and c of a layer: cosines are in [−1, 1] at the first, in [0, 1] after a ReLU."""
         return polynomial(0, self.degree, 0.0), polynomial(1, self.degree, 0.0 if h else -1.0)
 
     def _vectors(self, h: int, role: int, n: int, d: int) -> F8:
-        """n vectors g with E ggᵀ = I, as rows."""
+        """Draw n vectors g with E ggᵀ = I, as rows."""
         if d > ORTHOGONAL:
             return random.normals((n, d), self.seed, h, role)
         return random.directions(d, n, self.seed, h, role).T * math.sqrt(d)
 
     def _places(self, h: int, role: int, n: int) -> NDArray[np.int64]:
-        """A pixel of the window for each of n planes: each equally often, in random order."""
+        """Draw a pixel of the window for each of n planes: each pixel equally often, in random order."""
         order = np.argsort(random.uniforms(n, self.seed, h, role + PLACE), kind="stable")
         first = random.integers(self.filter_size**2, 1, self.seed, h, role + PLACE, 1)
         return (order + first) % self.filter_size**2
 
 
 def _next(h: int, layer: SketchLayer, phi: F8, eta: F8, b: F8, c: F8, q: int) -> tuple[F8, F8]:
-    """Factors of the next X: [mean of the window | what it lacks: of φ, of ψ | 1 | κ₁ | κ₀]."""
+    """Compute the factors of the next X: [mean of the window | difference: in φ, in ψ | 1 | κ₁ | κ₀]."""
     deep = b[0] if h else 0.0  # ψ⁰ = 0, and ψ¹ is the window of φ¹
     (first, second), k, p = layer.change, layer.kappa1, layer.kappa0
     shared = deep + c[1] if h == 1 else c[1]
@@ -249,33 +247,8 @@ def _next(h: int, layer: SketchLayer, phi: F8, eta: F8, b: F8, c: F8, q: int) ->
     return phi, eta
 
 
-def polynomial(order: int, degree: int, lowest: float) -> F8:
-    """Coefficients ≥ 0 for κ₀ or κ₁ of cosines in [lowest, 1], from the constant up."""
-    return _fitted(order, degree, lowest).copy()
-
-
-@cache
-def _fitted(order: int, degree: int, lowest: float) -> F8:
-    t = lowest + (1 - lowest) * (1 + np.cos((np.arange(NODES) + 0.5) * np.pi / NODES)) / 2
-    found: F8 = nnls(t[:, None] ** np.arange(degree + 1), _kappa(order, t))[0]
-    return found
-
-
-def polynomial_error(order: int, degree: int, lowest: float) -> float:
-    """The uniform error of `polynomial`, on 20,000 points."""
-    t = np.cos(np.linspace(0, math.acos(lowest), 20_000))
-    return float(
-        np.abs(np.polynomial.polynomial.polyval(t, polynomial(order, degree, lowest)) - _kappa(order, t)).max()
-    )
-
-
-def _kappa(order: int, t: F8) -> F8:
-    theta = np.arccos(np.clip(t, -1, 1))
-    return kappa0(theta) if order == 0 else 1 - one_minus_kappa1(theta)
-
-
 def _polynomial(powers: Planes, root: F8, lowest: int) -> Planes:
-    """Σ_j root_j t₁ ⋯ t_j over j from ``lowest`` up, of planes t_j = powers[:, j − 1], by Horner's rule."""
+    """Evaluate Σ_j root_j t₁ ⋯ t_j over j ≥ ``lowest``, of planes t_j = powers[:, j − 1], by Horner's rule."""
     degree = powers.shape[1]
     out = powers[:, degree - 1] * root[degree]
     for j in range(degree - 1, 0, -1):
@@ -283,46 +256,3 @@ def _polynomial(powers: Planes, root: F8, lowest: int) -> Planes:
             out += root[j]
         out *= powers[:, j - 1]
     return out
-
-
-def _whole(planes: Planes, q: int, padding: str) -> Planes:
-    """All pixels of each window, (n, q²·columns, h, w)."""
-    places = np.repeat(np.arange(q**2), planes.shape[1])
-    return moved(np.tile(planes, (1, q**2, 1, 1)), places, q, padding)
-
-
-def moved(planes: Planes, places: NDArray[np.int64], q: int, padding: str) -> Planes:
-    """Each plane moved so that a pixel has what its window has at that plane's place, row by row of the window."""
-    before, after = margins(q, padding)
-    h, w = (size + before + after - q + 1 for size in planes.shape[2:])
-    out = np.zeros((*planes.shape[:2], h, w), planes.dtype)
-    for place in range(q**2):
-        chosen = np.flatnonzero(places == place)
-        y, from_y = _overlap(planes.shape[2], h, place // q - before)
-        x, from_x = _overlap(planes.shape[3], w, place % q - before)
-        out[:, chosen, y, x] = planes[:, chosen, from_y, from_x]
-    return out
-
-
-def window_sum(planes: Planes, q: int, padding: str, factor: float = 1.0) -> Planes:
-    """``factor`` times the sum over the window of each pixel."""
-    before, after = margins(q, padding)
-    for axis in (2, 3):
-        shape = list(planes.shape)
-        shape[axis] += before + after - q + 1
-        out = np.zeros(shape, planes.dtype)
-        for shift in range(-before, q - before):
-            to, source = [slice(None)] * 4, [slice(None)] * 4
-            to[axis], source[axis] = _overlap(planes.shape[axis], shape[axis], shift)
-            out[tuple(to)] += planes[tuple(source)]
-        planes = out
-    if factor != 1:
-        planes *= factor
-    return planes
-
-
-def _overlap(size: int, target: int, shift: int) -> tuple[slice, slice]:
-    """Where an axis of ``target`` pixels takes pixel i + shift of ``size``, and from where; elsewhere are zeros."""
-    start = max(0, -shift)
-    stop = max(start, min(target, size - shift))
-    return slice(start, stop), slice(start + shift, stop + shift)

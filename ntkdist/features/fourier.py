@@ -1,7 +1,7 @@
 """RandomFourier: kernels of the distance, as means of cosines over random frequencies.
 
-Legend: w a frequency, (length of a Gaussian vector)·√(2S)/lengthscale times a unit direction; S the random scale that
-makes a kernel a mixture of Gaussians, E exp(−s·S) = exp(−s^{γ/2}).
+Legend: w a frequency, (length of a Gaussian vector)·√(2S)/lengthscale times a unit direction; S the random scale for
+which the kernel is a mixture of Gaussians, E exp(−s·S) = exp(−s^{γ/2}).
 """
 
 import math
@@ -39,9 +39,9 @@ class RandomFourier(FeatureMap, frozen=True):
     n_components : int
         Columns.
     kernel : Gaussian, Laplace or GammaExponential
-        ``gamma`` at least 0.5: below, frequencies are so large that the phases w·x have no correct digit.  From 1
-        down to that, a row's features are its own to about 1e-15 times the largest frequency, of order
-        n_components^(1/gamma), not always to 1e-12.
+        ``gamma`` at least 0.5: below, frequencies are so large that the phases w·x have no correct digit.  For gamma
+        below 1, a row's features depend on other rows by about 1e-15 times the largest frequency, which is of order
+        n_components^(1/gamma), so that the bound 1e-12 may be exceeded.
     seed : int
     """
 
@@ -60,7 +60,7 @@ class RandomFourier(FeatureMap, frozen=True):
         w = random.directions(d, count, self.seed, 0, DIRECTION)
         length = np.sqrt(2 * gammaincinv(d / 2, random.uniforms(count, self.seed, 0, RADIUS)))
         w *= length * spread(self.kernel, count, self.seed) / (2 * np.pi * self.kernel.lengthscale)
-        # The bits of w/2π as integers, which keep float64 also for rows of float32: the Cauchy law has no moments.
+        # Integers are not cast, so that w/2π stays float64 for float32 rows too: the Cauchy law has no moments.
         return {"turns": w.view(np.int64), "phase": random.uniforms(1, self.seed, 0, PHASE)}
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
@@ -86,7 +86,7 @@ class RandomFourier(FeatureMap, frozen=True):
         return True
 
     def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], F8]:
-        """Cosine and sine of the first k/2 frequencies: the same as ``RandomFourier(k)``; see `FeatureMap.prefix`."""
+        """Select cosine and sine of the first k/2 frequencies: ``RandomFourier(k)``; see `FeatureMap.prefix`."""
         half, count = self.n_components // 2, -(-self.n_components // 2)
         if k == self.n_components:
             return np.arange(k), np.ones(k)
@@ -103,14 +103,14 @@ class RandomFourier(FeatureMap, frozen=True):
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, count = math.prod(input_shape), -(-self.n_components // 2)
-        return 8 * d * (3 * max(count, d) + 6 * d) + 80 * count + 2**14  # the last for generators and other objects
+        return 8 * d * (3 * max(count, d) + 6 * d) + 80 * count + 2**14  # the last term: generators and other objects
 
 
 def spread(kernel: Gaussian | Laplace | GammaExponential, count: int, seed: int) -> F8:
-    """√(2S), (count,): frequencies of the kernel in units of normal ones.
+    """Draw √(2S), (count,): the factor of the kernel's frequencies over those of the Gaussian kernel.
 
-    Gaussian: 1.  Laplace: 1/|h|, h normal, for S is then Lévy's.  Else, with α = γ/2, A of (0, π) and exponential E,
-    S = sin(αA) sin(A)^{−1/α} (sin((1 − α)A)/E)^{(1−α)/α}, which at α = ½ is Lévy's and at α = 1 the constant 1.
+    Gaussian: 1.  Laplace: 1/|h|, h normal, as S has Lévy's law.  Else, with α = γ/2, A uniform on (0, π) and E
+    exponential, S = sin(αA) sin(A)^{−1/α} (sin((1 − α)A)/E)^{(1−α)/α}: Lévy's law at α = ½, the constant 1 at α = 1.
     """
     if isinstance(kernel, Gaussian):
         return np.ones(count)

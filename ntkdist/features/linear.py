@@ -1,4 +1,4 @@
-"""The input itself as its features: ridge regression on the columns, the yardstick of every kernel."""
+"""The identity as a feature map: ridge regression on the columns, the baseline of every kernel."""
 
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from ntkdist.features.base import FeatureMap, Params, flat
 
 
 class Linear(FeatureMap, frozen=True):
-    """φ(x) = x, flattened; k(x, y) = ⟨x, y⟩.  Exact.
+    """The linear map φ(x) = x, flattened; k(x, y) = ⟨x, y⟩.  Exact.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Element-wise loops compiled to one pass over memory, where NumPy would take thirty.
+"""Element-wise loops, compiled to one pass over memory where NumPy would need thirty.
 
-The loops release the interpreter, so that a task's threads run them side by side.  They are compiled at first use, once
-a process: nothing is written to disk, and importing this costs nothing.
+The loops release the interpreter lock, so that a task's threads run them in parallel.  They are compiled at first use,
+once per process; nothing is written to disk, and importing this module costs nothing.
 """
 
 import functools
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ntkdist import gpu
 
-HALF = 7  # coefficients of an even or odd part, at most: one compilation does for every polynomial up to degree 13
-ZONAL_HALF = 12  # the same of `zonal`: more would not be unrolled, and cost many times as much
-CLOSE = {4: 1e-2, 8: 1e-3}  # by the bytes of a number: below, 1 − |cosine| is taken from the difference of the rows
+HALF = 7  # coefficients of an even or odd part, at most: one compilation serves every polynomial up to degree 13
+ZONAL_HALF = 12  # coefficients likewise in `zonal`: longer loops are not unrolled, and many times slower
+CLOSE = {4: 1e-2, 8: 1e-3}  # by item size: below, 1 − |cosine| is computed from the difference of the rows
 
 
 def even_odd(
@@ -26,12 +26,12 @@ def even_odd(
     reach: float,
     scale: NDArray[Any],
 ) -> None:
-    """In the columns of ``out`` from ``first`` on, t becomes scale·(even(t² − shift) + t·odd(t² − shift)).
+    """Replace t in the columns of ``out`` from ``first`` on by scale·(even(t² − shift) + t·odd(t² − shift)).
 
     Parameters
     ----------
     out : (n, m) contiguous array
-        t is clipped to ±reach before.
+        t is first clipped to ±reach.
     first : int
     even, odd : (≤ HALF,) arrays
         Coefficients, lowest degree first.
@@ -48,10 +48,10 @@ def even_odd(
 
 
 def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any], far: NDArray[Any]) -> None:
-    """In place, cosines t of unit rows become a function of the angle: near(a) where t > 0, far(a) elsewhere.
+    """Replace cosines t of unit rows by a function of the angle, in place: near(a) where t > 0, far(a) elsewhere.
 
     a = √((1 − |t|)/2) is half the distance of u and v, or of u and −v: the sine of half the angle, in which the
-    arc-cosine kernels are smooth.  Of rows that are nearly (anti)parallel it is computed from their difference.
+    arc-cosine kernels are smooth.  For rows that are nearly (anti)parallel it is computed from their difference.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any],
 
 
 def _even_odd_by_arrays(t: Any, even: Any, odd: Any, shift: Any, reach: Any, scale: Any) -> Any:
-    """The same where there are no compiled loops: the values, as an array."""
+    """Compute `even_odd` on a GPU, by array operations; return the values."""
     t = gpu.array_module(t).clip(t, -reach, reach)
     s = t * t
     s -= shift
@@ -84,7 +84,7 @@ def _even_odd_by_arrays(t: Any, even: Any, odd: Any, shift: Any, reach: Any, sca
 
 
 def _zonal_by_arrays(t: Any, u: Any, v: Any, near: Any, far: Any) -> None:
-    """The same as `zonal` likewise."""
+    """Compute `zonal` on a GPU, by array operations."""
     xp = gpu.array_module(t)
     positive = t > 0
     xp.abs(t, out=t)
@@ -103,7 +103,7 @@ def _zonal_by_arrays(t: Any, u: Any, v: Any, near: Any, far: Any) -> None:
 
 
 def _refine(b: Any, positive: Any, u: Any, v: Any, i: Any, j: Any) -> None:
-    """Put the squares of half the distances of some pairs of rows in their places, no more at a time than `b` has."""
+    """Write the squares of half the distances of the pairs (i, j) to b, in pieces of at most b's size."""
     xp, pairs = gpu.array_module(b), max(len(b), b.size // u.shape[1])
     for at in range(0, len(i), pairs):
         k, l = i[at : at + pairs], j[at : at + pairs]  # noqa: E741
@@ -114,16 +114,16 @@ def _refine(b: Any, positive: Any, u: Any, v: Any, i: Any, j: Any) -> None:
 
 
 def zonal_bytes(m: int, d: int, size: int) -> int:
-    """Count the bytes of a row that `zonal` takes beside its arguments without loops, if all pairs of rows are close.
+    """Count the bytes per row that `_zonal_by_arrays` allocates if all pairs of rows are close.
 
-    Signs; then the places of close pairs and, of some of these, two differences; or roots, values and a part of these.
+    Signs; then indices of close pairs and two differences for a piece of them, or roots, values and one temporary.
     """
     pairs = -(-m // d)
     return m + max(16 * m + pairs * (2 * size * d + 32), 4 * size * m)
 
 
 def _polynomial(s: Any, c: Any) -> Any:
-    """Σ c_k s^k by Horner's rule."""
+    """Evaluate Σ c_k s^k by Horner's rule."""
     out = gpu.array_module(s).zeros_like(s)
     for k in range(len(c) - 1, -1, -1):
         out *= s
@@ -133,15 +133,16 @@ def _polynomial(s: Any, c: Any) -> Any:
 
 @functools.cache
 def _loops() -> tuple[Any, ...]:
+    """Compile `even_odd` and `zonal`."""
     import numba
 
-    # Contracting a·b + c to one instruction is the only liberty: NaN and infinity keep their meaning.
+    # Only contraction of a·b + c and the sign of zero are relaxed: NaN and infinity keep their meaning.
     compiled = numba.njit(nogil=True, fastmath={"contract", "nsz"}, error_model="numpy")
 
     @compiled
     def even_odd(out, first, even, odd, shift, reach, scale):  # type: ignore[no-untyped-def]
         for i in range(out.shape[0]):
-            r, row = scale[i], out[i][first:]  # a row cut like this is known to be contiguous, which SIMD needs
+            r, row = scale[i], out[i][first:]  # numba infers that this slice is contiguous, which SIMD needs
             for j in range(row.shape[0]):
                 t = row[j]
                 t = reach if t > reach else t

@@ -1,4 +1,4 @@
-"""Monomials of a row's values: the exact features of a power of the cosine.
+"""Monomials of a row's values, which are exact features of a power of the cosine.
 
 Legend: u unit rows (n, d); the monomials of degree j, u^α with |α| = j, are C(d + j − 1, j), in the order of
 `itertools.combinations_with_replacement`.
@@ -17,12 +17,12 @@ F8 = NDArray[np.float64]
 
 
 def count(d: int, j: int) -> int:
-    """Monomials of degree j in d variables."""
+    """Count the monomials of degree j in d variables."""
     return math.comb(d + j - 1, j)
 
 
 def root_multinomials(d: int, j: int) -> F8:
-    """√(j!/Πα!) of the monomials of degree j: with these factors, the inner product of two rows' is ⟨u, u'⟩^j."""
+    """Return √(j!/Πα!) of each monomial of degree j: with these factors, two rows have the inner product ⟨u, u'⟩^j."""
     runs = (
         math.prod(math.factorial(len(list(run))) for _, run in groupby(variables))
         for variables in combinations_with_replacement(range(d), j)
@@ -31,7 +31,7 @@ def root_multinomials(d: int, j: int) -> F8:
 
 
 def next_degree(u: NDArray[Any], last: NDArray[Any], j: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
-    """Monomials of degree j from those of degree j − 1: u_i times those without a variable before i, for every i."""
+    """Compute monomials of degree j from those of degree j − 1: for each i, u_i times those in the variables ≥ i."""
     (n, d), xp = u.shape, gpu.array_module(u)
     if out is None:
         out = xp.empty((n, count(d, j)), u.dtype)

@@ -1,4 +1,4 @@
-"""Polynomials with non-negative coefficients that stand in for the tangent kernel on unit rows.
+"""Polynomials with non-negative coefficients that approximate the tangent kernel on unit rows.
 
 Legend: θ the angle between two rows, t = cos θ; K(t) the kernel of a depth; K_p(t) = Σ_{j ≤ p} c_j t^j.
 """
@@ -13,34 +13,34 @@ from scipy.optimize import linprog
 from ntkdist.kernels import NTK
 
 F8 = NDArray[np.float64]
-ANGLES, FINE = 401, 20001  # at which the polynomial is fitted, and measured
-FLOOR = 0.01  # of the weight 1/t², whose largest value is one over this
-UNIT = 2.0**-20  # coefficients are whole multiples, so that the roundings of a solver do not show
+ANGLES, FINE = 401, 20001  # numbers of angles for the fit, and for the uniform error
+FLOOR = 0.01  # of t² in the weight 1/t² of the fit
+UNIT = 2.0**-20  # coefficients are multiples of it, so that they do not depend on a solver's rounding
 
 
 @cache
 def coefficients(depth: int, degree: int) -> F8:
-    """c_0 … c_p ≥ 0 with the least max |K_p(t) − K(t)| / max(t², 0.01) over angles of [0, π], by linear programming.
+    """Return c_0 … c_p ≥ 0 of least max |K_p(t) − K(t)| / max(t², 0.01) over angles of [0, π], by a linear program.
 
-    Cosines of rows crowd about 0, the more so the longer the rows, and there the weight makes K_p exact to a
-    thousandth of K(1) and less; at the ends, t = ±1, the error is some tenths larger than the least uniform one.
+    Cosines of rows concentrate around 0, more so in higher dimension, and there the weight makes K_p exact to a
+    thousandth of K(1) or less; at the ends, t = ±1, the error is some tenths larger than the least uniform one.
     """
     t, k = _kernel(depth, ANGLES)
     powers, weight = polyvander(t, degree), np.maximum(t**2, FLOOR)[:, None]
-    found = linprog(
+    program = linprog(
         np.append(np.zeros(degree + 1), 1.0),
         A_ub=np.block([[powers, -weight], [-powers, -weight]]),
         b_ub=np.concatenate([k, -k]),
         bounds=(0, None),
         method="highs",
     )
-    c: F8 = np.rint(found.x[:-1] / UNIT) * UNIT
+    c: F8 = np.rint(program.x[:-1] / UNIT) * UNIT
     c.flags.writeable = False
     return c
 
 
 def uniform_error(depth: int, c: F8) -> float:
-    """max |K_p − K| on [−1, 1]."""
+    """Return max |K_p − K| on [−1, 1]."""
     t, k = _kernel(depth, FINE)
     return float(np.abs(polyval(t, c) - k).max())
 

@@ -35,10 +35,10 @@ STEP, RELU, LEFT, RIGHT, INPUT = range(5)  # roles of the random streams
 class NTKRandomFeatures(FeatureMap, frozen=True):
     """Random features of `NTK` (Algorithm 2 of Zandieh et al., NeurIPS 2021), with less variance by default.
 
-    The default takes the constant and linear parts of both arc-cosine functions exactly, the rest from
-    orthogonal directions by |t| − c (order 1) and sgn(t)⊙(Rψ) (order 0 times ψ), and gives each layer
-    twice the columns of the one before.  Shared blocks of columns are merged: ψ = [1; u; |t|-blocks; sgn-blocks].
-    R is orthogonal directions in the first layer and an SRHT, which only needs to keep products, where ψ is long.
+    The default takes the constant and linear parts of both arc-cosine functions exactly, and the rest from orthogonal
+    directions by |t| − c (order 1) and sgn(t)⊙(Rψ) (order 0 times ψ).  Each layer has twice the columns of the one
+    before.  Shared blocks of columns are merged: ψ = [1; u; |t|-blocks; sgn-blocks].  R consists of orthogonal
+    directions in the first layer; where ψ is long, it is an SRHT, as it only has to preserve inner products.
     ``variant="paper"`` is the published form: step and ReLU features of Gaussian directions and a tensor
     sketch of 0.6·n_components columns for their product with ψ.
 
@@ -48,15 +48,15 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
     Parameters
     ----------
     n_components : int
-        Columns.  The default variant spends 1 + d of them on the exact parts, d the input dimension, or, when that is
-        more than half, a random projection of the linear part to a quarter.
+        Columns.  The default variant uses 1 + d of them for the exact parts, d the input dimension; where that is more
+        than half, it projects the linear part at random to a quarter of the columns.
     depth : int
         Hidden layers.
     leverage_scores : bool
         Draw the order-1 directions of the paper's variant by their leverage scores, density ∝ ‖w‖²N(w; 0, I)
-        with features reweighted by 1/‖w‖.  Both depend on w/‖w‖ only up to a constant, and that is uniform on the
-        sphere: the exact sampler is a normalised Gaussian, with no Gibbs steps and no data.  The default variant
-        uses such directions already; there the flag is refused.
+        with features reweighted by 1/‖w‖.  Up to a constant both depend only on w/‖w‖, which is uniform on the sphere:
+        the exact sampler is a normalised Gaussian, without Gibbs steps or data.  The default variant uses such
+        directions already and refuses the flag.
     variant : {"default", "paper"}
     bias : float
         Constant column appended to every row before mapping.
@@ -102,9 +102,9 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         return NTK(self.depth, self.bias)(flat(np.asarray(x)), None if y is None else flat(np.asarray(y)))
 
     def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The columns of ``NTKRandomFeatures(k)``, of depth 1, among those of this one; see `FeatureMap.prefix`.
+        """Select the columns of ``NTKRandomFeatures(k)``, at depth 1; see `FeatureMap.prefix`.
 
-        Deeper layers mix all columns of those before, and the paper's variant sketches all of a product.
+        Refused at other depths, whose layers mix all columns of those before, and for the paper's sketched products.
         """
         if self.depth > 1 or self.variant == "paper":
             return super().prefix(k, input_shape)
@@ -143,7 +143,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
     # The default variant.
 
     def _columns(self, d: int) -> tuple[int, list[tuple[int, int]]]:
-        """Columns of the linear part, and of the |t| and sgn blocks of each layer: three sgn for one |t|."""
+        """Return the columns of the linear part, and of the |t| and sgn blocks of each layer: three sgn for one |t|."""
         p = d if 2 * (1 + d) <= self.n_components else self.n_components // 4
         rest, ends = self.n_components - 1 - p, [0]
         for h in range(self.depth):
@@ -152,15 +152,15 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         return p, [(int(w) // 4, int(w) - int(w) // 4) for w in widths]
 
     def _layers(self, d: int) -> list[tuple[int, int, int, int]]:
-        """Lengths of φ and ψ before each layer, and the |t| and sgn columns that it adds."""
-        found, wide, deep = [], d, d
+        """List the lengths of φ and ψ before each layer, and the |t| and sgn columns that it adds."""
+        layers, wide, deep = [], d, d
         for h, (m1, ms) in enumerate(self._columns(d)[1]):
-            found.append((wide, deep, m1, ms))
+            layers.append((wide, deep, m1, ms))
             wide, deep = wide + (h == 0) + m1, deep + (h == 0) + m1 + ms
-        return found
+        return layers
 
     def _default_shapes(self, d: int) -> list[tuple[int, int]]:
-        """Dimension and number of the directions of each array that is drawn."""
+        """List the dimension and number of the directions of each array that is drawn."""
         p, layers = self._columns(d)[0], self._layers(d)
         shapes = [(d, p)] if p < d else []
         for wide, _, m1, ms in layers:
@@ -170,8 +170,8 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
     def _draw_default(self, d: int) -> Params:
         p, layers = self._columns(d)
         params: Params = {"project": random.directions(d, p, self.seed, 0, INPUT) * math.sqrt(d / p)} if p < d else {}
-        # Factors of the blocks [u | 1 | |t|-blocks | sgn-blocks] in φ (row 0) and in ψ (row 1), which the directions
-        # carry, so that every block is computed once and never scaled again.
+        # Factors of the blocks [u | 1 | |t|-blocks | sgn-blocks] in φ (row 0) and in ψ (row 1).  The directions include
+        # them, so that every block is computed once and never scaled again.
         u, one, r, s = np.ones((2, d)), np.zeros((2, 1)), np.empty((2, 0)), np.empty((2, 0))
         for h, (m1, ms) in enumerate(layers):
             phi = np.concatenate([u, one, r] if h else [u], axis=1)[0]
@@ -201,7 +201,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         out[:, :p] = u @ params["project"] if p < d else u
         out[:, p] = 1
         for h, (m1, ms) in enumerate(layers):
-            # Everything so far: the input as it is (its projection is for the output only), then the blocks of φ and ψ.
+            # All of φ so far: the input itself (its projection is for the output only), then the blocks in ``out``.
             phi = [u, out[:, p:end_r]] if h else [u]
             r = _times(phi, params[f"relu{h}"], out[:, end_r : end_r + m1])
             xp.abs(r, out=r)
@@ -248,18 +248,18 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
 
 
 def mean_abs(d: int) -> float:
-    """E|√d·u·v| for u uniform on the unit sphere of R^d and any unit v; √(2/π) as d → ∞."""
+    """Return E|√d·u·v| for u uniform on the unit sphere of R^d and any unit v; √(2/π) as d → ∞."""
     return math.sqrt(d / math.pi) * math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2))
 
 
 def _next(factors: NDArray[Any], added: float = 0.0) -> NDArray[Any]:
-    """Factors (2, columns) of a block in φ and ψ one layer on: squares halve, ψ gains the new φ's."""
+    """Update the factors (2, columns) of a block in φ and ψ by one layer: squares halve, ψ gains the new φ's."""
     phi = np.hypot(factors[0] * math.sqrt(0.5), added)
     return np.stack([phi, np.hypot(factors[1] * math.sqrt(0.5), phi)])
 
 
 def _flip(s: NDArray[Any], t: NDArray[Any]) -> None:
-    """s ⊙ sgn(t) in place, by the sign bits, which is many times faster than `np.sign`; t is used up."""
+    """Compute s ⊙ sgn(t) in place, by the sign bits, many times faster than by `np.sign`; t is overwritten."""
     word = np.dtype(f"u{s.itemsize}")
     bits = t.view(word)
     bits &= word.type(1 << (8 * s.itemsize - 1))
@@ -268,7 +268,7 @@ def _flip(s: NDArray[Any], t: NDArray[Any]) -> None:
 
 
 def _times(blocks: list[NDArray[Any]], w: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-    """The blocks side by side times w, without putting them side by side."""
+    """Multiply the blocks, side by side, with w, without concatenating them."""
     at = blocks[0].shape[1]
     out = blocks[0] @ w[:at] if out is None else gpu.product(blocks[0], w[:at], out)
     for block in blocks[1:]:

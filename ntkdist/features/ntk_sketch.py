@@ -23,28 +23,28 @@ LINEAR = 1000  # the layer of the random stream of a sketched linear part
 
 
 class Columns(NamedTuple):
-    """How the columns are spent: on exact degrees up to e, and, each m_j of them, on sketched ones."""
+    """The allocation of columns: exact degrees up to e, and m_j columns for each sketched degree j."""
 
     exact: int
     sketched: dict[int, int]
-    state: int  # columns of what sketches of higher degrees start from
+    state: int  # columns of the state that sketches of higher degrees start from
 
 
 class NTKSketch(FeatureMap, frozen=True):
     """An oblivious polynomial sketch of `NTK`: ‖x‖·[√c₀; √c₁ u; …; monomials of degree e; sketches √c_j S u^{⊗j}].
 
-    Algorithm 1 of Zandieh et al., NeurIPS 2021, sketches two polynomials a layer, of κ₁ and κ₀, and products of what
-    they give.  Their composition is one polynomial of t = cos θ with non-negative coefficients, so that the whole
-    network, of any depth, is collapsed here into one, K_p(t) = Σ c_j t^j (as in the authors' program), and no error of
-    a layer enters the next.  c_j ≥ 0 has the least error weighted by 1/t²; see `coefficients` and `uniform_error`.
-    Low degrees are exact where their monomials take fewer columns than would leave sketches the smaller variance;
-    the others share one chain of products (`ntkdist.features.sketch.tensor_powers`), each with columns in proportion
-    to c_j, which minimises Σ c_j²/m_j, the variance of products of rows that are nearly orthogonal.
+    Algorithm 1 of Zandieh et al., NeurIPS 2021, sketches two polynomials a layer, of κ₁ and κ₀, and their products.
+    The composition over layers is one polynomial of t = cos θ with non-negative coefficients, so that a network of any
+    depth is approximated here by one, K_p(t) = Σ c_j t^j (as in the authors' program), and no layer's error enters the
+    next.  c_j ≥ 0 has the least error weighted by 1/t²; see `coefficients` and `uniform_error`.  A low degree is exact
+    where spending columns on its monomials reduces the variance; the others share one chain of products
+    (`ntkdist.features.sketch.tensor_powers`), each with columns in proportion to c_j, which minimises Σ c_j²/m_j, the
+    variance of inner products of rows that are nearly orthogonal.
 
     Promise: depends on seed and shape only; unbiased for ‖x‖‖y‖ K_p, which is positive definite; the error falls like
-    n_components^-½ down to `uniform_error`.  Where all monomials up to degree p fit, it is ‖x‖‖y‖ K_p to rounding and
-    columns that are left are zero.  A zero row (with ``bias`` 0) has zero features.  Sparse rows are taken as they are:
-    where d > 1024 the cost follows their non-zeros, and dense rows have the same features.
+    n_components^-½ down to `uniform_error`.  Where all monomials up to degree p fit, the kernel is ‖x‖‖y‖ K_p to
+    rounding and the other columns are zero.  A zero row (with ``bias`` 0) has zero features.  Sparse rows are not made
+    dense: where d > 1024 the cost is in proportion to their non-zeros, and dense rows have the same features.
 
     Parameters
     ----------
@@ -73,11 +73,11 @@ class NTKSketch(FeatureMap, frozen=True):
             )
 
     def coefficients(self) -> F8:
-        """c_0 … c_p of the kernel K_p(t) = Σ c_j t^j on unit rows that the features are unbiased for, (p + 1,)."""
+        """Return c_0 … c_p of K_p(t) = Σ c_j t^j, the expected kernel of the features on unit rows, (p + 1,)."""
         return coefficients(self.depth, self.degree)
 
     def uniform_error(self) -> float:
-        """max |K_p(t) − K(t)| over t of [−1, 1]: what no number of columns takes away; K(1) is depth + 1."""
+        """Return max |K_p(t) − K(t)| over t in [−1, 1], which more columns do not reduce; K(1) = depth + 1."""
         return uniform_error(self.depth, self.coefficients())
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
@@ -167,7 +167,7 @@ class NTKSketch(FeatureMap, frozen=True):
         while degrees and (d <= sketch.WIDE or e == 0):
             j, after = degrees[0], float(c[degrees[1:]].sum())
             fits = left - monomials.count(d, j) - len(degrees) + 1
-            # The variance of sketched degrees is (Σ c_j)² over their columns, with this degree among them or without.
+            # The variance of sketched degrees is (Σ c_j)² over their columns; compare with and without this degree.
             better = after**2 * left <= (c[j] + after) ** 2 * fits
             if fits < 0 or not (better or (j == 1 and 2 * (1 + d) <= self.n_components)):
                 break
@@ -182,17 +182,17 @@ class NTKSketch(FeatureMap, frozen=True):
         return sketch.steps(max(columns.exact, 1), higher, columns.state) if higher else []
 
     def _dims(self, d: int, columns: Columns) -> list[int]:
-        """Lengths of the powers that are exact, and of the rows."""
+        """List the lengths of the rows and of the powers that are exact."""
         return [monomials.count(d, j) for j in range(1, max(columns.exact, 1) + 1)]
 
     def _factors(self, d: int, columns: Columns, chain: list[sketch.Step]) -> list[tuple[int, int]]:
-        """Input and output length of each factor of the chain."""
+        """List the input and output length of each factor of the chain."""
         dims = self._dims(d, columns)
         return [(dims[-1], columns.state), *((dims[r - 1], m) for _, r, m in chain)] if chain else []
 
 
 def _unit_rows(x: NDArray[Any] | csr_array, bias: float) -> tuple[Any, NDArray[Any]]:
-    """Unit rows and their lengths (n, 1), sparse where they are long, else dense."""
+    """Return unit rows and their lengths (n, 1), sparse where they are long, else dense."""
     n, d = x.shape[0], math.prod(x.shape[1:]) + (bias != 0)
     if not isinstance(x, csr_array):
         u, length = normalised(with_bias(flat(x), bias))

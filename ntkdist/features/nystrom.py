@@ -6,7 +6,6 @@ Legend: Z (r, d) landmarks, r ≤ m = n_components; K_rr = k(Z, Z) = L Lᵀ; φ(
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -20,25 +19,31 @@ from scipy.linalg.lapack import dpotrf, dpstrf
 from ntkdist import backend, gpu, random
 from ntkdist.errors import SpecError
 from ntkdist.features import loops
-from ntkdist.features.base import Arrays, FeatureMap, FittedMap, Params, RowWeights, _cast, flat, normalised
-from ntkdist.kernels import NTK, AnyKernel, Kernel, RadialKernel, ZonalKernel
+from ntkdist.features.base import Arrays, FeatureMap, FittedMap, Params, RowWeights, _cast
+from ntkdist.features.landmarks import (
+    ROWS,
+    kernel_block,
+    kernel_diagonal,
+    kernel_params,
+    kernel_rows,
+    kernel_square,
+    numbers,
+    polynomials,
+)
+from ntkdist.kernels import NTK, AnyKernel
 
 F8 = NDArray[np.float64]
 CHOICE, PIVOT = range(2)  # roles of the random streams
-DEPENDENT = 1e-10  # of k(z, z): a landmark of which the others leave less is left out
-POOL = 4  # rows that rpcholesky chooses among, in units of n_components
-SCORED = 2048  # rows, at most, that leverage scores are estimated from
+DEPENDENT = 1e-10  # of k(z, z): a landmark with a smaller residual given the others is dropped
+POOL = 4  # candidate rows of rpcholesky, in units of n_components
+SCORED = 2048  # rows, at most, from which leverage scores are estimated
 BLOCK = 128  # proposals of rpcholesky at a time
-ROWS = 256  # that are mapped at a time: fewer, and reading L takes longer than solving with it
-HEAD = (
-    256  # landmarks that are always eliminated in float64: the others are left so little that float32 may do for them
-)
-PROBES, SINGLE = 64, 1e-5  # rows that decide whether it does, and how near to float64 it must be
-SMOOTH = 1e-12  # of k(x, x), the error that is let pass in the polynomials of a kernel of the angle
+HEAD = 256  # landmarks that are always eliminated in float64; float32 may be enough for the others
+PROBES, SINGLE = 64, 1e-5  # rows that decide whether it is, and the largest relative difference from float64
 
 
 class Nystrom(FeatureMap, frozen=True):
-    """φ(x) = k(x, Z) L⁻ᵀ at landmarks Z, chosen from the data: the map of Nyström, whitened.
+    """The whitened map of Nyström, φ(x) = k(x, Z) L⁻ᵀ at landmarks Z chosen from the data.
 
     Williams, Seeger, "Using the Nyström method to speed up kernel machines", NeurIPS 2000.  Landmarks are drawn
 
@@ -46,17 +51,17 @@ class Nystrom(FeatureMap, frozen=True):
     - ``leverage``: in proportion to approximate ridge leverage scores, in one more pass.  The score of x is
       k(x, x) − k(x, S)(K_SS + μI)⁻¹k(S, x), S up to 2048 uniform rows and μ = (2/s) Σ_{i > s/2} σ_i(K_SS), s = |S|:
       Musco, Musco, "Recursive sampling for the Nyström method", NeurIPS 2017, Algorithm 2 with one level;
-    - ``rpcholesky``: one after the other, in proportion to what those before leave of k(x, x), among 4 times as many
-      uniform rows: Chen, Epperly, Tropp, Webber, "Randomly pivoted Cholesky", CPAM 2025.  In blocks with rejection,
-      which has the same law: Epperly, Tropp, Webber, "Embrace rejection", 2024.
+    - ``rpcholesky``: one after the other, in proportion to the residual of k(x, x) given those before, among 4 times
+      as many uniform rows: Chen, Epperly, Tropp, Webber, "Randomly pivoted Cholesky", CPAM 2025.  In blocks with
+      rejection, which has the same law: Epperly, Tropp, Webber, "Embrace rejection", 2024.
 
-    Promise: a function of the data and the seed, whatever the partitions; one-sided, k − φφᵀ is positive semi-definite
-    but for rounding; exact at the landmarks; the error falls faster than n_components^-½ where the kernel is smooth
-    on the data.  Landmarks of which the others leave less than 1e-10 k(z, z), such as copies, are left out; their
-    columns, the last, are zero, and so are those that the data has no rows for.  Rows of float32 are whitened in
-    float64 too where L is so ill-conditioned that it would show.  The landmarks are the only thing kept: every
-    process works L out again.  A row of float64 is its own to 1e-12, with kernels so smooth that landmarks nearly
-    depend on each other to 1e-10.
+    Promise: a function of the data and the seed, for any partitions; one-sided: k − φφᵀ is positive semi-definite up
+    to rounding; exact at the landmarks; the error falls faster than n_components^-½ where the kernel is smooth on the
+    data.  Landmarks with a residual below 1e-10 k(z, z) given the others, such as copies, are dropped; their columns,
+    the last, are zero, and so are columns beyond the rows of the data.  Float32 rows are whitened in float64 too where
+    L is so ill-conditioned that float32 would show.  Only the landmarks are stored: every process computes L again.  A
+    float64 row depends on its own input only to 1e-12, or to 1e-10 with kernels so smooth that landmarks are nearly
+    dependent.
 
     Parameters
     ----------
@@ -67,7 +72,7 @@ class Nystrom(FeatureMap, frozen=True):
     seed : int
     """
 
-    kernel: AnyKernel = NTK(depth=2)  # and so also the method: a kernel is called with rows
+    kernel: AnyKernel = NTK(depth=2)  # also implements `FeatureMap.kernel`, as a kernel is called with rows
     landmarks: Literal["uniform", "leverage", "rpcholesky"] = "uniform"
     seed: Annotated[int, Meta(ge=0)] = 0
 
@@ -84,7 +89,7 @@ class Nystrom(FeatureMap, frozen=True):
         if self.landmarks != "leverage":
             return None
         z = np.asarray(sample[:SCORED], np.float64)
-        z = z[_diagonal(self.kernel, z) > 0]
+        z = z[kernel_diagonal(self.kernel, z) > 0]
         with backend.one_thread():
             values = np.linalg.eigvalsh(self.kernel(z))
         half = values[: len(z) // 2]
@@ -93,9 +98,9 @@ class Nystrom(FeatureMap, frozen=True):
         return Leverage(FittedMap(spec, {"landmarks": z, "ridge": np.array(ridge)}), self.kernel)
 
     def fit(self, sample: NDArray[Any]) -> FittedMap:
-        """Choose landmarks from rows (k, *input_shape): of more than are needed, as ``landmarks`` says.
+        """Choose landmarks among rows (k, *input_shape), by the rule ``landmarks`` if there are more than needed.
 
-        A sample of `sample_rows` is what `nd.fit` takes; all rows of a dataset that fits in memory do as well.
+        `nd.fit` passes a sample of `sample_rows`; all rows of a dataset that fits in memory work as well.
         """
         z = np.asarray(sample, np.float64)
         with backend.one_thread():
@@ -108,21 +113,21 @@ class Nystrom(FeatureMap, frozen=True):
                     key /= 1 if weights is None else weights(z)
                 chosen = np.argsort(key, kind="stable")[: self.n_components]
                 z = z[chosen[np.isfinite(key[chosen])]]
-            rows, _ = self._rows(z)
-            z = z[independent(self._square(self._kernel_at(rows), rows))]
+            u, _ = kernel_rows(self.kernel, z)
+            z = z[independent(kernel_square(self.kernel, kernel_params(self.kernel, u), u))]
         return FittedMap(self, {"landmarks": z})
 
     def _pivots(self, x: F8) -> list[int]:
-        """Rows by randomly pivoted Cholesky: one is drawn ∝ the residual diagonal, eliminated, and so on.
+        """Choose rows by randomly pivoted Cholesky: draw one ∝ the residual diagonal, eliminate it, and repeat.
 
-        A block is proposed by the diagonal at its start; a proposal passes with the chance that the diagonal, with
-        those before it eliminated, is of what it was.
+        A block is proposed by the diagonal at its start; a proposal is accepted with the probability (its diagonal
+        after elimination of those before it) / (its diagonal at the start).
         """
-        u, length = self._rows(x)
-        at = self._kernel_at(u)
+        u, length = kernel_rows(self.kernel, x)
+        at = kernel_params(self.kernel, u)
         weight = np.ones(len(x)) if length is None else np.square(length[:, 0])
-        whole = _diagonal(self.kernel, x) / np.where(weight > 0, weight, 1)
-        left = np.where(weight > 0, whole, 0.0)  # of k(x, x)/weight
+        whole = kernel_diagonal(self.kernel, x) / np.where(weight > 0, weight, 1)
+        left = np.where(weight > 0, whole, 0.0)  # the residual of k(x, x)/weight
         factor, chosen = np.empty((min(self.n_components, len(x)), len(x))), list[int]()
         for block in range(10 * len(factor)):
             chance = np.cumsum(weight * left)
@@ -131,11 +136,12 @@ class Nystrom(FeatureMap, frozen=True):
             w = random.uniforms(2 * BLOCK, self.seed, 0, PIVOT, block)
             proposed = np.minimum(np.searchsorted(chance, w[:BLOCK] * chance[-1], side="right"), len(x) - 1)
             done = factor[: len(chosen)]
-            g = self._block(self._kernel_at(u[proposed]), u[proposed]) - done[:, proposed].T @ done[:, proposed]
+            g = kernel_block(self.kernel, kernel_params(self.kernel, u[proposed]), u[proposed])
+            g -= done[:, proposed].T @ done[:, proposed]
             passed, low = _reject(g, w[BLOCK:] * left[proposed], DEPENDENT * whole[proposed])
             left[proposed[low]] = 0
             if new := [int(i) for i in proposed[passed]][: len(factor) - len(chosen)]:
-                rows = self._block(at, u[new]) - done[:, new].T @ done
+                rows = kernel_block(self.kernel, at, u[new]) - done[:, new].T @ done
                 lower = cholesky(rows[:, new], lower=True)
                 rows = solve_triangular(lower, rows, lower=True, overwrite_b=True, check_finite=False)
                 left -= np.einsum("ij,ij->j", rows, rows)
@@ -151,10 +157,10 @@ class Nystrom(FeatureMap, frozen=True):
         raise SpecError("Nystrom has to look at rows first; use its fit(sample), or the model of nd.fit")
 
     def draw_fitted(self, input_shape: tuple[int, ...], arrays: Arrays) -> Params:
-        z, length = self._rows(arrays["landmarks"])
-        params = self._kernel_at(z)
+        z, length = kernel_rows(self.kernel, arrays["landmarks"])
+        params = kernel_params(self.kernel, z)
         with backend.one_thread():
-            k = self._square(params, z)
+            k = kernel_square(self.kernel, params, z)
             if "ridge" in arrays:
                 k.flat[:: len(k) + 1] += arrays["ridge"] / (1 if length is None else np.square(length[:, 0]))
             upper = cholesky(k.T, overwrite_a=True, check_finite=False) if len(k) else k
@@ -166,9 +172,9 @@ class Nystrom(FeatureMap, frozen=True):
         return bits
 
     def _near_enough(self, params: Params, bits: Params, z: F8) -> bool:
-        """Whether what is not kept as bits, and so is float32 for rows of float32, gives the features of float64.
+        """Return whether the arrays not kept as bits, cast for float32 rows, give the features of float64.
 
-        Decided at landmarks and half way between them, where it is as at other rows of the data.
+        Tested at landmarks and at midpoints between them, which behave like other rows of the data.
         """
         some = z[: PROBES + 1]
         x = np.concatenate([some, (some[1:] + some[:-1]) / 2]).astype(np.float32)
@@ -178,12 +184,12 @@ class Nystrom(FeatureMap, frozen=True):
         return bool((off <= SINGLE * size).all())
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        z, head, tail = (_numbers(params[name]) for name in ("rows", "head", "tail"))
+        z, head, tail = (numbers(params[name]) for name in ("rows", "head", "tail"))
         xp = gpu.array_module(x)
         out = xp.zeros((len(x), self.n_components), x.dtype)
         if len(x) and len(z):
-            u, length = self._rows(x.astype(z.dtype, copy=False))
-            k = self._block(params, u)
+            u, length = kernel_rows(self.kernel, x.astype(z.dtype, copy=False))
+            k = kernel_block(self.kernel, params, u)
             h = head.shape[1]
             first = _solved(head[:h], k[:, :h].astype(np.float64))
             rest = k[:, h:] - first @ head[h:].T
@@ -194,17 +200,17 @@ class Nystrom(FeatureMap, frozen=True):
         return out
 
     def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
-        return _polynomials(self.kernel) is not None
+        return polynomials(self.kernel) is not None
 
     def warm(self, dtype: Any) -> None:
-        types = {np.dtype(dtype), np.dtype(np.float64)}  # the landmarks' own block is in the latter
-        for each in types if _polynomials(self.kernel) is not None else ():
+        types = {np.dtype(dtype), np.dtype(np.float64)}  # the block of the landmarks is float64
+        for each in types if polynomials(self.kernel) is not None else ():
             one = np.ones((1, 1), each)
             loops.zonal(one, one, one, one[0], one[0])
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = math.prod(input_shape) + 1, np.dtype(dtype).itemsize
-        blocks = 2 if _polynomials(self.kernel) is not None else 8
+        blocks = 2 if polynomials(self.kernel) is not None else 8
         return 40 * d + (8 * blocks + 2 * size) * self.n_components + 8 * HEAD + 32
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
@@ -212,12 +218,12 @@ class Nystrom(FeatureMap, frozen=True):
         return m * (20 * m + 24 * d) + ROWS * self.row_bytes(input_shape, np.float64) + 2**18
 
     def gpu_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        """Count the row and its features, and all else in float64, as where float32 would show."""
+        """Count the row and its features in dtype, and the rest in float64, the largest case."""
         d, m, size = math.prod(input_shape) + 1, self.n_components, np.dtype(dtype).itemsize
         return size * (d + m) + 8 * (4 * d + m) + loops.zonal_bytes(m, d, 8)
 
     def gpu_draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        """Count the landmarks, L's first `HEAD` columns and the square that these leave of L, all in float64."""
+        """Count the landmarks, L's first `HEAD` columns and the square of its others, all in float64."""
         d, m = math.prod(input_shape) + 1, self.n_components
         head, tail = min(m, HEAD), max(m - HEAD, 0)
         return 8 * (m * (d + head) + tail**2) + 2**13
@@ -226,44 +232,16 @@ class Nystrom(FeatureMap, frozen=True):
     def piece_rows(self) -> int:
         return ROWS
 
-    def _rows(self, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """What the kernel is evaluated at: unit rows and their lengths if it is homogeneous, else the rows."""
-        if not _homogeneous(self.kernel):
-            return np.ascontiguousarray(x), None
-        assert isinstance(self.kernel, ZonalKernel)
-        return normalised(gpu.array_module(x).ascontiguousarray(self.kernel.rows(flat(x))))
-
-    def _kernel_at(self, z: F8) -> Params:
-        """Parameters of `_block` for the landmarks z."""
-        near_far = _polynomials(self.kernel)
-        return {"rows": z} | ({} if near_far is None else {"near": near_far[0], "far": near_far[1]})
-
-    def _block(self, params: Params, u: NDArray[Any]) -> NDArray[Any]:
-        """k(u, Z), (n, r), of u's dtype."""
-        z = _numbers(params["rows"])
-        if "near" not in params:
-            return np.ascontiguousarray(_without_bias(self.kernel)(u, z), u.dtype)
-        t = u @ z.T
-        loops.zonal(t, u, z, _numbers(params["near"]), _numbers(params["far"]))
-        return t
-
-    def _square(self, params: Params, z: F8) -> F8:
-        """k(Z, Z), piece by piece."""
-        k = np.empty((len(z), len(z)))
-        for i in range(0, len(z), ROWS):
-            k[i : i + ROWS] = self._block(params, z[i : i + ROWS])
-        return k
-
 
 @dataclass(frozen=True)
 class Leverage:
-    """x ↦ k(x, x) − ‖φ(x)‖², φ with the ridge on the diagonal of K_SS: λ times the ridge leverage score of x."""
+    """The function k(x, x) − ‖φ(x)‖², φ with the ridge μ added to K_SS: μ times the ridge leverage score of x."""
 
     features: FittedMap
     kernel: AnyKernel
 
     def __call__(self, x: NDArray[Any]) -> F8:
-        out = _diagonal(self.kernel, x)
+        out = kernel_diagonal(self.kernel, x)
         for i in range(0, len(x), 4 * ROWS):
             z = self.features(np.asarray(x[i : i + 4 * ROWS], np.float64))
             out[i : i + 4 * ROWS] -= np.einsum("ij,ij->i", z, z)
@@ -271,9 +249,9 @@ class Leverage:
 
 
 def independent(k: F8) -> NDArray[np.intp]:
-    """Rows of K (r, r), in order of elimination, of which those before leave more than `DEPENDENT` of the diagonal.
+    """Select rows of K (r, r) with a residual diagonal above `DEPENDENT` given those before, in order of elimination.
 
-    All as they are where that is so; else the largest first, by LAPACK's pivoted Cholesky.
+    All rows, in their order, where all qualify; else the largest first, by LAPACK's pivoted Cholesky.
     """
     if not len(k):
         return np.arange(0)
@@ -286,7 +264,7 @@ def independent(k: F8) -> NDArray[np.intp]:
 
 
 def _reject(g: F8, bar: F8, least: F8) -> tuple[list[int], list[int]]:
-    """Proposals that stay above the bar when those before are eliminated from g; and those of which nothing is left."""
+    """Split proposals: those above the bar once those before are eliminated from g, and those with no residual."""
     passed, low = list[int](), list[int]()
     for i in range(len(g)):
         if g[i, i] <= least[i]:
@@ -298,55 +276,10 @@ def _reject(g: F8, bar: F8, least: F8) -> tuple[list[int], list[int]]:
     return passed, low
 
 
-@cache
-def _polynomials(kernel: Kernel) -> tuple[F8, F8] | None:
-    """A kernel of unit rows as polynomials in the sine of half the angle, and of half its supplement: `fused.zonal`.
-
-    None where these miss it by more than `SMOOTH`: arc-cosine kernels are smooth in both, up to depths of about ten.
-    """
-    if not isinstance(kernel, ZonalKernel) or isinstance(kernel, RadialKernel):
-        return None
-    n, top = 2 * loops.ZONAL_HALF, math.sqrt(0.5)
-    a = top * np.sin((np.arange(16 * n) + 0.5) * np.pi / (32 * n)) ** 2  # close to the ends, as Chebyshev's points
-    powers, whole = np.vander(a, n, increasing=True), float(kernel.zonal(np.zeros(1))[0])
-    found = []
-    for theta in (2 * np.arcsin(a), np.pi - 2 * np.arcsin(a)):
-        f = kernel.zonal(theta)
-        with backend.one_thread():
-            c = np.linalg.lstsq(powers / top ** np.arange(n), f, rcond=None)[0] / top ** np.arange(n)
-        if np.abs(powers @ c - f).max() > SMOOTH * whole:
-            return None
-        found.append(c)
-    return found[0], found[1]
-
-
-def _homogeneous(kernel: Kernel) -> bool:
-    return isinstance(kernel, ZonalKernel) and bool(getattr(kernel, "homogeneous", True))
-
-
-def _without_bias(kernel: Kernel) -> Kernel:
-    """The kernel of rows that have their bias column."""
-    return msgspec.structs.replace(kernel, bias=0.0) if getattr(kernel, "bias", 0.0) else kernel
-
-
-def _diagonal(kernel: Kernel, x: F8) -> F8:
-    """k(x, x) of every row, (n,)."""
-    if isinstance(kernel, RadialKernel) and not kernel.homogeneous:
-        return np.ones(len(x))
-    if isinstance(kernel, ZonalKernel):
-        rows = kernel.rows(flat(x))
-        return np.einsum("ij,ij->i", rows, rows) * kernel.zonal(np.zeros(1))
-    return np.array([kernel(row[None])[0, 0] for row in x])
-
-
 def _solved(lower: NDArray[Any], k: NDArray[Any]) -> NDArray[Any]:
-    """k L⁻ᵀ in k's own memory, a contiguous array."""
+    """Solve for k L⁻ᵀ in the memory of k, a contiguous array."""
     if not k.size:
         return k
     if gpu.array_module(k) is not np:
         return gpu.solve_lower(lower, k.T).T
     return (strsm if k.dtype == np.float32 else dtrsm)(1.0, lower.T, k.T, trans_a=1, overwrite_b=1).T
-
-
-def _numbers(a: NDArray[Any]) -> NDArray[Any]:
-    return a.view(np.float64) if a.dtype == np.int64 else a

@@ -1,4 +1,4 @@
-"""The span of a map's features at some rows: the method of Nyström for a kernel that is given by its features.
+"""The span of a map's features at sample rows: the method of Nyström for a kernel that is given by its features.
 
 Legend: Ψ (k, M) features at k ≤ m rows; ΨΨᵀ + δI = UᵀU; P = Ψᵀ U⁻¹ (M, m), the last columns zero if k < m.  Then ψP
 has the kernel ψΨᵀ(ΨΨᵀ + δI)⁻¹Ψψᵀ, which is ψψᵀ for the rows themselves, but for δ.
@@ -12,12 +12,12 @@ from scipy.linalg import cholesky, solve_triangular
 
 from ntkdist import backend
 
-RIDGE = 1e-6  # δ, of the mean of ‖ψ‖²: what features of float32 leave uncertain
+RIDGE = 1e-6  # δ in units of the mean of ‖ψ‖²: the rounding of float32 features
 COLUMNS = 4096  # of Ψ that are multiplied at a time
 
 
 def span(psi: NDArray[Any], m: int) -> NDArray[np.float32]:
-    """P, from Ψ (k, M): the same on any number of threads."""
+    """Compute P from Ψ (k, M), the same bits on any number of threads."""
     k, wide = psi.shape
     gram = np.zeros((k, k))
     for start in range(0, wide, COLUMNS):

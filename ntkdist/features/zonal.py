@@ -25,16 +25,16 @@ from ntkdist.kernels import NTK, RadialKernel, RowKernel, ZonalKernel
 
 F8 = NDArray[np.float64]
 DIRECTION, INPUT = range(2)  # roles of the random streams
-DEGREE = 12  # beyond, the error at a given number of columns changes by a few per cent, either way
+DEGREE = 12  # a higher degree changes the error at a given number of columns by a few per cent, either way
 NODES = 512
-RARE = 1e-6  # the share of values of t, the largest, at which A stays what it is at the largest others
-ROUNDING = 1e-5  # of k(1), the most that a coefficient may be off: √N_l roundings
+RARE = 1e-6  # the share of the largest values of |t|, for which A is held constant
+ROUNDING = 1e-5  # of k(1), the largest error allowed in a coefficient: √N_l roundings
 
 
 class ZonalFeatures(FeatureMap, frozen=True):
     """Random features of a kernel of the angle: ‖x‖·[monomials of u; A(u·v)/√r], v one of r orthogonal directions.
 
-    The monomials give the degrees 0 … e exactly, e ≥ 1 the one that leaves the least variance to the other columns.
+    The monomials give the degrees 0 … e exactly; e ≥ 1 is chosen for the least variance of the other columns.
     A = Σ s_l √b_l p_l over the degrees e + 1 … l_max with the signs s_l = (−1)^⌊l/2⌋, which keep A small, as the ReLU.
     E[p_l(u·v) p_j(u'·v)] = C̄_l(u·u') if l = j, else 0, so that ⟨A, A⟩ is unbiased for Σ b_l C̄_l.  The cost does
     not depend on the depth: one matrix product, and a polynomial by Horner's rule.  Han, Zandieh, Avron, "Random
@@ -42,25 +42,25 @@ class ZonalFeatures(FeatureMap, frozen=True):
     engineering the neural tangent kernel", ICML 2022.
 
     Promise: depends on seed and shape only; unbiased for the kernel without its degrees above l_max, whose mass is
-    `tail_mass`, but for the largest |t|, one in a million, where A is held, or else one row in 10⁵ would have a feature
-    of thousands.  That takes, whatever d and n_components, at most 0.4 % off k(x, x) of the NTK and 0.1 % of the NNGP;
-    of exponential kernels so short that the tail is half of them or more, up to 0.7 % (Laplace), 3 % (gamma to 1.9)
-    and 3.7 % (Gaussian).  The error falls like n_components^-½ down to that.
-    l_max is 12, less in high dimension, where float64 cannot tell the coefficients (9 at d = 700).  On a line (d = 1)
-    the kernel is exact, in the plane (d = 2) it is exact up to degree (n_components − 1)/2, both without random
+    `tail_mass`, except for the largest |t|, one in a million, where A is held constant; otherwise one row in 10⁵ would
+    have a feature of thousands.  For any d and n_components this reduces k(x, x) by at most 0.4 % for the NTK and 0.1 %
+    for the NNGP; for exponential kernels so short that the tail is at least half of them, by up to 0.7 % (Laplace), 3 %
+    (gamma to 1.9) and 3.7 % (Gaussian).  The error falls like n_components^-½ down to that.
+    l_max is 12, less in high dimension, where float64 does not resolve the coefficients (9 at d = 700).  On a line
+    (d = 1) the kernel is exact, in the plane (d = 2) it is exact up to degree (n_components − 1)/2, both without random
     numbers.  A zero row has zero features.
 
     Parameters
     ----------
     n_components : int
-        Columns, at least 4.  At most half of them are exact; where not even the linear part's d fit in that, a quarter
-        are a random projection of it.
+        Columns, at least 4.  At most half of them are exact; where the linear part's d columns do not fit in that half,
+        a quarter are a random projection of it.
     kernel : NTK, NNGP, or a homogeneous Gaussian, Laplace or GammaExponential
         Its bias, if it has one, is appended to every row as one more column.
     seed : int
     """
 
-    kernel: RowKernel = NTK(depth=2)  # and so also the method: a kernel is called with rows
+    kernel: RowKernel = NTK(depth=2)  # also implements `FeatureMap.kernel`, as a kernel is called with rows
     seed: Annotated[int, Meta(ge=0)] = 0
 
     def validate(self) -> None:
@@ -73,10 +73,10 @@ class ZonalFeatures(FeatureMap, frozen=True):
             )
 
     def tail_mass(self, input_dim: int) -> float:
-        """τ = Σ_{l > l_max} b_l, what k(x, x)/‖x‖² has more than the features can give.
+        """Return τ = Σ_{l > l_max} b_l, the part of k(x, x)/‖x‖² that the features lack.
 
         High degrees matter between nearly parallel rows only: the exact kernel is that of the features with about
-        τ‖x‖² added to its diagonal, like a ridge.  On unit rows, add τ to alpha to regress as the exact kernel does.
+        τ‖x‖² added to its diagonal, like a penalty.  On unit rows, alpha + τ gives the regression of the exact kernel.
 
         Parameters
         ----------
@@ -128,30 +128,30 @@ class ZonalFeatures(FeatureMap, frozen=True):
         return out
 
     def _exact(self, params: Params, u: NDArray[Any], out: NDArray[Any]) -> None:
-        """The monomials of degrees 0 … e, each from those of the degree before."""
+        """Write the monomials of degrees 0 … e, each from those of the degree before."""
         out[:, 0] = 1
         last = out[:, 1 : 1 + u.shape[1]]
         if "project" in params:
             last = gpu.product(u, params["project"], out=out[:, 1:])
         else:
             last[:] = u
-        j, stop = 1, 1 + last.shape[1]  # out has as many columns as degrees: a number on a GPU would be waited for
+        j, stop = 1, 1 + last.shape[1]  # ends at out's width: reading a number from a GPU would wait
         while stop < out.shape[1]:
             j, start, stop = j + 1, stop, stop + monomials.count(u.shape[1], j + 1)
             last = monomials.next_degree(u, last, j, out[:, start:stop])
         out *= params["scale"]
 
     def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
-        return self._width(input_shape) > 2  # on a line and in the plane there is nothing to gain
+        return self._width(input_shape) > 2  # on a line and in the plane a GPU gains nothing
 
     def warm(self, dtype: Any) -> None:
         one = np.ones((1, 1), dtype)
         loops.even_odd(one, 0, one[0], one[0], 0.0, 1.0, one[0])
 
     def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], F8]:
-        """The first k columns and, if it is a projection, a share of the linear part; see `FeatureMap.prefix`.
+        """Select the first k columns, with a share of the linear part if it is projected; see `FeatureMap.prefix`.
 
-        The same as ``ZonalFeatures(k)`` where that has the same degrees exactly.
+        Equal to ``ZonalFeatures(k)`` where that has the same exact degrees.
         """
         d = self._width(input_shape)
         if d <= 2:
@@ -183,7 +183,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
         return int(self.kernel.rows(np.empty((0, math.prod(input_shape)))).shape[1])
 
     def _columns(self, d: int) -> tuple[int, int, int]:
-        """Columns of the linear part, the degree e up to which the features are exact, columns of the activation."""
+        """Return the columns of the linear part, the largest exact degree e, and the columns of the activation."""
         m = self.n_components
         if 2 * (1 + d) > m:
             return m // 4, 1, m - 1 - m // 4
@@ -194,7 +194,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
         return d, e, m - math.comb(d + e, e)
 
     def _coefficients(self, d: int) -> F8:
-        """b_0 … b_{l_max}."""
+        """Return b_0 … b_{l_max}."""
         if d == 1:
             ends = self.kernel.zonal(np.array([0, np.pi]))
             return np.array([ends.sum() / 2, (ends[0] - ends[1]) / 2])
@@ -204,11 +204,11 @@ class ZonalFeatures(FeatureMap, frozen=True):
 
 
 def coefficients(kernel: ZonalKernel, d: int, degree: int = DEGREE) -> F8:
-    """b_0 … b_l of a kernel on the unit sphere of R^d, d ≥ 3, up to a degree or to where rounding would show.
+    """Compute b_0 … b_l of a kernel on the unit sphere of R^d, d ≥ 3, up to ``degree`` or to the limit of rounding.
 
     b_l = √N_l E[k p_l] under the density ∝ sin^{d−2} θ of the angle, by Gauss–Legendre quadrature in θ: k is smooth in
-    θ where it is not in cos θ, so that the nodes converge geometrically for the NTK and the Laplace kernel, and one
-    rule does for every d.  Where d is large, the density is all within 12/√d of the right angle.
+    θ even where it is not in cos θ, so that the rule converges geometrically for the NTK and the Laplace kernel, and
+    one rule serves every d.  Where d is large, the whole density is within 12/√d of the right angle.
     """
     x, w = _nodes()
     theta = np.pi / 2 + min(np.pi / 2, 12 / math.sqrt(d)) * x
@@ -220,7 +220,7 @@ def coefficients(kernel: ZonalKernel, d: int, degree: int = DEGREE) -> F8:
 
 
 def cosine_coefficients(kernel: ZonalKernel, degree: int) -> F8:
-    """b_0 … b_degree on the circle, where C̄_l(cos θ) = cos lθ and k is a cosine series: a DCT of 16 times as many."""
+    """Compute b_0 … b_degree on the circle, where C̄_l(cos θ) = cos lθ, by a DCT of k at 16 times as many angles."""
     n = 16 * max(degree + 1, 64)
     b = dct(kernel.zonal((np.arange(n) + 0.5) * np.pi / n)) / n
     b[0] /= 2
@@ -228,21 +228,21 @@ def cosine_coefficients(kernel: ZonalKernel, degree: int) -> F8:
 
 
 def powers(b: F8, d: int) -> F8:
-    """a_0 … a_e with Σ a_j t^j = Σ b_l C̄_l(t), (e + 1,): a polynomial by its powers instead of its harmonics."""
+    """Convert harmonics to powers: return a_0 … a_e with Σ a_j t^j = Σ b_l C̄_l(t), (e + 1,)."""
     p = _polynomials(len(b), d)
     total = sum((v / q(1.0) * q for v, q in zip(b, p, strict=True)), Polynomial([0.0] * len(b)))
     return np.asarray(total.coef, np.float64)
 
 
 def signs(count: int) -> F8:
-    """+ + − − + + − − …, of the degrees from 0 on."""
+    """Return the signs + + − − + + − − … of the degrees from 0 on."""
     return np.where(np.arange(count) // 2 % 2, -1.0, 1.0)
 
 
 def activation(c: F8, d: int, shift: float) -> tuple[F8, F8]:
-    """Σ c_l p_l(t/√d) as even(t² − shift) + t·odd(t² − shift): coefficients of both, lowest degree first.
+    """Write Σ c_l p_l(t/√d) as even(t² − shift) + t·odd(t² − shift); return both coefficients, lowest degree first.
 
-    Powers of t² about a point amid its values keep float32 to some 1e-6 (powers of t about 0: 1e-4), at half the cost.
+    Powers of t² around a typical value keep float32 errors near 1e-6 (powers of t around 0: 1e-4), at half the cost.
     """
     p = (q(Polynomial([0, 1 / math.sqrt(d)])) for q in _polynomials(len(c), d))
     total = sum((v * q for v, q in zip(c, p, strict=True)), Polynomial([0.0] * (len(c) + 1))).coef
@@ -251,13 +251,13 @@ def activation(c: F8, d: int, shift: float) -> tuple[F8, F8]:
 
 
 def reach(d: int) -> float:
-    """The |t| that one value in a million exceeds: t²/d is a Beta(½, (d − 1)/2) variable."""
+    """Return the |t| that one value in a million exceeds: t²/d is a Beta(½, (d − 1)/2) variable."""
     return math.sqrt(d * betaincinv(0.5, (d - 1) / 2, 1 - RARE))
 
 
 @cache
 def _polynomials(count: int, d: int) -> tuple[Polynomial, ...]:
-    """p_0 … as polynomials of t."""
+    """Return p_0 … p_{count−1} as polynomials of t."""
     t = Polynomial([0, 1])
     p = [Polynomial([1.0]), t / _step(1, d)]
     for l in range(2, count):  # noqa: E741
@@ -266,7 +266,7 @@ def _polynomials(count: int, d: int) -> tuple[Polynomial, ...]:
 
 
 def _orthonormal(t: F8, d: int, degree: int) -> F8:
-    """p_0 … p_degree at the cosines t, (degree + 1, len(t)), by t p_l = a_{l+1} p_{l+1} + a_l p_{l−1}."""
+    """Evaluate p_0 … p_degree at the cosines t, (degree + 1, len(t)), by t p_l = a_{l+1} p_{l+1} + a_l p_{l−1}."""
     p = [np.ones_like(t), t / _step(1, d)]
     for l in range(2, degree + 1):  # noqa: E741
         p.append((t * p[-1] - _step(l - 1, d) * p[-2]) / _step(l, d))
@@ -279,7 +279,7 @@ def _step(l: int, d: int) -> float:  # noqa: E741
 
 @cache
 def _nodes() -> tuple[F8, F8]:
-    """Nodes and weights of Gauss and Legendre on (−1, 1), from the eigenvalues of the Jacobi matrix (Golub, Welsch)."""
+    """Return the Gauss–Legendre nodes and weights on (−1, 1), from the Jacobi matrix (Golub, Welsch)."""
     x, w = roots_legendre(NODES)
     return x, w
 
@@ -291,7 +291,7 @@ def _line(root: NDArray[Any], u: NDArray[Any], out: NDArray[Any]) -> None:
 
 
 def _plane(root: NDArray[Any], u: NDArray[Any], out: NDArray[Any]) -> None:
-    """√b_l cos lφ and √b_l sin lφ, φ the direction of a row; multiples of φ need float64."""
+    """Write √b_l cos lφ and √b_l sin lφ, φ the direction of a row; multiples of φ need float64."""
     l = np.arange(1, len(root))  # noqa: E741
     turned = np.multiply.outer(np.arctan2(u[:, 1], u[:, 0], dtype=np.float64), l)
     out[:, 0] = root[0]

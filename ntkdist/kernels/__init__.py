@@ -1,8 +1,8 @@
 """Exact kernels, as values: ``NTK(depth=2)(x, y)`` is an (n, n') matrix.
 
-Everything is a function of the angle, never of a clipped cosine: near ±1 the arc cosine loses half of
-the digits, so angles of nearly parallel rows are taken from the length of x̂ − ŷ, and each layer passes
-1 − Σ on, not Σ.  Likewise distances of close rows are those of their difference.
+All are functions of the angle, never of a clipped cosine: near ±1 the arc cosine loses half of the digits, so angles of
+nearly parallel rows are computed from the length of x̂ − ŷ, and each layer passes on 1 − Σ, not Σ.  Likewise distances
+of close rows are computed from their difference.
 """
 
 from ntkdist.kernels.base import Kernel, angle_of, kappa0, one_minus_kappa1, with_bias

@@ -1,4 +1,4 @@
-"""What an exact kernel is, and the arc-cosine functions that all of them with ReLUs are made of.
+"""The base class of exact kernels, and the arc-cosine functions of which the kernels of ReLU networks consist.
 
 Legend: θ the angle between two rows; κ₀, κ₁ the arc-cosine functions of order 0 and 1 with κ(1) = 1.
 """
@@ -17,7 +17,7 @@ from ntkdist.spec import Spec
 
 F8 = NDArray[np.float64]
 Depth = Annotated[int, Meta(ge=1)]
-PAIRS = 1 << 16  # that are refined at a time
+PAIRS = 1 << 16  # of rows whose angle or distance is recomputed at a time
 
 
 class Kernel(Spec, frozen=True):
@@ -25,7 +25,7 @@ class Kernel(Spec, frozen=True):
 
     @abc.abstractmethod
     def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
-        """The kernel matrix.
+        """Compute the kernel matrix.
 
         Parameters
         ----------
@@ -40,7 +40,7 @@ class Kernel(Spec, frozen=True):
         """
 
     def check_shape(self, input_shape: tuple[int, ...], source: str = "X") -> None:
-        """Refuse rows of a shape that the kernel does not take: here none, for all are flattened.
+        """Refuse rows of a shape that the kernel does not take; by default none, as rows are flattened.
 
         Raises
         ------
@@ -50,12 +50,12 @@ class Kernel(Spec, frozen=True):
 
 
 def kappa0(theta: F8) -> F8:
-    """κ₀ as a function of the angle: the share of half-spaces that hold both rows, times two."""
+    """Compute κ₀ from the angle: twice the share of half-spaces that contain both rows."""
     return 1 - theta / np.pi
 
 
 def one_minus_kappa1(theta: F8) -> F8:
-    """1 − κ₁, to full relative precision also at small angles, where κ₁ ≈ 1 − θ²/2 + θ³/(3π)."""
+    """Compute 1 − κ₁, to full relative precision also at small angles, where κ₁ ≈ 1 − θ²/2 + θ³/(3π)."""
     small = theta < 0.1
     t2 = np.square(np.where(small, theta, 0.0))
     series = theta * t2 * (1 / 3 - t2 * (1 / 30 - t2 * (1 / 840 - t2 / 45360)))
@@ -64,30 +64,32 @@ def one_minus_kappa1(theta: F8) -> F8:
 
 
 def angle_of(gap: F8) -> F8:
-    """The angle whose cosine is 1 − gap."""
+    """Return the angle whose cosine is 1 − gap."""
     return 2 * np.arcsin(np.sqrt(np.minimum(gap / 2, 1.0)))
 
 
 def with_bias(x: NDArray[Any], bias: float) -> NDArray[Any]:
-    """Rows with the constant column ``bias`` appended; unchanged if ``bias`` is 0."""
+    """Append the constant column ``bias`` to rows; return them unchanged if ``bias`` is 0."""
     xp = gpu.array_module(x)
     x = xp.asarray(x)
     return x if bias == 0 else xp.concatenate([x, xp.full((len(x), 1), bias, x.dtype)], axis=1)
 
 
 def chosen(where: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Rows and columns of what is true, some at a time."""
+    """Yield the row and column indices of true entries, `PAIRS` at a time."""
     i, j = np.nonzero(where)
     for part in range(0, len(i), PAIRS):
         yield i[part : part + PAIRS], j[part : part + PAIRS]
 
 
 def flat(x: NDArray[Any]) -> F8:
+    """Flatten rows to (n, d) in float64."""
     x = np.asarray(x, np.float64)
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def unit(x: NDArray[Any]) -> tuple[F8, F8]:
+    """Return unit rows in float64 and their lengths (n,); a zero row stays zero."""
     x = np.asarray(x, np.float64)
     r: F8 = np.linalg.norm(x, axis=1)
     return x / np.where(r == 0, 1.0, r)[:, None], r

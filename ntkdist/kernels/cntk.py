@@ -4,29 +4,27 @@ Legend: y, z images of a pair; i a pixel of y and i' one of z; S the covariance 
 pixel with itself, θ the angle, cos θ = S/n with n = √(N N'); M and Γ the same after the ReLU (and its pooling);
 Π the tangent kernel of two pixels; arrays of pairs of pixels are (pairs, h, w, h', w').
 
-Of a covariance only its defect E = √(M M') − Γ ≥ 0 is passed on, so that no angle is taken from a cosine: with â and
-b̂ the unit vectors of √M and √M' over the two windows, 1 − cos θ = (1 − â·b̂) + (sum of E over the window)/n, whose
-first term is half the square of a difference where it is small.
+Each layer passes on the defect E = √(M M') − Γ ≥ 0 of the covariance only, so that no angle is computed from a cosine:
+with â and b̂ the unit vectors of √M and √M' over the two windows, 1 − cos θ = (1 − â·b̂) + (sum of E over the window)/n,
+whose first term, where it is small, is computed as half the square of a difference.
 """
 
-import math
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import Meta
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from ntkdist import backend
 from ntkdist.errors import DataError, SpecError
 from ntkdist.kernels.base import F8, Depth, Kernel, chosen
+from ntkdist.kernels.windows import cells, check_images, diagonal_sum, images, pooled, window_sum, windows
 
 Count = Annotated[int, Meta(ge=1)]
-BLOCK_BYTES = 2**20  # of one array of pairs of pixels; at most fifteen of them live at a time
+BLOCK_BYTES = 2**20  # of one array of pairs of pixels; at most fifteen exist at a time
 ROUNDINGS = 16 * 2.0**-52
-CLOSE = 1e-4  # half of 1 ∓ cos θ below which it is taken from a difference: the rest keeps 14 digits
+CLOSE = 1e-4  # half of 1 ∓ cos θ below which it is computed from a difference; the others keep 14 digits
 
 
 class CNTK(Kernel, frozen=True):
@@ -46,21 +44,21 @@ class CNTK(Kernel, frozen=True):
     Parameters
     ----------
     depth : int
-        L, the number of convolutions, each with its ReLU; at least 2, for the first does not count (1 with ``ends``).
+        L, the number of convolutions, each with its ReLU; at least 2, as the first is not trained (1 with ``ends``).
     filter_size : int
         q.
     padding : {"same", "valid"}
         Zeros around the image, (q − 1)//2 before and q//2 after, so that its size stays; or none, so that each
-        convolution takes q − 1 off.
+        convolution reduces it by q − 1.
     ends : bool
-        Train W¹ and v too: Π⁰ = S¹, and k gains the mean of Γ^L.  That is what other tools call the NTK: it is
+        Train W¹ and v too: Π⁰ = S¹, and k gains the mean of Γ^L.  Other tools call this kernel the NTK: it is
         the number of input channels times the kernel of neural-tangents for ``Conv(W_std=√2), Relu()`` repeated,
         ``GlobalAvgPool(), Dense(W_std=1)``, without biases.
     pool : tuple of int
         Side of the squares over which the activations of each layer are averaged after the ReLU, as strided average
         pooling does: a ragged edge is dropped.  One number per layer, 1 for none; empty: no pooling.
     grid : int
-        Average over the cells of a grid × grid at the end, as even as can be, each with a readout of its own:
+        Average over the cells of a grid × grid at the end, of sizes as equal as possible, each with its own readout:
         k is the mean over cells of the mean over i and i' in that cell.  1: global average pooling.
     tangent : bool
         False: only v is trained, so that k is the mean of Γ^L, the covariance at initialisation (NNGP); any depth.
@@ -110,26 +108,26 @@ class CNTK(Kernel, frozen=True):
         return out
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width after each convolution, and at the end; a `DataError` if nothing is left of an image."""
-        found, (h, w), lost = [], (height, width), self.filter_size - 1 if self.padding == "valid" else 0
+        """Return height and width after each convolution and at the end; raise `DataError` where no pixels are left."""
+        made, (h, w), lost = [], (height, width), self.filter_size - 1 if self.padding == "valid" else 0
         for factor in self._factors():
             h, w = h - lost, w - lost
-            found.append((h, w))
+            made.append((h, w))
             h, w = h // factor, w // factor
-            if min(found[-1]) < 1 or min(h, w) < 1:
+            if min(made[-1]) < 1 or min(h, w) < 1:
                 break
-        if min(found[-1]) < 1 or min(h, w) < self.grid:
+        if min(made[-1]) < 1 or min(h, w) < self.grid:
             raise DataError(
                 f"images of {height} x {width} pixels are too small for {self}: "
-                f"{max(h, 0)} x {max(w, 0)} are left after layer {len(found)}; use fewer layers or less pooling"
+                f"{max(h, 0)} x {max(w, 0)} are left after layer {len(made)}; use fewer layers or less pooling"
             )
-        return [*found, (h, w)]
+        return [*made, (h, w)]
 
     def _factors(self) -> tuple[int, ...]:
         return self.pool or (1,) * self.depth
 
     def _norms(self, x: F8) -> list[F8]:
-        """M⁰ = q²‖y_i‖², then M of each layer but the last, (n, h, w) each; with pooling, by each image's recursion."""
+        """Compute M⁰ = q²‖y_i‖² and M of each layer but the last, (n, h, w); with pooling, by an image's recursion."""
         norms = [self.filter_size**2 * np.einsum("nijc,nijc->nij", x, x)]
         if not any(factor > 1 for factor in self._factors()[:-1]):
             for _ in range(self.depth - 1):
@@ -139,14 +137,14 @@ class CNTK(Kernel, frozen=True):
         for part in _blocks(len(x), x.shape):
             own = [norms[0][part]]
             for (_, gamma), factor in zip(self._layers(x[part], x[part], own, own), self._factors()[:-1], strict=False):
-                own.append(np.einsum("pijij->pij", _pooled(gamma, factor)))
+                own.append(np.einsum("pijij->pij", pooled(gamma, factor)))
             parts.append(own[1:])
         return norms + [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
     def _layers(self, y: F8, z: F8, norms: list[F8], others: list[F8]) -> Iterator[tuple[F8, F8]]:
-        """κ₀ and q²Γ before pooling, of each layer.
+        """Yield κ₀ and q²Γ before pooling, of each layer.
 
-        M of a layer is asked for when the next layer is, so that an image's own recursion can find it from this one's.
+        M of a layer is read only when the next layer is made, as an image's own recursion computes it from this one.
         """
         q, padding = self.filter_size, self.padding
         u, v = _unit(windows(y, q, padding)), _unit(windows(z, q, padding))
@@ -161,7 +159,7 @@ class CNTK(Kernel, frozen=True):
                 return
             if factor > 1:
                 n = _outer(norms[h + 1], others[h + 1])
-                defect = n - _pooled(gamma, factor)
+                defect = n - pooled(gamma, factor)
                 defect[defect < ROUNDINGS * n] = 0  # a pixel with itself, up to rounding
             a, b = np.sqrt(norms[h + 1])[..., None], np.sqrt(others[h + 1])[..., None]
             n = _outer(window_sum(norms[h + 1], q, padding), window_sum(others[h + 1], q, padding))
@@ -170,7 +168,7 @@ class CNTK(Kernel, frozen=True):
             s2, c2 = _half_angles(_unit(windows(a, q, padding)), _unit(windows(b, q, padding)), gap)
 
     def _pairs(self, y: F8, z: F8, norms: list[F8], others: list[F8]) -> F8:
-        """k of each pair of images, (pairs,)."""
+        """Compute k of each pair of images, (pairs,)."""
         q = self.filter_size
         tangent: F8 = np.zeros(1)
         if self.ends:
@@ -183,101 +181,29 @@ class CNTK(Kernel, frozen=True):
             kappa0 *= tangent if self.tangent else 0
             if self.ends or not self.tangent or h < self.depth - 1:
                 kappa0 += gamma
-            tangent = _pooled(kappa0, factor) / q**2
+            tangent = pooled(kappa0, factor) / q**2
             if h < self.depth - 1:
                 tangent = diagonal_sum(tangent, q, self.padding)
         _, height, width, _, _ = np.shape(tangent)
-        found: list[F8] = [
+        means: list[F8] = [
             np.asarray(tangent)[:, r, c, r, c].mean((1, 2, 3, 4)) for r, c in cells(height, width, self.grid)
         ]
-        return np.mean(found, axis=0)
-
-
-def images(x: NDArray[Any]) -> F8:
-    """Images (n, h, w, channels) in float64."""
-    x = np.asarray(x, np.float64)
-    check_images(x.shape[1:], "X")
-    return x
-
-
-def check_images(input_shape: tuple[int, ...], source: str) -> None:
-    """Refuse rows that are no images."""
-    if len(input_shape) != 3:
-        raise DataError(
-            f"CNTK takes images (rows, height, width, channels), but {source} has rows of shape {input_shape}; give "
-            "images, or use features for tables, such as ZonalFeatures"
-        )
-
-
-def cells(height: int, width: int, grid: int) -> list[tuple[slice, slice]]:
-    """The rows and columns of each cell of a grid × grid, as even as can be."""
-    rows, columns = ([size * k // grid for k in range(grid + 1)] for size in (height, width))
-    return [(slice(*r), slice(*c)) for r in pairwise(rows) for c in pairwise(columns)]
-
-
-def margins(filter_size: int, padding: str) -> tuple[int, int]:
-    """Zeros before and after each axis."""
-    return ((filter_size - 1) // 2, filter_size // 2) if padding == "same" else (0, 0)
-
-
-def windows(x: F8, filter_size: int, padding: str) -> F8:
-    """The windows of images (n, h, w, c) as rows, (n, pixels, c·q²)."""
-    around = margins(filter_size, padding)
-    x = sliding_window_view(np.pad(x, ((0, 0), around, around, (0, 0))), (filter_size, filter_size), (1, 2))
-    return x.reshape(len(x), x.shape[1] * x.shape[2], math.prod(x.shape[3:]))
-
-
-def window_sum(x: F8, filter_size: int, padding: str) -> F8:
-    """The sum over the window of each pixel, (n, h, w)."""
-    around = margins(filter_size, padding)
-    x = np.pad(x, ((0, 0), around, around))
-    for axis in (1, 2):
-        x = sliding_window_view(x, filter_size, axis).sum(-1)
-    return x
-
-
-def diagonal_sum(x: F8, filter_size: int, padding: str) -> F8:
-    """Sums over the windows of two pixels, moved together: Σ_{a,b} x[i + a, j + b, i' + a, j' + b]."""
-    return _shifted_sum(_shifted_sum(x, 1, filter_size, padding), 2, filter_size, padding)
-
-
-def _shifted_sum(x: F8, axis: int, filter_size: int, padding: str) -> F8:
-    """Along the axes ``axis`` and ``axis + 2`` of the two images."""
-    before, after = margins(filter_size, padding)
-    shape = list(x.shape)
-    for k in (axis, axis + 2):
-        shape[k] += before + after - filter_size + 1
-    out = np.zeros(shape)
-    for shift in range(-before, filter_size - before):
-        to, source = [slice(None)] * 5, [slice(None)] * 5
-        for k in (axis, axis + 2):
-            start, stop = max(0, -shift), min(shape[k], x.shape[k] - shift)
-            to[k], source[k] = slice(start, max(start, stop)), slice(start + shift, max(start, stop) + shift)
-        out[tuple(to)] += x[tuple(source)]
-    return out
-
-
-def _pooled(x: F8, factor: int) -> F8:
-    """Means over the squares of both images; a ragged edge is dropped."""
-    if factor == 1:
-        return x
-    p, h, w = x.shape[0], x.shape[1] // factor, x.shape[2] // factor
-    x = x[:, : h * factor, : w * factor, : h * factor, : w * factor]
-    return x.reshape(p, h, factor, w, factor, h, factor, w, factor).mean((2, 4, 6, 8))
+        return np.mean(means, axis=0)
 
 
 def _outer(a: F8, b: F8) -> F8:
-    """√(a b) of all pairs of pixels."""
+    """Compute √(a b) of all pairs of pixels."""
     return np.multiply(np.sqrt(a)[:, :, :, None, None], np.sqrt(b)[:, None, None, :, :])
 
 
 def _unit(u: F8) -> F8:
+    """Return unit rows (n, pixels, d); a zero row stays zero."""
     r = np.linalg.norm(u, axis=2, keepdims=True)
     return u / np.where(r == 0, 1.0, r)
 
 
 def _half_angles(u: F8, v: F8, gap: F8 | None = None) -> tuple[F8, F8]:
-    """sin²(θ/2) and cos²(θ/2), cos θ = u·v − gap, for unit rows u (pairs, a, d) and v (pairs, b, d)."""
+    """Compute sin²(θ/2) and cos²(θ/2), cos θ = u·v − gap, of unit rows u (pairs, a, d) and v (pairs, b, d)."""
     dot = np.matmul(u, v.swapaxes(1, 2))
     if gap is not None:
         gap = gap.reshape(dot.shape)
@@ -294,7 +220,7 @@ def _half_angles(u: F8, v: F8, gap: F8 | None = None) -> tuple[F8, F8]:
 
 
 def _arc_cosines(s2: F8, c2: F8) -> tuple[F8, F8]:
-    """κ₀ and 1 − κ₁ from sin²(θ/2) and cos²(θ/2)."""
+    """Compute κ₀ and 1 − κ₁ from sin²(θ/2) and cos²(θ/2)."""
     s2, c2 = np.maximum(s2, 0), np.maximum(c2, 0)
     theta = 2 * np.arctan2(np.sqrt(s2), np.sqrt(c2))
     gap = 2 * s2 - (2 * np.sqrt(s2 * c2) - theta * (c2 - s2)) / np.pi
@@ -302,6 +228,6 @@ def _arc_cosines(s2: F8, c2: F8) -> tuple[F8, F8]:
 
 
 def _blocks(count: int, shape: tuple[int, ...]) -> list[slice]:
-    """Pairs at a time."""
+    """Split ``count`` pairs of images into blocks of `BLOCK_BYTES`."""
     size = max(1, BLOCK_BYTES // (8 * (shape[1] * shape[2]) ** 2))
     return [slice(k, k + size) for k in range(0, count, size)]

@@ -1,6 +1,6 @@
-"""How far the Gram of some features is from the kernel that they approximate.
+"""Errors of an approximate kernel: the Gram of features against the exact kernel.
 
-Legend: K (n, n) the exact kernel of some rows; K̂ = Z Zᵀ that of their features z (n, m); α the ridge.
+Legend: K (n, n) the exact kernel of some rows; K̂ = Z Zᵀ that of their features Z (n, m); α the penalty.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ F8 = NDArray[np.float64]
 
 
 def gram_of(z: NDArray[Any]) -> F8:
-    """K̂ of features z (n, m), added in float64."""
+    """Compute K̂ of features z (n, m) in float64."""
     z = np.asarray(z, np.float64)
     return z @ z.T
 
 
 def frobenius_error(approximate: F8, exact: F8) -> float:
-    """‖K̂ − K‖/‖K‖ in the Frobenius norm; 0 where both are zero."""
+    """Compute ‖K̂ − K‖/‖K‖ in the Frobenius norm; 0 where both are zero."""
     size = float(np.linalg.norm(exact))
     apart = float(np.linalg.norm(approximate - exact))
     return apart / size if size > 0 else (0.0 if apart == 0 else np.inf)
@@ -28,7 +28,7 @@ def frobenius_error(approximate: F8, exact: F8) -> float:
 class SpectralError:
     """The least ε with (1 − ε)(K + αI) ⪯ K̂ + αI ⪯ (1 + ε)(K + αI), for one K and α and any K̂.
 
-    It is the largest |eigenvalue| of (K + αI)^{-½} (K̂ − K) (K + αI)^{-½}: what bounds the error of ridge regression
+    It is the largest |eigenvalue| of (K + αI)^{-½} (K̂ − K) (K + αI)^{-½}, which bounds the error of ridge regression
     with K̂ in place of K (Avron et al., "Random Fourier features for kernel ridge regression", ICML 2017, definition 1).
 
     Parameters
@@ -45,7 +45,7 @@ class SpectralError:
             self._factor = None
 
     def __call__(self, approximate: F8) -> float:
-        """ε of K̂ (n, n); infinite where K + αI is not positive definite in float64."""
+        """Compute ε of K̂ (n, n); infinite where K + αI is not positive definite in float64."""
         if self._factor is None:
             return np.inf
         half = solve_triangular(self._factor, approximate - self._exact, lower=True)

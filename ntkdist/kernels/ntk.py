@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from ntkdist.kernels.base import F8, Depth, Kernel, angle_of, chosen, flat, kappa0, one_minus_kappa1, unit, with_bias
 
-CLOSE = 0.01  # of the largest that it could be: below, 1 − |cos θ| is taken from a difference
+CLOSE = 0.01  # in units of the largest possible value: below, 1 − |cos θ| is computed from a difference
 
 
 class ZonalKernel(Kernel, frozen=True):
-    """‖x‖‖y‖ times a function of the angle between the rows: homogeneous, a zero row gives zero."""
+    """A kernel ‖x‖‖y‖ times a function of the angle between the rows: homogeneous, a zero row gives zero."""
 
     @abc.abstractmethod
     def zonal(self, theta: F8) -> F8:
-        """The kernel of unit rows at the angles ``theta``, an array of any shape."""
+        """Compute the kernel of unit rows at the angles ``theta``, an array of any shape."""
 
     def rows(self, x: NDArray[Any]) -> NDArray[Any]:
-        """The rows (n, d') whose lengths and angles are meant, in x's dtype: x (n, d), with its bias column if any."""
+        """Return the rows (n, d') of the lengths and angles, in x's dtype: x (n, d), with its bias column if any."""
         return x
 
     def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
@@ -45,7 +45,7 @@ class NTK(ZonalKernel, frozen=True):
     depth : int
         L, the number of hidden layers.
     bias : float
-        Appended to every row as one more column, which makes functions that are not homogeneous.
+        Appended to every row as one more column; functions are then not homogeneous.
     """
 
     depth: Depth
@@ -84,7 +84,7 @@ class NNGP(ZonalKernel, frozen=True):
 
 
 def _polar(x: NDArray[Any], y: NDArray[Any] | None) -> tuple[F8, F8]:
-    """Products of norms and angles, (n, n') each; a zero row has norm 0 and any angle."""
+    """Compute the products of norms and the angles, (n, n') each; a zero row has norm 0 and any angle."""
     u, r = unit(x)
     v, s = (u, r) if y is None else unit(y)
     c = u @ v.T

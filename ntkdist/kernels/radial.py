@@ -17,10 +17,10 @@ Positive = Annotated[float, Meta(gt=0)]
 
 
 class RadialKernel(ZonalKernel, frozen=True):
-    """A function of the distance; on request, homogeneous: ‖x‖‖y‖ times that function of x/‖x‖ and y/‖y‖.
+    """A function of the distance, or, if homogeneous, ‖x‖‖y‖ times that function of x/‖x‖ and y/‖y‖.
 
     The homogeneous form is that of Geifman et al., "On the similarity between the Laplace and neural tangent
-    kernels", NeurIPS 2020: a stand-in for the NTK with one parameter more.
+    kernels", NeurIPS 2020: an approximation of the NTK with one more parameter.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class RadialKernel(ZonalKernel, frozen=True):
 
     @abc.abstractmethod
     def of_distance(self, r: F8) -> F8:
-        """The kernel of rows ``r`` apart, an array of any shape."""
+        """Compute the kernel at the distances ``r``, an array of any shape."""
 
     def zonal(self, theta: F8) -> F8:
         return self.of_distance(2 * np.sin(theta / 2))
@@ -46,7 +46,7 @@ class RadialKernel(ZonalKernel, frozen=True):
 
 
 class Gaussian(RadialKernel, frozen=True):
-    """exp(−r²/(2 lengthscale²)), as scikit-learn's ``RBF(length_scale)``; its ``gamma`` is 1/(2 lengthscale²).
+    """The kernel exp(−r²/(2 lengthscale²)), scikit-learn's ``RBF(length_scale)``, with ``gamma`` 1/(2 lengthscale²).
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Gaussian(RadialKernel, frozen=True):
 
 
 class Laplace(RadialKernel, frozen=True):
-    """exp(−r/lengthscale), r the Euclidean distance (scikit-learn's ``laplacian_kernel`` takes the sum of |x − y|).
+    """The kernel exp(−r/lengthscale), r the Euclidean distance; scikit-learn's ``laplacian_kernel`` sums |x − y|.
 
     Parameters
     ----------
@@ -78,13 +78,13 @@ class Laplace(RadialKernel, frozen=True):
 
 
 class GammaExponential(RadialKernel, frozen=True):
-    """exp(−(r/lengthscale)^gamma): gamma = 1 is `Laplace`, 2 is `Gaussian` of lengthscale/√2.
+    """The kernel exp(−(r/lengthscale)^gamma): gamma = 1 is `Laplace`, 2 is `Gaussian` of lengthscale/√2.
 
     Parameters
     ----------
     lengthscale : float
     gamma : float
-        Of (0, 2]: beyond 2 it is not positive definite.
+        In (0, 2]: above 2 the kernel is not positive definite.
     homogeneous : bool
         ‖x‖‖y‖ times the kernel of the unit rows.
     """
@@ -97,11 +97,11 @@ class GammaExponential(RadialKernel, frozen=True):
 
 
 def _distances(x: NDArray[Any], y: NDArray[Any] | None) -> F8:
-    """Distances (n, n'), to a few hundred roundings of themselves, also of rows that nearly agree or are far from 0."""
+    """Compute distances (n, n'), to a few hundred roundings, also of rows that nearly agree or are far from 0."""
     x = flat(x)
     y = x if y is None else flat(y)
     middle = y.mean(0) if len(y) else 0.0
-    a, b = x - middle, y - middle  # where all rows are far from 0, that is no reason to call them close
+    a, b = x - middle, y - middle  # else rows that are all far from 0 would count as close
     bound = np.add.outer(np.einsum("ij,ij->i", a, a), np.einsum("ij,ij->i", b, b))
     r2 = bound - 2 * (a @ b.T)
     r = np.sqrt(np.maximum(r2, 0))

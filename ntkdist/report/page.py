@@ -140,7 +140,7 @@ def _kernel(
         rows = int(np.clip(np.sqrt(IMAGE_WORK / pair), 4, KERNEL_ROWS))
     summand = SampleOf(rows, KERNEL_SEED, pre, sparse=p.layout.sparse)
     x = sample(summand, source_of(p)._replace(block_rows=0), client, watch, "sample")
-    exact = features.spec.kernel_fitted(features.arrays, x)
+    exact = features.kernel(x)
     return pictures.of_kernel(exact, gram_of(features(x)), min(report["alpha_per_row"]))
 
 

@@ -130,10 +130,10 @@ class RidgeModel:
         """Yield the features of rows, block by block in bounded memory."""
         shape, n = self.preprocessing.input_shape, x.shape[0]
         if isinstance(x, csr_array):
-            row_bytes = self.features.sparse_row_bytes(shape, self.dtype, -(-x.nnz // max(n, 1)))
+            row_bytes = self.features.spec.sparse_row_bytes(shape, self.dtype, -(-x.nnz // max(n, 1)))
         else:
-            row_bytes = self.features.row_bytes(shape, self.dtype)
-        rows = max(PIECES * self.features.piece_rows, BLOCK_BYTES // row_bytes)
+            row_bytes = self.features.spec.row_bytes(shape, self.dtype)
+        rows = max(PIECES * self.features.spec.piece_rows, BLOCK_BYTES // row_bytes)
         for i in range(0, n, rows):
             yield slice(i, i + rows), self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
 

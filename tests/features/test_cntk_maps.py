@@ -80,7 +80,7 @@ def test_a_row_depends_on_its_own_input_only(features: Any, dtype: type) -> None
 def test_a_map_is_its_seed(features: Any) -> None:
     x, spec = images(5), features.spec
     again = {k: _cast(v, x.dtype) for k, v in features.draw(SHAPE).items()}
-    np.testing.assert_array_equal(features.apply(again, x), features(x))
+    np.testing.assert_array_equal(features.spec.apply(again, x), features(x))
     fields = {f: getattr(spec, f) for f in spec.__struct_fields__} | {"seed": 99}
     assert np.linalg.norm(fitted(type(spec)(**fields))(x) - features(x)) > 0.1 * np.linalg.norm(features(x))
 
@@ -293,9 +293,9 @@ def test_memory_is_projected(options: dict[str, Any], shape: tuple[int, ...], dt
         params.update({k: _cast(v, np.dtype(dtype)) for k, v in features.draw(shape).items()})
 
     drawing = peak_bytes(draw)
-    assert drawing <= features.draw_bytes(shape, dtype) + NUMPY_BUFFERS <= 3 * drawing + 2 * NUMPY_BUFFERS
+    assert drawing <= features.spec.draw_bytes(shape, dtype) + NUMPY_BUFFERS <= 3 * drawing + 2 * NUMPY_BUFFERS
     for n in (1, 3):
         x = images(n, shape).astype(dtype)
-        applying = peak_bytes(lambda x=x: features.apply(params, x))  # type: ignore[misc]
-        bound = n * features.row_bytes(shape, dtype) + NUMPY_BUFFERS
+        applying = peak_bytes(lambda x=x: features.spec.apply(params, x))  # type: ignore[misc]
+        bound = n * features.spec.row_bytes(shape, dtype) + NUMPY_BUFFERS
         assert applying <= bound <= 1.3 * applying + 2 * NUMPY_BUFFERS

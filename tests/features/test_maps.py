@@ -204,7 +204,7 @@ def test_a_row_depends_on_its_own_input_only(data: st.DataObject, name: str, dty
 def test_many_rows_in_pieces(name: str, dtype: type) -> None:
     """A call works through many rows in pieces, which must not show; nor must memory order."""
     features, shape = MAPS[name], CASES[name].shape
-    piece = max(features.piece_rows, PIECE_BYTES // features.row_bytes(shape, dtype))
+    piece = max(features.spec.piece_rows, PIECE_BYTES // features.spec.row_bytes(shape, dtype))
     x = rows(piece + piece // 4 + 2, shape).astype(dtype)
     whole = features(x)
     same_rows(np.concatenate([features(part) for part in np.array_split(x, 5)]), whole)
@@ -228,7 +228,7 @@ def test_a_map_is_its_seed(name: str) -> None:
     """Drawn again: the same bits; another seed: another map."""
     features, x = of(name, 20)
     drawn = {k: _cast(v, x.dtype) for k, v in features.draw(x.shape[1:]).items()}
-    np.testing.assert_array_equal(features.apply(drawn, x), features(x))
+    np.testing.assert_array_equal(features.spec.apply(drawn, x), features(x))
     other = fitted(msgspec.structs.replace(features.spec, seed=99), x.shape[1:])
     z = other(x) - features(x)
     assert np.linalg.norm(z) > 0.1 * np.linalg.norm(features(x))

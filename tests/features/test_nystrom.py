@@ -15,7 +15,8 @@ import ntkdist as nd
 from ntkdist import NNGP, NTK, GammaExponential, Gaussian, Laplace, Nystrom
 from ntkdist.features import loops
 from ntkdist.features.base import FittedMap, _cast
-from ntkdist.features.nystrom import DEPENDENT, ROWS, _polynomials
+from ntkdist.features.landmarks import ROWS, polynomials
+from ntkdist.features.nystrom import DEPENDENT
 
 F8 = NDArray[np.float64]
 KINDS = ["uniform", "leverage", "rpcholesky"]
@@ -188,7 +189,7 @@ def test_fused_kernel_is_the_exact_one(kernel: Any, dtype: Any, tolerance: float
     u[7] = -u[5]
     u /= np.linalg.norm(u, axis=1, keepdims=True)
     u = u.astype(dtype)
-    near_far = _polynomials(kernel)
+    near_far = polynomials(kernel)
     assert near_far is not None
     t = u @ u.T
     loops.zonal(t, u, u, *near_far)
@@ -197,8 +198,8 @@ def test_fused_kernel_is_the_exact_one(kernel: Any, dtype: Any, tolerance: float
 
 
 def test_what_polynomials_do_not_reach_is_exact() -> None:
-    assert _polynomials(NTK(30)) is None
-    assert _polynomials(Gaussian(1.0, homogeneous=True)) is None
+    assert polynomials(NTK(30)) is None
+    assert polynomials(Gaussian(1.0, homogeneous=True)) is None
 
 
 def test_fitting_a_sample_of_any_size_and_calling_unfitted() -> None:
@@ -224,9 +225,9 @@ def test_memory_is_projected(kernel: Any, d: int, m: int, dtype: Any) -> None:
     params: dict[str, Any] = {}
     name = np.dtype(dtype)
     drawing = peak_bytes(lambda: params.update({k: _cast(v, name) for k, v in features.draw((d,)).items()}))
-    assert drawing <= features.draw_bytes((d,), dtype) + 2**18 <= 3 * drawing
-    applying = peak_bytes(lambda: features.apply(params, x))
-    assert applying <= ROWS * features.row_bytes((d,), dtype) + 2**18 <= 4 * applying
+    assert drawing <= features.spec.draw_bytes((d,), dtype) + 2**18 <= 3 * drawing
+    applying = peak_bytes(lambda: features.spec.apply(params, x))
+    assert applying <= ROWS * features.spec.row_bytes((d,), dtype) + 2**18 <= 4 * applying
 
 
 # From end to end.

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from test_conv import images
+from test_cntk_maps import images
 from test_features import NUMPY_BUFFERS, peak_bytes
 
 from ntkdist import CNTKRandomFeatures, backend
@@ -77,6 +77,6 @@ def test_memory_is_projected(dtype: type) -> None:
     params = {name: _cast(array, np.dtype(dtype)) for name, array in features.draw(x.shape[1:]).items()}
     kept = {id(a): a.nbytes for a in (params["span"], features.arrays["span"])}
     assert sum(kept.values()) == spec.learnt_bytes(x.shape[1:], dtype)
-    peak = peak_bytes(lambda: features.apply(params, x))
-    bound = ROWS * features.row_bytes(x.shape[1:], dtype) + NUMPY_BUFFERS
+    peak = peak_bytes(lambda: features.spec.apply(params, x))
+    bound = ROWS * features.spec.row_bytes(x.shape[1:], dtype) + NUMPY_BUFFERS
     assert peak <= bound <= 3 * peak

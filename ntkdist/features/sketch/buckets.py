@@ -16,7 +16,7 @@ from ntkdist import random
 
 
 def draw_count_sketch(d: int, m: int, seed: int, layer: int, role: int) -> dict[str, NDArray[Any]]:
-    """A CountSketch R^d → R^m: every coordinate goes to one bucket, with a sign.
+    """Draw a CountSketch R^d → R^m: every coordinate is added to one bucket, with a random sign.
 
     Charikar, Chen, Farach-Colton, 2002.  Returned as ``order`` (coordinates sorted by bucket), ``starts``
     (the first of each bucket that is not empty), ``buckets`` (which those are) and ``signs`` in that order.
@@ -28,7 +28,7 @@ def draw_count_sketch(d: int, m: int, seed: int, layer: int, role: int) -> dict[
 
 
 def count_sketch(s: dict[str, NDArray[Any]], x: NDArray[Any], m: int) -> NDArray[Any]:
-    """The sketch (n, m) of rows x (n, d)."""
+    """Sketch rows x (n, d) to (n, m)."""
     out = np.zeros((len(x), m), x.dtype)
     out[:, s["buckets"]] = np.add.reduceat(x[:, s["order"]] * s["signs"], s["starts"], axis=1)
     return out
@@ -37,7 +37,7 @@ def count_sketch(s: dict[str, NDArray[Any]], x: NDArray[Any], m: int) -> NDArray
 def tensor_sketch(
     s: dict[str, NDArray[Any]], x: NDArray[Any], t: dict[str, NDArray[Any]], y: NDArray[Any], m: int
 ) -> NDArray[Any]:
-    """A sketch (n, m) of the rows x ⊗ y, never formed: the circular convolution of two CountSketches.
+    """Sketch the rows x ⊗ y, never formed, to (n, m): the circular convolution of two CountSketches.
 
     Unbiased: the expected inner product of two outputs is ⟨x, x'⟩⟨y, y'⟩.  Pham, Pagh, KDD 2013.
     """
@@ -48,17 +48,17 @@ def tensor_sketch(
 
 
 def tensor_sketch_bytes(p: int, q: int, m: int, itemsize: int) -> int:
-    """Peak bytes that `tensor_sketch` of p- and q-dimensional rows allocates for one row."""
+    """Count the peak bytes that `tensor_sketch` of p- and q-dimensional rows allocates for one row."""
     return itemsize * (2 * max(p, q) + 5 * m)
 
 
 def draw_osnap(
     d: int, m: int, seed: int, layer: int, role: int, scale: float = 1.0, nonzeros: int = 1
 ) -> dict[str, NDArray[Any]]:
-    """A sparse sketch R^d → R^m of ``scale`` · x: every coordinate goes to ``nonzeros`` buckets, with signs.
+    """Draw a sparse sketch R^d → R^m of ``scale`` · x: a coordinate is added to ``nonzeros`` buckets, with signs.
 
-    The buckets are cut into as many ranges, one for each: the block construction of Nelson, Nguyen, "OSNAP", FOCS 2013.
-    With one, a CountSketch; more have lighter tails, the same variance, and as many times the cost.
+    Each is in its own range of buckets: the block construction of Nelson, Nguyen, "OSNAP", FOCS 2013.  With one, it is
+    a CountSketch; more give lighter tails at the same variance, and cost in proportion.
     """
     edges = [i * m // nonzeros for i in range(nonzeros + 1)]
     bucket = [a + random.integers(b - a, d, seed, layer, role, 2 * i) for i, (a, b) in enumerate(pairwise(edges))]
@@ -67,12 +67,12 @@ def draw_osnap(
 
 
 def osnap(s: dict[str, NDArray[Any]], x: csr_array, m: int) -> NDArray[Any]:
-    """The sketch (n, m) of sparse rows x (n, d), at a cost that follows their non-zeros."""
+    """Sketch sparse rows x (n, d) to (n, m), at a cost in proportion to their non-zeros."""
     moved = (
         csr_array((x.data * sign[x.indices], bucket[x.indices], x.indptr), (x.shape[0], m))
         for bucket, sign in zip(s["bucket"], s["sign"], strict=True)
     )
-    out: NDArray[Any] = next(moved).toarray()  # which adds the values that share a bucket
+    out: NDArray[Any] = next(moved).toarray()  # adds the values that share a bucket
     for each in moved:
         out += each.toarray()
     return out

@@ -3,9 +3,9 @@
 Legend: n rows, d input dimension, w the power of two that holds it, m output columns; H the Hadamard matrix of
 Sylvester, H_2w = [[H, H], [H, −H]], entries ±1.
 
-H_w is H_a ⊗ H_b, so that a row of w = a·b values is transformed by two products with small matrices.  These have
-w(a + b) multiplications where the butterflies have w log w additions, and take a tenth of their time: BLAS works in
-the cache, and butterflies of NumPy do not.
+As H_w = H_a ⊗ H_b, a row of w = a·b values is transformed by two products with small matrices.  These have w(a + b)
+multiplications where butterflies have w log w additions, and take a tenth of the time: BLAS works in the cache, and
+butterflies in NumPy do not.
 """
 
 import math
@@ -22,13 +22,13 @@ DENSE = 128  # up to this power of two, an SRHT is one product with its own matr
 
 
 def next_power(d: int) -> int:
-    """The least power of two that is at least d."""
+    """Return the least power of two that is at least d."""
     return 1 << max(0, d - 1).bit_length()
 
 
 @cache
 def hadamard(w: int, dtype: str = "float64") -> NDArray[Any]:
-    """H of a power of two."""
+    """Return H_w for a power of two w."""
     h = np.ones((1, 1), dtype)
     while len(h) < w:
         h = np.block([[h, h], [h, -h]])
@@ -37,7 +37,7 @@ def hadamard(w: int, dtype: str = "float64") -> NDArray[Any]:
 
 
 def mix(x: NDArray[Any]) -> NDArray[Any]:
-    """x H along the last axis, whose length is a power of two."""
+    """Compute x H along the last axis, whose length is a power of two."""
     w, xp = x.shape[-1], gpu.array_module(x)
     b = 1 << (w.bit_length() // 2)
     left, right = (gpu.constant(xp, hadamard, width, x.dtype.name) for width in (w // b, b))
@@ -46,11 +46,11 @@ def mix(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def draw_srht(d: int, m: int, seed: int, layer: int, role: int, scale: float | F8 = 1.0) -> dict[str, NDArray[Any]]:
-    """A subsampled randomised Hadamard transform R^d → R^m of ``scale`` ⊙ x: signs, then some of the rows of H.
+    """Draw a subsampled randomised Hadamard transform R^d → R^m of ``scale`` ⊙ x: signs, then some of the rows of H.
 
-    Rows are drawn without replacement, in random order; where m is more than w, from as many independent transforms as
-    it takes.  Ailon, Chazelle, STOC 2006; Tropp, 2011.  Returned as its dense ``matrix`` where d is small, as one
-    product is the fastest then, else as ``signs`` (transforms, d), which carry the scale, and ``rows``.
+    Rows are drawn without replacement, in random order; where m > w, from ⌈m/w⌉ independent transforms.  Ailon,
+    Chazelle, STOC 2006; Tropp, 2011.  Returned as its dense ``matrix`` where d is small, as one product is then the
+    fastest, else as ``signs`` (transforms, d), which carry the scale, and ``rows``.
     """
     w = next_power(d)
     count = -(-m // w)
@@ -63,7 +63,7 @@ def draw_srht(d: int, m: int, seed: int, layer: int, role: int, scale: float | F
 
 
 def srht(s: dict[str, NDArray[Any]], x: NDArray[Any]) -> NDArray[Any]:
-    """The transform (n, m) of rows x (n, d)."""
+    """Transform rows x (n, d) to (n, m)."""
     if "matrix" in s:
         return x @ s["matrix"]
     (count, d), n, xp = s["signs"].shape, len(x), gpu.array_module(x)
@@ -73,7 +73,7 @@ def srht(s: dict[str, NDArray[Any]], x: NDArray[Any]) -> NDArray[Any]:
 
 
 def srht_values(d: int, m: int) -> int:
-    """Numbers that `srht` holds for one row at its peak, its result included."""
+    """Count the numbers that `srht` holds for one row at its peak, its result included."""
     w = next_power(d)
     return m if w <= DENSE else m + 3 * w * -(-m // w)
 
@@ -81,7 +81,7 @@ def srht_values(d: int, m: int) -> int:
 def tensor_srht(
     s: dict[str, NDArray[Any]], x: NDArray[Any], t: dict[str, NDArray[Any]], y: NDArray[Any]
 ) -> NDArray[Any]:
-    """A sketch (n, m) of the rows x ⊗ y, never formed: the product, column by column, of their transforms.
+    """Sketch the rows x ⊗ y, never formed, to (n, m): the product, column by column, of their transforms.
 
     Unbiased: the expected inner product of two outputs is ⟨x, x'⟩⟨y, y'⟩, if one of the transforms was drawn with
     ``scale`` √m.  Ahle et al., "Oblivious sketching of high-degree polynomial kernels", SODA 2020, section 4.

@@ -1,0 +1,101 @@
+"""A kernel between rows and landmarks: by compiled polynomials of the angle where the kernel allows it, else exactly.
+
+Legend: Z (r, d) landmarks, u rows; of a homogeneous kernel, both are unit rows.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist import backend, gpu
+from ntkdist.features import loops
+from ntkdist.features.base import Params, flat, normalised
+from ntkdist.kernels import Kernel, RadialKernel, ZonalKernel
+
+F8 = NDArray[np.float64]
+ROWS = 256  # that are mapped at a time: with fewer, reading L takes longer than solving with it
+SMOOTH = 1e-12  # of k(x, x), the error allowed in the polynomials of a kernel of the angle
+
+
+def kernel_rows(kernel: Kernel, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return rows as `kernel_block` needs them: unit rows and lengths if the kernel is homogeneous, else the rows."""
+    if not _homogeneous(kernel):
+        return np.ascontiguousarray(x), None
+    assert isinstance(kernel, ZonalKernel)
+    return normalised(gpu.array_module(x).ascontiguousarray(kernel.rows(flat(x))))
+
+
+def kernel_params(kernel: Kernel, z: F8) -> Params:
+    """Return the parameters of `kernel_block` for the landmarks z."""
+    near_far = polynomials(kernel)
+    return {"rows": z} | ({} if near_far is None else {"near": near_far[0], "far": near_far[1]})
+
+
+def kernel_block(kernel: Kernel, params: Params, u: NDArray[Any]) -> NDArray[Any]:
+    """Compute k(u, Z), (n, r), in u's dtype."""
+    z = numbers(params["rows"])
+    if "near" not in params:
+        return np.ascontiguousarray(_without_bias(kernel)(u, z), u.dtype)
+    t = u @ z.T
+    loops.zonal(t, u, z, numbers(params["near"]), numbers(params["far"]))
+    return t
+
+
+def kernel_square(kernel: Kernel, params: Params, z: F8) -> F8:
+    """Compute k(Z, Z), a piece at a time."""
+    k = np.empty((len(z), len(z)))
+    for i in range(0, len(z), ROWS):
+        k[i : i + ROWS] = kernel_block(kernel, params, z[i : i + ROWS])
+    return k
+
+
+@cache
+def polynomials(kernel: Kernel) -> tuple[F8, F8] | None:
+    """Fit a kernel of unit rows by polynomials in the sine of half the angle, and of half its supplement.
+
+    They are the arguments of `loops.zonal`; None where their error exceeds `SMOOTH`.  Arc-cosine kernels are smooth in
+    both sines, up to depths of about ten.
+    """
+    if not isinstance(kernel, ZonalKernel) or isinstance(kernel, RadialKernel):
+        return None
+    n, top = 2 * loops.ZONAL_HALF, math.sqrt(0.5)
+    a = top * np.sin((np.arange(16 * n) + 0.5) * np.pi / (32 * n)) ** 2  # dense at the ends, as Chebyshev's points
+    powers, whole = np.vander(a, n, increasing=True), float(kernel.zonal(np.zeros(1))[0])
+    fits = []
+    for theta in (2 * np.arcsin(a), np.pi - 2 * np.arcsin(a)):
+        f = kernel.zonal(theta)
+        with backend.one_thread():
+            c = np.linalg.lstsq(powers / top ** np.arange(n), f, rcond=None)[0] / top ** np.arange(n)
+        if np.abs(powers @ c - f).max() > SMOOTH * whole:
+            return None
+        fits.append(c)
+    return fits[0], fits[1]
+
+
+def _homogeneous(kernel: Kernel) -> bool:
+    """Return whether the kernel is homogeneous in each row."""
+    return isinstance(kernel, ZonalKernel) and bool(getattr(kernel, "homogeneous", True))
+
+
+def _without_bias(kernel: Kernel) -> Kernel:
+    """Return the kernel for rows that already have their bias column."""
+    return msgspec.structs.replace(kernel, bias=0.0) if getattr(kernel, "bias", 0.0) else kernel
+
+
+def kernel_diagonal(kernel: Kernel, x: F8) -> F8:
+    """Compute k(x, x) of every row, (n,)."""
+    if isinstance(kernel, RadialKernel) and not kernel.homogeneous:
+        return np.ones(len(x))
+    if isinstance(kernel, ZonalKernel):
+        rows = kernel.rows(flat(x))
+        return np.einsum("ij,ij->i", rows, rows) * kernel.zonal(np.zeros(1))
+    return np.array([kernel(row[None])[0, 0] for row in x])
+
+
+def numbers(a: NDArray[Any]) -> NDArray[Any]:
+    """View the bits of float64 numbers, kept as integers, as numbers again."""
+    return a.view(np.float64) if a.dtype == np.int64 else a

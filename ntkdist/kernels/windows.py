@@ -1,0 +1,91 @@
+"""Windows, pooling squares and grid cells of images, and sums over them."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from ntkdist.errors import DataError
+from ntkdist.kernels.base import F8
+
+
+def images(x: NDArray[Any]) -> F8:
+    """Return images (n, h, w, channels) in float64."""
+    x = np.asarray(x, np.float64)
+    check_images(x.shape[1:], "X")
+    return x
+
+
+def check_images(input_shape: tuple[int, ...], source: str) -> None:
+    """Refuse rows that are not images."""
+    if len(input_shape) != 3:
+        raise DataError(
+            f"CNTK takes images (rows, height, width, channels), but {source} has rows of shape {input_shape}; give "
+            "images, or use features for tables, such as ZonalFeatures"
+        )
+
+
+def cells(height: int, width: int, grid: int) -> list[tuple[slice, slice]]:
+    """List the row and column slices of each cell of a grid × grid, of sizes as equal as possible."""
+    rows, columns = ([size * k // grid for k in range(grid + 1)] for size in (height, width))
+    return [(slice(*r), slice(*c)) for r in pairwise(rows) for c in pairwise(columns)]
+
+
+def margins(filter_size: int, padding: str) -> tuple[int, int]:
+    """Return the numbers of zeros before and after each axis."""
+    return ((filter_size - 1) // 2, filter_size // 2) if padding == "same" else (0, 0)
+
+
+def windows(x: F8, filter_size: int, padding: str) -> F8:
+    """Return the windows of images (n, h, w, c) as rows, (n, pixels, c·q²)."""
+    around = margins(filter_size, padding)
+    x = sliding_window_view(np.pad(x, ((0, 0), around, around, (0, 0))), (filter_size, filter_size), (1, 2))
+    return x.reshape(len(x), x.shape[1] * x.shape[2], math.prod(x.shape[3:]))
+
+
+def window_sum(x: F8, filter_size: int, padding: str) -> F8:
+    """Sum over the window of each pixel, (n, h, w)."""
+    around = margins(filter_size, padding)
+    x = np.pad(x, ((0, 0), around, around))
+    for axis in (1, 2):
+        x = sliding_window_view(x, filter_size, axis).sum(-1)
+    return x
+
+
+def diagonal_sum(x: F8, filter_size: int, padding: str) -> F8:
+    """Sum over the windows of two pixels, shifted together: Σ_{a,b} x[i + a, j + b, i' + a, j' + b]."""
+    return _shifted_sum(_shifted_sum(x, 1, filter_size, padding), 2, filter_size, padding)
+
+
+def _shifted_sum(x: F8, axis: int, filter_size: int, padding: str) -> F8:
+    """Sum over shifts along the axes ``axis`` and ``axis + 2`` of the two images."""
+    before, after = margins(filter_size, padding)
+    shape = list(x.shape)
+    for k in (axis, axis + 2):
+        shape[k] += before + after - filter_size + 1
+    out = np.zeros(shape)
+    for shift in range(-before, filter_size - before):
+        to, source = [slice(None)] * 5, [slice(None)] * 5
+        for k in (axis, axis + 2):
+            to[k], source[k] = overlap(x.shape[k], shape[k], shift)
+        out[tuple(to)] += x[tuple(source)]
+    return out
+
+
+def pooled(x: F8, factor: int) -> F8:
+    """Average over the squares of both images; a ragged edge is dropped."""
+    if factor == 1:
+        return x
+    p, h, w = x.shape[0], x.shape[1] // factor, x.shape[2] // factor
+    x = x[:, : h * factor, : w * factor, : h * factor, : w * factor]
+    return x.reshape(p, h, factor, w, factor, h, factor, w, factor).mean((2, 4, 6, 8))
+
+
+def overlap(size: int, target: int, shift: int) -> tuple[slice, slice]:
+    """Return slices of axes of ``target`` and ``size`` pixels, in which pixel i takes pixel i + shift."""
+    start = max(0, -shift)
+    stop = max(start, min(target, size - shift))
+    return slice(start, stop), slice(start + shift, stop + shift)
