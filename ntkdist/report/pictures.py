@@ -97,7 +97,7 @@ def of_run(run: dict[str, Any]) -> list[Picture]:
 
 def of_curve(curve: dict[str, Any], label: str) -> Picture:
     """Draw the error against the number of features, from one Gram."""
-    text = "Prefixes of the same features, each with its own best penalty; a curve still falling asks for more."
+    text = "Prefixes of the same features, each with its own best penalty."
     return picture("curve", "More features", text, figures.curve, curve["m"], curve["rmse"], curve.get("band"), label)
 
 
