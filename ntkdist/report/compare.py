@@ -74,9 +74,8 @@ def compare(
     jobs = _on(dataset, jobs)
     first, layout = jobs[0], jobs[0].dataset.layout()
     sample = min(sample, layout.rows)
-    tested = _tested(test, first.dataset)
     verified = functools.partial(_verified, first, client, scheduler, watch)
-    tests = verified(tested) if tested else None
+    tests = verified(tested) if (tested := _tested(test, first.dataset)) else None
     bench = Bench(verified(first.dataset).skip, tests, seeds, sample, client, scheduler, watch)
     names = _distinct(names or [type(job.features).__name__ for job in jobs])
     named = [(n, each) for n, job in zip(names, jobs, strict=True) for each in at_components(job, components)]
