@@ -1,8 +1,8 @@
-"""ntkdist: neural tangent kernels on data that nobody else can load.
+"""ntkdist: neural tangent kernel ridge regression on data larger than memory, distributed on Dask, from Zarr.
 
-The one idea: everything the cluster does is a sum over partitions.  A partition is read from Zarr, mapped through a
-feature map that every worker rebuilds from a seed, and turned into a small value with ``+``; the cluster adds; a solver
-that knows nothing of clusters turns the sum into weights.  Start reading at `ntkdist.fit`.
+All distributed work is a sum over partitions.  A partition is read from Zarr, mapped through a feature map that each
+worker rebuilds from a seed, and reduced to a small value with ``+``; the cluster adds these values, and a solver, which
+needs no cluster, turns the sum into weights.  Start reading at `ntkdist.fit`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The estimators, which load scikit-learn when they are first asked for."""
+    """Return an estimator; the first access imports scikit-learn."""
     if name in ("FeatureTransformer", "NTKRidge", "NTKRidgeCV", "NTKRidgeClassifier"):
         from ntkdist.ridge import estimators
 

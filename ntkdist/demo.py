@@ -1,7 +1,6 @@
-"""The main job on real data that is installed with the package: from a raw table to a model beside a linear one.
+"""The demo: from a raw table to a kernel model and a linear model, on data that scikit-learn ships.
 
-The data are the 1,797 handwritten digits that ship with scikit-learn (UCI Optical Recognition of Handwritten Digits):
-64 grey values and a class each.
+The data are 1,797 handwritten digits (UCI Optical Recognition of Handwritten Digits): 64 grey values and a class each.
 """
 
 import time
@@ -18,12 +17,12 @@ TEST_EVERY = 4
 
 
 def run(out: str, workers: int) -> None:
-    """Write the table, convert it, fit on a local cluster, and report the test error beside a linear model's.
+    """Write the tables, convert them, fit on a local cluster, and print the test error beside a linear model's.
 
     Raises
     ------
     NtkdistError
-        If the kernel model does not win, which would be a defect.
+        If the kernel model is not the better one, which would be a defect.
     """
     start = time.perf_counter()
     refuse_existing(out)
@@ -56,7 +55,7 @@ def run(out: str, workers: int) -> None:
 
 
 def tables() -> dict[str, list[list[str | int]]]:
-    """The digits as lines of two tables under their heads, every fourth for testing."""
+    """Return the digits as lines of two tables with heads; every fourth digit is for testing."""
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""The report of a run for a reader: one HTML file that opens anywhere, with nothing to fetch."""
+"""The report of a run, one HTML file that loads nothing else, and comparisons of jobs."""
 
 from ntkdist.report.page import check, write
 

@@ -1,10 +1,11 @@
-"""Models to measure a feature map by: ridge regression with the exact kernel, and gradient-boosted trees.
+"""Baseline models for a comparison: ridge regression with the exact kernel, and gradient-boosted trees.
 
 They hold all rows in this process and predict scores (n, t) in target units, t targets or classes.
 
-Legend: K (n, n) exact kernel; w weights; f = Σ a_i k(x_i, ·) + b the ridge of penalty α.
+Legend: K (n, n) exact kernel; w weights; f = Σ a_i k(x_i, ·) + b the ridge model of penalty α.
 """
 
+import functools
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,17 +21,20 @@ from ntkdist.data.scaling import Preprocessing
 from ntkdist.solvers.cross_validation import AUTO_GRID, CVResult
 
 F8 = NDArray[np.float64]
+Indices = NDArray[np.int64]
 KernelOf = Callable[[NDArray[Any], NDArray[Any]], F8]
-Predictor = Callable[[NDArray[Any]], F8]
+PredictFold = Callable[[Indices, Indices], F8]  # scores of the test rows by a model of the train rows
 SUBSET, SUBSET_FOLDS, SUBSET_ROLE = 2000, 5, 2002
-BLOCK = 500  # rows of a kernel matrix that are computed at once, for its temporaries
+BLOCK = 500  # rows of a kernel matrix per call of the kernel, which bounds its temporary arrays
 TREES: dict[str, Any] = {"max_iter": 2000, "learning_rate": 0.05, "early_stopping": True, "random_state": 0}
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run these models on one thread: on a machine that others use too, OpenMP and BLAS wait for each other's threads,
-    which was measured to make small fits ten times slower."""
+    """Run these models on one thread.
+
+    On a shared machine, OpenMP and BLAS wait for each other's threads; small fits were measured ten times slower.
+    """
     import sklearn.ensemble  # noqa: F401  loads OpenMP now, so that the limit reaches it
 
     with backend.own_threads():
@@ -41,7 +45,7 @@ def one_thread() -> Iterator[None]:
 class Table(NamedTuple):
     """All rows of a dataset: raw x (n, *shape), y (n,) or (n, t), weight (n,) all positive, fold (n,).
 
-    Rows that are never scored, only learnt from, have fold −1.
+    Rows that are only trained on, and never scored, have fold −1.
     """
 
     x: NDArray[Any]
@@ -51,23 +55,15 @@ class Table(NamedTuple):
 
     @property
     def scored(self) -> NDArray[np.int64]:
-        """The folds that are scored."""
+        """The scored folds, in ascending order."""
         return np.unique(self.fold[self.fold >= 0])
 
 
 class ExactRidge:
-    """Ridge regression with a kernel itself and a free intercept: what features would give as their number grows.
+    """Ridge regression with the exact kernel and a free intercept: the limit of its features as m grows.
 
-    The penalty is per unit of weight and the best of the "auto" grid of `cross_validate`, by five folds of at most
-    2,000 rows drawn at random.
-
-    Parameters
-    ----------
-    kernel : callable
-        Of scaled rows, (n, n').
-    table : Table
-    pre : Preprocessing
-        Scaling of inputs and targets.
+    The penalty is per unit of weight: the best of the "auto" grid of `cross_validate`, by five folds of at most 2,000
+    random rows.  At most three (n, n) matrices are held at once: K, a copy of a submatrix, and its factor.
     """
 
     def __init__(self, kernel: KernelOf, table: Table, pre: Preprocessing) -> None:
@@ -79,42 +75,38 @@ class ExactRidge:
 
     @property
     def nbytes(self) -> int:
-        """What it needs to predict: all its rows, and a weight for each."""
+        """The bytes that prediction needs: all rows, and a coefficient for each."""
         return self._x.nbytes + self._a.nbytes
 
     def __call__(self, x: NDArray[Any]) -> F8:
-        """Scores of raw rows, (n, t)."""
+        """Predict the scores of raw rows, (n, t)."""
         return self._scores(self._against(self._pre.inputs(x, np.float64)), self._a, self._b)
 
     def out_of_fold(self) -> CVResult:
-        """The error on each fold of the ridge of the others, at the one penalty."""
-        n = np.arange(len(self._x))
-        scores = np.full_like(self._y, np.nan)
-        for fold in self.table.scored:
-            held = self.table.fold == fold
-            scores[held] = self._predict(n[~held], n[held], self.alpha_per_row)
-        return cv_result(scores, self.table, self._pre, self.alpha_per_row)
+        """Cross-validate at the chosen penalty."""
+        predict = functools.partial(self._predict, alpha=self.alpha_per_row)
+        return cv_result(predict, self.table, self._pre, self.alpha_per_row)
 
     def _choose(self) -> float:
+        """Choose the penalty per unit of weight; a penalty too small for the precision loses."""
         w = self.table.weight
         rows = np.argsort(random.uniforms_of(np.arange(len(w)), 0, 0, SUBSET_ROLE))[:SUBSET]
         mean = w @ self._k @ w / w.sum() ** 2
-        scale = float(w @ np.diagonal(self._k) / w.sum() - mean)  # of the features' variance, as for the jobs
+        scale = float(w @ np.diagonal(self._k) / w.sum() - mean)  # the features' variance, as for the jobs
         grid = [a * scale if scale > 0 else a for a in AUTO_GRID]
         truth, loss = _in_units(self._y, self._pre), np.zeros(len(grid))
         for k in range(SUBSET_FOLDS):
-            held = np.arange(len(rows)) % SUBSET_FOLDS == k
+            tested = np.arange(len(rows)) % SUBSET_FOLDS == k
+            train, test = rows[~tested], rows[tested]
             for i, alpha in enumerate(grid):
                 try:
-                    error = self._predict(rows[~held], rows[held], alpha) - truth[rows[held]]
+                    loss[i] += np.sum(w[test] @ (self._predict(train, test, alpha) - truth[test]) ** 2)
                 except LinAlgError:
-                    loss[i] = np.inf  # too small for the precision: it loses
-                    continue
-                loss[i] += np.sum(w[rows[held]] @ error**2)
+                    loss[i] = np.inf
         return float(grid[int(loss.argmin())])
 
-    def _predict(self, train: NDArray[Any], held: NDArray[Any], alpha: float) -> F8:
-        return self._scores(self._k[np.ix_(held, train)], *self._solve(train, alpha))
+    def _predict(self, train: Indices, test: Indices, alpha: float) -> F8:
+        return self._scores(self._k[np.ix_(test, train)], *self._solve(train, alpha))
 
     def _solve(self, rows: NDArray[Any], alpha: float) -> tuple[F8, F8]:
         w = self.table.weight[rows]
@@ -131,9 +123,9 @@ class ExactRidge:
 
 
 def dual_ridge(k: F8, y: F8, weight: F8, alpha: float) -> tuple[F8, F8]:
-    """a (n, t) and b (t,) that minimise Σ w (y − Ka − b)² + α aᵀKa: (K + αW⁻¹)a + b = y and Σa = 0.
+    """Return a (n, t) and b (t,) that minimise Σ w (y − Ka − b)² + α aᵀKa; overwrites K (n, n).
 
-    Overwrites K (n, n).
+    They solve (K + αW⁻¹)a + b = y with Σa = 0.
     """
     k[np.diag_indices_from(k)] += alpha / weight
     solved = cho_solve(cho_factor(k, lower=True, overwrite_a=True), np.column_stack([y, np.ones(len(y))]))
@@ -142,33 +134,31 @@ def dual_ridge(k: F8, y: F8, weight: F8, alpha: float) -> tuple[F8, F8]:
 
 
 class BoostedTrees:
-    """scikit-learn's histogram gradient boosting of at most 2,000 rounds of rate 0.05, stopped early.
+    """scikit-learn's histogram gradient boosting: at most 2,000 rounds at rate 0.05, stopped early.
 
-    A regressor for each target, or one classifier, whose probabilities are its scores.
+    There is one regressor per target, or one classifier, whose probabilities are the scores.
     """
 
     def __init__(self, table: Table, pre: Preprocessing) -> None:
         self.table, self._pre = table, pre
-        self._models = self._fitted(np.ones(len(table.x), bool))
+        self._models = self._fitted(slice(None))
 
     @property
     def nbytes(self) -> int:
-        """Of the pickled models."""
+        """The size of the pickled models."""
         return len(pickle.dumps(self._models))
 
     def __call__(self, x: NDArray[Any]) -> F8:
-        """Scores of raw rows, (n, t)."""
+        """Predict the scores of raw rows, (n, t)."""
         return self._scores(self._models, x)
 
     def out_of_fold(self) -> CVResult:
-        """The error on each fold of trees grown on the others."""
-        scores = np.full((len(self.table.x), self._pre.t), np.nan)
-        for fold in self.table.scored:
-            held = self.table.fold == fold
-            scores[held] = self._scores(self._fitted(~held), self.table.x[held])
-        return cv_result(scores, self.table, self._pre, 0.0)
+        """Cross-validate trees grown on the other folds."""
+        return cv_result(
+            lambda train, test: self._scores(self._fitted(train), self.table.x[test]), self.table, self._pre, 0.0
+        )
 
-    def _fitted(self, rows: NDArray[np.bool_]) -> list[Any]:
+    def _fitted(self, rows: Indices | slice) -> list[Any]:
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
         x, y, w = _flat(self.table.x[rows]), self.table.y[rows], self.table.weight[rows]
@@ -184,25 +174,28 @@ class BoostedTrees:
         return scores
 
 
-def cv_result(scores: F8, table: Table, pre: Preprocessing, alpha_per_row: float) -> CVResult:
-    """Out-of-fold scores as a result of cross-validation with one penalty, of one-hot codes for classes."""
-    truth, w, folds = _in_units(pre.targets(table.y), pre), table.weight, table.scored
-    mse = [np.average((scores - truth)[table.fold == k] ** 2, axis=0, weights=w[table.fold == k]) for k in folds]
+def cv_result(predict: PredictFold, table: Table, pre: Preprocessing, alpha_per_row: float) -> CVResult:
+    """Cross-validate one penalty over the scored folds; classes are one-hot codes."""
+    truth, w, mse, weights = _in_units(pre.targets(table.y), pre), table.weight, [], []
+    for fold in table.scored:
+        train, test = np.flatnonzero(table.fold != fold), np.flatnonzero(table.fold == fold)
+        mse.append(np.average((predict(train, test) - truth[test]) ** 2, axis=0, weights=w[test]))
+        weights.append(w[test].sum())
     mean = np.average(truth, axis=0, weights=w)
     return CVResult(
         alphas=np.array([alpha_per_row]),
         per_row=True,
         mse=np.array(mse)[None],
-        weights=np.array([w[table.fold == k].sum() for k in folds]),
+        weights=np.array(weights),
         spread=np.average((truth - mean) ** 2, axis=0, weights=w),
         best=np.zeros(pre.t, np.int64),
         alpha=np.full(pre.t, alpha_per_row * w.sum()),
-        scored=tuple(folds.tolist()),
+        scored=tuple(table.scored.tolist()),
     )
 
 
 def median_distance(x: NDArray[Any]) -> float:
-    """Of the pairs of rows x (n, *shape): where tuning the length scale of a Gaussian starts."""
+    """Return the median distance of pairs of rows x (n, *shape), the start for a Gaussian's length scale."""
     return float(np.median(pdist(_flat(x))))
 
 

@@ -1,4 +1,4 @@
-"""What a comparison found, as plain values, and as tables to read."""
+"""The results of a comparison, as plain values and as text tables."""
 
 import textwrap
 from dataclasses import asdict, dataclass
@@ -7,36 +7,36 @@ from typing import Any
 import numpy as np
 
 Cells = list[list[str]]
-WIDTH = 80  # of a terminal
+WIDTH = 80  # columns of a terminal
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model: a job at one number of components, or a yardstick.
+    """One model: a job at one number of components, or a baseline.
 
     Attributes
     ----------
     name : str
     kind : str
-        Type of the feature map, or what the yardstick is.
+        Type of the feature map or of the baseline model.
     n_components : int or None
-        None for a yardstick without features.
+        None for a baseline without features.
     frobenius, spectral : tuple of float
-        Errors of the feature Gram against the map's exact kernel, one for every redraw of the map; empty if none.
+        Errors of the features' Gram against the map's exact kernel, one per draw of the map; empty without features.
     alpha_per_row : float or None
-        The chosen penalty over the weight of the training rows.
+        The chosen penalty divided by the weight of the training rows.
     cv_rmse, cv_standard_error : float or None
         Cross-validated root mean squared error (of one-hot scores for classes), and its standard error over folds.
     test : dict
-        What `evaluate` says of the test dataset; empty without one.
+        Errors on the test dataset, as `evaluate` returns them; empty without one.
     feature_seconds, gram_seconds : float or None
-        Of mapping all rows, and of adding them to the Gram, in one process; extrapolated from a few blocks.
+        For mapping all rows, and for adding them to the Gram, in one process; extrapolated from a few blocks.
     fit_seconds : float
-        From the dataset to the model, the choice of the penalty included.
+        From the dataset to the model, including the choice of the penalty.
     model_bytes : int
-        Of the saved model.
+        Size of the saved model.
     drawn_bytes : int
-        Of what the map draws from its seed or learns, and holds while it maps.
+        Size of the arrays that the map draws or learns, and holds while it maps.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Row:
     drawn_bytes: int
 
     def error(self) -> float | None:
-        """The one that counts: on the test dataset if there is one (1 − accuracy for classes), else cross-validated."""
+        """Return the error on the test dataset (1 − accuracy for classes), or without one, the cross-validated rmse."""
         if self.test:
             return 1 - self.test["accuracy"] if "accuracy" in self.test else self.test["rmse"]
         return self.cv_rmse
@@ -63,22 +63,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several models on the same rows.
+    """Results of several models on the same rows.
 
     Attributes
     ----------
     dataset : str
     rows : int
-        For training.
+        Number of training rows.
     test : str
-        The test dataset, or "".
+        Path of the test dataset, or "".
     classes : bool
     sample_rows, seeds : int
-        Rows that kernels were compared on, and redraws of every map.
+        Rows that kernels were compared on, and draws of each map.
     models : tuple of Row
-        Jobs first, then yardsticks.
+        Jobs first, then baselines.
     notes : tuple of str
-        How it was measured and what was left out.
+        How the numbers were measured, and which models were left out.
     """
 
     dataset: str
@@ -91,7 +91,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain objects, with mean and standard deviation of what was redrawn."""
+        """Return plain objects, with mean and standard deviation of the kernel errors."""
         plain = asdict(self)
         for row, each in zip(self.models, plain["models"], strict=True):
             for name in ("frobenius", "spectral"):
@@ -100,22 +100,21 @@ class Comparison:
         return plain
 
     def error_name(self) -> str:
-        """What `Row.error` is here."""
+        """Return the name of `Row.error` in this comparison."""
         if not self.test:
             return "cv rmse"
         return "test error" if self.classes else "test rmse"
 
     def to_text(self) -> str:
-        """Two tables of at most 80 columns, errors and costs, and the notes."""
-        errors, costs = self._errors(), self._costs()
+        """Return two tables of at most 80 columns, errors and costs, and the notes."""
         notes = [textwrap.fill(f"{note}.", WIDTH, initial_indent="* ", subsequent_indent="  ") for note in self.notes]
-        return "\n\n".join([_aligned(errors), _aligned(costs), "\n".join(notes)])
+        return "\n\n".join([_aligned(self._errors()), _aligned(self._costs()), "\n".join(notes)])
 
     def to_markdown(self) -> str:
-        """The same in Markdown."""
+        """Return the tables and notes in Markdown."""
         head = f"# {self.dataset}, {self.rows:,} rows\n"
-        parts = [head, _markdown(self._errors()), _markdown(self._costs()), *(f"* {note}." for note in self.notes)]
-        return "\n".join(parts) + "\n"
+        notes = (f"* {note}." for note in self.notes)
+        return "\n".join([head, _markdown(self._errors()), _markdown(self._costs()), *notes, ""])
 
     def _errors(self) -> Cells:
         scored = ("accuracy" if self.classes else "test rmse") if self.test else ""
@@ -138,7 +137,7 @@ class Comparison:
 
 
 def mean_std(values: tuple[float, ...]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation; None where there are too few values."""
+    """Return mean and sample standard deviation; None where there are too few values."""
     if not values:
         return None, None
     if len(values) == 1 or not np.isfinite(values).all():
@@ -175,7 +174,7 @@ def _size(nbytes: int) -> str:
 
 
 def _aligned(cells: Cells) -> str:
-    """Columns to the right, names to the left and cut where a line would be too long."""
+    """Align columns right and names left; cut names that would make a line too long."""
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     widths[0] = max(8, min(widths[0], WIDTH - sum(w + 2 for w in widths[1:])))
     names = [name if len(name) <= widths[0] else name[: widths[0] - 1] + "…" for name, *_ in cells]

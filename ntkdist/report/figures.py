@@ -1,6 +1,6 @@
-"""The plots of a report, as SVG that takes its colours from the page, so that light, dark and print need one picture.
+"""The plots of a report, as SVG that takes its colours from the page: one picture serves light, dark and print.
 
-Matplotlib draws with stand-in colours; each is replaced by a variable of the page's style sheet.
+Matplotlib draws with fixed colours; each is replaced by a variable of the page's style sheet.
 """
 
 import io
@@ -12,53 +12,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 F8 = NDArray[np.float64]
+# Okabe and Ito's colours, which readers with any colour vision can distinguish; the page defines the first five again.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f")
+SERIES = COLOURS[:5]
 INK, MUTED, GRID = "#010203", "#020304", "#030405"
-SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
 VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid"} | {c: f"series-{i}" for i, c in enumerate(SERIES)}
-SIZE = (5.6, 3.4)  # inches, of which the page takes the ratio
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
+SIZE = (5.6, 3.4)  # inches; the page keeps the ratio only
+PLAIN: dict[Any, Any] = {  # the style of every plot; SVG of the page adds its colours
     "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e5e5",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+STYLE: dict[Any, Any] = PLAIN | {
+    "svg.fonttype": "none",
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
     "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "lines.linewidth": 1.8,
 }
 
 
 def svg(name: str, draw: Callable[[Any], None]) -> str:
-    """One plot as the text of an SVG element; ``draw`` is given the axes."""
+    """Return one plot as the text of an SVG element; ``draw`` is given the axes."""
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    text = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name, "svg.id": name}):
         figure = Figure(figsize=SIZE, layout="constrained")
-        canvas, text = FigureCanvasSVG(figure), io.StringIO()
         draw(figure.subplots())
-        canvas.print_svg(text, metadata={"Date": None, "Creator": None})
-    drawn = text.getvalue()
-    drawn = drawn[drawn.index("<svg") :]
-    head, body = drawn.split(">", 1)  # the page gives the size; the view box keeps the ratio
-    drawn = re.sub(r' (width|height)="[^"]*"', "", head) + ">" + body
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    element = text.getvalue()
+    head, body = element[element.index("<svg") :].split(">", 1)  # the page sets the size; the view box keeps the ratio
+    element = re.sub(r' (width|height)="[^"]*"', "", head) + ">" + body
     for colour, variable in VARIABLES.items():
-        drawn = drawn.replace(colour, f"var(--{variable})")
-    return re.sub(r"(font: [^;\"']*?)'DejaVu Sans'[^;\"]*", r"\1inherit", drawn)
+        element = element.replace(colour, f"var(--{variable})")
+    return re.sub(r"(font: [^;\"']*?)'DejaVu Sans'[^;\"]*", r"\1inherit", element)
 
 
 def alpha_path(axes: Any, alphas: F8, folds: F8, mean: F8, best: int, unit: str, label: str) -> None:
-    """Error of every penalty: of each fold (a, k), and over all (a,)."""
+    """Plot the error of every penalty: of each fold (a, k), and over all folds (a,)."""
     if folds.shape[1] > 1:
         axes.plot(alphas, folds, color=MUTED, linewidth=0.8, alpha=0.6)
     axes.plot(alphas, mean, color=SERIES[0], marker="o", markersize=4)
@@ -70,7 +73,7 @@ def alpha_path(axes: Any, alphas: F8, folds: F8, mean: F8, best: int, unit: str,
 
 
 def curve(axes: Any, m: Sequence[int], error: Sequence[float], band: Sequence[float] | None, label: str) -> None:
-    """Error against the number of features."""
+    """Plot the error against the number of features."""
     axes.plot(m, error, color=SERIES[0], marker="o", markersize=4)
     if band is not None:
         low, high = np.subtract(error, band), np.add(error, band)
@@ -82,7 +85,7 @@ def curve(axes: Any, m: Sequence[int], error: Sequence[float], band: Sequence[fl
 
 
 def truth(axes: Any, counts: F8, edges: F8, label: str) -> None:
-    """Predictions against the truth, (b, b) by bins: the darker a cell, the more rows, on a logarithmic scale."""
+    """Shade the weight of rows, (b, b) by bins of true and predicted values, on a logarithmic scale."""
     shade = np.log1p(counts) / max(np.log1p(counts).max(), 1e-12)
     for i, j in np.argwhere(counts > 0):
         cell = (edges[[i, i + 1, i + 1, i]], edges[[j, j, j + 1, j + 1]])
@@ -92,7 +95,7 @@ def truth(axes: Any, counts: F8, edges: F8, label: str) -> None:
 
 
 def confusion(axes: Any, counts: F8, classes: Sequence[str]) -> None:
-    """Rows by true and predicted class, as shares of the true class."""
+    """Shade a confusion matrix, as shares of each true class."""
     share, k = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12), len(classes)
     for i, j in np.argwhere(counts > 0):
         x, y = np.array([j, j + 1, j + 1, j]) - 0.5, np.array([i, i, i + 1, i + 1]) - 0.5
@@ -109,23 +112,23 @@ def confusion(axes: Any, counts: F8, classes: Sequence[str]) -> None:
 
 
 def coverage(axes: Any, within: F8, share: F8, gauss: F8) -> None:
-    """Share of rows whose error is within so many root mean squared errors, beside a Gaussian's."""
+    """Plot the share of rows whose error is below a multiple of the root mean squared error, beside a Gaussian's."""
     axes.plot(within, 100 * gauss, color=MUTED, dashes=(4, 3), linewidth=1.2, label="a Gaussian")
     axes.plot(within, 100 * share, color=SERIES[0], label="these rows")
     axes.set(xlabel="absolute error, in root mean squared errors", ylabel="% of rows within", ylim=(0, 102))
     axes.legend(loc="lower right")
 
 
-def reliability(axes: Any, sure: F8, right: F8, weight: F8) -> None:
-    """How often rows are right, by how sure the clipped scores are; the larger a point, the more rows."""
+def reliability(axes: Any, probability: F8, accuracy: F8, weight: F8) -> None:
+    """Plot accuracy by the probability of the predicted class; a point's area grows with its weight."""
     axes.plot([0, 100], [0, 100], color=MUTED, dashes=(4, 3), linewidth=1.2)
-    axes.plot(100 * sure, 100 * right, color=SERIES[0], linewidth=1)
-    axes.scatter(100 * sure, 100 * right, s=8 + 120 * weight / weight.max(), color=SERIES[0], linewidths=0)
-    axes.set(xlabel="score of the predicted class, %", ylabel="right, %", ylim=(0, 104))
+    axes.plot(100 * probability, 100 * accuracy, color=SERIES[0], linewidth=1)
+    axes.scatter(100 * probability, 100 * accuracy, s=8 + 120 * weight / weight.max(), color=SERIES[0], linewidths=0)
+    axes.set(xlabel="score of the predicted class, %", ylabel="correct, %", ylim=(0, 104))
 
 
 def kernel(axes: Any, exact: F8, approximate: F8) -> None:
-    """Entries of the Gram of the features against those of the exact kernel."""
+    """Plot entries of the features' Gram against those of the exact kernel."""
     axes.plot(exact, approximate, ".", color=SERIES[0], markersize=3, alpha=0.5, markeredgewidth=0)
     ends = np.array([exact.min(), exact.max()])
     axes.plot(ends, ends, color=SERIES[1], linewidth=1, dashes=(4, 3))
@@ -133,13 +136,13 @@ def kernel(axes: Any, exact: F8, approximate: F8) -> None:
 
 
 def speed(axes: Any, seconds: F8, rate: F8) -> None:
-    """Rows a second over the time of the pass."""
+    """Plot rows per second over the time of the pass."""
     axes.step(seconds, rate, where="pre", color=SERIES[0])
-    axes.set(xlabel="seconds into the pass", ylabel="rows a second", ylim=(0, 1.1 * rate.max()))
+    axes.set(xlabel="seconds into the pass", ylabel="rows per second", ylim=(0, 1.1 * rate.max()))
 
 
 def memory(axes: Any, projected: Mapping[str, int], measured: Mapping[str, int]) -> None:
-    """What a worker was projected to need, by part, above the peak of each that took part."""
+    """Plot the memory projected for a worker, by part, above the measured peak of each worker."""
     left = 0.0
     for i, (part, nbytes) in enumerate(projected.items()):
         axes.barh(0, nbytes / 1e9, left=left, color=SERIES[i % len(SERIES)], alpha=0.75, label=part)

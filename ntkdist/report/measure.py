@@ -1,4 +1,4 @@
-"""Measuring jobs on one dataset: the kernel error, the errors of prediction and the costs of each.
+"""Measurements of jobs on one dataset: kernel error, prediction error and cost.
 
 Legend: m components; x scaled rows; z features; K, K̂ exact kernel and Gram of the features on a sample of rows.
 """
@@ -35,12 +35,12 @@ from ntkdist.solvers.cv_result import CVResult
 from ntkdist.sums import NormalEquations
 from ntkdist.sums.sample import SampleOf
 
-SAMPLE_SEED = 2**31 - 1  # of the rows that kernels are compared on: not those that a map of a small seed learnt from
-TIMED = 3  # repetitions, of which the median counts
+SAMPLE_SEED = 2**31 - 1  # for the rows that kernels are compared on; a map with a small seed learns from others
+TIMED = 3  # repetitions, whose median is taken
 
 
 class Bench(NamedTuple):
-    """What all models have in common; ``skip`` are the damaged partitions of the dataset that they learn from."""
+    """The settings that all models share; ``skip`` lists the damaged partitions of the training dataset."""
 
     skip: tuple[int, ...]
     test: Source | None
@@ -52,23 +52,24 @@ class Bench(NamedTuple):
 
 
 def planned(bench: Bench, job: Job) -> Plan:
-    """The plan of a job without the partitions that are skipped."""
+    """Return the plan of a job without the skipped partitions."""
     return msgspec.structs.replace(plan(job, threads=resources(bench.client).threads), skip=bench.skip)
 
 
 def measure(bench: Bench, named: Sequence[tuple[str, Job]]) -> tuple[list[Row], Preprocessing]:
-    """A row for each job, and the scaling that the first learnt."""
+    """Return a row for each job, and the first job's scaling."""
     rows, scalings = [], []
     for cluster, some in groupby(named, key=lambda pair: pair[1].cluster):
         with connect(cluster, bench.scheduler, bench.client) as client:
             for name, job in some:
-                row, pre = _one(bench._replace(client=client), name, job)
+                row, pre = _measure_one(bench._replace(client=client), name, job)
                 rows.append(row)
                 scalings.append(pre)
     return rows, scalings[0]
 
 
-def _one(bench: Bench, name: str, job: Job) -> tuple[Row, Preprocessing]:
+def _measure_one(bench: Bench, name: str, job: Job) -> tuple[Row, Preprocessing]:
+    """Fit and measure one job."""
     result = fit(job, client=bench.client, watch=bench.watch)
     model, report = result.model, result.report
     p = planned(bench, job)
@@ -95,7 +96,7 @@ def _one(bench: Bench, name: str, job: Job) -> tuple[Row, Preprocessing]:
 
 
 def sampled(bench: Bench, p: Plan, pre: Preprocessing) -> NDArray[np.float64]:
-    """Scaled rows, the same ones for every job on a dataset."""
+    """Sample scaled rows, the same for every job on a dataset."""
     summand = SampleOf(bench.sample, SAMPLE_SEED, pre, None)
     part = reduce_all(source_of(p), summand, p.layout.rows_per_partition, bench.client, "sample", bench.watch)
     rows: NDArray[np.float64] = part.total.x
@@ -105,7 +106,7 @@ def sampled(bench: Bench, p: Plan, pre: Preprocessing) -> NDArray[np.float64]:
 def _kernel_errors(
     bench: Bench, p: Plan, features: AnyMap, pre: Preprocessing, x: NDArray[np.float64], per_row: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Frobenius and spectral error of the map and of its redraws; a map without a seed has none."""
+    """Return Frobenius and spectral errors of the map and its redraws; a map without a seed has no redraws."""
     redraws: list[AnyMap] = [features]
     for k in range(1, bench.seeds if hasattr(p.features, "seed") else 1):
         again = msgspec.structs.replace(p.features, seed=p.features.seed + k)  # type: ignore[union-attr]
@@ -115,12 +116,12 @@ def _kernel_errors(
         exact = p.features.kernel(x)
         spectral = SpectralError(exact, per_row * len(x))
         grams = (gram_of(each(x.astype(p.dtype))) for each in redraws)
-        found = [(frobenius_error(gram, exact), spectral(gram)) for gram in grams]
-    return tuple(f for f, _ in found), tuple(s for _, s in found)
+        frobenius, spectra = zip(*((frobenius_error(gram, exact), spectral(gram)) for gram in grams), strict=True)
+    return frobenius, spectra
 
 
 def _seconds_of(p: Plan, features: AnyMap, x: NDArray[np.float64]) -> tuple[float, float]:
-    """Seconds for mapping all rows of a dataset, and for adding them to a Gram, in this process."""
+    """Time mapping all rows of a dataset and adding them to a Gram, in this process; extrapolated from one block."""
     block = np.resize(x, (p.block_rows, *x.shape[1:])).astype(p.dtype)
     y, times = np.zeros((len(block), p.t)), []
     total = NormalEquations.zeros(p.m, p.t)
@@ -138,26 +139,27 @@ def _seconds_of(p: Plan, features: AnyMap, x: NDArray[np.float64]) -> tuple[floa
 
 
 def cv_errors(cv: CVResult | None) -> dict[str, Any]:
-    if cv is None:
-        return {"cv_rmse": None, "cv_standard_error": None}
-    rmse = cv.rmse
-    if len(cv.weights) == 1:
-        return {"cv_rmse": rmse, "cv_standard_error": None}
-    return {"cv_rmse": rmse, "cv_standard_error": cv.standard_error / (2 * rmse) if rmse > 0 else 0.0}  # of the root
+    """Return the cross-validated rmse and its standard error, where there are such."""
+    error = None
+    if cv and len(cv.weights) > 1:
+        error = cv.standard_error / (2 * cv.rmse) if cv.rmse > 0 else 0.0  # of the root
+    return {"cv_rmse": cv.rmse if cv else None, "cv_standard_error": error}
 
 
-def errors_only(found: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in found.items() if name not in ("rows", "clipped_rows")}
+def errors_only(summary: dict[str, float]) -> dict[str, float]:
+    """Drop the counts of rows."""
+    return {name: value for name, value in summary.items() if name not in ("rows", "clipped_rows")}
 
 
 def _saved_bytes(model: RidgeModel) -> int:
+    """Return the size of a saved model."""
     with tempfile.TemporaryDirectory() as place:
         store.save(model, f"{place}/model.zarr")
         return sum(path.stat().st_size for path in Path(place).rglob("*") if path.is_file())
 
 
 def _nbytes(drawn: Any, itemsize: int) -> int:
-    """Of arrays, and of dictionaries of them, with floats cast to a type."""
+    """Return the size of arrays, or of dictionaries of arrays, with floats of ``itemsize`` bytes."""
     if isinstance(drawn, dict):
         return sum(_nbytes(each, itemsize) for each in drawn.values())
     return int(drawn.size * (itemsize if drawn.dtype.kind == "f" else drawn.itemsize))

@@ -1,4 +1,4 @@
-"""A run as one HTML file: what was fitted on what, how well, what it cost, and how to do it again."""
+"""A run as one HTML file: data, model, errors, cost, and the job that repeats it."""
 
 from importlib.resources import files
 from importlib.util import find_spec
@@ -19,9 +19,7 @@ from ntkdist.features import AnyMap, CNTKRandomFeatures, CNTKSketch
 from ntkdist.kernels.error import gram_of
 from ntkdist.planning.plan import Plan, source_of
 from ntkdist.report import pictures
-from ntkdist.report.held_out import edges_of, held_out
-from ntkdist.report.largest_errors import HeldOut
-from ntkdist.report.pictures import Picture
+from ntkdist.report.out_of_fold import OutOfFold, bin_edges, predict_out_of_fold
 from ntkdist.ridge import run_directory
 from ntkdist.ridge.prepare import sample
 from ntkdist.solvers.cv_result import CVResult
@@ -29,18 +27,12 @@ from ntkdist.spec import decode
 from ntkdist.sums.sample import SampleOf
 
 F8 = NDArray[np.float64]
-KERNEL_ROWS, KERNEL_SEED = 400, 2**31 - 2  # of the sample that kernels are compared on
-IMAGE_WORK = 4e10  # operations that the exact kernel of images may take
+KERNEL_ROWS, KERNEL_SEED = 400, 2**31 - 2  # size and seed of the sample that kernels are compared on
+IMAGE_WORK = 4e10  # limit of the operations for the exact kernel of images
 
 
 def check() -> None:
-    """Refuse to begin where nothing could be drawn.
-
-    Raises
-    ------
-    NtkdistError
-        If what draws is not installed.
-    """
+    """Refuse to start if Matplotlib or tomli_w is not installed (NtkdistError)."""
     if missing := [name for name in ("matplotlib", "tomli_w") if find_spec(name) is None]:
         raise NtkdistError(f'A report needs {" and ".join(missing)}; pip install "ntkdist[report]"')
 
@@ -54,25 +46,25 @@ def write(
     scheduler: str = "",
     watch: Watch | None = None,
 ) -> str:
-    """Write the report of a complete run; returns where.
+    """Write the report of a complete run; return its path.
 
-    With the data, one pass predicts every row by the model that has not seen its fold, and one draws a sample.
+    With the data, one pass predicts every row out of fold, and one draws a sample for the exact kernel.
 
     Parameters
     ----------
     run : str
         Run directory.
     out : str
-        By default ``report.html`` in the run directory; an earlier report is replaced.
+        Path of the report, by default ``report.html`` in the run directory; an earlier report is replaced.
     data : bool
-        Whether to read the dataset again; without, what needs it is left out.
+        Whether to read the dataset again; if not, the parts that need it are left out.
     client, scheduler, watch
         As in `fit`.
 
     Raises
     ------
     StoreError, DataError
-        If the run is not complete, or its data are not what they were.
+        If the run is not complete, or its data have changed.
     """
     check()
     model, cv, report, equations = run_directory.read_run(run)
@@ -80,17 +72,17 @@ def write(
     shown = [pictures.of_choice(cv, model.classes)] if cv else []
     if report.get("curve"):
         shown.append(pictures.of_curve(report["curve"], "cross-validated rmse"))
-    found = None
+    sums = None
     if data:
         with connect(p.job.cluster, scheduler, client) as client:
             p = msgspec.structs.replace(p, threads=resources(client).threads)
             if cv and equations:
-                found = held_out(p, equations, cv, client=client, watch=watch)
-                shown += pictures.of_held_out(found, equations, edges_of(equations))
+                sums = predict_out_of_fold(p, equations, cv, client=client, watch=watch)
+                shown += pictures.of_predictions(sums, equations, bin_edges(equations))
             shown.append(_kernel(p, model.preprocessing, model.features, report, client, watch))
     shown += pictures.of_run(report["run"])
     out = out or storage.join(run, "report.html")
-    storage.write_text(out, render(run, p, report, cv, found, model.preprocessing, shown))
+    storage.write_text(out, render(run, p, report, cv, sums, model.preprocessing, shown))
     return out
 
 
@@ -99,11 +91,11 @@ def render(
     p: Plan,
     report: dict[str, Any],
     cv: CVResult | None,
-    found: HeldOut | None,
+    sums: OutOfFold | None,
     pre: Preprocessing,
-    shown: list[Picture],
+    shown: list[pictures.Picture],
 ) -> str:
-    """The page, from facts."""
+    """Render the page; reads no data."""
     import jinja2
     import tomli_w
 
@@ -115,25 +107,25 @@ def render(
     return template.render(
         title=f"{Path(run).name}: {type(p.features).__name__} on {Path(p.dataset.store).stem}",
         summary=(
-            f"A ridge on {p.m:,} features, fitted to {report['data']['rows']:,} rows of {shape} with {target}, "
-            f"{p.folds} folds, solver {type(p.solver).__name__}."
+            f"Ridge regression on {p.m:,} features, fitted to {report['data']['rows']:,} rows of {shape} with "
+            f"{target}, {p.folds} folds, solver {type(p.solver).__name__}."
         ),
         finished=(
             f"Finished {report['finished']}; {report['run']['seconds']['total']:,.1f} s on "
             f"{report['run']['workers']} worker(s)."
         ),
-        numbers=_numbers(report, cv, found, pre),
+        numbers=_numbers(report, cv, sums, pre),
         notes=report["notes"],
         figures=shown,
-        tables=[_worst(p, found, pre), _read(report), _seconds(report), _versions(p, report)],
+        tables=[_largest_errors(p, sums, pre), _read(report), _seconds(report), _versions(p, report)],
         job=tomli_w.dumps(_without_none(msgspec.to_builtins(p.job))),
     )
 
 
 def _kernel(
     p: Plan, pre: Preprocessing, features: AnyMap, report: dict[str, Any], client: Client | None, watch: Watch | None
-) -> Picture:
-    """The kernel of a sample of rows; of images, as few as the exact kernel's cost allows."""
+) -> pictures.Picture:
+    """Draw both kernels of a sample of rows; for images, of as few rows as the exact kernel's cost allows."""
     rows, shape = KERNEL_ROWS, p.layout.input_shape
     if isinstance(p.features, CNTKRandomFeatures | CNTKSketch):
         pair = (shape[0] * shape[1]) ** 2 * p.features.depth * p.features.filter_size**2
@@ -145,65 +137,65 @@ def _kernel(
 
 
 def _numbers(
-    report: dict[str, Any], cv: CVResult | None, found: HeldOut | None, pre: Preprocessing
+    report: dict[str, Any], cv: CVResult | None, sums: OutOfFold | None, pre: Preprocessing
 ) -> list[tuple[str, str]]:
     numbers = []
-    if found is not None and pre.classes:
-        summary = found.metrics.summary()
+    if sums is not None and pre.classes:
+        summary = sums.metrics.summary()
         accuracy, n = summary["accuracy"], summary["rows"]
         band = np.sqrt(accuracy * (1 - accuracy) / n)
         numbers.append((f"{accuracy:.2%} ± {100 * band:.2f}", "accuracy out of fold ± its standard error"))
     if cv is not None:
         band = cv.standard_error / (2 * cv.rmse) if cv.rmse else 0.0
-        what = "rmse of one-hot scores" if pre.classes else "rmse"
+        error = "rmse of one-hot scores" if pre.classes else "rmse"
         numbers += [
-            (f"{cv.rmse:.4g} ± {band:.1g}", f"cross-validated {what} ± its standard error"),
+            (f"{cv.rmse:.4g} ± {band:.1g}", f"cross-validated {error} ± its standard error"),
             (f"{cv.r2:.3f}", "r²"),
         ]
     alphas = sorted(set(report["alpha_per_row"]))
     alpha = f"{alphas[0]:.2g}" + (f" – {alphas[-1]:.2g}" if len(alphas) > 1 else "")
-    return [*numbers, (alpha, "alpha per row"), (f"{report['run']['rows_per_second']:,.0f}", "rows a second")]
+    return [*numbers, (alpha, "alpha per row"), (f"{report['run']['rows_per_second']:,.0f}", "rows per second")]
 
 
 def _table(title: str, rows: list[tuple[Any, ...]], head: tuple[str, ...] = (), text: str = "") -> dict[str, Any]:
     return {"title": title, "rows": rows, "head": head, "text": text}
 
 
-def _worst(p: Plan, found: HeldOut | None, pre: Preprocessing) -> dict[str, Any]:
-    """The rows that are furthest off, by their place in the source where that is known."""
-    if found is None:
-        return _table("Largest residuals", [("not looked at: they need the data, folds and equations",)])
+def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> dict[str, Any]:
+    """List the rows with the largest errors, by their place in the source where that is known."""
+    title = "Largest residuals"
+    if sums is None:
+        return _table(title, [("left out: they need the data, folds and equations",)])
     source = "row" in p.dataset.others()
     rows = []
-    for error, place, y, guess in zip(*found.off, strict=True):
+    for error, place, y, guess in zip(*sums.largest, strict=True):
         row = p.dataset.column(p.layout, "row", int(place), int(place) + 1)[0] if source else place
-        said = (pre.classes[int(y)], pre.classes[int(guess)]) if pre.classes else (f"{y:.6g}", f"{guess:.6g}")
-        rows.append((f"{row:,}", *said, f"{error:.4g}"))
-    head = ("row of the source" if source else "row", "true", "predicted out of fold", "wrong by")
-    text = "How far the wrong class's score leads." if pre.classes else ""
-    return _table("Largest residuals", rows, head, text)
+        pair = (pre.classes[int(y)], pre.classes[int(guess)]) if pre.classes else (f"{y:.6g}", f"{guess:.6g}")
+        rows.append((f"{row:,}", *pair, f"{error:.4g}"))
+    head = ("row of the source" if source else "row", "true", "predicted out of fold", "error")
+    text = "The error is the lead of the wrong class's score over the true class's." if pre.classes else ""
+    return _table(title, rows, head, text)
 
 
 def _read(report: dict[str, Any]) -> dict[str, Any]:
-    data, run = report["data"], report["run"]
-    plan = report["plan"]
+    data, run, layout = report["data"], report["run"], report["plan"]["layout"]
     rows = [
         ("dataset", data["store"]),
-        ("fingerprint", plan["layout"]["fingerprint"]),
-        ("rows added", f"{data['rows']:,} of {plan['layout']['rows']:,}"),
+        ("fingerprint", layout["fingerprint"]),
+        ("rows added", f"{data['rows']:,} of {layout['rows']:,}"),
         ("rows dropped for NaN or Inf", f"{data['dropped_rows']:,}"),
         ("rows clipped to the range reused", f"{data.get('clipped_rows', 0):,}"),
         ("read and verified by checksum", f"{run['bytes_read'] / 1e6:,.1f} MB, {run['read_share']:.1%} of the pass"),
         ("weight of each fold", ", ".join(f"{w:,.6g}" for w in data["fold_weights"])),
     ]
-    return _table("What was read", rows)
+    return _table("Data", rows)
 
 
 def _seconds(report: dict[str, Any]) -> dict[str, Any]:
     run = report["run"]
     rows = [(phase, f"{seconds:,.2f} s") for phase, seconds in run["seconds"].items()]
     if "gram_to_syrk_ratio" in run:
-        rows.append(("rate of the pass beside bare syrk", f"{run['gram_to_syrk_ratio']:.2f}"))
+        rows.append(("rate of the pass over that of syrk alone", f"{run['gram_to_syrk_ratio']:.2f}"))
     return _table("Time", rows)
 
 
@@ -213,7 +205,7 @@ def _versions(p: Plan, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_none(value: Any) -> Any:
-    """TOML has no null: what is absent is left out."""
+    """Drop null values, which TOML does not have."""
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     return value

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
 import ntkdist as nd
-from ntkdist.report.held_out import edges_of, held_out
-from ntkdist.report.largest_errors import WORST, HeldOut
+from ntkdist.report.out_of_fold import WORST, OutOfFold, bin_edges, predict_out_of_fold
 
 F8 = NDArray[np.float64]
 
@@ -37,7 +36,7 @@ def out_of_fold(store: str, result: nd.FitResult, p: nd.Plan) -> tuple[F8, F8]:
     return y * pre.y_scale + pre.y_mean, predicted * pre.y_scale + pre.y_mean
 
 
-def looked_at(store: str, **options: object) -> tuple[HeldOut, nd.FitResult, nd.Plan]:
+def looked_at(store: str, **options: object) -> tuple[OutOfFold, nd.FitResult, nd.Plan]:
     job = nd.Job(
         dataset=nd.Dataset(store, **options),  # type: ignore[arg-type]
         features=nd.ZonalFeatures(64, kernel=nd.NTK(1)),
@@ -47,7 +46,7 @@ def looked_at(store: str, **options: object) -> tuple[HeldOut, nd.FitResult, nd.
     result, p = nd.fit(job), nd.plan(job)
     assert result.equations is not None
     assert result.cv is not None
-    return held_out(p, result.equations, result.cv), result, p
+    return predict_out_of_fold(p, result.equations, result.cv), result, p
 
 
 def test_numbers_are_those_of_refits(make_dataset: MakeDataset, table: tuple[F8, F8]) -> None:
@@ -61,13 +60,13 @@ def test_numbers_are_those_of_refits(make_dataset: MakeDataset, table: tuple[F8,
     error = np.abs(truth - predicted)
     assert found.metrics.summary()["rmse"] == pytest.approx(np.sqrt(weight @ error**2 / weight.sum()).mean(), rel=1e-8)
     assert result.equations is not None
-    edges = edges_of(result.equations)
+    edges = bin_edges(result.equations)
     inside = [np.clip(v[:, 0], edges[0], edges[-1] - 1e-9) for v in (truth, predicted)]
     np.testing.assert_allclose(found.counts, np.histogram2d(*inside, bins=(edges, edges), weights=weight)[0])
     assert found.spread.sum() == pytest.approx(weight.sum())
     worst = np.argsort(-error[:, 0], kind="stable")[:WORST]
-    np.testing.assert_array_equal(found.off.places, worst)
-    np.testing.assert_allclose(found.off.error, error[worst, 0], rtol=1e-6)
+    np.testing.assert_array_equal(found.largest.places, worst)
+    np.testing.assert_allclose(found.largest.error, error[worst, 0], rtol=1e-6)
 
 
 def test_classes_are_those_of_refits(make_dataset: MakeDataset, table: tuple[F8, F8]) -> None:
@@ -84,7 +83,7 @@ def test_classes_are_those_of_refits(make_dataset: MakeDataset, table: tuple[F8,
     np.testing.assert_allclose(found.spread[:, 0].sum(), len(x))
     np.testing.assert_allclose(found.spread[:, 2].sum(), (right == guess).sum())
     lead = np.where(right == guess, 0, predicted.max(1) - predicted[np.arange(len(x)), right])
-    assert found.off.places[0] == lead.argmax()
+    assert found.largest.places[0] == lead.argmax()
 
 
 def test_rows_beside_a_holdout_are_left_out(make_dataset: MakeDataset, table: tuple[F8, F8]) -> None:
@@ -100,13 +99,13 @@ def test_any_cutting_gives_the_same(table: tuple[F8, F8]) -> None:
     rng = np.random.default_rng(3)
     predicted, edges, places = y + rng.standard_normal(y.shape), np.linspace(90, 110, 9), np.arange(len(y))
 
-    def of(rows: slice) -> HeldOut:
-        return HeldOut.of_numbers(y[rows], predicted[rows], None, places[rows], edges, 1.0)
+    def of(rows: slice) -> OutOfFold:
+        return OutOfFold.of_numbers(y[rows], predicted[rows], None, places[rows], edges, 1.0)
 
     whole, cut = of(slice(None)), of(slice(0, 7)) + of(slice(7, 450)) + of(slice(450, None))
     np.testing.assert_allclose(cut.counts, whole.counts)
     np.testing.assert_allclose(cut.spread, whole.spread)
-    np.testing.assert_array_equal(cut.off.places, whole.off.places)
+    np.testing.assert_array_equal(cut.largest.places, whole.largest.places)
 
 
 @pytest.fixture

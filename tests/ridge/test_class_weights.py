@@ -1,6 +1,5 @@
 """Balanced classes beside scikit-learn's, and yardsticks that see the folds and weights of a fit."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from sklearn.linear_model import Ridge
 from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 
 import ntkdist as nd
+from ntkdist.report.baseline_rows import table_of
 from ntkdist.report.baselines import ExactRidge
-
-compare_module: Any = importlib.import_module("ntkdist.report.compare")
 
 
 @pytest.fixture
@@ -95,7 +93,7 @@ def test_yardsticks_see_the_same_folds_and_weights(make_dataset: Any, uneven: An
         job = msgspec.structs.replace(job, class_weight="balanced", alphas_per_row=(1e-2,))
         result = nd.fit(job)
         pre, plan = result.model.preprocessing, nd.plan(job)
-        exact = ExactRidge(lambda a, b: FEATURES(a) @ FEATURES(b).T, compare_module._table(plan, pre), pre)
+        exact = ExactRidge(lambda a, b: FEATURES(a) @ FEATURES(b).T, table_of(plan, pre), pre)
         exact.alpha_per_row = 1e-2
         found = exact.out_of_fold()
         assert result.cv is not None

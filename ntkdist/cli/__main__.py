@@ -1,0 +1,5 @@
+"""The command line as ``python -m ntkdist.cli``."""
+
+from ntkdist.cli import main
+
+main()
