@@ -28,7 +28,7 @@ from ntkdist.plan import Plan
 from ntkdist.prepare import prepare
 from ntkdist.products import Mapped, check_finite
 from ntkdist.progress import Progress, Watch
-from ntkdist.reduce import fetch, phase, settle, sums_in_place
+from ntkdist.reduce import fetch, on_each_worker, phase, settle, sums_in_place
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
 from ntkdist.shards import Part, Shard, Source, by_fold
@@ -60,6 +60,7 @@ def fit_by_tiles(
     with phase("equations", p.panels * p.reads * p.layout.rows, client, watch) as done:
         folds, tally = sum_tiles(p, mapped, source, shards, home, progress.timed(done, timeline), kept)
     sums = [_cross_sums(p, fold, home) for fold in folds]
+    on_each_worker(client, backend.give_back)  # what sums of shards have left free between tiles that stay
     summed = time.perf_counter()
     with phase("factorisations", 0, client, watch):
         path = TiledPath(p, folds, sums, home)

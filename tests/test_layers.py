@@ -49,6 +49,7 @@ ORDER = (
     "clusters",
     "job",
     "cut",
+    "footprint",
     "plan",
     "preflight",
     "launch",

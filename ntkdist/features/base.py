@@ -74,6 +74,11 @@ class FeatureMap(Spec, frozen=True):
         """Bytes of what is drawn and kept in the process, at its peak."""
         return 0
 
+    def kept_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Of them, those that are kept, at most: what is drawn is of float64, and kept beside it in what is used."""
+        size = np.dtype(dtype).itemsize
+        return self.draw_bytes(input_shape, dtype) * size // (8 + size)
+
     def learnt_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Bytes of what `fit` learns and every process keeps; 0 where it is little."""
         return 0
@@ -316,7 +321,9 @@ def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype
         if key not in _drawn:
             if len(_drawn) >= 4:
                 del _drawn[next(iter(_drawn))]
+            backend.give_back()  # drawing may take more than all the rest: then not beside what is free
             drawn = {k: _cast(v, dtype) for k, v in features.draw(input_shape).items()}
+            backend.give_back()
             _drawn[key] = devices.put(drawn) if on_gpu else drawn
         return _drawn[key]
 
