@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +35,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 TILE = 512  # columns of a tile of the Gram: large enough for the full rate of BLAS, small enough to balance threads
 NANNY_TRIM = "65536"  # distributed.nanny.pre-spawn-environ, as Dask ships it
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+HEAPED_BYTES = 2**23  # arrays from this size on have pages of their own, which the system has back when they are freed
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 _threads = 0  # of this process's tasks; 0: not set, BLAS has what it started with
 _pool: ThreadPoolExecutor | None = None
 _in_pool = threading.local()  # ``yes`` in the threads of a pool
@@ -51,7 +52,7 @@ def use_threads(count: int) -> None:
     if _threads != count:
         with _changing:
             _limit_blas(1)
-            _keep_heap()
+            keep_heap()
             _pool = ThreadPoolExecutor(count, "ntkdist", _enter_pool) if count > 1 else None
             _threads = count
 
@@ -79,12 +80,15 @@ def _set_threads(counts: Iterable[tuple[Any, int]]) -> None:
             pass
 
 
-def _keep_heap() -> None:
-    """Have the allocator keep freed arrays of up to 32 MiB where Dask's nanny told it to give all back at once.
+def keep_heap() -> None:
+    """Have the allocator keep freed arrays of up to 32 MiB where Dask's nanny told it to give all back at once, in one
+    heap for all threads.
 
     Each block's arrays would be mapped and zeroed anew: measured to take half of a pass at m = 512, a fifth at 2,048,
     and to save no memory.  A nanny says it in the environment of every worker, over what was there, so it is not
-    changed there.
+    changed there.  With a heap for each thread, as is the default, what one has freed is of no use to the others, and
+    none can hold much of what it is full of, 64 MiB: measured to take 6 to 56 MB more.  Threads that have a heap
+    already keep it.
     """
     if os.environ.get("MALLOC_TRIM_THRESHOLD_") != NANNY_TRIM:
         return
@@ -92,8 +96,8 @@ def _keep_heap() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
         return
-    for option, nbytes in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**30)):
-        mallopt(option, nbytes)
+    for option, number in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, HEAPED_BYTES), (M_TRIM_THRESHOLD, 2**30)):
+        mallopt(option, number)
 
 
 @contextmanager
@@ -302,11 +306,14 @@ def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2)
     return (1 if alone else threads) * rows * m**2 / float(np.median(times))
 
 
-def warm() -> None:
-    """Have BLAS take the buffers that it keeps."""
-    for dtype in (np.float32, np.float64):
-        tile = np.ones((TILE, TILE), dtype)
-        tile @ tile
+def warm(threads: int = 1) -> None:
+    """Have BLAS take the buffers that it keeps, one for each thread that multiplies while others do."""
+
+    def multiply(dtype: Any) -> None:
+        np.ones((4 * TILE, TILE), dtype) @ np.ones((TILE, TILE), dtype)
+
+    with ThreadPoolExecutor(threads, "ntkdist-warm") as pool:
+        list(pool.map(multiply, threads * [np.float32] + threads * [np.float64]))
 
 
 def peak_memory_bytes() -> int:
@@ -328,12 +335,16 @@ def peak() -> tuple[str, int]:
 
 def resident_bytes() -> int:
     """The memory that this process has resident once what is free in its heap is given back; peaks count anew."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()
+    with suppress(OSError):  # not Linux
         Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):  # not glibc, not Linux
-        pass
     return _status("VmRSS") or peak_memory_bytes()
+
+
+def give_back() -> None:
+    """Let the system have what is free in the heap."""
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(name: str) -> int:

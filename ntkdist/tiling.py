@@ -28,7 +28,7 @@ from ntkdist.plan import Plan
 from ntkdist.prepare import counting, prepare
 from ntkdist.products import Mapped, check_finite
 from ntkdist.progress import Progress, Watch
-from ntkdist.reduce import fetch, phase, settle, sums_in_place
+from ntkdist.reduce import fetch, on_each_worker, phase, settle, sums_in_place
 from ntkdist.runs import Passed
 from ntkdist.select import CVResult, Grid, check_folds, penalties
 from ntkdist.shards import Part, Shard, Source, by_fold
@@ -63,6 +63,7 @@ def fit_by_tiles(
         folds, squared, tally = sum_tiles(p, mapped, source, shards, home, progress.timed(done, timeline), kept)
     squares = [_squares(p, fold, home) for fold in folds]
     sums = [_cross_sums(p, *of, home) for of in zip(folds, squares, strict=True)]
+    on_each_worker(client, backend.give_back)  # what sums of shards have left free between tiles that stay
     check_sums(functools.reduce(operator.add, sums))
     roundings = [relative_rounding(r, fold.weight) for r, fold in zip(squared, sums, strict=True)]
     summed = time.perf_counter()

@@ -50,6 +50,7 @@ ORDER = (
     "clusters",
     "job",
     "cut",
+    "footprint",
     "plan",
     "preflight",
     "launch",

@@ -83,6 +83,11 @@ class FeatureMap(Spec, frozen=True):
         """Bytes of what is drawn and kept in the process, at its peak."""
         return 0
 
+    def kept_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Bytes of what is drawn and kept, at most: it is drawn in float64, and what is used is kept beside it."""
+        size = np.dtype(dtype).itemsize
+        return self.draw_bytes(input_shape, dtype) * size // (8 + size)
+
     def gpu_draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Count the bytes of what is drawn and kept on a GPU: the share of `draw_bytes` that is cast for the rows."""
         size = np.dtype(dtype).itemsize
@@ -330,7 +335,9 @@ def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype
         if key not in _drawn:
             if len(_drawn) >= 4:
                 del _drawn[next(iter(_drawn))]
+            backend.give_back()  # drawing may take more than all the rest: then not beside what is free
             drawn = {k: _cast(v, dtype) for k, v in features.draw(input_shape).items()}
+            backend.give_back()
             _drawn[key] = devices.keep(drawn) if on_gpu else drawn
         return _drawn[key]
 
