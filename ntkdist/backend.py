@@ -33,7 +33,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 TILE = 512  # columns of a tile of the Gram: large enough for the full rate of BLAS, small enough to balance threads
 NANNY_TRIM = "65536"  # distributed.nanny.pre-spawn-environ, as Dask ships it
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+HEAPED_BYTES = 2**23  # arrays from this size on have pages of their own, which are returned when they are freed
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 _threads = 0  # of this process's tasks; 0: not set, BLAS keeps its own number
 _pool: ThreadPoolExecutor | None = None
 _in_pool = threading.local()  # ``yes`` in the threads of a pool
@@ -49,7 +50,7 @@ def use_threads(count: int) -> None:
     if _threads != count:
         with _changing:
             _limit_blas(1)
-            _keep_heap()
+            keep_heap()
             _pool = ThreadPoolExecutor(count, "ntkdist", _enter_pool) if count > 1 else None
             _threads = count
 
@@ -77,11 +78,13 @@ def _set_threads(counts: Iterable[tuple[Any, int]]) -> None:
             pass
 
 
-def _keep_heap() -> None:
-    """Let the allocator keep freed arrays of up to 32 MiB where Dask's nanny set it to return all at once.
+def keep_heap() -> None:
+    """Let the allocator keep freed small arrays where Dask's nanny set it to return all at once, in one heap.
 
     Each block's arrays would be mapped and zeroed again: measured to take half of a pass at m = 512, a fifth at 2,048,
-    and to save no memory.  The nanny overwrites the environment of every worker, so it cannot be changed there.
+    and to save no memory.  The nanny overwrites the environment of every worker, so it cannot be changed there.  With a
+    heap for each thread, the default, what one thread has freed is of no use to the others: measured to take 6 to 56 MB
+    more.  Threads that have a heap already keep it.
     """
     if os.environ.get("MALLOC_TRIM_THRESHOLD_") != NANNY_TRIM:
         return
@@ -89,8 +92,8 @@ def _keep_heap() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
         return
-    for option, nbytes in ((M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**30)):
-        mallopt(option, nbytes)
+    for option, number in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, HEAPED_BYTES), (M_TRIM_THRESHOLD, 2**30)):
+        mallopt(option, number)
 
 
 @contextmanager
@@ -262,11 +265,14 @@ def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2)
     return (1 if alone else threads) * rows * m**2 / float(np.median(times))
 
 
-def warm() -> None:
-    """Run one product, so that BLAS allocates the buffers that it keeps."""
-    for dtype in (np.float32, np.float64):
-        tile = np.ones((TILE, TILE), dtype)
-        tile @ tile
+def warm(threads: int = 1) -> None:
+    """Run products on so many threads at once, so that BLAS allocates the buffers that it keeps."""
+
+    def multiply(dtype: Any) -> None:
+        np.ones((4 * TILE, TILE), dtype) @ np.ones((TILE, TILE), dtype)
+
+    with ThreadPoolExecutor(threads, "ntkdist-warm") as pool:
+        list(pool.map(multiply, threads * [np.float32] + threads * [np.float64]))
 
 
 def product_rate(m: int, rows: int, dtype: str, threads: int, device: str = "cpu", seconds: float = 0.2) -> float:

@@ -5,6 +5,7 @@ import os
 import resource
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -59,12 +60,16 @@ def peak() -> tuple[str, int]:
 
 def resident_bytes() -> int:
     """Give free heap memory back, reset the peak, and return this process's resident memory."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()
+    with suppress(OSError):  # not Linux
         Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):  # not glibc, not Linux
-        pass
     return _status("VmRSS") or peak_memory_bytes()
+
+
+def give_back() -> None:
+    """Return to the system what is free in the heap."""
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(name: str) -> int:

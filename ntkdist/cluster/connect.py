@@ -21,8 +21,10 @@ from ntkdist import backend, gpu, memory
 from ntkdist.cluster import preflight
 from ntkdist.cluster.kinds import Address, AnyCluster, Cuda, Local
 from ntkdist.cluster.launch import WORKERS_SECONDS, client_at, client_of, wait_for_workers
+from ntkdist.data import zarr_groups
 
 T = TypeVar("T")
+FOR_GOOD_BYTES = 2**23  # of a process: code and objects of its first tasks, 3 to 5 MB, and what Dask notes of them all
 EMBED_BYTES = 2**20  # of a value for many tasks; a larger one is the result of a task of its own
 
 
@@ -141,21 +143,22 @@ def resources(client: Client | None, warm: Callable[[], object] = int, gpus: boo
         at_once = (dask.config.get("num_workers", None) or CPU_COUNT) if pool else 1
         threads = max(1, CPU_COUNT // at_once)
         shares = _shared({"": gpu.gpu()} if gpus else {}, {"": ("", at_once)})
-        process = _resident(warm)
+        process = _resident(warm, 1, 1)
         return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, process, process, shares)
     wait_for_workers(client, 1, WORKERS_SECONDS, "The cluster", "see why its workers end")  # a nanny starts another
     seen = client.run(gpu.gpu) if gpus else {}  # first: CUDA takes memory of a process, too
     machines = client.run(preflight.machine)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     here = {name: one for name, one in machines.items() if name in workers}
+    threads, tasks = min(preflight.threads(workers, here).values()), max(info["nthreads"] for info in workers.values())
     beside = sum(info["host"] in ("127.0.0.1", get_ip()) for info in workers.values())
     return Resources(
         len(workers),
-        max(info["nthreads"] for info in workers.values()),
-        min(preflight.threads(workers, here).values()),
+        tasks,
+        threads,
         min(info["memory_limit"] or MEMORY_LIMIT for info in workers.values()),
         MEMORY_LIMIT // (1 + beside),
-        max(client.run(_resident, warm).values()),
+        max(client.run(_resident_worker, warm, threads, tasks).values()),
         memory.resident_bytes(),
         _shared(seen, {name: (info["host"], info["nthreads"]) for name, info in workers.items()}),
     )
@@ -223,11 +226,18 @@ def identity(value: T) -> T:
     return value
 
 
-def _resident(warm: Callable[[], object]) -> int:
-    """The memory that this process has once it is warm."""
+def _resident(warm: Callable[[], object], threads: int, tasks: int) -> int:
+    """Return the memory of this process once it is warm, with what its first tasks take for good."""
+    zarr_groups.warm()
     warm()
-    backend.warm()
-    return memory.resident_bytes()
+    backend.warm(threads * tasks)
+    return memory.resident_bytes() + FOR_GOOD_BYTES
+
+
+def _resident_worker(warm: Callable[[], object], threads: int, tasks: int) -> int:
+    """Return the same for a worker, whose heap and BLAS are set first as for a task of so many threads."""
+    backend.use_threads(threads)
+    return _resident(warm, threads, tasks)
 
 
 def _active_client() -> Client | None:

@@ -210,10 +210,13 @@ def _reduce_on_cluster(one: Pass, client: Client) -> list[Any]:
             future.result()
         one.progress(rows[future.key])
 
+    def wait_for_room() -> None:
+        while running.count() >= at_once:  # never more sums in flight than the workers can use
+            finish_one()
+
     def leaves(group: list[int]) -> Iterator[Future[Any]]:
         for i in group:
-            if running.count() >= at_once:  # never more sums in flight than the workers can use
-                finish_one()
+            wait_for_room()
             key = f"ntkdist-shard-{pass_id}", i
             rows[key] = one.shards[i].rows
             home = {"workers": homes[i % len(homes)], "allow_other_workers": True} if homes else {}
@@ -224,7 +227,11 @@ def _reduce_on_cluster(one: Pass, client: Client) -> list[Any]:
             yield future
 
     def add(parts: list[Future[Any]]) -> Future[Any]:
-        return client.submit(add_parts, parts, key=(f"ntkdist-add-{pass_id}", next(additions)), priority=10)
+        key = f"ntkdist-add-{pass_id}", next(additions)
+        rows[key] = 0
+        future = client.submit(add_parts, parts, key=key, priority=10)
+        running.add(future)  # with what it adds: else shards would run ahead of additions that wait for theirs
+        return future
 
     with _said_in_a_sentence(client):
         totals = [tree(leaves(group), one.fan_in, add) for group in one.groups]

@@ -133,6 +133,7 @@ def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
     read = blocks(source, shard.spans, tally, shard.group)
     for rows in summand.blocks(shard, read) if isinstance(summand, ServesRows) else read:
         total = summand.update(total, rows)
+        del rows  # which may be all that keeps the partition before, while the next one is read
     if isinstance(summand, OnDevice):
         total = summand.to_host(total, shard)
     tally.work_seconds = time.perf_counter() - start - tally.read_seconds
@@ -170,6 +171,7 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold:
             _count_outside(source.range, source.layout, rows, tally)
         if not source.block_rows:
             yield rows
+            del rows
             continue
         at = 0
         while at < rows.n:
@@ -179,6 +181,9 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold:
             if sum(h.n for h in held) == source.block_rows:
                 yield _join(held)
                 held = []
+        if held and held[-1].n < rows.n:
+            held[-1] = held[-1].take(np.arange(held[-1].n))  # a slice would keep the whole partition
+        del rows  # before the next ones are read
     if held:
         yield _join(held)
 

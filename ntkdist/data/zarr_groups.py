@@ -145,9 +145,13 @@ def create_array(
             dtype=dtype,
             shards=(rows_per_partition, *shape[1:]),
             chunks=(rows_per_partition // k, *inner),
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            compressors=_codecs(),
             fill_value=0,
         )
+
+
+def _codecs() -> list[Any]:
+    return [ZstdCodec(level=1), Crc32cCodec()]
 
 
 def write_rows(url: str, name: str, start: int, values: NDArray[Any]) -> None:
@@ -182,6 +186,14 @@ def write_whole(url: str, name: str, values: NDArray[Any]) -> None:
     create_array(url, name, values.shape, values.dtype, n)
     for start in range(0, len(values) if values.size else 0, AT_ONCE * n):
         write_rows(url, name, start, values[start : start + AT_ONCE * n])
+
+
+def warm() -> None:
+    """Start the threads that Zarr decodes on, and load its codecs."""
+    store = zarr.storage.MemoryStore()
+    array = zarr.create_array(store, shape=(64, 8), shards=(64, 8), chunks=(1, 8), dtype="f4", compressors=_codecs())
+    array[:] = 1
+    array[:]
 
 
 def find(url: str, name: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
-from ntkdist import backend, gpu
+from ntkdist import backend, gpu, memory
 from ntkdist.errors import DataError, SpecError
 from ntkdist.features.footprint import Footprint
 from ntkdist.spec import digest, encode
@@ -274,7 +274,9 @@ def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype
         if key not in _drawn:
             if len(_drawn) >= 4:
                 del _drawn[next(iter(_drawn))]
+            memory.give_back()  # drawing may take more than all the rest: then not beside what is free
             drawn = {k: _cast(v, dtype) for k, v in features.draw(input_shape).items()}
+            memory.give_back()
             _drawn[key] = gpu.keep(drawn) if on_gpu else drawn
         return _drawn[key]
 

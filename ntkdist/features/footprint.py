@@ -33,6 +33,11 @@ class Footprint(Spec, frozen=True):
         """Count the peak bytes of what is drawn and kept in the process."""
         return 0
 
+    def kept_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Count, at most, the bytes of what is drawn and kept: it is drawn in float64, and a cast copy is kept."""
+        size = np.dtype(dtype).itemsize
+        return self.draw_bytes(input_shape, dtype) * size // (8 + size)
+
     def gpu_draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         """Count the bytes of what is drawn and kept on a GPU: the share of `draw_bytes` that is cast for the rows."""
         size = np.dtype(dtype).itemsize

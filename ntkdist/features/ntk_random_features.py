@@ -140,6 +140,14 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         products = [drawn_values(deep, ms) for _, deep, _, ms in self._layers(d)[1:]]
         return (8 + size) * kept + 8 * max([widest, *products]) + 24 * sum(products) + 40 * (d + self.n_components)
 
+    def kept_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        if self.variant == "paper":
+            return super().kept_bytes(input_shape, dtype)
+        d, size = int(np.prod(input_shape)) + (self.bias != 0), np.dtype(dtype).itemsize
+        products = sum(drawn_values(deep, ms) for _, deep, _, ms in self._layers(d)[1:])
+        directions = sum(wide * columns for wide, columns in self._default_shapes(d))
+        return size * directions + 24 * products + 40 * (d + self.n_components)
+
     # The default variant.
 
     def _columns(self, d: int) -> tuple[int, list[tuple[int, int]]]:

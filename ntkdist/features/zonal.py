@@ -179,6 +179,12 @@ class ZonalFeatures(FeatureMap, frozen=True):
         kept = d * (r + (p if p < d else 0))
         return (8 + size) * kept + 8 * d * (2 * max(r, d) + 6 * d) + small
 
+    def kept_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        d = self._width(input_shape)
+        p, _, r = self._columns(d) if d > 2 else (0, 0, 0)
+        small = 2**18 + (1200 * self.n_components if d == 2 else 0)
+        return np.dtype(dtype).itemsize * d * (r + (p if p < d else 0)) + small
+
     def _width(self, input_shape: tuple[int, ...]) -> int:
         return int(self.kernel.rows(np.empty((0, math.prod(input_shape)))).shape[1])
 

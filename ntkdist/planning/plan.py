@@ -6,16 +6,16 @@ Legend: as in `ntkdist.planning.cut`; k columns that solver PCG iterates on.
 
 import bisect
 import functools
+import math
 
 import msgspec
 import numpy as np
 
-from ntkdist import backend
 from ntkdist.cluster.shards import Source
 from ntkdist.cluster.tree import evenly, most_alive
 from ntkdist.data.dataset import Shard
 from ntkdist.errors import PlanTooLarge, SpecError
-from ntkdist.features.base import PIECE_BYTES
+from ntkdist.planning import task_memory
 from ntkdist.planning.cut import GROWTH, Cut
 from ntkdist.planning.job import Job
 from ntkdist.solvers import PCG, TiledCholesky, choose
@@ -26,8 +26,8 @@ from ntkdist.sums.tiles import nbytes, places, runs, worker_bytes
 GB = 1e9
 FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choose: Dask pauses workers above
 SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
-FREED_BYTES = 2**25  # of what ran before, that a heap has not given back
 PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
+FREED = 1e9  # operations of a thread until a worker hears that nobody needs a tile any more: 20 ms
 DROPPED = 1e11  # operations of a thread until a scheduler drops copies that no task waits for: Dask's two seconds
 
 
@@ -40,7 +40,7 @@ class Plan(Cut, frozen=True, tag=False):
         Parameters
         ----------
         workers : int
-            Processes that share the sums which wait to be added.
+            Processes that tiles are dealt to.
         tasks_at_once : int
             Dask threads of a worker.
         process : int
@@ -50,17 +50,14 @@ class Plan(Cut, frozen=True, tag=False):
         direct = not isinstance(self.solver, PCG)
         k = 0 if direct else self.columns
         one = self.sum_bytes
-        drawn = self.features.draw_bytes(shape, self.dtype)
-        kept = drawn * size // (8 + size)  # at most: what is drawn is of float64, and kept beside it in what is used
-        batch = max(self._block_bytes(k), self._before_bytes(), drawn - kept)
+        kept = self.features.kept_bytes(shape, self.dtype)
+        heap, batch = task_memory.of_task(self, k, self.sample_rows)
         tasks = [self.tasks_of(fold) for fold in range(self.folds)]
-        copied = min(self.fan_in, max(tasks)) * (workers > 1)  # from others, to be added
-        alive = most_alive(tasks, self.fan_in, tasks_at_once)
-        waiting, adding = ((-(-count // workers) + copied) * one for count in alive)
+        # Dask adds where most of the sums lie, and sends the others there: one worker may get all, or copies of them.
+        waiting, adding = (count * one for count in most_alive(tasks, self.fan_in, tasks_at_once))
         # Either shards run, or the last one's have ended and an addition makes a sum.
-        freed = self.block_rows * self.m * size  # of the block before, in the heap of another thread
-        running = {"waiting sums": waiting, "batch": tasks_at_once * (batch + freed * (freed <= FREED_BYTES))}
-        between = {"waiting sums": adding, "batch": (tasks_at_once - 1) * batch + min(batch, FREED_BYTES)}
+        running = {"waiting sums": waiting, "batch": tasks_at_once * batch}
+        between = {"waiting sums": adding, "batch": (tasks_at_once - 1) * batch + heap}
         summing = {
             "process": process,
             "map": kept + self.features.learnt_bytes(shape, self.dtype),
@@ -77,12 +74,14 @@ class Plan(Cut, frozen=True, tag=False):
         # Of a factor's columns two are in use, and others go on lying where they were.
         steps = 2 + DROPPED * workers * self.threads / (self.tile**3 * n * (n + 1))
         columns = min(n * (n + 1) // 2, int(steps * n)) * (workers - 1) // workers
+        replaced = min(n * (n + 1) // 2, math.ceil(FREED * self.threads / (2 * self.tile**3)))
         solving = {
             "process": summing["process"],
             "map": summing["map"],
             "tiles": self.folds * share,
             "training set and factor": 2 * share,
             "columns of others": columns * tile,
+            "replaced tiles": replaced * tile,
             "batch": tasks_at_once * 2 * tile,
         }
         summing = summing | {"tiles": self.folds * home(len(everything) - len(last))}
@@ -96,38 +95,6 @@ class Plan(Cut, frozen=True, tag=False):
         if isinstance(self.solver, PCG):
             return 8 * (self.m + 1) * max(self.columns, self.t + 1)
         return 8 * (self.m**2 + self.m * (self.t + 1))
-
-    def _block_bytes(self, k: int) -> int:
-        """Of a block of rows as it is summed, and of the partition that it is from; products have ``k`` columns."""
-        size, d, shape = np.dtype(self.dtype).itemsize, self.layout.row_values, self.layout.input_shape
-        # A row as it is read, scaled and cast; then its features, beside them those of the last block or their product
-        # with root weights, and what they multiply.
-        several = 1 + bool(k or self.dataset.weight or self.job.class_weight)
-        features = several * self.m * size + 32 * self.t + 2 * k * size
-        row = self.layout.row_bytes + size * d + max((8 + 16 * self.layout.sparse) * d, features)
-        if self.layout.sparse:
-            mapped = self.features.sparse_row_bytes(shape, self.dtype, d)
-        else:
-            mapped = self.features.row_bytes(shape, self.dtype)
-        # A thread maps a piece of the block, then multiplies it tile by tile.
-        tile = 16 * backend.TILE * k if k else size * backend.TILE**2
-        piece = max(tile, min(self.block_rows * mapped, max(PIECE_BYTES, self.features.piece_rows * mapped)))
-        copies = 3 + bool(self.dataset.fold_array)  # of a partition; one more for the rows of a fold among them
-        longest = max(-(-len(self.parts(fold)) // self.tasks_of(fold)) for fold in range(self.folds))
-        return (
-            min(self.block_rows, longest * self._partition_rows) * row
-            + self.threads * piece
-            + copies * self._partition_rows * self.layout.row_bytes
-        )
-
-    def _before_bytes(self) -> int:
-        """Of a partition and its float64 copy, of which moments are, and of the samples of which a pass adds two."""
-        d = self.layout.row_values
-        return self._partition_rows * (2 * self.layout.row_bytes + 8 * d) + 4 * self.sample_rows * (8 * d + 24)
-
-    @property
-    def _partition_rows(self) -> int:
-        return min(self.layout.rows_per_partition, self.layout.rows)
 
     def with_panels(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
         """The same, with more panels as far as a worker's ``limit`` bytes ask for it, and as more of them need less."""

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist import backend
+from ntkdist import backend, memory
 from ntkdist.cluster import Client
 from ntkdist.cluster.connect import identity
 from ntkdist.cluster.progress import Progress, timed
-from ntkdist.cluster.reduce import Pass, fetch, phase, settle, sums_in_place
+from ntkdist.cluster.reduce import Pass, fetch, on_each_worker, phase, settle, sums_in_place
 from ntkdist.cluster.shards import Part
 from ntkdist.cluster.tally import Tally
 from ntkdist.errors import NotPositiveDefinite
@@ -56,6 +56,7 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
         folds, squared, tally = sum_tiles(p, prepared, home, timed(done, timeline))
     squares = [_squares(p, fold, home) for fold in folds]
     sums = [_cross_sums(p, *of, home) for of in zip(folds, squares, strict=True)]
+    on_each_worker(client, memory.give_back)  # what sums of shards have left free between tiles that stay
     check_sums(functools.reduce(operator.add, sums))
     roundings = [relative_rounding(r, fold.weight) for r, fold in zip(squared, sums, strict=True)]
     clock.lap("equations")

@@ -72,8 +72,9 @@ def test_what_is_alive_at_the_peak_is_projected(make_dataset: Any, panels: int) 
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    projected = p.projected_memory_bytes(process=0)
-    assert 0.9 * projected <= peak <= 1.1 * projected
+    parts = p.memory(process=0)
+    projected = sum(parts.values()) - parts.get("replaced tiles", 0)  # which are there only until a worker hears of it
+    assert 0.85 * projected <= peak <= projected
 
 
 @pytest.mark.parametrize("scored", ["all", "one"])

@@ -1,0 +1,105 @@
+"""Memory that a task holds beside its sum, step by step: counted from the shapes, before anything runs.
+
+The allocator has the memory of large arrays back when they are freed, and keeps that of all others in its heap: so the
+most of the one comes on top of the most of the other, whichever steps they are of.
+
+Legend: as in `ntkdist.planning.cut`; d numbers of a row as read; k columns that solver PCG iterates on.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ntkdist import backend
+from ntkdist.features.base import PIECE_BYTES
+from ntkdist.planning.cut import Cut
+
+
+class Step(NamedTuple):
+    """Bytes of each array that a step holds, and of others whose sizes are not known one by one."""
+
+    arrays: Sequence[int]
+    others: int = 0
+
+    def heap(self, kept: bool) -> int:
+        """Of small arrays, and of the others if the heap keeps them."""
+        return sum(a for a in self.arrays if a < backend.HEAPED_BYTES) + kept * self.others
+
+    def large(self, kept: bool) -> int:
+        """Of the rest."""
+        return sum(self.arrays) + self.others - self.heap(kept)
+
+
+def of_task(p: Cut, k: int, samples: int) -> tuple[int, int]:
+    """Bytes of the heap, and of all, where a sample of the data holds so many rows."""
+    steps = [_reading(p), _before(p, samples), _scaling(p), _summing(p, k)]
+    both = [(max(step.heap(kept) for step in steps), max(step.large(kept) for step in steps)) for kept in (True, False)]
+    return both[0][0], max(_drawing(p), *map(sum, both))
+
+
+def _reading(p: Cut) -> Step:
+    """Zarr has a partition as it is stored, chunk by chunk, as a shard and as rows; what is left of the last waits."""
+    return Step([*_block(p), *4 * [_partition_rows(p) * p.layout.row_bytes], _partition_rows(p) * _beside_bytes(p)])
+
+
+def _before(p: Cut, samples: int) -> Step:
+    """Moments are of a partition's copy in float64, samples of its scaled rows; of those that a pass adds are five."""
+    copy = 8 * _partition_rows(p) * p.layout.row_values
+    return Step([*_partition(p), copy, *5 * [samples * (8 * p.layout.row_values + 24)]])
+
+
+def _scaling(p: Cut) -> Step:
+    """In float64, of sparse rows with the scale of each number, then cast."""
+    copy = (8 + 16 * p.layout.sparse) * _block_rows(p) * p.layout.row_values
+    return Step([*_partition(p), *_block(p), copy, _scaled(p)])
+
+
+def _drawing(p: Cut) -> int:
+    """Once a process, when the first block is there to be mapped; before and after the heap gives back what is free."""
+    shape = p.layout.input_shape
+    made = p.features.draw_bytes(shape, p.dtype) - p.features.kept_bytes(shape, p.dtype)
+    return sum([*_partition(p), *_block(p), _scaled(p), made])
+
+
+def _summing(p: Cut, k: int) -> Step:
+    """Features of a block, beside them their products with root weights or those of the last block, and targets; a
+    thread maps a piece of the block, then multiplies it tile by tile."""
+    size, shape, rows = np.dtype(p.dtype).itemsize, p.layout.input_shape, _block_rows(p)
+    if p.layout.sparse:
+        mapped = p.features.sparse_row_bytes(shape, p.dtype, p.layout.row_values)
+    else:
+        mapped = p.features.row_bytes(shape, p.dtype)
+    tile = 16 * backend.TILE * k if k else size * backend.TILE**2
+    piece = max(tile, min(rows * mapped, max(PIECE_BYTES, p.features.piece_rows * mapped)))
+    features = (1 + bool(k or p.dataset.weight or p.job.class_weight)) * [rows * p.m * size]
+    targets = [16 * rows * p.t, 16 * rows * p.t, 2 * rows * k * size]
+    arrays, pieces = [*_partition(p), *_block(p), _scaled(p), *features, *targets], p.threads * [piece]
+    return Step([*arrays, *pieces]) if piece < backend.HEAPED_BYTES else Step(arrays, sum(pieces))
+
+
+def _partition(p: Cut) -> list[int]:
+    return [_partition_rows(p) * p.layout.row_bytes, _partition_rows(p) * _beside_bytes(p)]
+
+
+def _block(p: Cut) -> list[int]:
+    return [_block_rows(p) * p.layout.row_bytes, _block_rows(p) * _beside_bytes(p)]
+
+
+def _scaled(p: Cut) -> int:
+    return _block_rows(p) * np.dtype(p.dtype).itemsize * p.layout.row_values
+
+
+def _beside_bytes(p: Cut) -> int:
+    """Of a row as it is read, beside its inputs: targets, weight and place."""
+    return 8 * (max(p.layout.targets, 1) + 2)
+
+
+def _partition_rows(p: Cut) -> int:
+    return min(p.layout.rows_per_partition, p.layout.rows)
+
+
+def _block_rows(p: Cut) -> int:
+    """Of a block, which is of one task."""
+    longest = max(-(-len(p.parts(fold)) // p.tasks_of(fold)) for fold in range(p.folds))
+    return min(p.block_rows, longest * _partition_rows(p))
