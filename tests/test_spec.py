@@ -1,6 +1,8 @@
 """Specs: equal values are equal however they were made, and bad values are refused by name."""
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -150,3 +152,13 @@ def test_a_job_file(tmp_path: Any) -> None:
         nd.Dataset("a.zarr"), nd.Linear(3), alphas_per_row=(1e-3, 1.0), cluster=nd.Local(workers=2)
     )  # a [cluster] without a type is a local one
     assert read_toml(str(path))["alphas_per_row"] == [1e-3, 1]
+
+
+def test_the_example_job_has_every_key_with_its_default() -> None:
+    path = Path(__file__).parents[1] / "jobs" / "example.toml"
+    job, text = nd.Job.read(str(path)), path.read_text()
+    assert (job.plan, job.preprocess) == (nd.PlanTable(), nd.Preprocess())
+    assert job.dataset == nd.Dataset("train.zarr")
+    for table in (nd.Job, nd.Dataset, nd.Preprocess, nd.PlanTable):
+        for field in msgspec.structs.fields(table):
+            assert re.search(rf"^(# )?\[?{field.encode_name}\b", text, re.MULTILINE), f"{table.__name__}.{field.name}"
