@@ -24,7 +24,7 @@ I8 = NDArray[np.int64]
 Precondition = Callable[[F8, I8], F8]  # M⁻¹r for residuals (m, k) of the k columns named
 Positive = Annotated[int, Meta(ge=1)]
 KEPT_EVERY = 5  # iterations: a pass over the data costs far more than to keep a state
-TYPICAL = 72  # iterations in the mean of the "auto" grid: 69, 72 and 75 at m = 1,024, 2,048 and 4,096, see bench_cg.py
+TYPICAL = 72  # mean iterations of the "auto" grid: 69, 72 and 75 at m = 1,024, 2,048 and 4,096, see bench_solvers.py
 FLOOR = 1e-12  # of the trace: the least shift of a preconditioner, so that alpha = 0 has one
 
 
