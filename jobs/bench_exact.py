@@ -1,11 +1,11 @@
-"""What a fit promises to the last digits, on a table of numbers.
+"""Exactness of a fit: scores beside scikit-learn's, sums over other cuttings, and bits over schedulers and failures.
 
     python jobs/bench_exact.py TABLE.npz [--m 512] [--json FILE]
 
-TABLE.npz holds `x` (rows, columns) and `y` (rows).  Finds how far cross-validated scores are from refitting
-scikit-learn's Ridge on the same features fold by fold; how far the sums are from one another over partition sizes,
-shards and schedulers in float64, relative to √(G_ii G_jj); and whether one plan gives the same bits under the
-synchronous scheduler, threads, tasks of two threads, two processes, and two processes of which one is killed.
+TABLE.npz holds `x` (rows, columns) and `y` (rows).  Measures the difference of cross-validated scores from refitting
+scikit-learn's Ridge on the same features fold by fold; the difference of sums over partition sizes, shards and
+schedulers in float64, relative to √(G_ii G_jj); and compares the bits of one plan under the synchronous scheduler,
+threads, tasks of two threads, two processes, and two processes of which one is killed.
 """
 
 import os
@@ -20,7 +20,7 @@ import dask
 import msgspec
 import numpy as np
 from distributed import Client, LocalCluster
-from harness import file, json_option, report
+from harness import file, options, report, tiny_table
 from sklearn.linear_model import Ridge
 
 import ntkdist as nd
@@ -32,21 +32,23 @@ ALPHAS = (0.01, 1.0, 100.0)
 @click.command()
 @click.argument("table")
 @click.option("--m", default=512)
-@json_option
-def main(table: str, m: int, out: str) -> None:
+@click.option("--partition", "sizes", multiple=True, type=int, default=(500, 2000, 7000), help="Rows of a partition.")
+@options(table=tiny_table, m=32, sizes=[100, 200, 400])
+def main(table: str, m: int, sizes: tuple[int, ...], out: str) -> None:
+    """Compare a fit on TABLE with scikit-learn's, and with itself over partitions, schedulers and failures."""
     with tempfile.TemporaryDirectory() as place:
-        stores = {n: f"{place}/{n}.zarr" for n in (500, 2000, 7000)}
+        stores = {n: f"{place}/{n}.zarr" for n in sizes}
         for n, store in stores.items():
             nd.convert(table, store, target=["y"], rows_per_partition=n, shuffle_seed=None)
         table64 = nd.PlanTable(dtype="float64", threads=1)
-        job = nd.Job(nd.Dataset(stores[2000]), nd.NTKRandomFeatures(m), alphas=ALPHAS, plan=table64)
+        job = nd.Job(nd.Dataset(stores[sizes[1]]), nd.NTKRandomFeatures(m), alphas=ALPHAS, plan=table64)
         apart = scores(job, table)
         changed = [(s, shards) for s in stores.values() for shards in (5, 20)]
         sums = [total(nd.normal_equations(nd.plan(with_plan(job, store=s, shards=n)))) for s, n in changed]
         with two_processes() as client:
             sums.append(total(nd.normal_equations(nd.plan(job), client=client)))
         moved = spread(sums)
-        same = places(nd.plan(with_plan(job, dtype="float32", shards=20)))
+        same = same_bits(nd.plan(with_plan(job, dtype="float32", shards=20)))
     rows: list[dict[str, Any]] = [
         {"what": "cross-validated errors against scikit-learn's, largest relative difference", "found": apart},
         {"what": "sums, largest difference relative to √(G_ii G_jj)", "found": moved},
@@ -70,21 +72,24 @@ def main(table: str, m: int, out: str) -> None:
 
 
 def with_plan(job: nd.Job, store: str = "", **changes: Any) -> nd.Job:
+    """Return a job with another dataset or other entries of its plan."""
     dataset = nd.Dataset(store) if store else job.dataset
     return msgspec.structs.replace(job, dataset=dataset, plan=msgspec.structs.replace(job.plan, **changes))
 
 
 def total(folds: list[NormalEquations]) -> NormalEquations:
+    """Add the sums of all folds."""
     return sum(folds[1:], folds[0])
 
 
 def spread(sums: list[NormalEquations]) -> float:
+    """Return the largest difference of any Gram from the first, relative to √(G_ii G_jj)."""
     root = np.sqrt(np.diag(sums[0].gram))
     return max(float(np.max(np.abs(s.gram - sums[0].gram) / np.outer(root, root))) for s in sums)
 
 
 def scores(job: nd.Job, table: str) -> float:
-    """Largest relative difference of any score on any fold at any penalty."""
+    """Return the largest relative difference of any score on any fold at any penalty from scikit-learn's."""
     cv = nd.fit(job).cv
     assert cv is not None
     with np.load(table) as f:
@@ -103,31 +108,32 @@ def scores(job: nd.Job, table: str) -> float:
 
 @contextmanager
 def two_processes() -> Iterator[Client]:
+    """Start two worker processes of one thread each."""
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as c, Client(c) as client:
         yield client
 
 
-def places(plan: nd.Plan) -> dict[str, bool]:
-    """Whether each way to run a plan gives the bits of the synchronous scheduler."""
-    calm = nd.fit(plan).equations.folds
+def same_bits(plan: nd.Plan) -> dict[str, bool]:
+    """Compare the bits of each way to run a plan with those of the synchronous scheduler."""
+    expected = nd.fit(plan).equations.folds
 
     def same(result: nd.FitResult) -> bool:
-        pairs = zip(calm, result.equations.folds, strict=True)
+        pairs = zip(expected, result.equations.folds, strict=True)
         return all(bool((a.gram == b.gram).all() and (a.rhs == b.rhs).all()) for a, b in pairs)
 
-    found = {}
+    equal = {}
     with dask.config.set(scheduler="threads", num_workers=2):
-        found["Dask threads"] = same(nd.fit(plan))
-    found["tasks of two threads"] = same(nd.fit(msgspec.structs.replace(plan, threads=2)))
+        equal["Dask threads"] = same(nd.fit(plan))
+    equal["tasks of two threads"] = same(nd.fit(msgspec.structs.replace(plan, threads=2)))
     with two_processes() as client:
-        found["two processes"] = same(nd.fit(plan, client=client))
+        equal["two processes"] = same(nd.fit(plan, client=client))
     with two_processes() as client:
-        found["a worker killed (SIGKILL) in the middle"] = same(nd.fit(plan, client=client, watch=kill_one(client)))
-    return found
+        equal["a worker killed (SIGKILL) in the middle"] = same(nd.fit(plan, client=client, watch=kill_one(client)))
+    return equal
 
 
 def kill_one(client: Client) -> Any:
-    """A watch that kills a worker when a third of the rows of the main pass is done."""
+    """Return a watch that kills a worker when a third of the rows of the main pass is done."""
     killed: list[int] = []
 
     @contextmanager

@@ -1,11 +1,11 @@
 """Relative error of each map's kernel matrix against the exact NTK, at equal columns, and the time of a row.
 
-    python jobs/bench_kernel_error.py [TABLE.npz ...] [--m 2048] [--rows 600] [--seeds 3] [--json RESULT.json]
+    python jobs/bench_kernel_error.py [TABLE.npz ...] [--m 2048] [--rows 600] [--seeds 3] [--plain] [--json FILE]
 
 A TABLE has an array ``x`` (or ``x_train``) of rows or images; its columns are standardised, images divided by their
-overall standard deviation.  Without any: normal rows in 9 and 90 dimensions.  ‖K̂ − K‖/‖K‖ (Frobenius) on a seeded
-sample of rows, every redraw of the map; microseconds a row of mapping them in float32 on one thread, processor time.
-Nystrom learns its landmarks from other rows.
+overall standard deviation.  Without any: normal rows in 9 and 90 dimensions.  Errors are ‖K̂ − K‖/‖K‖ (Frobenius) on a
+seeded sample of rows, for every redraw of the map; times are processor microseconds a row in float32 on one thread.
+Nystrom fits its landmarks to other rows.
 """
 
 import functools
@@ -14,21 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 import numpy as np
-from harness import file, json_option, result, save, timed
-from tables import markdown
+from harness import Result, file, options, timed
+from plain_forms import PlainRandomFeatures, PlainSketch
 
 import ntkdist as nd
 from ntkdist import backend
 
-MAPS: dict[str, Callable[[int, int], Any]] = {
-    "published form": lambda m, depth: nd.NTKRandomFeatures(m, depth, variant="paper"),
-    "published form, leverage scores": lambda m, depth: nd.NTKRandomFeatures(m, depth, True, "paper"),
-    "NTKRandomFeatures": lambda m, depth: nd.NTKRandomFeatures(m, depth),
-    "NTKSketch, degree 8": lambda m, depth: nd.NTKSketch(m, depth, 8),
-    "ZonalFeatures": lambda m, depth: nd.ZonalFeatures(m, nd.NTK(depth)),
-    "Nystrom": lambda m, depth: nd.Nystrom(m, nd.NTK(depth)),
+Make = Callable[[int, int, int, int], Any]  # of columns, dimension, depth, seed
+MAPS: dict[str, Make] = {
+    "published form": lambda m, d, depth, s: nd.NTKRandomFeatures(m, depth, variant="paper", seed=s),
+    "published form, leverage scores": lambda m, d, depth, s: nd.NTKRandomFeatures(m, depth, True, "paper", seed=s),
+    "NTKRandomFeatures": lambda m, d, depth, s: nd.NTKRandomFeatures(m, depth, seed=s),
+    "NTKSketch, degree 8": lambda m, d, depth, s: nd.NTKSketch(m, depth, 8, seed=s),
+    "ZonalFeatures": lambda m, d, depth, s: nd.ZonalFeatures(m, nd.NTK(depth), seed=s),
+    "Nystrom": lambda m, d, depth, s: nd.Nystrom(m, nd.NTK(depth), seed=s),
+}
+PLAIN: dict[str, Make] = {
+    "plain random features": PlainRandomFeatures,
+    "plain sketch, degree 2": lambda m, d, depth, s: PlainSketch(m, d, depth, 2, s),
+    "plain sketch, degree 4": lambda m, d, depth, s: PlainSketch(m, d, depth, 4, s),
+    "plain sketch, degree 8": lambda m, d, depth, s: PlainSketch(m, d, depth, 8, s),
 }
 
 
@@ -37,36 +43,36 @@ MAPS: dict[str, Callable[[int, int], Any]] = {
 @click.option("--m", default=2048)
 @click.option("--rows", default=600)
 @click.option("--seeds", default=3)
-@json_option
-def main(tables: tuple[str, ...], m: int, rows: int, seeds: int, out: str) -> None:
-    found: list[dict[str, Any]] = []
-    title = f"Kernel error of every map, m = {m:,}, {rows} rows, {seeds} seeds"
+@click.option("--plain", is_flag=True, help="Also the plain forms of the published maps.")
+@options(m=64, rows=40, seeds=2, plain=True)
+def main(tables: tuple[str, ...], m: int, rows: int, seeds: int, plain: bool, out: str) -> None:
+    """Compare every map's kernel matrix with the exact NTK."""
     notes = ["columns are depths 1, 2, 3; µs: of one row at depth 2, processor time of one thread, float32"]
     data = [file(table) for table in tables] or [{"name": "normals, seed 0", "rows": 2 * (2 * m + rows)}]
+    result = Result(f"Kernel error of every map, m = {m:,}, {rows} rows, {seeds} seeds", data, out, notes)
     backend.use_threads(1)
     for table, sample, x in samples(tables, m, rows):
         exact = {depth: nd.NTK(depth)(x) for depth in (1, 2, 3)}
-        for name, make in MAPS.items():
+        for name, make in (MAPS | PLAIN if plain else MAPS).items():
             row: dict[str, Any] = {"rows": table, "map": name}
             for depth, k in exact.items():
-                maps = [learnt(msgspec.structs.replace(make(m, depth), seed=s), sample) for s in range(seeds)]
+                maps = [fitted(make(m, x.shape[1], depth, seed), sample) for seed in range(seeds)]
                 row[f"depth {depth}"] = [float(np.linalg.norm((z := f(x)) @ z.T - k) / np.linalg.norm(k)) for f in maps]
                 if depth == 2:
-                    maps[0](x[:1].astype(np.float32))
                     single = x.astype(np.float32)
+                    maps[0](single[:1])
                     row["µs"] = round(1e6 * timed(functools.partial(maps[0], single)).processor / len(x), 1)
-            found.append(row)
-            if out:
-                save(out, result(title, found, data, notes))
-    print(markdown(result(title, found, data, notes)))
+            result.add(row)
+    result.end()
 
 
-def learnt(features: Any, sample: Any) -> Any:
-    return features.fit(sample) if features.sample_rows else features
+def fitted(features: Any, sample: Any) -> Any:
+    """Fit a map to a sample of rows, if it needs one."""
+    return features.fit(sample) if getattr(features, "sample_rows", 0) else features
 
 
 def samples(tables: tuple[str, ...], m: int, count: int) -> Iterator[tuple[str, Any, Any]]:
-    """A name with the number of columns; scaled rows to learn from, twice m, and others to be compared on."""
+    """Yield a name with the number of columns, 2m scaled rows to fit maps to, and others to compare kernels on."""
     rng = np.random.default_rng(0)
     for d in () if tables else (9, 90):
         yield f"normal, d = {d}", rng.standard_normal((2 * m, d)), rng.standard_normal((count, d))

@@ -1,16 +1,8 @@
-"""What grows with the rows and the tasks: seconds and memory of a fit, and the overhead of planning and of a task.
+"""Growth with the rows, the workers and the tasks: seconds and memory of a fit, and the overhead of a task.
 
-    python jobs/bench_scale.py rows [--rows 100000,300000,1000000] [--components 512]
-    python jobs/bench_scale.py workers [--pairs 5]
-    python jobs/bench_scale.py tasks [--tasks 10000] [--partitions 1000000]
-
-All take ``--json FILE``.
-
-``rows`` fits NTKRandomFeatures to normals (8 columns, seed 0) at a fixed number of features, each on a new worker
-process: seconds a million rows and the worker's peak.  ``workers`` fits with one worker process and with
-two, a thread each, beside bare ``syrk`` in one and in two processes, by turns.  ``tasks`` cuts a plan of partitions
-that are not there into shards, and sends them through the mapper of every fit to a cluster of two worker processes with
-a summand that sleeps instead of reading: what is beyond that is overhead.
+python jobs/bench_scale.py rows [--rows 100000,300000,1000000] [--components 512]
+python jobs/bench_scale.py workers [--pairs 5]
+python jobs/bench_scale.py tasks [--tasks 10000] [--partitions 1000000]
 """
 
 import multiprocessing
@@ -19,13 +11,12 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from distributed import Client, LocalCluster
-from harness import json_option, median, report, started
+from harness import Result, dataset, median, normals, options, report, started
 
 import ntkdist as nd
 from ntkdist.backend import syrk_rate
@@ -36,24 +27,25 @@ from ntkdist.planning.plan import Plan, by_fold
 
 @click.group()
 def main() -> None:
-    """Scale, measured."""
+    """Measure growth with rows, workers and tasks."""
 
 
 @main.command("rows")
 @click.option("--rows", default="100000,300000,1000000")
 @click.option("--components", default=512)
-@json_option
+@options(rows="24000,28000", components=64)
 def rows_(rows: str, components: int, out: str) -> None:
-    """Seconds and memory against the number of rows."""
-    found: list[dict[str, Any]] = []
+    """Fit NTKRandomFeatures to more and more normals of 8 columns: seconds a million rows, peak of the worker.
+
+    The number of features is the same; every fit is on a new worker process.
+    """
     sizes = [int(n) for n in rows.split(",")]
+    result = Result("Rows", [normals(n, 8) for n in sizes], out, [f"m = {components:,}"])
     for n in sizes:
         with tempfile.TemporaryDirectory() as place:
             x = np.random.default_rng(0).standard_normal((n, 8), "f4")
-            np.savez(Path(place) / "x.npz", x=x, y=x[:, 0])
-            nd.convert(f"{place}/x.npz", f"{place}/x.zarr", target=["y"], rows_per_partition=4096)
             job = nd.Job(
-                nd.Dataset(f"{place}/x.zarr"),
+                dataset(f"{place}/x", x, x[:, 0], rows_per_partition=4096),
                 nd.NTKRandomFeatures(components),
                 alphas_per_row=(1e-3,),
                 cluster=nd.Local(1),
@@ -61,47 +53,44 @@ def rows_(rows: str, components: int, out: str) -> None:
             run = nd.fit(job).report["run"]
         passes = run["seconds"]["prepare"] + run["seconds"]["equations"]
         (peak,) = run["peak_memory_bytes"].values()
-        found.append({"rows": n, "seconds": passes, "s a million": 1e6 * passes / n, "peak MB": peak / 1e6})
-        print(found[-1], flush=True)
-    each = ", ".join(f"{row['s a million']:.1f}" for row in found)
+        result.add({"rows": n, "seconds": passes, "s a million": 1e6 * passes / n, "peak MB": peak / 1e6})
+    each = ", ".join(f"{row['s a million']:.1f}" for row in result.rows)
     at = ", ".join(f"{n:,}" for n in sizes)
-    peaks = [row["peak MB"] for row in found]
+    peaks = [row["peak MB"] for row in result.rows]
     claims = {
         f"a fit of more rows: normals, 8 columns, m={components:,}, one worker": (
             f"{each} s a million at {at} rows; peak {min(peaks):.0f} to {max(peaks):.0f} MB"
         )
     }
-    data = [{"name": "normals, seed 0", "rows": n, "columns": 8} for n in sizes]
-    report("Rows", found, data, out, notes=[f"m = {components:,}"], claims=claims)
+    result.end(claims)
 
 
 @main.command()
 @click.option("--pairs", default=5)
 @click.option("--rows", default=200_000)
 @click.option("--components", default=2048)
-@json_option
-def workers(pairs: int, rows: int, components: int, out: str) -> None:
-    """What a second worker gains, beside what a second process of bare syrk does."""
-    found = []
+@click.option("--seconds", default=4.0, help="Of each bare syrk.")
+@options(pairs=1, rows=2000, components=64, seconds=0.1)
+def workers(pairs: int, rows: int, components: int, seconds: float, out: str) -> None:
+    """Fit with one worker process and with two, a thread each, beside bare syrk in one and two processes, by turns."""
+    notes = ["each row is a pair of fits and of syrk by turns"]
+    result = Result("Two workers", [normals(rows, 64)], out, notes)
     with tempfile.TemporaryDirectory() as place:
         x = np.random.default_rng(0).standard_normal((rows, 64), "f4")
-        np.savez(Path(place) / "x.npz", x=x, y=x[:, 0])
-        nd.convert(f"{place}/x.npz", f"{place}/x.zarr", target=["y"])
+        data = dataset(f"{place}/x", x, x[:, 0])
         for _ in range(pairs):
-            fits = [rows / equations_seconds(f"{place}/x.zarr", components, count) for count in (1, 2)]
-            syrks = [bare_rate(components, count) for count in (1, 2)]
+            fits = [rows / equations_seconds(data, components, count) for count in (1, 2)]
+            syrks = [bare_rate(components, count, seconds) for count in (1, 2)]
             gains = fits[1] / fits[0], syrks[1] / syrks[0]
             each = (*fits, *gains, gains[0] / gains[1], fits[0] * components**2 / syrks[0])
-            found.append(dict(zip(GAINS, map(float, each), strict=True)))
-            print(found[-1], flush=True)
-    over = [row["gain of the fit over that of syrk"] for row in found]
+            result.add(dict(zip(GAINS, map(float, each), strict=True)))
+    over = [row["gain of the fit over that of syrk"] for row in result.rows]
     claims = {
         f"what a second worker gains beside a second process of bare `ssyrk`, m={components:,}, {rows:,} rows": (
             f"{median(over):.2f} of its gain, median of {pairs} pairs ({min(over):.2f} to {max(over):.2f})"
         )
     }
-    data = [{"name": "normals, seed 0", "rows": rows, "columns": 64}]
-    report("Two workers", found, data, out, notes=["each row is a pair of fits and of syrk by turns"], claims=claims)
+    result.end(claims)
 
 
 GAINS = (
@@ -114,24 +103,24 @@ GAINS = (
 )
 
 
-def equations_seconds(store: str, m: int, count: int) -> float:
-    """Of the Gram pass of a fit on new worker processes."""
+def equations_seconds(data: nd.Dataset, m: int, count: int) -> float:
+    """Return the seconds of the Gram pass of a fit on new worker processes."""
     plan = nd.PlanTable(threads=1, folds=2)
-    job = nd.Job(nd.Dataset(store), nd.NTKRandomFeatures(m), alphas_per_row=(1e-3,), plan=plan, cluster=nd.Local(count))
+    job = nd.Job(data, nd.NTKRandomFeatures(m), alphas_per_row=(1e-3,), plan=plan, cluster=nd.Local(count))
     return float(nd.fit(job).report["run"]["seconds"]["equations"])
 
 
-def bare_rate(m: int, count: int) -> float:
-    """Operations a second of bare syrk, of so many processes at once."""
+def bare_rate(m: int, count: int, seconds: float) -> float:
+    """Measure the operations a second of bare syrk in so many processes at once."""
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
         arguments = [[m] * count, [2048] * count, ["float32"] * count, [1] * count]
         list(pool.map(syrk_rate, *arguments, [0.1] * count))  # imports
-        return sum(pool.map(syrk_rate, *arguments, [4.0] * count))
+        return sum(pool.map(syrk_rate, *arguments, [seconds] * count))
 
 
 @dataclass(frozen=True)
 class Nothing:
-    """A summand of which a task sleeps and reads no rows: the sum is a count of its spans."""
+    """A summand whose tasks sleep and read no rows: the sum is a count of spans."""
 
     sleep: float
 
@@ -151,9 +140,13 @@ class Nothing:
 @click.option("--partitions", default=1_000_000)
 @click.option("--threads", default=250, help="Of each of the two worker processes: so many workers of a large cluster.")
 @click.option("--sleep", default=5.0, help="Seconds of a task.")
-@json_option
+@options(tasks=20, partitions=200, threads=4, sleep=0.1)
 def tasks(tasks: int, partitions: int, threads: int, sleep: float, out: str) -> None:
-    """Seconds of planning and sending that many tasks, beyond those that they sleep."""
+    """Measure the overhead of planning and sending tasks, beyond the seconds that they sleep.
+
+    Cuts a plan of partitions that do not exist into shards, and sends them through the mapper of every fit to a cluster
+    of two worker processes, with a summand that sleeps instead of reading.
+    """
     layout = Layout(
         rows=1000 * partitions, rows_per_partition=1000, input_shape=(8,), x_dtype="float32", fingerprint="none"
     )

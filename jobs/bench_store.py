@@ -1,10 +1,9 @@
 """Seconds of a fit from an object store beside the same fit from disk, as a ratio of medians.
 
     python jobs/bench_store.py s3://bucket/place [--rows 100000] [--columns 64] [--m 1024] [--workers 0] [--repeats 5]
-        [--json FILE]
 
-Random rows in float32, the same in both places; two folds, one alpha.  The fits take turns, and only their passes over
-the data count (scaling and equations), with the share of them that reading took; a first fit of each warms up.
+Random rows in float32, the same in both places; two folds, one penalty.  Fits are by turns, and seconds are those of
+their passes over the data (scaling and equations), with the share of reading in them; a first fit of each warms up.
 """
 
 import tempfile
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from harness import json_option, median, report
+from harness import median, normals, options, report
 
 import ntkdist as nd
 from ntkdist.cluster.connect import connect
@@ -27,8 +26,9 @@ from ntkdist.data import storage
 @click.option("--m", default=1024)
 @click.option("--workers", default=0, help="Worker processes; 0 for none.")
 @click.option("--repeats", default=5)
-@json_option
+@options(url=lambda place: f"file://{place}", rows=500, columns=4, m=64, repeats=1)
 def main(url: str, rows: int, columns: int, m: int, workers: int, repeats: int, out: str) -> None:
+    """Time fits from the object store at URL, beside fits from disk."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, columns), np.float32)
     far = storage.join(url, f"bench-{uuid.uuid4().hex}.zarr")
@@ -52,15 +52,14 @@ def main(url: str, rows: int, columns: int, m: int, workers: int, repeats: int, 
                         read[kind].append(run["read_share"])
         finally:
             storage.remove(far)
-    found = [{"from": k, "seconds": seconds[k], "share of reading": read[k]} for k in jobs]
+    lines = [{"from": k, "seconds": seconds[k], "share of reading": read[k]} for k in jobs]
     ratio = [a / b for a, b in zip(seconds["store"], seconds["disk"], strict=True)]
     shape = f"{rows:,} rows of {columns}, m={m:,}, {workers} workers"
     scheme = url.partition("://")[0]
     claims = {
         f"a fit from {scheme} beside one from disk, {shape}": f"{median(ratio):.2f} of its seconds, {repeats} pairs"
     }
-    data = [{"name": "normals, seed 0", "rows": rows, "columns": columns}]
-    report(f"A fit from {scheme}", found, data, out, notes=[shape], claims=claims)
+    report(f"A fit from {scheme}", lines, [normals(rows, columns)], out, notes=[shape], claims=claims)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Measure calls in turns, and write every benchmark's result in one form of file.
+"""The options, clocks, data and result files that all benchmarks share.
 
 A result holds a title, the command that made it, its data, the machine, the versions, notes, rows of named values, and
-claims: what the README says of it, words for what was measured and for what was found, made of the rows by the
-benchmark itself.  A
-list among the values is one quantity measured several times.
+claims: sentences for the README, each made from the rows by the benchmark itself (what was measured: the outcome).
+A list among the values is one quantity measured several times.
 """
 
 import hashlib
@@ -11,6 +10,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -19,11 +19,27 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
+from sklearn.datasets import load_digits
 from tables import markdown
+
+import ntkdist as nd
 
 Rows = Sequence[dict[str, Any]]
 
-json_option = click.option("--json", "--out", "out", default="", help="File for the result.")
+json_option = click.option("--json", "out", default="", metavar="FILE", help="Write the result to this file.")
+
+
+def options(**quick: Any) -> Callable[[Any], Any]:
+    """Add ``--json``, and ``--quick``: these defaults instead; a function makes its value in a temporary directory."""
+
+    def use(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            place = context.with_resource(tempfile.TemporaryDirectory())
+            context.default_map = {name: make(place) if callable(make) else make for name, make in quick.items()}
+
+    text = "Use tiny data made on the spot: a run takes seconds, and its numbers mean nothing."
+    flag = click.option("--quick", is_flag=True, is_eager=True, expose_value=False, callback=use, help=text)
+    return lambda function: flag(json_option(function))
 
 
 class Seconds(NamedTuple):
@@ -34,7 +50,7 @@ class Seconds(NamedTuple):
 
 
 def started() -> Callable[[], Seconds]:
-    """Start both clocks; the call that is returned reads them.  Of the processor: all threads of this process."""
+    """Start both clocks and return a function that reads them; processor time is that of all threads of the process."""
     wall, processor = time.perf_counter(), time.process_time()
     return lambda: Seconds(time.perf_counter() - wall, time.process_time() - processor)
 
@@ -48,17 +64,22 @@ def timed(call: Callable[[], object]) -> Seconds:
 
 def in_turns(calls: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[Seconds]]:
     """Time every call once a turn, so that the calls of a turn meet the same load of the machine."""
-    found: dict[str, list[Seconds]] = {name: [] for name in calls}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in calls}
     for _ in range(turns):
         for name, call in calls.items():
-            found[name].append(timed(call))
-    return found
+            seconds[name].append(timed(call))
+    return seconds
 
 
 def ratios(above: Sequence[Seconds], below: Sequence[Seconds]) -> dict[str, list[float]]:
-    """Divide the seconds of two calls turn by turn: a list for either clock, by its name."""
+    """Divide the seconds of two calls turn by turn: a list for each clock, by its name."""
     pairs = list(zip(above, below, strict=True))
     return {clock: [getattr(a, clock) / getattr(b, clock) for a, b in pairs] for clock in Seconds._fields}
+
+
+def median(values: Any) -> float:
+    """Return the median of some numbers as a plain number."""
+    return float(np.median(values))
 
 
 def file(path: str) -> dict[str, Any]:
@@ -67,45 +88,77 @@ def file(path: str) -> dict[str, Any]:
     return {"name": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
+def normals(rows: int, columns: int) -> dict[str, Any]:
+    """Describe standard normal inputs that a benchmark draws itself."""
+    return {"name": "normals, seed 0", "rows": rows, "columns": columns}
+
+
+def dataset(path: str, x: Any, y: Any, **how: Any) -> nd.Dataset:
+    """Write inputs and a target as a dataset at a path without ending."""
+    np.savez(f"{path}.npz", x=x, y=y)
+    nd.convert(f"{path}.npz", f"{path}.zarr", target=["y"], **how)
+    return nd.Dataset(f"{path}.zarr")
+
+
+def tiny_table(place: str) -> str:
+    """Write 2,000 rows of 4 columns with a nonlinear target and two splits, for ``--quick``."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2000, 4))
+    y = np.abs(x[:, 0]) + x[:, 1] * x[:, 2] + 0.3 * rng.standard_normal(len(x))
+    np.savez(f"{place}/tiny.npz", x=x, y=y, test_fold=np.arange(len(x)) % 2)
+    return f"{place}/tiny.npz"
+
+
+def tiny_images(name: str, rows: slice, suffix: str = "") -> Callable[[str], str]:
+    """Return a function that writes some of scikit-learn's digits as images (n, 8, 8, 1), for ``--quick``."""
+
+    def write(place: str) -> str:
+        images, labels = load_digits().images[rows, :, :, None], load_digits().target[rows]
+        arrays = {f"x{suffix}": images.astype(np.uint8), f"y{suffix}": labels}
+        np.savez(f"{place}/{name}.npz", **arrays)
+        return f"{place}/{name}.npz"
+
+    return write
+
+
+class Result:
+    """A result that prints every row as it comes, and writes the rows so far to a file if one is named."""
+
+    def __init__(self, title: str, data: Rows, out: str, notes: Sequence[str] = ()) -> None:
+        self.out, self.rows, self.notes = out, list[dict[str, Any]](), list(notes)
+        words = ["python", f"jobs/{Path(sys.argv[0]).name}", *map(_word, sys.argv[1:])]
+        self.origin = {"title": title, "command": " ".join(words), "data": list(data)}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row, print it, and save."""
+        self.rows.append(row)
+        print(row, flush=True)
+        self._save()
+
+    def end(self, claims: Mapping[str, str] | None = None) -> None:
+        """Print the table of all rows, and save it with its claims."""
+        print(markdown(self._save(claims)))
+
+    def _save(self, claims: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Write the file, whole or not at all."""
+        content = self.origin | {"machine": machine(), "versions": versions(), "notes": self.notes, "rows": self.rows}
+        content |= {"claims": dict(claims or {})}
+        if self.out:
+            path = Path(self.out)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            os.replace(partial, path)
+        return content
+
+
 def report(
-    title: str,
-    rows: Rows,
-    data: Rows,
-    out: str,
-    *,
-    notes: Sequence[str] = (),
-    claims: Mapping[str, str] | None = None,
+    title: str, rows: Rows, data: Rows, out: str, *, notes: Sequence[str] = (), claims: Mapping[str, str] | None = None
 ) -> None:
-    """Print a result, and write it to a file if one is named."""
-    found = result(title, rows, data, notes, claims)
-    print(markdown(found))
-    if out:
-        save(out, found)
-
-
-def result(
-    title: str, rows: Rows, data: Rows, notes: Sequence[str] = (), claims: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """Join rows with the command, data, machine and versions that they come from."""
-    return {
-        "title": title,
-        "command": " ".join(["python", f"jobs/{Path(sys.argv[0]).name}", *map(_word, sys.argv[1:])]),
-        "data": list(data),
-        "machine": machine(),
-        "versions": versions(),
-        "notes": list(notes),
-        "rows": list(rows),
-        "claims": dict(claims or {}),
-    }
-
-
-def save(path: str, found: dict[str, Any]) -> None:
-    """Write a result, whole or not at all."""
-    place = Path(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_suffix(".partial")
-    partial.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    os.replace(partial, place)
+    """Print a result whose rows are all known, and write it to a file if one is named."""
+    result = Result(title, data, out, notes)
+    result.rows = list(rows)
+    result.end(claims)
 
 
 def machine() -> dict[str, Any]:
@@ -121,18 +174,13 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """List the versions of Python and of what computes here."""
+    """List the versions of Python and of the libraries that compute."""
     return {"python": platform.python_version()} | {
         name: version(name) for name in ("numpy", "scipy", "dask", "zarr", "scikit-learn")
     }
 
 
-def median(values: Any) -> float:
-    """Return the median of some numbers as a plain number."""
-    return float(np.median(values))
-
-
 def _word(word: str) -> str:
-    """Write a word of a command line, and a table by its name alone, wherever it lies."""
+    """Write a word of a command line, and a table without its directory."""
     word = Path(word).name if ".npz" in word else word
     return f"'{word}'" if " " in word else word

@@ -1,23 +1,13 @@
-"""One model on splits of a table, in a process of its own: errors, seconds and the peak of its memory.
+"""The models that tables are regressed with: maps of ntkdist, scikit-learn's, xRFM, and plain Dask.
 
-    python jobs/models.py MODEL TABLE.npz [--m 1024] [--folds 3]
-
-TABLE.npz holds ``x`` (n, d), ``y`` (n,) and ``test`` (splits, n), true for the rows that a split is tested on.  Every
-model gets the training rows and chooses all it has to choose from them alone; seconds count that too, and of ntkdist
-also the conversion to Zarr.  xRFM runs where it is installed (extra ``peers``).  Prints one line of JSON.  `run` is
-that from another process.
+Every model gets the training rows of a split and chooses all it has to choose from them alone; of ntkdist this includes
+the conversion to Zarr.  xRFM runs where it is installed (extra ``peers``).
 """
 
-import json
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import dask
 import dask.array as da
 import msgspec
@@ -45,7 +35,7 @@ LEAF_ROWS = 10_000
 
 
 class Part(NamedTuple):
-    """The training rows of a split, and what may be spent on them."""
+    """The training rows of a split, the columns that a map may have, and the folds of the cross-validation."""
 
     x: Any
     y: Any
@@ -54,12 +44,14 @@ class Part(NamedTuple):
 
 
 class Fitted(NamedTuple):
+    """A fitted model, and the values that it chose."""
+
     predict: Callable[[Any], Any]
     chosen: str
 
 
 def ours(make: Callable[..., Any], kernels: Sequence[Any]) -> Callable[[Part], Fitted]:
-    """A map with the kernel that cross-validates best at up to 2,048 columns, then with all columns."""
+    """Fit a map with the kernel that cross-validates best at up to 2,048 columns, then with all columns."""
 
     def fit(part: Part) -> Fitted:
         with tempfile.TemporaryDirectory() as place:
@@ -79,15 +71,18 @@ def ours(make: Callable[..., Any], kernels: Sequence[Any]) -> Callable[[Part], F
 
 
 def boosted_trees(part: Part) -> Fitted:
+    """Boost trees with early stopping."""
     trees = HistGradientBoostingRegressor(max_iter=2000, learning_rate=0.05, early_stopping=True, random_state=0)
     return Fitted(trees.fit(part.x, part.y).predict, f"{trees.n_iter_} rounds")
 
 
 def linear(part: Part) -> Fitted:
+    """Fit a ridge regression of the columns themselves."""
     return searched(part, lambda m: make_pipeline(StandardScaler(), Ridge()), {"ridge__alpha": PER_ROW})
 
 
 def sampler(part: Part) -> Fitted:
+    """Fit scikit-learn's random Fourier features and a ridge."""
     return searched(
         part,
         lambda m: make_pipeline(StandardScaler(), RBFSampler(n_components=m, random_state=0), Ridge()),
@@ -96,6 +91,7 @@ def sampler(part: Part) -> Fitted:
 
 
 def nystroem(part: Part) -> Fitted:
+    """Fit scikit-learn's Nyström features and a ridge."""
     return searched(
         part,
         lambda m: make_pipeline(StandardScaler(), Nystroem(n_components=min(m, len(part.x)), random_state=0), Ridge()),
@@ -104,7 +100,7 @@ def nystroem(part: Part) -> Fitted:
 
 
 def exact(kernels: Sequence[Any]) -> Callable[[Part], Fitted]:
-    """Ridge regression with the kernel itself, tuned by scikit-learn as in `searched`."""
+    """Fit a ridge regression with the kernel itself, tuned by scikit-learn as in `searched`."""
 
     def fit(part: Part) -> Fitted:
         if len(part.x) > EXACT_ROWS:
@@ -113,12 +109,12 @@ def exact(kernels: Sequence[Any]) -> Callable[[Part], Fitted]:
         x, y = scaler.transform(part.x), part.y - y_mean
         rows, inner = tuning_rows(part)
         grid = {"alpha": [alpha * inner for alpha in PER_ROW]}
-        found = []
+        candidates = []
         for kernel in kernels:
             search = GridSearchCV(KernelRidge(kernel="precomputed"), grid, cv=part.folds, scoring=SCORING)
             search.fit(gram(kernel, x[rows], x[rows]), y[rows])
-            found.append((search.best_score_, search.best_params_["alpha"] / inner, kernel))
-        _, per_row, kernel = max(found, key=lambda one: one[0])
+            candidates.append((search.best_score_, search.best_params_["alpha"] / inner, kernel))
+        _, per_row, kernel = max(candidates, key=lambda one: one[0])
         model = KernelRidge(kernel="precomputed", alpha=per_row * len(x)).fit(gram(kernel, x, x), y)
         return Fitted(
             lambda new: model.predict(gram(kernel, scaler.transform(new), x)) + y_mean,
@@ -129,7 +125,7 @@ def exact(kernels: Sequence[Any]) -> Callable[[Part], Fitted]:
 
 
 def gram(kernel: Any, a: Any, b: Any) -> Any:
-    """A kernel's matrix (len(a), len(b)), with the memory of little more than itself."""
+    """Compute a kernel's matrix (len(a), len(b)) in little more memory than its own."""
     out = np.empty((len(a), len(b)))
     for i in range(0, len(a), 1000):
         out[i : i + 1000] = kernel(a[i : i + 1000], b)
@@ -137,7 +133,7 @@ def gram(kernel: Any, a: Any, b: Any) -> Any:
 
 
 def searched(part: Part, make: Callable[[int], Any], grid: dict[str, Sequence[float]]) -> Fitted:
-    """A pipeline, tuned by scikit-learn on 5,000 rows and 512 columns; penalties keep their size per row."""
+    """Tune a pipeline by scikit-learn on 5,000 rows and 512 columns; penalties keep their size per row."""
     rows, inner = tuning_rows(part)
     name = next(key for key in grid if key.endswith("alpha"))
     search = GridSearchCV(
@@ -152,17 +148,18 @@ def searched(part: Part, make: Callable[[int], Any], grid: dict[str, Sequence[fl
 
 
 def tuning_rows(part: Part) -> tuple[Any, float]:
-    """The rows that are searched on, and how many of them a training set of the search has."""
+    """Draw the rows to search on, and count those in a training set of the search."""
     rows = np.random.default_rng(0).permutation(len(part.x))[:TUNING_ROWS]
     return rows, len(rows) * (1 - 1 / part.folds)
 
 
 def gammas() -> list[float]:
+    """List scikit-learn's parameters of the Gaussian lengthscales."""
     return [0.5 / length**2 for length in LENGTHSCALES]
 
 
 def xrfm(part: Part) -> Fitted:
-    """Trees of kernel machines that learn their metric; leaves of 10,000 rows, bandwidth by a held-out fifth."""
+    """Fit trees of kernel machines that learn their metric: leaves of 10,000 rows, bandwidth by a held-out fifth."""
     import torch
     from xrfm import xRFM
 
@@ -180,7 +177,7 @@ def xrfm(part: Part) -> Fitted:
         model.fit(x[~held], y[~held], x[held], y[held])
         return float(((np.asarray(model.predict(x[held])) - y[held].numpy()) ** 2).mean()), bandwidth, model
 
-    _, bandwidth, model = min(map(fitted, (3.0, 10.0, 30.0)), key=lambda found: found[0])
+    _, bandwidth, model = min(map(fitted, (3.0, 10.0, 30.0)), key=lambda candidate: candidate[0])
 
     def predict(rows: Any) -> Any:
         scaled = torch.tensor(scaler.transform(rows), dtype=torch.float32)
@@ -190,7 +187,7 @@ def xrfm(part: Part) -> Fitted:
 
 
 def plain_dask(part: Part) -> Fitted:
-    """What one writes first: features as a Dask array, ``z.T @ z``, one split for the penalty."""
+    """Fit by plain Dask: features as an array, ``z.T @ z``, one split for the penalty."""
     features = nd.ZonalFeatures(part.m, nd.NTK(2, bias=1.0))
     mean, scale, y_mean = part.x.mean(0), part.x.std(0), part.y.mean()
     held = np.random.default_rng(0).permutation(len(part.x)) < len(part.x) // 5
@@ -232,39 +229,3 @@ MODELS: dict[str, Callable[[Part], Fitted]] = {
     "xRFM": xrfm,
     "Dask z.T @ z, same zonal map": plain_dask,
 }
-
-
-def run(model: str, table: str, m: int, folds: int) -> dict[str, Any] | str:
-    """What `main` prints, from a process of its own; or why there is nothing."""
-    command = [sys.executable, __file__, model, table, "--m", str(m), "--folds", str(folds)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-@click.command()
-@click.argument("model", type=click.Choice(list(MODELS)))
-@click.argument("table")
-@click.option("--m", default=1024)
-@click.option("--folds", default=3)
-def main(model: str, table: str, m: int, folds: int) -> None:
-    with np.load(table) as arrays:
-        x, y, tests = arrays["x"], arrays["y"], arrays["test"]
-    found: dict[str, Any] = {"test RMSE": [], "of the deviation": [], "seconds": [], "processor s": [], "chosen": []}
-    for test in tests:
-        start = time.perf_counter(), time.process_time()
-        fitted = MODELS[model](Part(x[~test], y[~test], m, folds))
-        found["seconds"].append(time.perf_counter() - start[0])
-        found["processor s"].append(time.process_time() - start[1])
-        rmse = float(np.sqrt(np.mean((np.ravel(fitted.predict(x[test])) - y[test]) ** 2)))
-        found["test RMSE"].append(rmse)
-        found["of the deviation"].append(rmse / float(y[test].std()))
-        found["chosen"].append(fitted.chosen)
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    print(json.dumps(found | {"peak MB": int(peak.split()[1]) * 1024 / 1e6}))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,15 @@
-"""Print the tables of the README from the files in which benchmarks leave their results.
+"""Tables in Markdown from the result files of the benchmarks: those of the README, and all rows of every file.
 
-    python jobs/tables.py jobs/results/*.json                      # the README's tables, between their marks
-    python jobs/tables.py jobs/results/*.json --write README.md    # the same, put into it
-    python jobs/tables.py jobs/results/*.json --full               # all rows of every file
+    python jobs/tables.py jobs/results/*.json                           # the README's tables, between their marks
+    python jobs/tables.py jobs/results/*.json --write README.md         # put them into it
+    python jobs/tables.py jobs/results/*.json --write jobs/README.md    # all rows, and the list of scripts
+    python jobs/tables.py jobs/results/*.json --full                    # print all rows
 
-See harness.py for what a file holds.  A list is one quantity measured several times and is printed as its mean ±
+harness.py describes the form of a file.  A list is one quantity measured several times and is printed as its mean ±
 standard error (± 95 % is about twice that).
 """
 
+import ast
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -23,30 +25,32 @@ Results = Sequence[dict[str, Any]]
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True))
 @click.option("--full", is_flag=True, help="All rows of every file.")
-@click.option("--write", default="", help="A file whose tables to replace.")
+@click.option("--write", default="", help="Replace the tables that this file has marks for.")
 def main(files: tuple[str, ...], full: bool, write: str) -> None:
+    """Print or write tables of result FILES."""
     results = [json.loads(Path(name).read_text()) for name in files]
     if full:
-        print("\n".join(map(markdown, results)), end="")
+        print(all_rows(results))
     elif write:
         Path(write).write_text(rewritten(Path(write).read_text(), results))
     else:
-        print("\n\n".join(f"{mark(name)}\n{make(results)}\n{END}" for name, make in TABLES.items()))
+        print("\n\n".join(f"{mark(name)}\n{make(results)}\n{END}" for name, make in SUMMARIES.items()))
 
 
 def rewritten(text: str, results: Results) -> str:
-    """Replace what stands between the marks of every table by the table."""
-    for name, make in TABLES.items():
+    """Replace the tables between marks."""
+    marked = {name: make for name, make in (SUMMARIES | DETAILS).items() if mark(name) in text}
+    if not marked:
+        raise SystemExit(f"there is no mark such as {mark('claims')}; put one and {END} where its table belongs")
+    for name, make in marked.items():
         start, end = map(re.escape, (mark(name), END))
-        if not re.search(start, text):
-            raise SystemExit(f"there is no {mark(name)}; put it and {END} where the table belongs")
         whole = f"{mark(name)}\n{make(results)}\n{END}"
         text = re.sub(f"{start}.*?{end}", lambda _, whole=whole: whole, text, flags=re.DOTALL)
     return text
 
 
 def mark(name: str) -> str:
-    """Write what stands before a table."""
+    """Return the mark before a table."""
     return f"<!-- {name}: python jobs/tables.py jobs/results/*.json -->"
 
 
@@ -54,13 +58,13 @@ END = "<!-- end -->"
 
 
 def claims(results: Results) -> str:
-    """Lay out what benchmarks found, in words, and the commands that found it."""
-    lines = [[what, said, f"`{command(r)}`"] for r in results for what, said in r.get("claims", {}).items()]
+    """Lay out the claims of all results, and the commands that measured them."""
+    lines = [[subject, outcome, f"`{command(r)}`"] for r in results for subject, outcome in r.get("claims", {}).items()]
     return grid(["what", "measured", "command"], lines)
 
 
 def given_splits(results: Results) -> str:
-    """Lay out the errors of all models on the splits that come with the tables, a line a table."""
+    """Lay out the errors of all models on the splits that come with the tables, one line for each table."""
     lines = errors(results, "the splits")
     models = sorted({model for line in lines.values() for model in line})
     return grid(
@@ -69,7 +73,7 @@ def given_splits(results: Results) -> str:
 
 
 def four_folds(results: Results) -> str:
-    """Lay out the errors of all models on four folds of a table, at random or in source order, a line a model."""
+    """Lay out the errors of all models on four folds, at random or in source order, one line for each model."""
     columns = errors(results, "4 folds")
     models = sorted({model for column in columns.values() for model in column})
     body = [[model, *(column.get(model, "") for column in columns.values())] for model in models]
@@ -78,8 +82,8 @@ def four_folds(results: Results) -> str:
 
 def errors(results: Results, protocol: str) -> dict[str, dict[str, str]]:
     """Collect the errors of every model, by table, of the results that were split in one way."""
-    found: dict[str, dict[str, Any]] = {}
-    for r in of("bench_regression", results):
+    rows: dict[str, dict[str, Any]] = {}
+    for r in of("bench_regression.py errors", results):
         size, how = r["notes"][:2]
         if how.startswith(protocol):
             name = ", ".join(
@@ -89,8 +93,8 @@ def errors(results: Results, protocol: str) -> dict[str, dict[str, str]]:
                     *size.replace(" 1 splits", " 1 split").split(", ")[2:],
                 ]
             )
-            found.setdefault(name, {}).update({row["model"]: row for row in r["rows"]})
-    return {name: shares(list(models.values())) for name, models in found.items()}
+            rows.setdefault(name, {}).update({row["model"]: row for row in r["rows"]})
+    return {name: shares(list(models.values())) for name, models in rows.items()}
 
 
 def shares(rows: Results) -> dict[str, str]:
@@ -118,7 +122,7 @@ def images(results: Results) -> str:
             row["features"],
             *map(cell, (row["m"], row[ACCURACY], row["processor seconds"])),
         ]
-        for r in of("bench_images", results)
+        for r in of("bench_images.py accuracy", results)
         for row in r["rows"]
     ]
     return grid(["images", "job", "m", ACCURACY, "processor seconds"], lines)
@@ -128,8 +132,8 @@ ACCURACY = "accuracy, %"
 
 
 def kernel_errors(results: Results) -> str:
-    """Lay out errors of kernel matrices at depths 1 and 3, and the time of a row at depth 2, a column a map."""
-    rows = [row for r in of("bench_kernel_error", results) for row in r["rows"]]
+    """Lay out errors of kernel matrices at depths 1 and 3, and times of a row at depth 2, one column for each map."""
+    rows = [row for r in of("bench_kernel_error.py", results) for row in r["rows"]]
     maps = list(dict.fromkeys(row["map"] for row in rows))
     lines = []
     for name in dict.fromkeys(row["rows"] for row in rows):
@@ -140,38 +144,51 @@ def kernel_errors(results: Results) -> str:
     return grid(["rows", *maps], lines)
 
 
-TABLES: dict[str, Callable[[Results], str]] = {
+def scripts(_: Results) -> str:
+    """List the scripts beside this one, with the first sentence of each."""
+    paths = sorted(Path(__file__).parent.glob("*.py"))
+    first = {path.name: (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0] for path in paths}
+    return "\n".join(f"* [{name}]({name}): {line}" for name, line in first.items())
+
+
+def all_rows(results: Results) -> str:
+    """Write all rows of all results."""
+    return "\n\n".join(map(markdown, results))
+
+
+SUMMARIES: dict[str, Callable[[Results], str]] = {
     "claims": claims,
     "given splits": given_splits,
     "four folds": four_folds,
     "images": images,
     "kernel errors": kernel_errors,
 }
+DETAILS: dict[str, Callable[[Results], str]] = {"scripts": scripts, "all rows": all_rows}
 
 
-def of(script: str, results: Results) -> list[dict[str, Any]]:
+def of(benchmark: str, results: Results) -> list[dict[str, Any]]:
     """Select the results of one benchmark."""
-    return [r for r in results if f"/{script}.py" in r["command"]]
+    return [r for r in results if f"/{benchmark} " in r["command"]]
 
 
-def command(found: dict[str, Any]) -> str:
-    """Shorten the command of a result to what chose its numbers."""
-    return re.sub(r"^python jobs/| --(json|out) \S+", "", found["command"])
+def command(result: dict[str, Any]) -> str:
+    """Shorten the command of a result to the words that chose its numbers."""
+    return re.sub(r"^python jobs/| --json \S+", "", result["command"])
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """Print a title, all rows and the notes."""
-    rows = found["rows"]
+def markdown(result: dict[str, Any]) -> str:
+    """Write a title, all rows and the notes."""
+    rows = result["rows"]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     right = [all(not isinstance(row.get(name), str) for row in rows) for name in columns]
     body = [[cell(row.get(name)) for name in columns] for row in rows]
-    where = found["machine"]
+    where = result["machine"]
     notes = [
-        *found["notes"],
-        *(f"{what}: {said}" for what, said in found.get("claims", {}).items()),
-        f"`{found['command']}` on {where['cores']} cores of {where['processor']}, {where['memory_gb']} GB",
+        *result["notes"],
+        *(f"{subject}: {outcome}" for subject, outcome in result.get("claims", {}).items()),
+        f"`{result['command']}` on {where['cores']} cores of {where['processor']}, {where['memory_gb']} GB",
     ]
-    return "\n".join([f"**{found['title']}**\n", grid(columns, body, right), "", *(f"* {n}." for n in notes)]) + "\n"
+    return "\n".join([f"**{result['title']}**\n", grid(columns, body, right), "", *(f"* {n}." for n in notes)])
 
 
 def grid(columns: Sequence[str], body: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> str:

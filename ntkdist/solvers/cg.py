@@ -24,7 +24,7 @@ I8 = NDArray[np.int64]
 Precondition = Callable[[F8, I8], F8]  # (residuals r (m, k), their columns (k,)) → M⁻¹r
 Positive = Annotated[int, Meta(ge=1)]
 KEPT_EVERY = 5  # iterations: a pass over the data costs far more than saving a state
-TYPICAL = 72  # mean iterations of the "auto" grid: 69, 72 and 75 at m = 1,024, 2,048 and 4,096, see bench_cg.py
+TYPICAL = 72  # mean iterations of the "auto" grid: 69, 72 and 75 at m = 1,024, 2,048 and 4,096 (bench_solvers.py)
 FLOOR = 1e-12  # relative to the trace: the least shift of a preconditioner, for alpha = 0
 
 

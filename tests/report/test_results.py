@@ -1,4 +1,4 @@
-"""Results of benchmarks: one form of file, and a README whose tables are made of them."""
+"""Results of benchmarks: one form of file, and two READMEs whose tables are made of them."""
 
 import json
 import re
@@ -31,6 +31,19 @@ def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
     )
 
 
+def test_the_readme_of_jobs_is_that_of_the_results(tmp_path: Path) -> None:
+    text = (ROOT / "jobs/README.md").read_text()
+    copy = tmp_path / "README.md"
+    copy.write_text(TABLE.sub(lambda found: found[0].splitlines()[0] + "\n<!-- end -->", text))
+    run("jobs/tables.py", *files(), "--write", str(copy))
+    assert copy.read_text() == text, (
+        "jobs/README.md is not up to date; run: python jobs/tables.py jobs/results/*.json --write jobs/README.md"
+    )
+    titles = [json.loads(path.read_text())["title"] for path in RESULTS]
+    assert all(text.count(f"**{title}**\n") == titles.count(title) for title in titles)
+    assert all(f"[{path.name}]" in text for path in (ROOT / "jobs").glob("*.py"))
+
+
 def test_tables_are_written_between_their_marks(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text()
     copy = tmp_path / "README.md"
@@ -52,9 +65,9 @@ def test_a_result_has_rows_that_its_command_wrote(path: Path) -> None:
 
 def test_a_benchmark_writes_that_form(tmp_path: Path) -> None:
     out = tmp_path / "select.json"
-    run("jobs/bench_select.py", "--m", "32", "--pairs", "2", "--json", str(out))
+    run("jobs/bench_speed.py", "select", "--m", "32", "--pairs", "2", "--json", str(out))
     found = json.loads(out.read_text())
-    assert found["command"] == f"python jobs/bench_select.py --m 32 --pairs 2 --json {out}"
+    assert found["command"] == f"python jobs/bench_speed.py select --m 32 --pairs 2 --json {out}"
     assert set(found) == {"title", "command", "data", "machine", "versions", "notes", "rows", "claims"}
     assert found["data"] == [{"name": "normals, seed 0", "rows": 80, "columns": 32}]
     assert [len(row["processor s"]) for row in found["rows"]] == [2, 2, 2]
