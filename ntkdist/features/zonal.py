@@ -159,7 +159,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
         p, _, r = self._columns(d)
         exact = self.n_components - r
         kept = exact if p == d else 1 + k // 4  # columns of the exact part or of its projection, and the constant
-        if not (0 < kept <= exact and 0 < k - kept <= r):
+        if not (1 + (p < d) <= kept <= exact and 0 < k - kept <= r):
             raise self._too_few(k, exact + 1 if p == d else 4)
         scale = np.full(k, math.sqrt(r / (k - kept)))
         scale[:kept] = 1.0 if p == d else math.sqrt(p / (kept - 1))

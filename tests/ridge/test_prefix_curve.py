@@ -61,6 +61,14 @@ def test_a_zonal_prefix_keeps_what_is_exact() -> None:
         phi.prefix(30, (3,))
 
 
+def test_a_zonal_prefix_has_some_of_a_projected_linear_part() -> None:
+    phi = nd.ZonalFeatures(32)
+    columns, _ = phi.prefix(4, (64,))
+    assert len(columns) == 4
+    with pytest.raises(nd.SpecError, match=r"a prefix of 3 columns is none of ZonalFeatures; expected 4 to 32"):
+        phi.prefix(3, (64,))
+
+
 @pytest.mark.parametrize("phi", NONE, ids=lambda phi: type(phi).__name__)
 def test_maps_without_prefixes_refuse(phi: FeatureMap) -> None:
     with pytest.raises(nd.SpecError, match="fit again with fewer n_components"):
