@@ -1,6 +1,6 @@
 """Plans beside what they planned: memory of a worker and seconds, projected and measured, over plans of many kinds.
 
-    python jobs/bench_plans.py [--only NAME]... [--scale 1.0] [--out plans.json]
+    python jobs/bench_plans.py [--only NAME]... [--scale 1.0] [--json plans.json]
 
 Every plan runs on new worker processes, so that peaks are its own; rows are normals (images: uniform bytes) written to
 a temporary dataset.  Rates are measured just before each run, as `ntkdist plan` does.  Prints a line a plan, then the
@@ -8,14 +8,13 @@ least and the largest ratio of peak to projection, and the median relative diffe
 a peak is above its projection, or below 0.85 of it.
 """
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from tables import result, save
+from harness import Result, options
 
 import ntkdist as nd
 from ntkdist.cluster.connect import connect
@@ -44,28 +43,23 @@ PLANS: dict[str, tuple[int, tuple[int, ...], Any, dict[str, Any], dict[str, Any]
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(list(PLANS)))
 @click.option("--scale", default=1.0, help="Of the rows of every plan.")
-@click.option("--out", default="", help="Write the table as JSON, too.")
+@options(only=("zonal",), scale=0.05)
 def main(only: tuple[str, ...], scale: float, out: str) -> None:
-    found: list[dict[str, Any]] = []
+    """Run plans of many kinds, and compare memory and seconds with what was projected."""
+    result = Result("Plans, projected and measured", [{"name": "normals"}], out)
     for name in only or PLANS:
-        found.append(one(name, scale))
-        print(json.dumps(found[-1]), flush=True)
-        if out:
-            save(out, result("Plans, projected and measured", found) | {"data": "normals"})
-    memory = {f["plan"]: f["peak"] / f["projected"] for f in found}
-    seconds = [abs(f["predicted_s"] / f["seconds"] - 1) for f in found]
-    said = {
-        "memory_from": min(memory.values()),
-        "memory_to": max(memory.values()),
-        "median_seconds_off": float(np.median(seconds)),
-    }
-    print(json.dumps({name: round(value, 3) for name, value in said.items()}))
+        result.add(one(name, scale))
+    memory = {row["plan"]: row["peak"] / row["projected"] for row in result.rows}
+    off = 100 * float(np.median([abs(row["predicted_s"] / row["seconds"] - 1) for row in result.rows]))
+    what = f"memory and seconds of {len(result.rows)} plans beside what `ntkdist plan` says beforehand"
+    peaks = f"peaks are {min(memory.values()):.2f} to {max(memory.values()):.2f} of the projection"
+    result.end({what: f"{peaks}; seconds {off:.0f} % off in the median"})
     wrong = {name: round(ratio, 3) for name, ratio in memory.items() if not LEAST <= ratio <= 1}
     assert not wrong, f"peaks are not {LEAST} to 1 of their projections: {wrong}"
 
 
 def one(name: str, scale: float) -> dict[str, Any]:
-    """A plan, and what became of it."""
+    """Run a plan and return what was projected and measured."""
     rows, shape, features, options, table, workers = PLANS[name]
     rng, rows = np.random.default_rng(0), int(rows * scale)
     with tempfile.TemporaryDirectory() as place:
@@ -95,11 +89,16 @@ def one(name: str, scale: float) -> dict[str, Any]:
         "predicted_s": round(cost["seconds"], 2),
         "seconds": round(seconds, 2),
         "time": round(cost["seconds"] / seconds, 2),
-        "parts_mb": {k: round(v / 1e6, 1) for k, v in cost["worker_memory_bytes"].items()},
+        "parts, MB": listed({k: v / 1e6 for k, v in cost["worker_memory_bytes"].items()}),
         "shards": cost["shards"],
-        "predicted_each_s": {k: round(v, 2) for k, v in cost["seconds_of"].items()},
-        "each_s": {k: round(v, 2) for k, v in run["seconds"].items()},
+        "predicted phases, s": listed(cost["seconds_of"]),
+        "phases, s": listed(run["seconds"]),
     }
+
+
+def listed(values: dict[str, float]) -> str:
+    """Write named numbers in one cell."""
+    return ", ".join(f"{name} {value:.2f}" for name, value in values.items())
 
 
 if __name__ == "__main__":
