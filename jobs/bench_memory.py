@@ -3,8 +3,8 @@
     python jobs/bench_memory.py FLIGHTS.npz [--m 1024] [--rows 300000 --rows 3000000] [--json memory.json]
 
 FLIGHTS.npz is made by prepare.py flights.  Every size runs on a new cluster, so that peaks are its own: in partitions
-of the default length, which grows with the rows, and the largest also in those of the smallest.  Ends with an error if a
-peak is above its projection, or below 0.85 of it.
+of the default length, which grows with the rows, and the largest also in those of the smallest.  Ends with an error if
+a peak is above its projection, or below 0.85 of it.
 """
 
 import tempfile
