@@ -65,14 +65,14 @@ def test_what_is_alive_at_the_peak_is_projected(make_dataset: Any, panels: int) 
     table = nd.PlanTable(folds=2, shards=4, tile=400, block_rows=64)
     job = nd.Job(nd.Dataset(make_dataset(x, x[:, 0])), nd.NTKRandomFeatures(1200), alphas=(1.0, 2.0), plan=table)
     p = msgspec.structs.replace(nd.plan(job), panels=panels)
-    p.features.warm(p.dtype)
+    nd.fit(msgspec.structs.replace(job, features=nd.NTKRandomFeatures(64), plan=nd.PlanTable(folds=2, tile=32)))
     tracemalloc.start()
     try:
         nd.fit(p)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    parts = p.memory(process=0)
+    parts = p.memory(process=2**18)  # Python's own objects
     projected = sum(parts.values()) - parts.get("replaced tiles", 0)  # which are there only until a worker hears of it
     assert 0.85 * projected <= peak <= projected
 
