@@ -21,6 +21,7 @@ from ntkdist.planning.job import Job
 from ntkdist.solvers import PCG, TiledCholesky, choose
 from ntkdist.solvers.cross_validation import AUTO_GRID
 from ntkdist.solvers.tiled import TILE
+from ntkdist.sums.rounding import SKETCH
 from ntkdist.sums.tiles import nbytes, places, runs, worker_bytes
 
 GB = 1e9
@@ -127,7 +128,8 @@ class Plan(Cut, frozen=True, tag=False):
         process += self.features.learnt_bytes(self.layout.input_shape, self.dtype)
         if self.tile:
             sums = 8 * (2 * self.folds + 4) * self.m * (self.t + 1)
-            return {"process": process + self.features.draw_bytes(self.layout.input_shape, self.dtype), "sums": sums}
+            drawn = self.features.draw_bytes(self.layout.input_shape, self.dtype)
+            return {"process": process + drawn, "sums": sums, "signs": 8 * SKETCH * self.m}
         if isinstance(self.solver, PCG):
             s, grid = min(self.solver.sample_rows, self.layout.rows), len(self.job.grid() or AUTO_GRID) + GROWTH
             return {
@@ -137,7 +139,8 @@ class Plan(Cut, frozen=True, tag=False):
                 "preconditioner": 16 * s * self.m + 32 * s**2,
             }
         copies = 6 if type(self.solver).__name__ == "Eigh" else 4
-        return {"process": process, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
+        parts = {"process": process, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
+        return parts | {"signs": 8 * SKETCH * self.m}
 
     def driver_memory_bytes(self, process: int = PROCESS_BYTES) -> int:
         """The sum of `driver_memory`."""

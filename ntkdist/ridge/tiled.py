@@ -117,8 +117,9 @@ def sum_tiles(
         parts = sums_in_place(Pass(prepared.source, summand, prepared.shards, p.fan_in, done, keep), home.client)
         for fold, part in zip(folds, parts, strict=True):
             fold.update({place: home(place, identity, home.beside(taken, part, place)) for place in panel})
-        roundings = fetch(home.client, [home.beside(_rounding, part) for part in parts])
-        panel_tally = functools.reduce(operator.add, fetch(home.client, [home.beside(_tally, part) for part in parts]))
+        counts = fetch(home.client, [home.beside(_counts, part) for part in parts])
+        roundings = [rounding for _, rounding in counts]
+        panel_tally = functools.reduce(operator.add, (counted for counted, _ in counts))
         tally = (tally + panel_tally).of_rows(panel_tally)
         del parts, part  # before the next panel takes their room
         settle(home.client, [fold[place] for fold in folds for place in panel])
@@ -257,12 +258,9 @@ def taken(part: Part, place: Place) -> F8:
     return tile
 
 
-def _tally(part: Part) -> Tally:
-    return part.tally
-
-
-def _rounding(part: Part) -> float:
-    return float(part.total.rounding)
+def _counts(part: Part) -> tuple[Tally, float]:
+    """Return what was counted of the rows of a sum, and the rounding of its products."""
+    return part.tally, float(part.total.rounding)
 
 
 def added_and_centred(tiles: Sequence[F8], sums: F8, means: F8) -> F8:
