@@ -79,7 +79,9 @@ def _summing(p: Cut, k: int) -> Step:
 
 
 def _partition(p: Cut) -> list[int]:
-    return [_partition_rows(p) * p.layout.row_bytes, _partition_rows(p) * _beside_bytes(p)]
+    """Return the bytes of a partition as read; once more for the rows of a fold that are taken from it."""
+    inputs = _partition_rows(p) * p.layout.row_bytes
+    return [*(1 + bool(p.dataset.fold_array)) * [inputs], _partition_rows(p) * _beside_bytes(p)]
 
 
 def _block(p: Cut) -> list[int]:
