@@ -265,6 +265,7 @@ def syrk_rate(m: int, rows: int, dtype: str, threads: int, seconds: float = 0.2)
     return (1 if alone else threads) * rows * m**2 / float(np.median(times))
 
 
+@functools.cache  # the buffers stay
 def warm(threads: int = 1) -> None:
     """Run products on so many threads at once, so that BLAS allocates the buffers that it keeps."""
 

@@ -188,6 +188,7 @@ def write_whole(url: str, name: str, values: NDArray[Any]) -> None:
         write_rows(url, name, start, values[start : start + AT_ONCE * n])
 
 
+@functools.cache  # the threads stay
 def warm() -> None:
     """Start the threads that Zarr decodes on, and load its codecs."""
     store = zarr.storage.MemoryStore()

@@ -51,11 +51,11 @@ def fit(
     """Fit a ridge on features to a dataset, choosing the penalty by cross-validation.
 
     The data are read twice: once for the moments of the columns and once for the Gram, which serves every fold and
-    penalty.  A map that is fitted to a sample of rows needs one more read, or two
-    if leverage scores draw its landmarks (none with ``preprocess.reuse``); ``damaged="skip"`` one before all others.
-    In place of the Gram's one, `TiledCholesky` reads once for every panel of tiles, and rows that are dealt to folds by
-    groups are read once for every fold.  `PCG` forms no Gram: it reads once for the right-hand sides, once for the
-    preconditioner, and in every iteration what the workers do not remember.
+    penalty.  A map that is fitted to a sample of rows needs one more read, or two if leverage scores draw its landmarks
+    (none with ``preprocess.reuse``); ``damaged="skip"`` one before all others.  In place of the Gram's one,
+    `TiledCholesky` reads once for every panel of tiles, and rows that are dealt to folds by groups are read once for
+    every fold.  `PCG` forms no Gram: it reads once for the right-hand sides, once for the preconditioner, and in every
+    iteration what the workers do not remember.
 
     Parameters
     ----------

@@ -7,6 +7,7 @@ import dask
 import msgspec
 import numpy as np
 import pytest
+from folds import ALPHAS, FEATURES, GROUPS, job_on, scaled
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,19 +21,6 @@ from ntkdist.cluster.connect import resources
 from ntkdist.cluster.shards import Source, blocks
 from ntkdist.cluster.tally import Tally
 from ntkdist.planning import estimate
-
-FEATURES = nd.NTKRandomFeatures(n_components=64, depth=2, bias=0.5)
-ALPHAS = (0.01, 1.0, 100.0)
-STRICT: dict[str, Any] = {"dtype": "float64", "threads": 1}
-GROUPS = np.random.default_rng(3).integers(-40, 40, 900)
-
-
-def job_on(store: str, plan: dict[str, Any] | None = None, alphas: Any = ALPHAS, **dataset: str) -> nd.Job:
-    return nd.Job(nd.Dataset(store, **dataset), FEATURES, plan=nd.PlanTable(**(STRICT | (plan or {}))), alphas=alphas)
-
-
-def scaled(x: NDArray[Any]) -> NDArray[Any]:
-    return (x - x.mean(axis=0)) / x.std(axis=0)
 
 
 def assert_scores_are_those_of_refitting(
