@@ -34,7 +34,7 @@ PLANS: dict[str, tuple[int, tuple[int, ...], Any, dict[str, Any], dict[str, Any]
     "landmarks": (60_000, (9,), nd.Nystrom(768), {}, {"folds": 4, "shards": 20}, 1),
     "sketch": (60_000, (50,), nd.NTKSketch(768), {}, {"block_rows": 4096}, 1),
     "images": (600, (32, 32, 3), nd.CNTKRandomFeatures(512), {}, {"folds": 2}, 1),
-    "workers": (60_000, (16,), nd.ZonalFeatures(1536), {}, {"shards": 20}, 2),
+    "workers": (120_000, (16,), nd.ZonalFeatures(1536), {}, {"shards": 20}, 2),
     "tiles": (20_000, (16,), nd.ZonalFeatures(3072), {"solver": nd.TiledCholesky(1024)}, {"folds": 2}, 2),
     "conjugate": (40_000, (16,), nd.ZonalFeatures(2048), {"solver": ITERATIVE, "alphas_per_row": (1e-3, 1e-2)}, {}, 1),
 }

@@ -229,7 +229,10 @@ def _reduce_on_cluster(one: Pass, client: Client) -> list[Any]:
     def add(parts: list[Future[Any]]) -> Future[Any]:
         key = f"ntkdist-add-{pass_id}", next(additions)
         rows[key] = 0
-        future = client.submit(add_parts, parts, key=key, priority=10)
+        # In turn, as the projected memory counts them: Dask would gather all sums on the worker that has most of them.
+        workers = sorted(client.nthreads())
+        home = workers[key[1] % len(workers)] if workers else None
+        future = client.submit(add_parts, parts, key=key, priority=10, workers=home, allow_other_workers=bool(home))
         running.add(future)  # with what it adds: else shards would run ahead of additions that wait for theirs
         return future
 

@@ -1,7 +1,8 @@
 """How work is cut, and the tree that its results are added in: of fixed shape, whoever finishes first."""
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -11,7 +12,7 @@ def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
     """Items cut into at most ``count`` runs whose lengths differ by one at most."""
     count = min(len(items), count)
     cuts = [len(items) * i // count for i in range(count + 1)]
-    return [items[a:b] for a, b in pairwise(cuts)]
+    return [items[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 class Tree(Generic[T]):
@@ -53,33 +54,41 @@ def tree(leaves: Iterable[T], fan_in: int, add: Callable[[list[T]], T]) -> T:
     return sums.total()
 
 
-def most_alive(counts: Sequence[int], fan_in: int, ahead: int) -> tuple[int, int]:
-    """How many results exist while a task makes another one, and while some are added, at most.
+def most_held(counts: Sequence[int], fan_in: int, ahead: int, workers: int) -> int:
+    """Count the results that one worker holds at most, beside those that it is making.
+
+    Additions go to the workers in turn, which then hold all that they add; a leaf may lie on any of them.
 
     Parameters
     ----------
     counts : sequence of int
-        Leaves of each tree; one is made after the other, and each leaves its total.
+        Leaves of each tree; one tree is made after the other, and each leaves its total.
     fan_in : int
     ahead : int
-        Tasks at once.  Additions wait for the ones that run: so many more leaves exist, if there are.
+        Tasks at once of a worker, each of which begins another leaf before the addition.  Where sums are fetched from
+        other workers, one more leaf is done meanwhile: a leaf of 4m rows takes longer than fetching its m² sums.
+    workers : int
     """
-    making = adding = held = before = 0  # before: the additions that the last leaf completed
-    left = sum(counts)
+    held, leaves, left, most = Counter[int](), 0, sum(counts), 0
+    turns = itertools.cycle(range(workers))
 
-    def leaves(count: int) -> Iterator[int]:
-        nonlocal making, held, before, left
+    def count_leaves(count: int) -> Iterator[None]:
+        nonlocal leaves, left, most
         for _ in range(count):
-            making, held, left = max(making, before), held + 1, left - 1
-            before = held
-            yield 1
+            leaves, left = leaves + 1, left - 1
+            most = max(most, leaves + max(held.values(), default=0))
+            yield None
 
-    def add(parts: list[int]) -> int:
-        nonlocal adding, held
-        adding = max(adding, held + min(ahead, left))
-        held -= len(parts) - 1
-        return 1
+    def add(parts: list[int | None]) -> int:
+        nonlocal leaves, most
+        worker = next(turns)
+        fetched = sum(part not in (None, worker) for part in parts)
+        most = max(most, held[worker] + fetched + leaves + min(ahead + (workers > 1), left))
+        leaves -= parts.count(None)
+        held.subtract(part for part in parts if part is not None)
+        held[worker] += 1
+        return worker
 
     for count in counts:
-        tree(leaves(count), fan_in, add)
-    return making, adding
+        tree(count_leaves(count), fan_in, add)
+    return most

@@ -1,6 +1,5 @@
 """What a plan will cost: counted from its shapes, timed on a few rows of this machine."""
 
-import functools
 import textwrap
 from typing import Any
 
@@ -22,8 +21,7 @@ from ntkdist.sums.tiles import nbytes, places, runs
 
 def planned(job: Job, client: Client | None, price: float = 0.0) -> tuple[Plan, Resources, dict[str, Any]]:
     """A job's plan where it would run, what that has, and the `cost`."""
-    warm = functools.partial(job.features.warm, job.plan.dtype)
-    found = resources(client, warm, gpus=job.plan.device != "cpu")
+    found = resources(client, job.warm, gpus=job.plan.device != "cpu")
     p = resolve.planned(job, found)
     return p, found, cost(p, found, price, client)
 

@@ -1,6 +1,8 @@
 """What a user asks for: a job, the TOML file decoded."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,7 +11,7 @@ from msgspec import Meta
 from ntkdist.cluster.kinds import AnyCluster
 from ntkdist.data.dataset import Dataset, Layout
 from ntkdist.data.scaling import Preprocess
-from ntkdist.errors import SpecError
+from ntkdist.errors import NtkdistError, SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.gpu import Device
 from ntkdist.solvers import PCG, AnySolver, TiledCholesky
@@ -115,6 +117,11 @@ class Job(Spec, frozen=True, tag=False):
             dataset["store"] = store
         return decode(data, cls, path)
 
+    @property
+    def warm(self) -> Callable[[], None]:
+        """A function that loads, in any process, what reading and mapping the first rows would load."""
+        return functools.partial(_warm, self.dataset.absolute(), self.features, self.plan.dtype)
+
     def validate(self) -> None:
         if self.alphas != "auto" and self.alphas_per_row is not None:
             raise SpecError("both alphas and alphas_per_row are given; give one")
@@ -150,6 +157,12 @@ class Job(Spec, frozen=True, tag=False):
         if self.alphas_per_row is not None:
             return self.alphas_per_row
         return None if isinstance(self.alphas, str) else self.alphas
+
+
+def _warm(dataset: Dataset, features: AnyFeatureMap, dtype: str) -> None:
+    with suppress(NtkdistError):  # the first task that reads it says what is wrong
+        dataset.layout()
+    features.warm(dtype)
 
 
 def job_digest(job: Job) -> str:

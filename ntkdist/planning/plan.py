@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from ntkdist.cluster.shards import Source
-from ntkdist.cluster.tree import evenly, most_alive
+from ntkdist.cluster.tree import evenly, most_held
 from ntkdist.data.dataset import Shard
 from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.planning import task_memory
@@ -41,7 +41,7 @@ class Plan(Cut, frozen=True, tag=False):
         Parameters
         ----------
         workers : int
-            Processes that tiles are dealt to.
+            Processes that additions and tiles are dealt to.
         tasks_at_once : int
             Dask threads of a worker.
         process : int
@@ -52,18 +52,13 @@ class Plan(Cut, frozen=True, tag=False):
         k = 0 if direct else self.columns
         one = self.sum_bytes
         kept = self.features.kept_bytes(shape, self.dtype)
-        heap, batch = task_memory.of_task(self, k, self.sample_rows)
         tasks = [self.tasks_of(fold) for fold in range(self.folds)]
-        # Dask adds where most of the sums lie, and sends the others there: one worker may get all, or copies of them.
-        waiting, adding = (count * one for count in most_alive(tasks, self.fan_in, tasks_at_once))
-        # Either shards run, or the last one's have ended and an addition makes a sum.
-        running = {"waiting sums": waiting, "batch": tasks_at_once * batch}
-        between = {"waiting sums": adding, "batch": (tasks_at_once - 1) * batch + heap}
         summing = {
             "process": process,
             "map": kept + self.features.learnt_bytes(shape, self.dtype),
             "accumulator": tasks_at_once * one,
-            **max(running, between, key=lambda parts: sum(parts.values())),
+            "waiting sums": one * most_held(tasks, self.fan_in, tasks_at_once, workers),
+            "batch": tasks_at_once * task_memory.of_task(self, k, self.sample_rows),
         } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
         return self._with_tiles(summing, workers, tasks_at_once) if self.tile else summing
 

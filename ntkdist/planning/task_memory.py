@@ -31,11 +31,11 @@ class Step(NamedTuple):
         return sum(self.arrays) + self.others - self.heap(kept)
 
 
-def of_task(p: Cut, k: int, samples: int) -> tuple[int, int]:
-    """Bytes of the heap, and of all, where a sample of the data holds so many rows."""
+def of_task(p: Cut, k: int, samples: int) -> int:
+    """Return the most bytes of a task, where a sample of the data holds so many rows."""
     steps = [_reading(p), _before(p, samples), _scaling(p), _summing(p, k)]
-    both = [(max(step.heap(kept) for step in steps), max(step.large(kept) for step in steps)) for kept in (True, False)]
-    return both[0][0], max(_drawing(p), *map(sum, both))
+    both = [max(step.heap(kept) for step in steps) + max(step.large(kept) for step in steps) for kept in (True, False)]
+    return max(_drawing(p), *both)
 
 
 def _reading(p: Cut) -> Step:

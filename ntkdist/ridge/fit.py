@@ -86,23 +86,24 @@ def fit(
     if out and (done := run_directory.existing_run(out, job)):
         return FitResult(*done)
     keep, page, clock = _kept_at(job, out, resume), _seen_at(out, performance_report), Clock()
-    with phases.run(job_digest(job)) as run, connect(job.cluster, scheduler, client) as client:
-        machines = resources(client, functools.partial(job.features.warm, job.plan.dtype), job.plan.device != "cpu")
+    with phases.run(job_digest(job)) as run:
+        with connect(job.cluster, scheduler, client) as client:
+            machines = resources(client, job.warm, job.plan.device != "cpu")
 
-        def plan_on_machines(kept: Plan | None) -> Plan:
-            return verified(resolve.resolve(what, machines, kept), client=client, watch=watch)
+            def plan_on_machines(kept: Plan | None) -> Plan:
+                return verified(resolve.resolve(what, machines, kept), client=client, watch=watch)
 
-        opened = run_directory.open_run(out, job), phases.performance_report(page, client)
-        with opened[0], opened[1], checkpoint.open_checkpoint(keep, job, plan_on_machines) as p:
-            prepared = prepare(p, machines, client, watch, keep)
-            fitted = FITS[p.solver.sums](p, prepared)
-        statistics = fitted.statistics
-        statistics.tally.saw(on_each_worker(client, memory.peak))
-        if not statistics.products:
-            spent = min(0.2, statistics.seconds["equations"] / 10)
-            rate = functools.partial(backend.product_rate, p.m, p.block_rows, p.dtype, p.threads, p.device, spent)
-            statistics = statistics._replace(syrk_rates=on_each_worker(client, rate))
-    model, cv, curve = fitted.solve()
+            opened = run_directory.open_run(out, job), phases.performance_report(page, client)
+            with opened[0], opened[1], checkpoint.open_checkpoint(keep, job, plan_on_machines) as p:
+                prepared = prepare(p, machines, client, watch, keep)
+                fitted = FITS[p.solver.sums](p, prepared)
+            statistics = fitted.statistics
+            statistics.tally.saw(on_each_worker(client, memory.peak))
+            if not statistics.products:
+                spent = min(0.2, statistics.seconds["equations"] / 10)
+                rate = functools.partial(backend.product_rate, p.m, p.block_rows, p.dtype, p.threads, p.device, spent)
+                statistics = statistics._replace(syrk_rates=on_each_worker(client, rate))
+        model, cv, curve = fitted.solve()
     clock.lap("total")
     statistics.seconds.update(clock.seconds, prepare=prepared.seconds)
     report = run_directory.report(p, machines, statistics, model, cv, run) | {"curve": curve}

@@ -4,6 +4,8 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,10 @@ from threadpoolctl import ThreadpoolController
 
 import ntkdist as nd
 from ntkdist import backend
-from ntkdist.cluster.reduce import Pass, reduce
+from ntkdist.cluster.reduce import Pass, reduce, sums_in_place
 from ntkdist.cluster.shards import Part, Source, add_parts, blocks
 from ntkdist.cluster.tally import Tally
-from ntkdist.cluster.tree import evenly, tree
+from ntkdist.cluster.tree import evenly, most_held, tree
 from ntkdist.data.dataset import Shard
 from ntkdist.sums import NormalEquations
 
@@ -249,6 +251,38 @@ def test_sums_that_are_added_stay_as_they_are(count: int, two_workers: Any) -> N
     for _ in range(2):
         assert bits(two_workers.submit(add_parts, held, pure=False).result()) == right
     assert [bits(part) for part in two_workers.gather(held)] == before
+
+
+def test_additions_are_dealt_to_the_workers(make_dataset: Any, two_workers: Any) -> None:
+    """As the projected memory counts them."""
+    dataset = nd.Dataset(make_dataset(np.zeros((120, 2)), np.zeros(120), rows_per_partition=10))
+    shards = [Shard(k, ((30 * k + a, 30 * k + a + 10),)) for k in range(4) for a in (0, 10, 20)]
+    held = sums_in_place(Pass(Source(dataset, dataset.layout(), 8, 1), CountRows(), shards, 4), two_workers)
+    places = two_workers.who_has(held)
+    assert sorted(Counter(place for (place, *_) in places.values()).values()) == [2, 2]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(2, 6), st.integers(1, 3))
+def test_one_worker_holds_all_that_is_alive(counts: list[int], fan_in: int, ahead: int) -> None:
+    made, alive, most = 0, 0, 0
+
+    def leaves(count: int) -> Iterator[int]:
+        nonlocal made, alive, most
+        for _ in range(count):
+            made, alive = made + 1, alive + 1
+            most = max(most, alive)
+            yield 1
+
+    def add(parts: list[int]) -> int:
+        nonlocal alive, most
+        most = max(most, alive + min(ahead, sum(counts) - made))
+        alive -= len(parts) - 1
+        return 1
+
+    for count in counts:
+        tree(leaves(count), fan_in, add)
+    assert most_held(counts, fan_in, ahead, 1) == most
+    assert most_held(counts, fan_in, ahead, 2) <= most + 1
 
 
 class CountRows:

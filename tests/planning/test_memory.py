@@ -49,7 +49,7 @@ SLOW: dict[str, tuple[int, int, Any, dict[str, Any]]] = {
     "landmarks": (20_000, 9, nd.Nystrom(768), {"folds": 4}),
     "sketch": (20_000, 50, nd.NTKSketch(768), {"block_rows": 4096}),
     "fan-in": (40_000, 8, nd.NTKRandomFeatures(1024), {"fan_in": 2, "shards": 20}),
-    "workers": (40_000, 8, nd.NTKRandomFeatures(1024), {"workers": 2, "shards": 20}),
+    "workers": (80_000, 8, nd.NTKRandomFeatures(1024), {"workers": 2, "shards": 20}),
     "tiles": (10_000, 16, nd.NTKRandomFeatures(2048), {"options": {"solver": nd.TiledCholesky(512)}, "folds": 2}),
     "products": (20_000, 16, nd.NTKRandomFeatures(2048), {"options": {"solver": PCG}}),
     "images": (200, (16, 16, 3), nd.CNTKSketch(256), {"folds": 2}),
