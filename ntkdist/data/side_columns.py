@@ -19,19 +19,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 def group_codes(values: NDArray[Any], name: str, start: int = 0) -> NDArray[np.int64]:
     """Encode groups: an integer as itself, a string as the first eight bytes of its BLAKE2b, equal in every file.
 
-    Parameters
-    ----------
-    values : (n,) array
-        Numbers or strings.
-    name : str
-        Name of the values in an error.
-    start : int
-        Position of the first value in the source.
-
-    Raises
-    ------
-    DataError
-        If a value is missing, NaN or not whole; the message names the rows.
+    Values that are missing, NaN or not whole are refused, by ``name`` and by rows counted from ``start``.
     """
     if values.dtype.kind == "f":
         _refuse(~(np.isfinite(values) & (values == np.rint(values))), values, name, start, "whole numbers or strings")

@@ -69,15 +69,7 @@ class RawSparseTable(NamedTuple):
 
 
 def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
-    """Open an npz, npy or IDX file.
-
-    Raises
-    ------
-    DataError
-        If a file is damaged or of no known format, or an array is missing, of another length, or not of numbers.
-    SpecError
-        If an option does not apply to such a file.
-    """
+    """Open an npz, npy or IDX file."""
     if wanted.drop:
         raise SpecError(f"{path.name} has no columns to drop ({', '.join(wanted.drop)}); --drop is for csv and parquet")
     arrays, files = _members(path, wanted) if path.suffix.lower() == ".npz" else _files(path, wanted, scratch)
@@ -99,15 +91,7 @@ def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
 
 
 def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> RawSparseTable | None:
-    """Read an npz of `scipy.sparse.save_npz` into memory; return None for any other file.
-
-    Raises
-    ------
-    DataError
-        If it is damaged or empty, or its target or weights have another length.
-    SpecError
-        If an option does not apply to such a file.
-    """
+    """Read an npz of `scipy.sparse.save_npz` into memory; return None for any other file."""
     if path.suffix.lower() != ".npz":
         return None
     with readable(path.name), zipfile.ZipFile(path) as file:

@@ -47,13 +47,7 @@ class Strict(WrapperStore[Store]):
 
 
 def is_local(url: str) -> bool:
-    """Return whether a location is a path or a ``file://`` URL.
-
-    Raises
-    ------
-    StoreError
-        If it is neither, and no object store URL without credentials.
-    """
+    """Return whether a location is a path or a ``file://`` URL, not an object store's; refuse any other URL."""
     if "://" not in url or url.startswith("file:"):
         return True
     scheme, _, rest = url.partition("://")
@@ -170,11 +164,6 @@ def claim(url: str, text: str) -> str:
     """Write a small file or object unless it exists, and return its text.
 
     If many processes claim one location at once, all of them get the text of the same one.
-
-    Raises
-    ------
-    StoreError
-        If it cannot be written, or is removed meanwhile.
     """
     if is_local(url):
         _write_file(url, text, _link)
@@ -258,13 +247,7 @@ def remove(url: str) -> None:
 
 
 def fetch(url: str, directory: Path) -> Path:
-    """Return a file to read: the local file itself, or a copy of an object, made in ``directory``.
-
-    Raises
-    ------
-    DataError
-        If there is no such object, or it changes meanwhile.
-    """
+    """Return a file to read: the local file itself, or a copy of an object, made in ``directory``."""
     if is_local(url):
         return local_path(url)
     store, key = _at(url)

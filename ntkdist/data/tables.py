@@ -106,15 +106,7 @@ class Column:
 
 
 def open_table(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
-    """Open a csv or parquet file: a scan over csv, or over the strings of parquet, comes before the reading pass.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged, a column is absent, or cannot become numbers or class labels.
-    SpecError
-        If the columns asked for contradict each other.
-    """
+    """Open a csv or parquet file: a scan over csv, or over the strings of parquet, comes before the reading pass."""
     if wanted.x != "x":
         raise SpecError(f"{path.name} has columns, no array '{wanted.x}'; --x is for npz files")
     with readable(path.name):

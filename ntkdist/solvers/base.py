@@ -17,19 +17,11 @@ F8 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Solution:
-    """Ridge weights for one penalty: prediction is ``z @ coef + intercept``.
-
-    Attributes
-    ----------
-    alpha : float
-        Penalty of ‖y − Zw − b‖² + alpha‖w‖².
-    coef : (m, t) array
-    intercept : (t,) array
-    """
+    """Ridge weights for one penalty of ‖y − Zw − b‖² + alpha‖w‖²: prediction is ``z @ coef + intercept``."""
 
     alpha: float
-    coef: F8
-    intercept: F8
+    coef: F8  # (m, t)
+    intercept: F8  # (t,)
 
 
 class Solver(Spec, frozen=True):
