@@ -99,7 +99,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         return self.variant == "default"
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        return NTK(self.depth, self.bias)(flat(np.asarray(x)), None if y is None else flat(np.asarray(y)))
+        return NTK(self.depth, self.bias)(x, y)
 
     def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Select the columns of ``NTKRandomFeatures(k)``, at depth 1; see `FeatureMap.prefix`.

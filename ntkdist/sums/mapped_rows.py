@@ -44,16 +44,12 @@ class RowCache:
             self.sizes[key] = size
             return True
 
-    def keep(self, run: str, key: Any, blocks: list[Rows]) -> None:
-        """Store the blocks of a shard in its reserved room."""
+    def settle(self, run: str, key: Any, blocks: list[Rows] | None) -> None:
+        """Store the blocks of a shard in its reserved room, or give it back if they are None."""
         with self.lock:
-            if run == self.run:
+            if run == self.run and blocks is not None:
                 self.held[key] = blocks
-
-    def release(self, run: str, key: Any) -> None:
-        """Give back reserved room that will not be filled."""
-        with self.lock:
-            if run == self.run:
+            elif run == self.run:
                 self.sizes.pop(key, None)
 
     def clear(self) -> None:
@@ -109,14 +105,14 @@ class RowMapper:
             yield from map(self.of, read)
             return
         mapped: list[Rows] = []
+        whole = False
         try:
             for rows in map(self.of, read):
                 mapped.append(rows)
                 yield rows
-            _cache.keep(self.run, key, mapped)
+            whole = True
         finally:
-            if key not in _cache.held:
-                _cache.release(self.run, key)
+            _cache.settle(self.run, key, mapped if whole else None)
 
 
 @dataclass(frozen=True)
