@@ -38,7 +38,6 @@ class Arrays:
 
     @property
     def lazy(self) -> bool:
-        """True if x is a Dask array."""
         return hasattr(self.x, "__dask_graph__")
 
     def layout(self) -> Layout:
@@ -100,7 +99,6 @@ class Arrays:
         return replace(self, y=np.broadcast_to(np.zeros(1), self.x.shape[:1]))
 
     def without_rows(self) -> "Arrays":
-        """Return a copy without rows, to send apart from them."""
         return replace(self, x=None, y=None, weight=None)
 
 

@@ -40,7 +40,6 @@ class Moments:
 
     @classmethod
     def of_arrays(cls, rows: int, arrays: Mapping[str, F8]) -> "Moments":
-        """Rebuild moments from their `arrays`."""
         return cls(rows, **arrays)
 
     def arrays(self) -> dict[str, F8]:
@@ -152,12 +151,10 @@ class MomentsOf:
         return shape[-1] if self.mode == "channels" else int(np.prod(shape))
 
     def zero(self) -> Moments:
-        """Return the empty sum."""
         t = 0 if self.layout.classes else max(self.layout.targets, 1)
         return Moments.zeros(self.d + t, len(self.layout.classes))
 
     def update(self, total: Moments, rows: Rows) -> Moments:
-        """Add the moments of a block of rows."""
         assert rows.y is not None
         n = rows.n
         x = rows.x if self.mode == "channels" or self.layout.sparse else rows.x.reshape(n, -1)

@@ -108,7 +108,6 @@ def array_file(path: Path, role: str) -> Array:
 
 
 def npy_array(name: str, opened: Callable[[], IO[bytes]]) -> Array:
-    """Read the header of an npy file."""
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with readable(name), opened() as file:
         version = np.lib.format.read_magic(file)
@@ -122,7 +121,6 @@ def npy_array(name: str, opened: Callable[[], IO[bytes]]) -> Array:
 
 
 def _idx(name: str, opened: Callable[[], IO[bytes]], dtype: str, ndim: int) -> Array:
-    """Read the header of an IDX file."""
     with readable(name), opened() as file:
         shape = struct.unpack(f">{ndim}I", file.read(4 + 4 * ndim)[4:])
     return Array(name, shape, np.dtype(dtype), opened, 4 + 4 * ndim)

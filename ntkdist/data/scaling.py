@@ -118,7 +118,6 @@ class Preprocessing:
 
     @property
     def range(self) -> Range:
-        """The range that raw inputs are clipped to."""
         return Range(self.x_low, self.x_high)
 
     @property
@@ -128,7 +127,6 @@ class Preprocessing:
 
     @property
     def t(self) -> int:
-        """Number of target columns of the solver."""
         return len(self.y_mean)
 
     def digest(self) -> str:

@@ -81,7 +81,6 @@ def _partitions(url: str, name: str, shape: Shape, start: int, stop: int, finger
 
 
 def concatenate(parts: list[Any]) -> Any:
-    """Concatenate blocks of rows, dense or sparse."""
     return csr_array(vstack(parts, format="csr")) if isinstance(parts[0], csr_array) else np.concatenate(parts)
 
 

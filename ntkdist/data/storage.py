@@ -63,7 +63,6 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> Path:
-    """Return the path of a plain path or ``file://`` URL."""
     assert is_local(url), url
     return Path(unquote(urlparse(url).path)) if url.startswith("file:") else Path(url)
 

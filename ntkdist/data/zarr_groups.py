@@ -51,7 +51,6 @@ def open_group(url: str, *kinds: str) -> zarr.Group:
 
 
 def refuse_existing(url: str) -> None:
-    """Raise a `StoreError` if a destination exists."""
     if finished(url):
         raise StoreError(f"{url} exists already; choose another destination or remove it")
 
@@ -63,7 +62,6 @@ def finished(url: str) -> bool:
 
 
 def _writer(url: str) -> str:
-    """Return the identifier of the writer of an unfinished group, or ''."""
     try:
         return str(_open(url).attrs.get(WRITER, ""))
     except READ_ERRORS:
@@ -185,7 +183,6 @@ def find(url: str, name: str) -> str:
 
 
 def read_attributes(url: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """Return kind and attributes of a finished group of one of the given kinds."""
     group = open_group(url, *kinds)
     return str(group.attrs["kind"]), dict(group.attrs)
 
@@ -239,7 +236,6 @@ def member(url: str, group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 
 def has(url: str, group: zarr.Group, name: str) -> bool:
-    """Return whether a group has an array or a group of a name."""
     with _opening(url):
         return _patiently(lambda: name in group)
 

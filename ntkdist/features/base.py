@@ -252,7 +252,6 @@ class FittedMap:
 
     @property
     def n_components(self) -> int:
-        """The number of columns of φ(x)."""
         return self.spec.n_components
 
     def draw(self, input_shape: tuple[int, ...]) -> Params:

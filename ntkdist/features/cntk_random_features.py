@@ -228,7 +228,6 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
 
 
 def _mirrored(x: NDArray[Any]) -> NDArray[Any]:
-    """Return images and, after them, their mirror images."""
     return np.concatenate([x, np.asarray(x)[:, :, ::-1]])
 
 

@@ -11,6 +11,7 @@ the window: one plane of a matrix product, shifted.
 """
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
@@ -45,7 +46,6 @@ class SketchLayer(NamedTuple):
 
     @property
     def factors(self) -> int:
-        """The number of columns of each factor μ."""
         return max(self.kappa1, self.kappa0)
 
 
@@ -176,26 +176,27 @@ class CNTKSketch(FeatureMap, frozen=True):
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         channels = self._channels(input_shape)
         sizes = [input_shape[:2], *self._exact().sizes(*input_shape[:2])]
-        wide, most = channels, 0
-        for h, layer in enumerate(self._layers(channels)):
-            wide *= self.filter_size**2 if layer.whole else 1
-            rows = sum(layer.change) + layer.kappa0 + self.degree * layer.factors
-            made = wide + sum(layer.change) + 1 + layer.kappa1 + layer.kappa0
+        most = 0
+        for h, (layer, wide, rows, made) in enumerate(self._widths(channels)):
             most = max(most, math.prod(sizes[h + layer.whole]) * (3 * wide + 3 * rows + 2 * made))
-            wide = made
         return np.dtype(dtype).itemsize * (most + math.prod(sizes[0]) * (2 * input_shape[2] + 8))
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         size, kept, widest = np.dtype(dtype).itemsize, 0, 0
         channels = self._channels(input_shape)
-        wide = channels
-        for layer in self._layers(channels):
-            wide *= self.filter_size**2 if layer.whole else 1
-            rows = sum(layer.change) + layer.kappa0 + self.degree * layer.factors
+        for _, wide, rows, _ in self._widths(channels):
             kept, widest = kept + rows * (wide + 1), max(widest, 3 * rows * wide + 9 * min(wide, ORTHOGONAL) ** 2)
-            wide += sum(layer.change) + 1 + layer.kappa1 + layer.kappa0
         given = input_shape[2] if channels < input_shape[2] else 0
         return (8 + size) * (kept + given * channels) + 8 * max(widest, 9 * given**2) + 80 * self.n_components + 2**15
+
+    def _widths(self, channels: int) -> Iterator[tuple[SketchLayer, int, int, int]]:
+        """Yield each layer with the columns that it reads, the rows of its projections, and the columns it makes."""
+        made = channels
+        for layer in self._layers(channels):
+            wide = made * (self.filter_size**2 if layer.whole else 1)
+            rows = sum(layer.change) + layer.kappa0 + self.degree * layer.factors
+            made = wide + sum(layer.change) + 1 + layer.kappa1 + layer.kappa0
+            yield layer, wide, rows, made
 
     def _channels(self, input_shape: tuple[int, ...]) -> int:
         """Count the channels of the input, or of its random projection to an eighth of the columns if it has more."""
@@ -312,6 +313,5 @@ def polynomial_error(order: int, degree: int, lowest: float) -> float:
 
 
 def _kappa(order: int, t: F8) -> F8:
-    """Compute κ₀ or κ₁ of cosines t."""
     theta = np.arccos(np.clip(t, -1, 1))
     return kappa0(theta) if order == 0 else 1 - one_minus_kappa1(theta)

@@ -120,7 +120,6 @@ def _polynomial(s: Any, c: Any) -> Any:
 
 @functools.cache
 def _loops() -> tuple[Any, ...]:
-    """Compile `even_odd` and `zonal`."""
     import numba
 
     # Only contraction of a·b + c and the sign of zero are relaxed: NaN and infinity keep their meaning.

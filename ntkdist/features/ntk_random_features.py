@@ -134,9 +134,9 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
             kept = 2 * m1 * (d + (self.depth - 1) * m1)
             widest = m1 * (d if self.depth == 1 else max(d, m1))
             return (8 + size) * kept + 32 * widest + 80 * self.depth * (m1 + ms + d)
-        kept = widest = 0
-        for wide, columns in self._default_shapes(d):
-            kept, widest = kept + wide * columns, max(widest, wide * (3 * columns + 6 * wide))
+        shapes = self._default_shapes(d)
+        kept = sum(wide * columns for wide, columns in shapes)
+        widest = max(wide * (3 * columns + 6 * wide) for wide, columns in shapes)
         products = [drawn_values(deep, ms) for _, deep, _, ms in self._layers(d)[1:]]
         return (8 + size) * kept + 8 * max([widest, *products]) + 24 * sum(products) + 40 * (d + self.n_components)
 

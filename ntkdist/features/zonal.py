@@ -199,7 +199,6 @@ class ZonalFeatures(FeatureMap, frozen=True):
         return d, e, m - math.comb(d + e, e)
 
     def _coefficients(self, d: int) -> F8:
-        """Return b_0 … b_{l_max}."""
         if d == 1:
             ends = self.kernel.zonal(np.array([0, np.pi]))
             return np.array([ends.sum() / 2, (ends[0] - ends[1]) / 2])

@@ -20,7 +20,6 @@ def images(x: NDArray[Any]) -> F8:
 
 
 def check_images(input_shape: tuple[int, ...], source: str) -> None:
-    """Refuse rows that are not images."""
     if len(input_shape) != 3:
         raise DataError(
             f"CNTK takes images (rows, height, width, channels), but {source} has rows of shape {input_shape}; give "

@@ -144,7 +144,6 @@ class PCG(Solver, frozen=True):
 
 
 def not_converged(solver: PCG, alphas: Sequence[float], residual: float) -> str:
-    """Return the message for penalties that have not converged."""
     which = f"alpha {alphas[0]:.3g}"
     if len(alphas) > 1:
         which = f"{len(alphas)} alphas of {min(alphas):.3g}–{max(alphas):.3g}"
@@ -225,7 +224,6 @@ class LowRank:
 
     @property
     def s(self) -> int:
-        """The number of rows of the sample."""
         return len(self.values)
 
     def solve(self, r: F8, alpha: F8, scale: F8) -> F8:

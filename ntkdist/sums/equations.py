@@ -54,12 +54,10 @@ class TargetSums:
 
     @property
     def m(self) -> int:
-        """The number of features."""
         return len(self._cross)
 
     @property
     def t(self) -> int:
-        """The number of targets."""
         return len(self._inner) - 1
 
     def loss_of(self, coef: F8, intercept: F8, square: F8, squares: F8, rounding: float) -> Loss:
@@ -115,7 +113,6 @@ class NormalEquations(TargetSums):
 
     @classmethod
     def of_arrays(cls, arrays: dict[str, F8]) -> "NormalEquations":
-        """Rebuild the sums from their `arrays`."""
         gram, rounding = backend.unpack(arrays["triangle"]), arrays.get("rounding", UNKNOWN)
         return cls(gram, arrays["cross"], arrays["inner"], symmetric=False, rounding=float(rounding[0]))
 
@@ -227,7 +224,6 @@ class EquationsOf:
         return total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
 
     def mapped(self, x: Any) -> Any:
-        """Map scaled rows."""
         return self.features(x)
 
 

@@ -53,7 +53,6 @@ class RowCache:
                 self.sizes.pop(key, None)
 
     def clear(self) -> None:
-        """Drop all rows and reservations."""
         self.run = ""
         self.sizes.clear()
         self.held.clear()
@@ -132,7 +131,6 @@ def check_finite(z_sum: NDArray[Any], rows: Rows, dtype: str) -> None:
 
 
 def not_finite(which: str, dtype: str) -> DataError:
-    """Return the error for rows whose features overflow."""
     return DataError(
         f"Features of rows {which} are not finite in {dtype}; look for huge values there, or use dtype float64"
     )
