@@ -153,6 +153,11 @@ class FeatureMap(Spec, frozen=True):
             "fit again with fewer n_components"
         )
 
+    def _require_columns(self, least: int, why: str = "") -> None:
+        if self.n_components < least:
+            name = f"{type(self).__name__}.n_components"
+            raise SpecError(f"{name} is {self.n_components}; expected at least {least}{why}")
+
     def _too_few(self, k: int, least: int) -> SpecError:
         return SpecError(
             f"a prefix of {k} columns is none of {type(self).__name__}; expected {least} to {self.n_components}"

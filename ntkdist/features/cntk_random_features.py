@@ -92,11 +92,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         self._exact()
         if 0 < self.width < 8:
             raise SpecError(f"CNTKRandomFeatures.width is {self.width}; expected at least 8, or 0 for the default")
-        if self.n_components < 8 * self.grid**2:
-            raise SpecError(
-                f"CNTKRandomFeatures.n_components is {self.n_components}; expected at least {8 * self.grid**2}, "
-                f"8 for each of the {self.grid**2} cells"
-            )
+        self._require_columns(8 * self.grid**2, f", 8 for each of the {self.grid**2} cells")
 
     @property
     def sample_rows(self) -> int:

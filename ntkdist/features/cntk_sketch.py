@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from ntkdist import random
-from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params
 from ntkdist.kernels import CNTK, kappa0, one_minus_kappa1
 from ntkdist.kernels.windows import margins, overlap, shifted_sum
@@ -85,11 +84,7 @@ class CNTKSketch(FeatureMap, frozen=True):
     seed: Annotated[int, Meta(ge=0)] = 0
 
     def validate(self) -> None:
-        if self.n_components < 16 * self.depth:
-            raise SpecError(
-                f"CNTKSketch.n_components is {self.n_components}; expected at least {16 * self.depth} "
-                f"at depth {self.depth}"
-            )
+        self._require_columns(16 * self.depth, f" at depth {self.depth}")
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
         return self._exact()(x, y)

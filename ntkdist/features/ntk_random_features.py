@@ -75,11 +75,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
                 'leverage_scores = true needs variant = "paper": the default variant already uses the unit directions '
                 "that leverage scores lead to; leave it out"
             )
-        if self.n_components < self._smallest():
-            raise SpecError(
-                f"NTKRandomFeatures.n_components is {self.n_components}; expected at least {self._smallest()} "
-                f"at depth {self.depth}"
-            )
+        self._require_columns(self._smallest(), f" at depth {self.depth}")
 
     def _smallest(self) -> int:
         return 4 if self.variant == "paper" else 2 ** (self.depth + 3)

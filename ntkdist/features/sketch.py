@@ -22,6 +22,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 from scipy import fft
 from scipy.sparse import csr_array, issparse
@@ -109,9 +110,7 @@ def next_power(d: int) -> int:
 @cache
 def hadamard(w: int, dtype: str = "float64") -> NDArray[Any]:
     """Return H_w for a power of two w."""
-    h = np.ones((1, 1), dtype)
-    while len(h) < w:
-        h = np.block([[h, h], [h, -h]])
+    h: NDArray[Any] = scipy.linalg.hadamard(w, dtype)
     h.flags.writeable = False
     return h
 

@@ -66,8 +66,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
     seed: Annotated[int, Meta(ge=0)] = 0
 
     def validate(self) -> None:
-        if self.n_components < 4:
-            raise SpecError(f"ZonalFeatures.n_components is {self.n_components}; expected at least 4")
+        self._require_columns(4)
         if isinstance(self.kernel, RadialKernel) and not self.kernel.homogeneous:
             raise SpecError(
                 f"ZonalFeatures needs a kernel of the angle, but {type(self.kernel).__name__} is one of the distance; "
