@@ -15,7 +15,7 @@ from scipy import fft
 from scipy.optimize import nnls
 
 from ntkdist import backend
-from ntkdist.features.cntk_polynomials import polynomial
+from ntkdist.features.cntk_sketch import polynomial
 
 C = NDArray[np.complexfloating]
 F = NDArray[np.floating]

@@ -166,7 +166,6 @@ def parallel_map(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> l
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
     return len(core_numbers())
 
 

@@ -59,7 +59,6 @@ def integers(high: int, count: int, seed: int, layer: int, role: int, block: int
 
 
 def signs(count: int, seed: int, layer: int, role: int, block: int = 0) -> F8:
-    """Draw independent signs ±1."""
     return np.where(uniforms(count, seed, layer, role, block) < 0.5, -1.0, 1.0)
 
 

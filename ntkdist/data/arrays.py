@@ -21,34 +21,23 @@ HASH_VALUES = 2**20  # values that are hashed at once, to bound memory
 class Arrays:
     """Row-aligned arrays with the reading methods of a `Dataset`.
 
-    Attributes
-    ----------
-    x : (n, *input_shape) array
-        A NumPy or sparse array, or anything whose slices convert to NumPy arrays; slices of a Dask array stay lazy.
-    y : (n,) or (n, t) array or None
-        Numbers, or codes of ``classes``.
-    weight : (n,) array or None
-    dtype : str
-        Type that x is read as.
-    classes, columns, target_names : tuple of str
-    first : int
-        Position of the first row, if the arrays are a part of others.
+    ``x`` (n, *input_shape) is a NumPy or sparse array, or anything whose slices convert to NumPy arrays; slices of a
+    Dask array stay lazy.
     """
 
     x: Any
-    y: Any
-    weight: Any
-    dtype: str
+    y: Any  # (n,) or (n, t), numbers or codes of ``classes``, or None
+    weight: Any  # (n,) or None
+    dtype: str  # that x is read as
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
-    first: int = 0
+    first: int = 0  # position of the first row, if the arrays are a part of others
 
     store = "X"  # its name in errors
 
     @property
     def lazy(self) -> bool:
-        """True if x is a Dask array."""
         return hasattr(self.x, "__dask_graph__")
 
     def layout(self) -> Layout:
@@ -76,13 +65,7 @@ class Arrays:
     def read(
         self, layout: Layout, start: int, stop: int, *, labelled: bool = True, keep: NDArray[np.bool_] | None = None
     ) -> Rows:
-        """Read rows ``start`` to ``stop``, or those of them marked by ``keep``.
-
-        Raises
-        ------
-        InputError
-            If a value is NaN or infinite, or a weight negative.
-        """
+        """Read rows ``start`` to ``stop``, or those of them marked by ``keep``; refuse NaN and negative weights."""
         cut = slice(start - self.first, stop - self.first)
         x = self.x[cut]
         x = x.astype(self.dtype) if isinstance(x, csr_array) else np.asarray(x).astype(self.dtype, copy=False)
@@ -116,7 +99,6 @@ class Arrays:
         return replace(self, y=np.broadcast_to(np.zeros(1), self.x.shape[:1]))
 
     def without_rows(self) -> "Arrays":
-        """Return a copy without rows, to send apart from them."""
         return replace(self, x=None, y=None, weight=None)
 
 

@@ -27,7 +27,7 @@ from ntkdist.data import dataset, sparse, storage, zarr_groups
 from ntkdist.data.dataset import Dataset, Layout
 from ntkdist.data.partitions import Content, partition_rows
 from ntkdist.data.sources import RawSparseTable, RawTable, Wanted, open_arrays, open_sparse
-from ntkdist.data.zarr_groups import new_group, refuse_existing
+from ntkdist.data.zarr_groups import refuse_existing
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.spec import installed
 
@@ -94,37 +94,30 @@ def convert(
         If the destination exists or has no space.
     """
     target, drop = (target,) if isinstance(target, str) else target, (drop,) if isinstance(drop, str) else drop
-    _check(source, rows_per_partition, shuffle_seed)
-    refuse_existing(dest)
-    wanted = Wanted(tuple(target), x, classes, weight, tuple(drop), groups, holdout)
-    with _scratch(dest) as scratch:
-        _convert(source, dest, wanted, rows_per_partition, shuffle_seed, Path(scratch))
-    return Dataset(dest).layout(labelled=False)
-
-
-def _convert(source: str, dest: str, wanted: Wanted, rows: int | None, seed: int | None, scratch: Path) -> None:
-    """Convert a source by its kind, into partitions of ``rows`` rows."""
-    from ntkdist.data.tables import open_table  # imports pyarrow
-
-    path = storage.fetch(source, scratch / "source")
-    table = path.name.lower().endswith((".csv", ".csv.gz", ".parquet"))
-    if not table and (sparse_rows := open_sparse(path, wanted, scratch)):
-        _write_sparse(dest, sparse_rows, rows, seed)
-        return
-    opened = (open_table if table else open_arrays)(path, wanted, scratch)
-    if opened.rows == 0:
-        raise DataError(f"{source} has no rows; convert a source that has some")
-    _write_dense(dest, opened, rows, seed, scratch)
-
-
-def _check(source: str, rows_per_partition: int | None, shuffle_seed: int | None) -> None:
-    """Refuse arguments that are wrong whatever the source holds."""
     if shuffle_seed is not None and shuffle_seed < 0:
         raise SpecError(f"shuffle_seed is {shuffle_seed}; expected a number of at least 0, or none to keep the order")
     if rows_per_partition is not None and rows_per_partition < 1:
         raise SpecError(f"rows_per_partition is {rows_per_partition}; expected at least 1")
     if storage.is_local(source) and not storage.local_path(source).is_file():
         raise DataError(f"{source}: no such file; check the path")
+    refuse_existing(dest)
+    wanted = Wanted(tuple(target), x, classes, weight, tuple(drop), groups, holdout)
+    with _scratch(dest) as directory:
+        scratch = Path(directory)
+        path = storage.fetch(source, scratch / "source")
+        if path.name.lower().endswith((".csv", ".csv.gz", ".parquet")):
+            from ntkdist.data.tables import open_table  # imports pyarrow
+
+            opened: RawTable | RawSparseTable = open_table(path, wanted, scratch)
+        else:
+            opened = open_sparse(path, wanted, scratch) or open_arrays(path, wanted, scratch)
+        if isinstance(opened, RawSparseTable):
+            _write_sparse(dest, opened, rows_per_partition, shuffle_seed)
+        elif opened.rows == 0:
+            raise DataError(f"{source} has no rows; convert a source that has some")
+        else:
+            _write_dense(dest, opened, rows_per_partition, shuffle_seed, scratch)
+    return Dataset(dest).layout(labelled=False)
 
 
 def _scratch(dest: str) -> tempfile.TemporaryDirectory[str]:
@@ -152,14 +145,8 @@ def _attributes(source: RawTable, seed: int | None) -> dict[str, Any]:
     }
 
 
-def _record(source: RawTable) -> np.dtype[Any]:
-    """Return the structured type of a row in a bucket."""
-    return np.dtype([*((k, dtype, shape) for k, (dtype, shape) in source.fields.items()), ("row", np.int64)])
-
-
-def _fill_buckets(source: RawTable, seed: int | None, scratch: Path) -> list[Path]:
-    """Append each row of the source to the file of its bucket."""
-    record = _record(source)
+def _fill_buckets(source: RawTable, record: np.dtype[Any], seed: int | None, scratch: Path) -> list[Path]:
+    """Append each row of the source, as a ``record``, to the file of its bucket."""
     needed, free = source.rows * record.itemsize, shutil.disk_usage(scratch).free
     if needed > free:
         raise StoreError(
@@ -207,36 +194,30 @@ def _shuffled(
 
 
 def _write_dense(dest: str, source: RawTable, wanted: int | None, seed: int | None, scratch: Path) -> None:
-    """Shuffle rows through buckets, and write them partition by partition."""
-    buckets = _fill_buckets(source, seed, scratch)
-    attrs = _attributes(source, seed)
-    with new_group(dest, dataset.FORMAT, attrs) as url:
-        attrs["content"] = _write(url, source, wanted, _shuffled(buckets, _record(source), seed)).to_dict()
-
-
-def _write(
-    url: str, source: RawTable, wanted: int | None, shuffled: Iterator[tuple[NDArray[Any], NDArray[np.int64]]]
-) -> Content:
-    """Cut the shuffled rows into partitions, each written once, and digest them."""
+    """Shuffle rows through buckets, and cut them into partitions, each written once and digested."""
     dtype, shape = source.fields["x"]
     size = partition_rows(source.rows, shape, dtype, wanted)
     fields = {**source.fields, "row": (np.dtype(np.int64), ())}
-    for name, (dtype, shape) in fields.items():
-        zarr_groups.create_array(url, name, (source.rows, *shape), dtype, size)
-    part = {k: np.empty((min(size, source.rows), *shape), dtype) for k, (dtype, shape) in fields.items()}
-    start, filled, content = 0, 0, Content()
-    for rows, order in shuffled:
-        at = 0
-        while at < len(order):
-            take = order[at : at + size - filled]
-            for name, values in part.items():
-                values[filled : filled + len(take)] = rows[name][take]
-            at, filled = at + len(take), filled + len(take)
-            if filled == size or start + filled == source.rows:
+    record = np.dtype([(name, dtype, shape) for name, (dtype, shape) in fields.items()])
+    buckets = _fill_buckets(source, record, seed, scratch)
+    attrs = _attributes(source, seed)
+    with zarr_groups.new_group(dest, dataset.FORMAT, attrs) as url:
+        for name, (dtype, shape) in fields.items():
+            zarr_groups.create_array(url, name, (source.rows, *shape), dtype, size)
+        part = {k: np.empty((min(size, source.rows), *shape), dtype) for k, (dtype, shape) in fields.items()}
+        start, filled, content = 0, 0, Content()
+        for rows, order in _shuffled(buckets, record, seed):
+            at = 0
+            while at < len(order):
+                take = order[at : at + size - filled]
                 for name, values in part.items():
-                    content += zarr_groups.write_content(url, name, start, values[:filled])
-                start, filled = start + filled, 0
-    return content
+                    values[filled : filled + len(take)] = rows[name][take]
+                at, filled = at + len(take), filled + len(take)
+                if filled == size or start + filled == source.rows:
+                    for name, values in part.items():
+                        content += zarr_groups.write_content(url, name, start, values[:filled])
+                    start, filled = start + filled, 0
+        attrs["content"] = content.to_dict()
 
 
 def _write_sparse(dest: str, source: RawSparseTable, wanted: int | None, seed: int | None) -> None:

@@ -42,7 +42,6 @@ class Rows(NamedTuple):
         return int(self.places[0])
 
     def take(self, rows: slice | NDArray[Any]) -> "Rows":
-        """Return a copy with some of the rows."""
         y, weight = (None if a is None else a[rows] for a in (self.y, self.weight))
         return self._replace(x=self.x[rows], y=y, weight=weight, places=self.places[rows])
 
@@ -89,7 +88,6 @@ class Layout(Spec, frozen=True):
         return start, min(start + self.rows_per_partition, self.rows)
 
     def rows_of(self, partitions: Iterable[int]) -> int:
-        """Count the rows of partitions."""
         return sum(stop - start for start, stop in map(self.span, partitions))
 
 
@@ -125,7 +123,6 @@ class Dataset(Spec, frozen=True):
     holdout: str = ""
 
     def validate(self) -> None:
-        """Refuse groups together with a holdout."""
         if self.groups and self.holdout:
             raise SpecError(
                 f"both groups ('{self.groups}') and holdout ('{self.holdout}') are given; give one: a holdout array "

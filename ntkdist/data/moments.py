@@ -1,7 +1,7 @@
 """Weighted means, variances, ranges and class counts, for standardising and clipping."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -14,44 +14,32 @@ Mode = Literal["columns", "channels", "scale", "none"]
 
 F8 = NDArray[np.float64]
 COLUMNS = ("weight", "mean", "deviation", "low", "high")  # arrays with an entry per column, in constructor order
-NONE = np.zeros(0)
 
 
+@dataclass(eq=False)
 class Moments:
     """Weight, mean, sum of squared deviations and range of columns, and class counts: a value with ``+`` and ``-``.
 
     Combined by the pairwise formula of Chan, Golub, LeVeque (1979), which does not cancel when means are large.  A
     range cannot be subtracted: a difference keeps the wider range.
-
-    Attributes
-    ----------
-    rows : int
-    weight : (d,) float64 array
-        Σ w of each column; of a channel of images, the sum over all its pixels.
-    mean : (d,) float64 array
-    deviation : (d,) float64 array
-        Σ w (x − mean)²
-    low, high : (d,) float64 array
-        Least and greatest value among rows with weight, in sparse rows including 0; ±inf if there are no such rows.
-    counts : (k,) float64 array
-        Σ w of each class; empty for regression.
     """
 
-    def __init__(self, rows: int, weight: F8, mean: F8, deviation: F8, low: F8, high: F8, counts: F8 = NONE) -> None:
-        self.rows, self.weight, self.mean, self.deviation = rows, weight, mean, deviation
-        self.low, self.high, self.counts = low, high, counts
+    rows: int
+    weight: F8  # (d,), Σ w of each column; of a channel of images, the sum over all its pixels
+    mean: F8  # (d,)
+    deviation: F8  # (d,), Σ w (x − mean)²
+    low: F8  # (d,), least value among rows with weight, in sparse rows including 0; inf without such rows
+    high: F8  # (d,), greatest value, likewise
+    counts: F8 = field(default_factory=lambda: np.zeros(0))  # (k,), Σ w of each class; empty for regression
 
     @classmethod
     def zeros(cls, d: int, classes: int = 0, rows: int = 0) -> "Moments":
         """Return the moments of ``rows`` rows without weight, of d columns."""
-        return cls(
-            *(rows, np.zeros(d), np.zeros(d), np.zeros(d)),
-            *(np.full(d, np.inf), np.full(d, -np.inf), np.zeros(classes)),
-        )
+        zero, inf = np.zeros(d), np.full(d, np.inf)
+        return cls(rows, zero, zero, zero, inf, -inf, np.zeros(classes))
 
     @classmethod
     def of_arrays(cls, rows: int, arrays: Mapping[str, F8]) -> "Moments":
-        """Rebuild moments from their `arrays`."""
         return cls(rows, **arrays)
 
     def arrays(self) -> dict[str, F8]:
@@ -63,15 +51,9 @@ class Moments:
     def of(
         cls, columns: NDArray[Any] | csr_array, weight: NDArray[Any] | None, codes: NDArray[Any] | None, k: int
     ) -> "Moments":
-        """Compute the moments of a block of rows.
+        """Compute the moments of rows (n, ..., d) with weights (n,) and class codes (n,), of k classes.
 
-        Parameters
-        ----------
-        columns : (n, d) or (n, h, w, d) array, or (n, d) sparse array
-            All axes but the first and last are averaged over.
-        weight : (n,) array or None
-        codes : (n,) integer array or None
-            Class of each row, of ``k``.
+        All axes but the first and last are averaged over.
         """
         n, d = columns.shape[0], columns.shape[-1]
         w = np.ones(n) if weight is None else np.asarray(weight, np.float64)
@@ -169,12 +151,10 @@ class MomentsOf:
         return shape[-1] if self.mode == "channels" else int(np.prod(shape))
 
     def zero(self) -> Moments:
-        """Return the empty sum."""
         t = 0 if self.layout.classes else max(self.layout.targets, 1)
         return Moments.zeros(self.d + t, len(self.layout.classes))
 
     def update(self, total: Moments, rows: Rows) -> Moments:
-        """Add the moments of a block of rows."""
         assert rows.y is not None
         n = rows.n
         x = rows.x if self.mode == "channels" or self.layout.sparse else rows.x.reshape(n, -1)

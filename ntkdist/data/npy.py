@@ -36,24 +36,31 @@ def readable(name: str) -> Iterator[None]:
 
 
 class Array(NamedTuple):
-    """An array of a file: its header, and a function that opens the file at the first byte of data."""
+    """An array of a file, as its header describes it."""
 
     name: str  # for messages
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     open: Callable[[], IO[bytes]]
+    offset: int  # of the first byte of data
     columns_first: bool = False
 
     @property
     def row_bytes(self) -> int:
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
+    @contextmanager
+    def _data(self) -> Iterator[IO[bytes]]:
+        with readable(self.name), self.open() as file:
+            file.read(self.offset)
+            yield file
+
     def blocks(self, count: int, scratch: Path) -> Iterator[NDArray[Any]]:
         """Yield blocks of ``count`` rows; an array stored columns first is copied to ``scratch`` for this."""
         if self.columns_first:
             yield from self._transposed(count, scratch)
             return
-        with readable(self.name), self.open() as file:
+        with self._data() as file:
             for start in range(0, self.shape[0], count):
                 rows = min(count, self.shape[0] - start)
                 data = file.read(rows * self.row_bytes)
@@ -64,7 +71,7 @@ class Array(NamedTuple):
 
     def _transposed(self, count: int, scratch: Path) -> Iterator[NDArray[Any]]:
         with tempfile.TemporaryFile(dir=scratch) as copy:
-            with readable(self.name), self.open() as file:
+            with self._data() as file:
                 shutil.copyfileobj(file, copy, 2**20)
             self._check_length(copy.tell(), self.shape[0] * self.row_bytes)
             for start in range(0, self.shape[0], count):  # a new map each time, so that pages do not stay resident
@@ -101,7 +108,6 @@ def array_file(path: Path, role: str) -> Array:
 
 
 def npy_array(name: str, opened: Callable[[], IO[bytes]]) -> Array:
-    """Read the header of an npy file."""
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     with readable(name), opened() as file:
         version = np.lib.format.read_magic(file)
@@ -111,22 +117,10 @@ def npy_array(name: str, opened: Callable[[], IO[bytes]]) -> Array:
         offset = file.tell()
     if dtype.hasobject:
         raise DataError(f"{name} holds Python objects, which are never unpickled; save it as numbers or strings")
-    return Array(name, shape, dtype, _skipping(opened, offset), columns_first and sum(n != 1 for n in shape) > 1)
+    return Array(name, shape, dtype, opened, offset, columns_first and sum(n != 1 for n in shape) > 1)
 
 
 def _idx(name: str, opened: Callable[[], IO[bytes]], dtype: str, ndim: int) -> Array:
-    """Read the header of an IDX file."""
     with readable(name), opened() as file:
         shape = struct.unpack(f">{ndim}I", file.read(4 + 4 * ndim)[4:])
-    return Array(name, shape, np.dtype(dtype), _skipping(opened, 4 + 4 * ndim))
-
-
-def _skipping(opened: Callable[[], IO[bytes]], offset: int) -> Callable[[], IO[bytes]]:
-    """Return a function that opens a file behind its first ``offset`` bytes."""
-
-    def at_data() -> IO[bytes]:
-        file = opened()
-        file.read(offset)
-        return file
-
-    return at_data
+    return Array(name, shape, np.dtype(dtype), opened, 4 + 4 * ndim)

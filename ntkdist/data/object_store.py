@@ -24,11 +24,8 @@ SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
 PATIENCE_SECONDS = 120.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
 # The timeout is of one request with its body: a shard of 128 MiB at a megabyte per second.  obstore retries at once.
-CLIENT: Any = {
-    "timeout": "120s",
-    "connect_timeout": "10s",
-    "allow_http": True,
-}  # http only for an endpoint of http://
+# Plain http is for an endpoint of http:// only.
+CLIENT: Any = {"timeout": "120s", "connect_timeout": "10s", "allow_http": True}
 RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=20)}
 # Addresses of a cloud's metadata service, which is asked for credentials if the environment has none
 METADATA = re.compile(r"https?://[^/\s]+/(latest/(api/token|meta-data)|computeMetadata/|metadata/identity/)")

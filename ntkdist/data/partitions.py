@@ -61,5 +61,4 @@ class Content:
         return Content({n: (self.sums.get(n, 0) + other.sums.get(n, 0)) % modulus for n in sorted(names)})
 
     def to_dict(self) -> dict[str, str]:
-        """Return the digests in hexadecimal, as a group records them."""
         return {name: f"{value:0{2 * DIGEST_BYTES}x}" for name, value in self.sums.items()}

@@ -16,12 +16,9 @@ COUNTED = 2**20  # values that are compared at once, to bound memory
 
 
 class Range(NamedTuple):
-    """Least and greatest value of every column.
+    """Least and greatest value of every column, (d,) or (c,) for channels.
 
-    Attributes
-    ----------
-    low, high : (d,) float64 arrays, or (c,) for channels
-        ∓inf in a column without a limit; (1,) if no column has one.
+    They are ∓inf in a column without a limit, and (1,) if no column has one.
     """
 
     low: F8
@@ -47,13 +44,7 @@ class Range(NamedTuple):
         return bool((lowest >= low).all() and (highest <= high).all())
 
     def clip(self, x: NDArray[Any] | csr_array) -> None:
-        """Clip floating-point rows (n, *shape) in place, except infinities, which are errors and not outliers.
-
-        Raises
-        ------
-        DataError
-            If rows are sparse and the range of a column excludes 0.
-        """
+        """Clip floating-point rows (n, *shape) in place, except infinities, which are errors and not outliers."""
         if isinstance(x, csr_array) and ((self.low > 0).any() or (self.high < 0).any()):
             raise DataError("The model clips to a range without 0, which would fill sparse rows; make the rows dense")
         if self.holds(x):

@@ -65,53 +65,27 @@ class Preprocess(Spec, frozen=True):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Fitted scaling: x ↦ (clip(x) − x_mean)/x_scale, y ↦ (y − y_mean)/y_scale, classes ↦ centred one-hot.
-
-    Attributes
-    ----------
-    input_shape : tuple of int
-    x_mean, x_scale : (d,) arrays, or (c,) for channels
-        A column without variance has scale 1, so that it becomes zero.
-    y_mean, y_scale : (t,) arrays
-    classes : tuple of str
-        Names in the order of the codes; empty for regression.
-    columns, target_names : tuple of str
-        Names, if the dataset has any.
-    vector_target : bool
-        True if predictions have a second axis.
-    constant : tuple of str
-        Columns without variance in the training data.
-    class_weight : tuple of float
-        Factor of the weights of each class's rows; empty if all classes weigh the same.
-    x_low, x_high : (d,) arrays, or (c,) for channels
-        Limits that raw values are clipped to; (1,) of ∓inf without clipping.
-    """
+    """Fitted scaling: x ↦ (clip(x) − x_mean)/x_scale, y ↦ (y − y_mean)/y_scale, classes ↦ centred one-hot."""
 
     input_shape: tuple[int, ...]
-    x_mean: F8
-    x_scale: F8
-    y_mean: F8
-    y_scale: F8
-    classes: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
+    x_mean: F8  # (d,), or (c,) for channels
+    x_scale: F8  # as x_mean; 1 for a column without variance, so that it becomes zero
+    y_mean: F8  # (t,)
+    y_scale: F8  # (t,)
+    classes: tuple[str, ...] = ()  # in the order of the codes; empty for regression
+    columns: tuple[str, ...] = ()  # names, if the dataset has any
     target_names: tuple[str, ...] = ()
-    vector_target: bool = False
-    constant: tuple[str, ...] = ()
-    class_weight: tuple[float, ...] = ()
-    x_low: F8 = field(default_factory=lambda: np.full(1, -np.inf))
+    vector_target: bool = False  # whether predictions have a second axis
+    constant: tuple[str, ...] = ()  # columns without variance in the training data
+    class_weight: tuple[float, ...] = ()  # factor of the weights of each class's rows; empty if all are 1
+    x_low: F8 = field(default_factory=lambda: np.full(1, -np.inf))  # clipping limits, as x_mean; (1,) without
     x_high: F8 = field(default_factory=lambda: np.full(1, np.inf))
 
     @classmethod
     def fit(
         cls, mode: Mode, layout: Layout, moments: Moments, balanced: bool = False, clip: Clip = "range"
     ) -> "Preprocessing":
-        """Fit the scaling to the sum of `MomentsOf` over the rows, and with ``balanced`` the class weights.
-
-        Raises
-        ------
-        DataError
-            If there are no rows with weight, or fewer than two classes.
-        """
+        """Fit the scaling to the sum of `MomentsOf` over the rows, and with ``balanced`` the class weights."""
         x, y = moments.split(MomentsOf(mode, layout).d)
         if not x.weight.any():
             raise DataError("No rows with weight are left to fit on; check nan = and the weights")
@@ -144,7 +118,6 @@ class Preprocessing:
 
     @property
     def range(self) -> Range:
-        """The range that raw inputs are clipped to."""
         return Range(self.x_low, self.x_high)
 
     @property
@@ -154,7 +127,6 @@ class Preprocessing:
 
     @property
     def t(self) -> int:
-        """Number of target columns of the solver."""
         return len(self.y_mean)
 
     def digest(self) -> str:
@@ -196,13 +168,7 @@ class Preprocessing:
         return weight if rows.weight is None else weight * rows.weight
 
     def match(self, layout: Layout, source: str) -> "Matching":
-        """Map another dataset's columns and class codes to this one's, by name if both have names.
-
-        Raises
-        ------
-        DataError
-            If a column is missing, the shape differs, or (when its labels are used) a class is unknown.
-        """
+        """Map another dataset's columns and class codes to this one's, by name if both have names."""
         columns = None
         if self.columns and layout.columns and self.columns != layout.columns:
             missing = [c for c in self.columns if c not in layout.columns]

@@ -1,5 +1,6 @@
 """Raw tables: data to convert, read in blocks of rows, in order and in bounded memory; here those of array files."""
 
+import hashlib
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, load_npz
 
 from ntkdist.data.npy import Array, array_file, npy_array, readable
-from ntkdist.data.side_columns import CODES, DTYPES
 from ntkdist.data.storage import fetch
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import nearest
@@ -22,6 +22,12 @@ Block = dict[str, NDArray[Any]]  # arrays of equal length, named as in the datas
 Fields = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]  # type and shape of a row of each array
 
 BLOCK_BYTES = 16 * 2**20
+# As stored, the arrays with one number a row beside inputs and target.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "weight": np.dtype(np.float64),
+    "groups": np.dtype(np.int64),
+    "holdout": np.dtype(np.uint8),
+}
 MAX_CLASSES = 2**16
 
 
@@ -69,15 +75,7 @@ class RawSparseTable(NamedTuple):
 
 
 def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
-    """Open an npz, npy or IDX file.
-
-    Raises
-    ------
-    DataError
-        If a file is damaged or of no known format, or an array is missing, of another length, or not of numbers.
-    SpecError
-        If an option does not apply to such a file.
-    """
+    """Open an npz, npy or IDX file."""
     if wanted.drop:
         raise SpecError(f"{path.name} has no columns to drop ({', '.join(wanted.drop)}); --drop is for csv and parquet")
     arrays, files = _members(path, wanted) if path.suffix.lower() == ".npz" else _files(path, wanted, scratch)
@@ -85,29 +83,20 @@ def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
     if not 1 <= len(x.shape) <= 4 or 0 in x.shape[1:]:
         raise DataError(f"{x.name} has shape {x.shape}; expected (rows, columns) or (rows, height, width, channels)")
     _check_numbers(x)
-    described = _described(arrays, x.name, x.shape[0], wanted, scratch)
-    fields = {"x": (_plain(x.dtype), x.shape[1:] + (1,) * (len(x.shape) in (1, 3)))} | described.fields
+    fields: Fields = {"x": (_plain(x.dtype), x.shape[1:] + (1,) * (len(x.shape) in (1, 3)))}
+    described = _described(arrays, x.name, x.shape[0], fields, wanted, scratch)
 
     def blocks() -> Iterator[Block]:
         count = max(1, BLOCK_BYTES // sum(a.row_bytes for a in arrays.values()))
         streams = (a.blocks(count, scratch) for a in arrays.values())
         for i, parts in enumerate(zip(*streams, strict=True)):
-            block = {k: described.coded(arrays[k], k, v, i * count) for k, v in zip(arrays, parts, strict=True)}
-            yield {k: v.reshape(len(v), *fields[k][1]).astype(fields[k][0], copy=False) for k, v in block.items()}
+            yield {k: described.stored(arrays[k], k, v, i * count) for k, v in zip(arrays, parts, strict=True)}
 
-    return RawTable(x.shape[0], fields, blocks, files, classes=described.names)
+    return RawTable(x.shape[0], described.fields, blocks, files, classes=described.names)
 
 
 def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> RawSparseTable | None:
-    """Read an npz of `scipy.sparse.save_npz` into memory; return None for any other file.
-
-    Raises
-    ------
-    DataError
-        If it is damaged or empty, or its target or weights have another length.
-    SpecError
-        If an option does not apply to such a file.
-    """
+    """Read an npz of `scipy.sparse.save_npz` into memory; return None for any other file."""
     if path.suffix.lower() != ".npz":
         return None
     with readable(path.name), zipfile.ZipFile(path) as file:
@@ -124,11 +113,11 @@ def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> RawSparseTable | N
         )
     x = x.astype(np.float32 if x.dtype == np.float32 else np.float64)
     arrays, files = _beside(path, wanted, scratch)
-    described = _described(arrays, path.name, x.shape[0], wanted, scratch)
+    described = _described(arrays, path.name, x.shape[0], {}, wanted, scratch)
     beside = {}
-    for name, (dtype, shape) in described.fields.items():
-        values = np.concatenate(list(arrays[name].blocks(x.shape[0], scratch)))
-        beside[name] = described.coded(arrays[name], name, values, 0).reshape(-1, *shape).astype(dtype)
+    for name in described.fields:
+        (values,) = arrays[name].blocks(x.shape[0], scratch)
+        beside[name] = described.stored(arrays[name], name, values, 0)
     return RawSparseTable(x, beside, RawTable(x.shape[0], described.fields, lambda: iter(()), files, described.names))
 
 
@@ -177,27 +166,32 @@ class _Described(NamedTuple):
     def names(self) -> tuple[str, ...]:
         return () if self.classes is None else tuple(_class_name(c) for c in self.classes)
 
-    def coded(self, array: Array, role: str, values: NDArray[Any], start: int) -> NDArray[Any]:
-        """Encode values of an array, of rows from ``start`` on, for a dataset: classes and side columns as numbers."""
+    def stored(self, array: Array, role: str, values: NDArray[Any], start: int) -> NDArray[Any]:
+        """Convert values of rows from ``start`` on to what a dataset stores: classes and side columns to numbers."""
         if role == "y" and self.classes is not None:
-            return np.searchsorted(self.classes, values.ravel())
-        return CODES[role](values.ravel(), array.name, start) if role in CODES else values
+            values = np.searchsorted(self.classes, values.ravel())
+        elif role in CODES:
+            values = CODES[role](values.ravel(), array.name, start)
+        dtype, shape = self.fields[role]
+        return values.reshape(len(values), *shape).astype(dtype, copy=False)
 
 
-def _described(arrays: Mapping[str, Array], name: str, rows: int, wanted: Wanted, scratch: Path) -> _Described:
-    """Check and describe the arrays beside the inputs, whose name and number of rows are given."""
+def _described(
+    arrays: Mapping[str, Array], name: str, rows: int, fields: Fields, wanted: Wanted, scratch: Path
+) -> _Described:
+    """Check and describe the arrays beside the inputs, whose name, number of rows and fields are given."""
     for array in arrays.values():
         if array.shape[:1] != (rows,):
             raise DataError(f"{array.name} has {(*array.shape, 0)[0]} rows but {name} has {rows}; they must be as many")
-    fields: Fields = {}
     classes: NDArray[Any] | None = None
     for role in (r for r in DTYPES if r in arrays):
         _check_vector(arrays[role], "weights" if role == "weight" else role)
         if role != "groups":
             _check_numbers(arrays[role])
-        fields[role] = (DTYPES[role], ())
+        fields = fields | {role: (DTYPES[role], ())}
     if "y" in arrays:
-        fields["y"], classes = _target(arrays["y"], wanted.classes, scratch)
+        y, classes = _target(arrays["y"], wanted.classes, scratch)
+        fields = fields | {"y": y}
     elif wanted.classes:
         raise SpecError("classes were asked for without a target; name it with --target")
     return _Described(fields, classes)
@@ -219,7 +213,6 @@ def _target(
 
 
 def _labels(y: Array, scratch: Path) -> NDArray[Any]:
-    """Return the sorted distinct class labels of a target."""
     labels = np.empty(0, y.dtype)
     count = max(1, BLOCK_BYTES // y.row_bytes)
     for i, block in enumerate(y.blocks(count, scratch)):
@@ -236,7 +229,6 @@ def _labels(y: Array, scratch: Path) -> NDArray[Any]:
 
 
 def _class_name(label: Any) -> str:
-    """Return the name of a class label."""
     if isinstance(label, bytes):
         return label.decode("utf-8", "replace")
     return str(int(label)) if isinstance(label, np.floating) else str(label)
@@ -248,12 +240,49 @@ def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _check_numbers(array: Array) -> None:
-    """Refuse an array that is not of real numbers."""
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise DataError(f"{array.name} has type {array.dtype}; expected real numbers of at most 64 bits")
 
 
 def _check_vector(array: Array, what: str) -> None:
-    """Refuse an array with more than one value per row."""
     if math.prod(array.shape[1:]) != 1 or array.dtype.kind not in "biufUS" or array.dtype.itemsize == 0:
         raise DataError(f"{array.name} has shape {array.shape} and type {array.dtype}; expected {what}, one a row")
+
+
+def group_codes(values: NDArray[Any], name: str, start: int = 0) -> NDArray[np.int64]:
+    """Encode groups: an integer as itself, a string as the first eight bytes of its BLAKE2b, equal in every file.
+
+    Values that are missing, NaN or not whole are refused, by ``name`` and by rows counted from ``start``.
+    """
+    if values.dtype.kind == "f":
+        _refuse(~(np.isfinite(values) & (values == np.rint(values))), values, name, start, "whole numbers or strings")
+    if values.dtype.kind in "biuf":
+        return values.astype(np.int64)
+    if values.dtype.kind == "O":
+        missing = np.array([v is None for v in values], bool)
+        _refuse(missing, values, name, start, "a group for every row")
+        values = values.astype(str)
+    names, positions = np.unique(values, return_inverse=True)
+    texts = [bytes(n) if isinstance(n, bytes) else str(n).encode() for n in names]
+    codes = [int.from_bytes(hashlib.blake2b(t, digest_size=8).digest(), "little", signed=True) for t in texts]
+    return np.array(codes, np.int64)[positions]
+
+
+def holdout_flags(values: NDArray[Any], name: str, start: int = 0) -> NDArray[np.uint8]:
+    """Check flags, 1 for rows that are held out and 0 for the others, as `group_codes` checks groups."""
+    _refuse((values != 0) & (values != 1), values, name, start, "0, or 1 for rows that are held out")
+    return values.astype(np.uint8)
+
+
+CODES: dict[str, Callable[[NDArray[Any], str, int], NDArray[Any]]] = {"groups": group_codes, "holdout": holdout_flags}
+
+
+def _refuse(wrong: NDArray[np.bool_], values: NDArray[Any], name: str, start: int, expected: str) -> None:
+    """Raise a `DataError` if any value is wrong."""
+    if wrong.any():
+        rows = np.flatnonzero(wrong)
+        shown = ", ".join(str(start + r) for r in rows[:8]) + ", …" * (len(rows) > 8)
+        raise DataError(
+            f"{name} is {values[rows[0]]} in row{'s' * (len(rows) > 1)} {shown}; expected {expected}: mend the source, "
+            "or leave these rows out"
+        )

@@ -54,13 +54,7 @@ def write(url: str, name: str, partition: int, x: csr_array, shape: Shape, width
 
 
 def read(url: str, name: str, shape: Shape, start: int, stop: int, fingerprint: str) -> csr_array:
-    """Read rows ``start`` to ``stop``, verified.
-
-    Raises
-    ------
-    Damaged
-        If a chunk is missing or damaged, or the arrays do not make up rows.
-    """
+    """Read rows ``start`` to ``stop``, verified."""
     parts = list(_partitions(url, name, shape, start, stop, fingerprint))
     return parts[0] if len(parts) == 1 else concatenate(parts)
 
@@ -87,7 +81,6 @@ def _partitions(url: str, name: str, shape: Shape, start: int, stop: int, finger
 
 
 def concatenate(parts: list[Any]) -> Any:
-    """Concatenate blocks of rows, dense or sparse."""
     return csr_array(vstack(parts, format="csr")) if isinstance(parts[0], csr_array) else np.concatenate(parts)
 
 

@@ -47,13 +47,7 @@ class Strict(WrapperStore[Store]):
 
 
 def is_local(url: str) -> bool:
-    """Return whether a location is a path or a ``file://`` URL.
-
-    Raises
-    ------
-    StoreError
-        If it is neither, and no object store URL without credentials.
-    """
+    """Return whether a location is a path or a ``file://`` URL, not an object store's; refuse any other URL."""
     if "://" not in url or url.startswith("file:"):
         return True
     scheme, _, rest = url.partition("://")
@@ -69,7 +63,6 @@ def is_local(url: str) -> bool:
 
 
 def local_path(url: str) -> Path:
-    """Return the path of a plain path or ``file://`` URL."""
     assert is_local(url), url
     return Path(unquote(urlparse(url).path)) if url.startswith("file:") else Path(url)
 
@@ -88,29 +81,23 @@ def open_store(url: str) -> Store:
     """Return the Zarr store of a location; the connection to its bucket is reused."""
     if is_local(url):
         return Strict(LocalStore(local_path(url)))
-    root, key = _split(url)
-    return Strict(object_store.Patient(object_store.open_bucket(root), root, key))
+    return Strict(_below(url))
 
 
-def _at(url: str) -> tuple[Store, str]:
-    """Return the bucket that holds an object, and the object's key."""
-    root, key = _split(url)
-    return object_store.Patient(object_store.open_bucket(root), root), key
-
-
-def _split(url: str) -> tuple[str, str]:
-    """Split an object store URL into the bucket's URL and a key."""
+def _below(url: str) -> object_store.Patient:
+    """Return the part of a bucket at a URL and below it; the key of an object that is there is ""."""
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
-    return f"{scheme}://{bucket}", key.strip("/")
+    root = f"{scheme}://{bucket}"
+    return object_store.Patient(object_store.open_bucket(root), root, key.strip("/"))
 
 
 def exists(url: str) -> bool:
     """Return whether a file, a directory, an object or anything below the location exists."""
     if is_local(url):
         return local_path(url).exists()
-    store, key = _at(url)
-    return sync(store.exists(key)) or not sync(store.is_empty(key))
+    store = _below(url)
+    return sync(store.exists("")) or not sync(store.is_empty(""))
 
 
 def empty(url: str) -> bool:
@@ -121,7 +108,7 @@ def empty(url: str) -> bool:
 def names(url: str) -> list[str]:
     """List the names directly below a location, without unfinished files; none if nothing exists there."""
     if not is_local(url):
-        return sorted(sync(object_store.listed(*_at(url))))
+        return sorted(sync(object_store.listed(_below(url), "")))
     path = local_path(url)
     return sorted(p.name for p in path.iterdir() if not _unfinished(p)) if path.is_dir() else []
 
@@ -152,8 +139,7 @@ def read_text(url: str) -> str | None:
     if is_local(url):
         path = local_path(url)
         return path.read_text() if path.exists() else None
-    store, key = _at(url)
-    content = sync(store.get(key, default_buffer_prototype()))
+    content = sync(_below(url).get("", default_buffer_prototype()))
     return None if content is None else content.to_bytes().decode()
 
 
@@ -162,25 +148,18 @@ def write_text(url: str, text: str) -> None:
     if is_local(url):
         _write_file(url, text, os.replace)
     else:
-        store, key = _at(url)
-        sync(store.set(key, _buffer(text.encode())))
+        sync(_below(url).set("", _buffer(text.encode())))
 
 
 def claim(url: str, text: str) -> str:
     """Write a small file or object unless it exists, and return its text.
 
     If many processes claim one location at once, all of them get the text of the same one.
-
-    Raises
-    ------
-    StoreError
-        If it cannot be written, or is removed meanwhile.
     """
     if is_local(url):
         _write_file(url, text, _link)
     else:
-        store, key = _at(url)
-        sync(store.set_if_not_exists(key, _buffer(text.encode())))
+        sync(_below(url).set_if_not_exists("", _buffer(text.encode())))
     claimed = read_text(url)
     if claimed is None:
         raise StoreError(f"{url} was removed while it was written; run again")
@@ -197,8 +176,7 @@ def new_directory(url: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
             for path in sorted(Path(scratch).iterdir()):
-                store, key = _at(join(url, path.name))
-                sync(store.set(key, _buffer(path.read_bytes())))
+                sync(_below(url).set(path.name, _buffer(path.read_bytes())))
         return
     final = local_path(url)
     partial = final.with_name(f".{final.name}.{PARTIAL}")
@@ -251,31 +229,25 @@ def remove(url: str) -> None:
         else:
             path.unlink(missing_ok=True)
         return
-    store, key = _at(url)
-    sync(store.delete(f"{key}/zarr.json"))  # first, so that a half-removed group cannot be opened
-    sync(store.delete_dir(key))
-    sync(store.delete(key))
+    store = _below(url)
+    sync(store.delete("zarr.json"))  # first, so that a half-removed group cannot be opened
+    sync(store.delete_dir(""))
+    sync(store.delete(""))
 
 
 def fetch(url: str, directory: Path) -> Path:
-    """Return a file to read: the local file itself, or a copy of an object, made in ``directory``.
-
-    Raises
-    ------
-    DataError
-        If there is no such object, or it changes meanwhile.
-    """
+    """Return a file to read: the local file itself, or a copy of an object, made in ``directory``."""
     if is_local(url):
         return local_path(url)
-    store, key = _at(url)
-    if not sync(store.exists(key)):
+    store = _below(url)
+    if not sync(store.exists("")):
         raise DataError(f"{url}: no such object; check the URL")
     directory.mkdir()
-    path, size = directory / key.rpartition("/")[2], sync(store.getsize(key))
+    path, size = directory / store.below.rpartition("/")[2], sync(store.getsize(""))
     with path.open("wb") as file:
         for start in range(0, size, COPY_BYTES):
             span = RangeByteRequest(start, min(start + COPY_BYTES, size))
-            part = sync(store.get(key, default_buffer_prototype(), span))
+            part = sync(store.get("", default_buffer_prototype(), span))
             if part is None or len(part) != span.end - start:
                 raise DataError(f"{url} changed while it was read; run again")
             file.write(part.to_bytes())

@@ -14,8 +14,7 @@ from pyarrow import csv, parquet, types
 
 from ntkdist.data import sources
 from ntkdist.data.npy import readable
-from ntkdist.data.side_columns import CODES, DTYPES
-from ntkdist.data.sources import MAX_CLASSES, Block, Fields, RawTable, Wanted
+from ntkdist.data.sources import CODES, DTYPES, MAX_CLASSES, Block, Fields, RawTable, Wanted
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import nearest
 
@@ -94,7 +93,6 @@ class Column:
         return pa.array([int(v) for v in labels] if self.kind == "float" else labels)
 
     def codes(self, values: Any, labels: Any) -> NDArray[np.int32]:
-        """Return the position of each value among the labels."""
         return pc.index_in(self.typed(values).cast(labels.type), value_set=labels).to_numpy()
 
     def expect(self, kinds: tuple[str, ...], use: str, remedy: str) -> None:
@@ -106,15 +104,7 @@ class Column:
 
 
 def open_table(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
-    """Open a csv or parquet file: a scan over csv, or over the strings of parquet, comes before the reading pass.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged, a column is absent, or cannot become numbers or class labels.
-    SpecError
-        If the columns asked for contradict each other.
-    """
+    """Open a csv or parquet file: a scan over csv, or over the strings of parquet, comes before the reading pass."""
     if wanted.x != "x":
         raise SpecError(f"{path.name} has columns, no array '{wanted.x}'; --x is for npz files")
     with readable(path.name):
@@ -262,7 +252,6 @@ def _decoded(values: Any) -> Any:
 
 
 def _kind(type: Any) -> str:
-    """Return the kind of an Arrow type."""
     if types.is_dictionary(type) or types.is_string(type) or types.is_large_string(type) or types.is_string_view(type):
         return "string"
     if types.is_boolean(type):

@@ -36,13 +36,7 @@ READ_ERRORS = (*DAMAGED, OSError, RuntimeError, zarr.errors.BaseZarrError)
 
 
 def open_group(url: str, *kinds: str) -> zarr.Group:
-    """Open a finished group of one of the given kinds for reading.
-
-    Raises
-    ------
-    DataError
-        If there is none, it is of another kind, or it was never finished.
-    """
+    """Open a finished group of one of the given kinds for reading; refuse any other."""
     try:
         group = _open(url)
     except READ_ERRORS as error:
@@ -57,7 +51,6 @@ def open_group(url: str, *kinds: str) -> zarr.Group:
 
 
 def refuse_existing(url: str) -> None:
-    """Raise a `StoreError` if a destination exists."""
     if finished(url):
         raise StoreError(f"{url} exists already; choose another destination or remove it")
 
@@ -69,7 +62,6 @@ def finished(url: str) -> bool:
 
 
 def _writer(url: str) -> str:
-    """Return the identifier of the writer of an unfinished group, or ''."""
     try:
         return str(_open(url).attrs.get(WRITER, ""))
     except READ_ERRORS:
@@ -83,11 +75,6 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
     Yields the URL to write arrays into, by any process, with `create_array` and `write_rows`.  At the end of the block
     the group gets its attributes (``attrs`` as they are then) and is marked complete.  On a file system it is written
     under another name and then renamed to ``url``; a bucket cannot rename.  If the block fails, everything is removed.
-
-    Raises
-    ------
-    StoreError
-        If ``url`` exists or cannot be written, or another process began to write it meanwhile.
     """
     refuse_existing(url)
     place, writer = _while_written(url), uuid.uuid4().hex
@@ -155,15 +142,7 @@ def _codecs() -> list[Any]:
 
 
 def write_rows(url: str, name: str, start: int, values: NDArray[Any]) -> None:
-    """Write whole shards of an array; writing the same rows again changes nothing.
-
-    Raises
-    ------
-    ValueError
-        If the rows do not begin and end at shard boundaries.
-    StoreError
-        If they cannot be written, as on a full disk.
-    """
+    """Write whole shards of an array; writing the same rows again changes nothing."""
     with storage.writing(url), zarr.config.set({"array.write_empty_chunks": True}):
         array = zarr.open_array(storage.open_store(url), path=name, mode="r+", zarr_format=3)
         size, stop = (array.shards or array.chunks)[0], start + len(values)
@@ -204,7 +183,6 @@ def find(url: str, name: str) -> str:
 
 
 def read_attributes(url: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """Return kind and attributes of a finished group of one of the given kinds."""
     group = open_group(url, *kinds)
     return str(group.attrs["kind"]), dict(group.attrs)
 
@@ -217,17 +195,8 @@ def read_whole(url: str, name: str) -> NDArray[Any]:
 def read_rows(url: str, name: str, start: int, stop: int, fingerprint: str = "") -> NDArray[Any]:
     """Read rows of an array; a missing shard is an error, and every chunk is checked against its checksum.
 
-    Parameters
-    ----------
-    fingerprint : str
-        Identifies the content, so that an array that is already open can be used again; without, it is opened anew.
-
-    Raises
-    ------
-    Damaged
-        If a chunk is missing or damaged; the message names the array and the rows.
-    StoreError
-        If every attempt to read fails with an error of the operating system.
+    ``fingerprint`` identifies the content, so that an array that is already open can be used again; without, it is
+    opened anew.  A missing or damaged chunk raises `Damaged`, a failure of the operating system a `StoreError`.
     """
     array = _opened(url, name, fingerprint) if fingerprint else member(url, _open(url), name)
     try:
@@ -267,7 +236,6 @@ def member(url: str, group: zarr.Group, name: str) -> zarr.Array[Any]:
 
 
 def has(url: str, group: zarr.Group, name: str) -> bool:
-    """Return whether a group has an array or a group of a name."""
     with _opening(url):
         return _patiently(lambda: name in group)
 

@@ -1,5 +1,7 @@
 """Feature maps: small values that turn rows into features whose inner products are a kernel's."""
 
+# ruff: noqa: F401
+
 from ntkdist.features.base import AnyMap, FeatureMap, FittedMap
 from ntkdist.features.cntk_random_features import CNTKRandomFeatures
 from ntkdist.features.cntk_sketch import CNTKSketch
@@ -14,18 +16,3 @@ from ntkdist.features.zonal import ZonalFeatures
 AnyFeatureMap = (
     CNTKRandomFeatures | CNTKSketch | Linear | NTKRandomFeatures | NTKSketch | Nystrom | RandomFourier | ZonalFeatures
 )
-
-__all__ = [
-    "AnyFeatureMap",
-    "AnyMap",
-    "CNTKRandomFeatures",
-    "CNTKSketch",
-    "FeatureMap",
-    "FittedMap",
-    "Linear",
-    "NTKRandomFeatures",
-    "NTKSketch",
-    "Nystrom",
-    "RandomFourier",
-    "ZonalFeatures",
-]

@@ -11,16 +11,16 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
 from ntkdist import backend, gpu, memory
 from ntkdist.errors import DataError, SpecError
-from ntkdist.features.footprint import Footprint
-from ntkdist.spec import digest, encode
+from ntkdist.spec import Spec, digest, encode
 
 Params = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
@@ -30,7 +30,42 @@ _drawn: dict[tuple[Any, ...], Params] = {}
 _drawing = threading.Lock()
 
 
-class FeatureMap(Footprint, frozen=True):
+def _map_rows(features: "AnyMap", x: NDArray[Any]) -> NDArray[Any]:
+    """Return φ(x) of rows, a piece at a time, on the threads of the task."""
+    x = _sparse(features, x) if issparse(x) else np.asarray(x)
+    if x.ndim < 2:
+        raise DataError(f"{type(features.spec).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
+    if x.dtype not in (np.float32, np.float64):
+        x = x.astype(np.float64)
+    spec, params = features.spec, _cached_draw(features, x.shape[1:], x.dtype)
+    count = x.shape[0]
+    if isinstance(x, csr_array):
+        row_bytes = spec.sparse_row_bytes(x.shape[1:], x.dtype, -(-x.nnz // max(count, 1)))
+    else:
+        row_bytes = spec.row_bytes(x.shape[1:], x.dtype)
+    rows = max(spec.piece_rows, PIECE_BYTES // row_bytes)
+    if count <= rows:
+        return spec.apply(params, x)
+    out = np.empty((count, features.n_components), x.dtype)
+
+    def piece(start: int) -> None:
+        out[start : start + rows] = spec.apply(params, x[start : start + rows])
+
+    backend.parallel_for(piece, range(0, count, rows))
+    return out
+
+
+def _map_on_gpu(features: "AnyMap", x: NDArray[Any]) -> Any:
+    """Return φ(x) of rows on the host, as an array on this process's GPU, a piece at a time."""
+    params = _cached_draw(features, x.shape[1:], x.dtype, on_gpu=True)
+    out = gpu.cupy().empty((len(x), features.n_components), dtype=x.dtype)
+    rows = max(1, gpu.PIECE_BYTES // features.spec.gpu_row_bytes(x.shape[1:], x.dtype))
+    for start in range(0, len(x), rows):
+        out[start : start + rows] = features.spec.apply(params, gpu.to_device(x[start : start + rows]))
+    return out
+
+
+class FeatureMap(Spec, frozen=True):
     """A map φ with φ(x) @ φ(y).T ≈ k(x, y), as a value.
 
     Calling it maps rows.  All random numbers are drawn from its ``seed`` and kept in the process.
@@ -42,6 +77,7 @@ class FeatureMap(Footprint, frozen=True):
     """
 
     takes_sparse: ClassVar[bool] = False  # whether `apply` also takes rows as a CSR array
+    n_components: Annotated[int, Meta(ge=1)]
 
     @abc.abstractmethod
     def draw(self, input_shape: tuple[int, ...]) -> Params:
@@ -117,10 +153,59 @@ class FeatureMap(Footprint, frozen=True):
             "fit again with fewer n_components"
         )
 
+    def _require_columns(self, least: int, why: str = "") -> None:
+        if self.n_components < least:
+            name = f"{type(self).__name__}.n_components"
+            raise SpecError(f"{name} is {self.n_components}; expected at least {least}{why}")
+
     def _too_few(self, k: int, least: int) -> SpecError:
         return SpecError(
             f"a prefix of {k} columns is none of {type(self).__name__}; expected {least} to {self.n_components}"
         )
+
+    # Memory and device, as the plan projects them before any row is mapped.
+
+    @abc.abstractmethod
+    def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Count the peak bytes that `apply` allocates for one row, its result included."""
+
+    def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int) -> int:
+        """Count `row_bytes` for one sparse row with this many non-zeros."""
+        return self.row_bytes(input_shape, dtype)
+
+    def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Count the peak bytes of what is drawn and kept in the process."""
+        return 0
+
+    def kept_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Count, at most, the bytes of what is drawn and kept: it is drawn in float64, and a cast copy is kept."""
+        size = np.dtype(dtype).itemsize
+        return self.draw_bytes(input_shape, dtype) * size // (8 + size)
+
+    def gpu_draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Count the bytes of what is drawn and kept on a GPU: the share of `draw_bytes` that is cast for the rows."""
+        return FeatureMap.kept_bytes(self, input_shape, dtype)
+
+    def learnt_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Count the bytes of fitted arrays that every process keeps; 0 where they are small."""
+        return 0
+
+    def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
+        """Return whether `apply` takes rows on a GPU and returns features there."""
+        return False
+
+    def gpu_row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Count `row_bytes` on a GPU, the row included: less is done in place there, and products copy slices."""
+        size = np.dtype(dtype).itemsize
+        return 2 * self.row_bytes(input_shape, dtype) + size * (math.prod(input_shape) + 2 * self.n_components)
+
+    def warm(self, dtype: Any) -> None:
+        """Load and compile what mapping needs, so that the first rows are timed without it; by default nothing."""
+
+    @property
+    def piece_rows(self) -> int:
+        """The least number of rows that a thread maps at a time; more than 1 where every piece reads large arrays."""
+        return 1
 
     # Use, as of a fitted map.
 
@@ -156,29 +241,22 @@ class FeatureMap(Footprint, frozen=True):
                 f"{type(self).__name__} has to look at {self.sample_rows} rows first; use its fit(sample), "
                 "or the model of nd.fit"
             )
-        return _mapped(self, x)
+        return _map_rows(self, x)
 
-    def on_gpu(self, x: NDArray[Any]) -> Any:
-        """Return φ(x) of rows on the host, as an array on this process's GPU."""
-        return _mapped_on_gpu(self, x)
+    on_gpu = _map_on_gpu
 
 
 @dataclass(frozen=True, eq=False)
 class FittedMap:
-    """A feature map with its fitted arrays, used like a `FeatureMap`; equal specs with equal arrays are equal.
-
-    Attributes
-    ----------
-    spec : FeatureMap
-    arrays : dict of str to array
-    """
+    """A feature map with its fitted arrays, used like a `FeatureMap`; equal specs with equal arrays are equal."""
 
     spec: FeatureMap
     arrays: Arrays
+    __call__ = _map_rows
+    on_gpu = _map_on_gpu
 
     @property
     def n_components(self) -> int:
-        """The number of columns of φ(x)."""
         return self.spec.n_components
 
     def draw(self, input_shape: tuple[int, ...]) -> Params:
@@ -188,14 +266,6 @@ class FittedMap:
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
         """Return the exact kernel that φ approximates, (n, n')."""
         return self.spec.kernel_fitted(self.arrays, x, y)
-
-    def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Return φ(x), as `FeatureMap.__call__`."""
-        return _mapped(self, x)
-
-    def on_gpu(self, x: NDArray[Any]) -> Any:
-        """Return φ(x), as `FeatureMap.on_gpu`."""
-        return _mapped_on_gpu(self, x)
 
     def digest(self) -> str:
         """Return a short name; equal maps, with equal arrays, have equal names."""
@@ -217,41 +287,6 @@ class FittedMap:
 
 
 AnyMap = FeatureMap | FittedMap  # either maps rows when called, and has a spec and arrays
-
-
-def _mapped(features: AnyMap, x: NDArray[Any]) -> NDArray[Any]:
-    """Map rows, a piece at a time, on the threads of the task."""
-    x = _sparse(features, x) if issparse(x) else np.asarray(x)
-    if x.ndim < 2:
-        raise DataError(f"{type(features.spec).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
-    if x.dtype not in (np.float32, np.float64):
-        x = x.astype(np.float64)
-    spec, params = features.spec, _cached_draw(features, x.shape[1:], x.dtype)
-    count = x.shape[0]
-    if isinstance(x, csr_array):
-        row_bytes = spec.sparse_row_bytes(x.shape[1:], x.dtype, -(-x.nnz // max(count, 1)))
-    else:
-        row_bytes = spec.row_bytes(x.shape[1:], x.dtype)
-    rows = max(spec.piece_rows, PIECE_BYTES // row_bytes)
-    if count <= rows:
-        return spec.apply(params, x)
-    out = np.empty((count, features.n_components), x.dtype)
-
-    def piece(start: int) -> None:
-        out[start : start + rows] = spec.apply(params, x[start : start + rows])
-
-    backend.parallel_for(piece, range(0, count, rows))
-    return out
-
-
-def _mapped_on_gpu(features: AnyMap, x: NDArray[Any]) -> Any:
-    """Map rows on the host, a piece at a time, on this process's GPU."""
-    params = _cached_draw(features, x.shape[1:], x.dtype, on_gpu=True)
-    out = gpu.cupy().empty((len(x), features.n_components), dtype=x.dtype)
-    rows = max(1, gpu.PIECE_BYTES // features.spec.gpu_row_bytes(x.shape[1:], x.dtype))
-    for start in range(0, len(x), rows):
-        out[start : start + rows] = features.spec.apply(params, gpu.to_device(x[start : start + rows]))
-    return out
 
 
 def _sparse(features: AnyMap, x: Any) -> csr_array:

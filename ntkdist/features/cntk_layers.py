@@ -29,7 +29,8 @@ class Layer(NamedTuple):
     """Sizes of a layer: windows u and v of dimensions d and dv become ``made`` and ``made_s`` features.
 
     dv and made_s are 0 where there is no tangent kernel yet, made where the last layer's covariance is not used.
-    The linear parts have at most ``most`` columns, which are fitted; if that is 0, any number, and they are drawn.
+    The linear parts of u and v have p and ps columns, which are drawn, or fitted and at most ``most`` if that is not 0;
+    m columns are of |t|, ms of sgn(t).
     """
 
     d: int
@@ -40,24 +41,21 @@ class Layer(NamedTuple):
 
     @property
     def p(self) -> int:
-        """The number of columns of u's linear part: all of u where that is at most half of the columns."""
+        # all of u where that is at most half of the columns
         p = self.d if 2 * (1 + self.d) <= self.made else self.made // 4
         return min(p, self.most or p)
 
     @property
     def m(self) -> int:
-        """The number of columns of |t|."""
         return max(self.made - 1 - self.p, 0)
 
     @property
     def ps(self) -> int:
-        """The number of columns of v's linear part."""
         ps = self.dv if 2 * self.dv <= self.made_s else self.made_s // 4
         return min(ps, self.most or ps)
 
     @property
     def ms(self) -> int:
-        """The number of columns of sgn(t)."""
         return self.made_s - self.ps
 
     def shapes(self) -> dict[str, tuple[int, int, int]]:
@@ -126,7 +124,6 @@ class Layer(NamedTuple):
 
 
 def beside(v: list[NDArray[Any]], average: Average) -> NDArray[Any]:
-    """Concatenate the averages of blocks."""
     return gpu.array_module(v[0]).concatenate([average(block) for block in v], axis=3)
 
 
@@ -232,5 +229,4 @@ def flat_pixels(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _blocks(count: int) -> list[slice]:
-    """Split columns into blocks of `COLUMNS`."""
     return [slice(k, min(k + COLUMNS, count)) for k in range(0, count, COLUMNS)]

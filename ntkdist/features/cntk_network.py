@@ -35,7 +35,6 @@ class Network(NamedTuple):
     channels: int
 
     def layers(self) -> list[Layer]:
-        """Compute the sizes of each layer."""
         exact, cell, layers = self.exact, self.columns // self.exact.grid**2, []
         hidden = self.width or min(max(8, cell // 4), 256)
         f, s, q2 = self.channels, 0, exact.filter_size**2

@@ -14,18 +14,20 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
 
 from ntkdist import backend, gpu
 from ntkdist.errors import SpecError
 from ntkdist.features.base import PIECE_BYTES, Arrays, FeatureMap, FittedMap, Params
 from ntkdist.features.cntk_layers import WHITENING_SIDE, whitened, whitening_filter
 from ntkdist.features.cntk_network import Network
-from ntkdist.features.projection import span
 from ntkdist.kernels.cntk import CNTK
 
 F8 = NDArray[np.float64]
 SAMPLE_ROWS = 256  # images that whitening and compression are fitted to: some 10⁵ windows
 IMAGES = 4  # drawn at a time, at least: with fewer, reading the filters takes as long as multiplying by them
+RIDGE = 1e-6  # δ in units of the mean of ‖ψ‖²: the rounding of float32 features
+COLUMNS = 4096  # of Ψ that are multiplied at a time
 ROWS = 256  # that are projected at a time: with fewer, reading the projection takes longer than multiplying by it
 
 
@@ -90,11 +92,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
         self._exact()
         if 0 < self.width < 8:
             raise SpecError(f"CNTKRandomFeatures.width is {self.width}; expected at least 8, or 0 for the default")
-        if self.n_components < 8 * self.grid**2:
-            raise SpecError(
-                f"CNTKRandomFeatures.n_components is {self.n_components}; expected at least {8 * self.grid**2}, "
-                f"8 for each of the {self.grid**2} cells"
-            )
+        self._require_columns(8 * self.grid**2, f", 8 for each of the {self.grid**2} cells")
 
     @property
     def sample_rows(self) -> int:
@@ -226,10 +224,34 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
 
 
 def _mirrored(x: NDArray[Any]) -> NDArray[Any]:
-    """Return images and, after them, their mirror images."""
     return np.concatenate([x, np.asarray(x)[:, :, ::-1]])
 
 
 def _few(row_bytes: int) -> int:
     """Return the number of images whose features are drawn at a time."""
     return max(IMAGES, PIECE_BYTES // row_bytes)
+
+
+def span(psi: NDArray[Any], m: int) -> NDArray[np.float32]:
+    """Compute the projection P (M, m) to the span of features Ψ (k, M), the same bits on any number of threads.
+
+    The method of Nyström for a kernel that is given by its features: ΨΨᵀ + δI = UᵀU; P = Ψᵀ U⁻¹, the last columns zero
+    if k < m.  Then ψP has the kernel ψΨᵀ(ΨΨᵀ + δI)⁻¹Ψψᵀ, which is ψψᵀ for the rows themselves, but for δ.
+    """
+    k, wide = psi.shape
+    gram = np.zeros((k, k))
+    for start in range(0, wide, COLUMNS):
+        block = np.ascontiguousarray(psi[:, start : start + COLUMNS].T)
+        backend.add_products(gram, np.zeros((k, 0)), block, np.zeros((len(block), 0), block.dtype))
+    gram.flat[:: k + 1] += RIDGE * (gram.trace() / max(k, 1) or 1.0)
+    with backend.one_thread():
+        upper = cholesky(gram.T, overwrite_a=True, check_finite=False) if k else gram
+    projection = np.zeros((wide, m), np.float32)
+
+    def solve(start: int) -> None:
+        columns = slice(start, start + backend.TILE)
+        solved = solve_triangular(upper, psi[:, columns].astype(np.float64), trans="T", check_finite=False)
+        projection[columns, :k] = solved.T
+
+    backend.parallel_for(solve, range(0, wide, backend.TILE) if k else ())
+    return projection

@@ -11,21 +11,25 @@ the window: one plane of a matrix product, shifted.
 """
 
 import math
+from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Meta
+from numpy.polynomial.polynomial import polyval
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from ntkdist import random
-from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params
-from ntkdist.features.cntk_polynomials import polynomial, polynomial_error
-from ntkdist.features.planes import Planes, moved, whole, window_sum
-from ntkdist.kernels import CNTK
+from ntkdist.kernels import CNTK, kappa0, one_minus_kappa1
+from ntkdist.kernels.windows import margins, overlap, shifted_sum
 
 F8 = NDArray[np.float64]
+Planes = NDArray[Any]
+CHEBYSHEV = 256  # nodes that polynomials are fitted at
 CHANGE, DEEP, CHANNELS, POWER = 0, 2, 3, 4  # roles of the random streams; CHANGE + 1 of ψ, POWER + j of factor j
 PLACE = 64  # added to a role, for the choice of the window's pixel
 ORTHOGONAL = 1024  # dimensions up to which random vectors are made orthogonal; in higher ones they nearly are
@@ -41,7 +45,6 @@ class SketchLayer(NamedTuple):
 
     @property
     def factors(self) -> int:
-        """The number of columns of each factor μ."""
         return max(self.kappa1, self.kappa0)
 
 
@@ -81,11 +84,7 @@ class CNTKSketch(FeatureMap, frozen=True):
     seed: Annotated[int, Meta(ge=0)] = 0
 
     def validate(self) -> None:
-        if self.n_components < 16 * self.depth:
-            raise SpecError(
-                f"CNTKSketch.n_components is {self.n_components}; expected at least {16 * self.depth} "
-                f"at depth {self.depth}"
-            )
+        self._require_columns(16 * self.depth, f" at depth {self.depth}")
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
         return self._exact()(x, y)
@@ -172,26 +171,27 @@ class CNTKSketch(FeatureMap, frozen=True):
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         channels = self._channels(input_shape)
         sizes = [input_shape[:2], *self._exact().sizes(*input_shape[:2])]
-        wide, most = channels, 0
-        for h, layer in enumerate(self._layers(channels)):
-            wide *= self.filter_size**2 if layer.whole else 1
-            rows = sum(layer.change) + layer.kappa0 + self.degree * layer.factors
-            made = wide + sum(layer.change) + 1 + layer.kappa1 + layer.kappa0
+        most = 0
+        for h, (layer, wide, rows, made) in enumerate(self._widths(channels)):
             most = max(most, math.prod(sizes[h + layer.whole]) * (3 * wide + 3 * rows + 2 * made))
-            wide = made
         return np.dtype(dtype).itemsize * (most + math.prod(sizes[0]) * (2 * input_shape[2] + 8))
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         size, kept, widest = np.dtype(dtype).itemsize, 0, 0
         channels = self._channels(input_shape)
-        wide = channels
-        for layer in self._layers(channels):
-            wide *= self.filter_size**2 if layer.whole else 1
-            rows = sum(layer.change) + layer.kappa0 + self.degree * layer.factors
+        for _, wide, rows, _ in self._widths(channels):
             kept, widest = kept + rows * (wide + 1), max(widest, 3 * rows * wide + 9 * min(wide, ORTHOGONAL) ** 2)
-            wide += sum(layer.change) + 1 + layer.kappa1 + layer.kappa0
         given = input_shape[2] if channels < input_shape[2] else 0
         return (8 + size) * (kept + given * channels) + 8 * max(widest, 9 * given**2) + 80 * self.n_components + 2**15
+
+    def _widths(self, channels: int) -> Iterator[tuple[SketchLayer, int, int, int]]:
+        """Yield each layer with the columns that it reads, the rows of its projections, and the columns it makes."""
+        made = channels
+        for layer in self._layers(channels):
+            wide = made * (self.filter_size**2 if layer.whole else 1)
+            rows = sum(layer.change) + layer.kappa0 + self.degree * layer.factors
+            made = wide + sum(layer.change) + 1 + layer.kappa1 + layer.kappa0
+            yield layer, wide, rows, made
 
     def _channels(self, input_shape: tuple[int, ...]) -> int:
         """Count the channels of the input, or of its random projection to an eighth of the columns if it has more."""
@@ -256,3 +256,57 @@ def _polynomial(powers: Planes, root: F8, lowest: int) -> Planes:
             out += root[j]
         out *= powers[:, j - 1]
     return out
+
+
+# Windows of planes.
+
+
+def whole(planes: Planes, q: int, padding: str) -> Planes:
+    """Return all pixels of each window, (n, q²·columns, h, w)."""
+    places = np.repeat(np.arange(q**2), planes.shape[1])
+    return moved(np.tile(planes, (1, q**2, 1, 1)), places, q, padding)
+
+
+def moved(planes: Planes, places: NDArray[np.int64], q: int, padding: str) -> Planes:
+    """Shift each plane so that a pixel has the value at that plane's place in its window, counted row by row."""
+    before, after = margins(q, padding)
+    h, w = (size + before + after - q + 1 for size in planes.shape[2:])
+    out = np.zeros((*planes.shape[:2], h, w), planes.dtype)
+    for place in range(q**2):
+        chosen = np.flatnonzero(places == place)
+        y, from_y = overlap(planes.shape[2], h, place // q - before)
+        x, from_x = overlap(planes.shape[3], w, place % q - before)
+        out[:, chosen, y, x] = planes[:, chosen, from_y, from_x]
+    return out
+
+
+def window_sum(planes: Planes, q: int, padding: str, factor: float = 1.0) -> Planes:
+    """Compute ``factor`` times the sum over the window of each pixel."""
+    for axis in (2, 3):
+        planes = shifted_sum(planes, (axis,), q, padding)
+    if factor != 1:
+        planes *= factor
+    return planes
+
+
+# Polynomials for κ₀ and κ₁.
+
+
+@cache
+def polynomial(order: int, degree: int, lowest: float) -> F8:
+    """Fit coefficients ≥ 0 to κ₀ or κ₁ of cosines in [lowest, 1], from the constant up, at Chebyshev's nodes."""
+    t = lowest + (1 - lowest) * (1 + np.cos((np.arange(CHEBYSHEV) + 0.5) * np.pi / CHEBYSHEV)) / 2
+    c: F8 = nnls(t[:, None] ** np.arange(degree + 1), _kappa(order, t))[0]
+    c.flags.writeable = False
+    return c
+
+
+def polynomial_error(order: int, degree: int, lowest: float) -> float:
+    """Return the uniform error of `polynomial`, at 20,000 points."""
+    t = np.cos(np.linspace(0, math.acos(lowest), 20_000))
+    return float(np.abs(polyval(t, polynomial(order, degree, lowest)) - _kappa(order, t)).max())
+
+
+def _kappa(order: int, t: F8) -> F8:
+    theta = np.arccos(np.clip(t, -1, 1))
+    return kappa0(theta) if order == 0 else 1 - one_minus_kappa1(theta)

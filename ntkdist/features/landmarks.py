@@ -77,7 +77,6 @@ def polynomials(kernel: Kernel) -> tuple[F8, F8] | None:
 
 
 def _homogeneous(kernel: Kernel) -> bool:
-    """Return whether the kernel is homogeneous in each row."""
     return isinstance(kernel, ZonalKernel) and bool(getattr(kernel, "homogeneous", True))
 
 

@@ -28,16 +28,8 @@ def even_odd(
 ) -> None:
     """Replace t in the columns of ``out`` from ``first`` on by scale·(even(t² − shift) + t·odd(t² − shift)).
 
-    Parameters
-    ----------
-    out : (n, m) contiguous array
-        t is first clipped to ±reach.
-    first : int
-    even, odd : (≤ HALF,) arrays
-        Coefficients, lowest degree first.
-    shift, reach : float
-    scale : (n,) array
-        Of out's dtype.
+    t is first clipped to ±reach.  ``out`` (n, m) is contiguous, ``scale`` (n,) of its dtype; ``even`` and ``odd`` are
+    coefficients (≤ HALF,), lowest degree first.
     """
     if gpu.array_module(out) is not np:
         out[:, first:] = _even_odd_by_arrays(out[:, first:], even, odd, shift, reach, scale)
@@ -53,13 +45,8 @@ def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any],
     a = √((1 − |t|)/2) is half the distance of u and v, or of u and −v: the sine of half the angle, in which the
     arc-cosine kernels are smooth.  For rows that are nearly (anti)parallel it is computed from their difference.
 
-    Parameters
-    ----------
-    t : (n, m) contiguous array
-    u, v : (n, d) and (m, d) contiguous arrays
-        Of t's dtype.
-    near, far : (≤ 2·ZONAL_HALF,) arrays
-        Coefficients of powers of a, lowest degree first.
+    ``t`` (n, m), ``u`` (n, d) and ``v`` (m, d) are contiguous and of one dtype; ``near`` and ``far`` are coefficients
+    (≤ 2·ZONAL_HALF,) of powers of a, lowest degree first.
     """
     if gpu.array_module(t) is not np:
         _zonal_by_arrays(t, u, v, near, far)
@@ -133,7 +120,6 @@ def _polynomial(s: Any, c: Any) -> Any:
 
 @functools.cache
 def _loops() -> tuple[Any, ...]:
-    """Compile `even_odd` and `zonal`."""
     import numba
 
     # Only contraction of a·b + c and the sign of zero are relaxed: NaN and infinity keep their meaning.

@@ -75,11 +75,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
                 'leverage_scores = true needs variant = "paper": the default variant already uses the unit directions '
                 "that leverage scores lead to; leave it out"
             )
-        if self.n_components < self._smallest():
-            raise SpecError(
-                f"NTKRandomFeatures.n_components is {self.n_components}; expected at least {self._smallest()} "
-                f"at depth {self.depth}"
-            )
+        self._require_columns(self._smallest(), f" at depth {self.depth}")
 
     def _smallest(self) -> int:
         return 4 if self.variant == "paper" else 2 ** (self.depth + 3)
@@ -99,7 +95,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         return self.variant == "default"
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> NDArray[np.float64]:
-        return NTK(self.depth, self.bias)(flat(np.asarray(x)), None if y is None else flat(np.asarray(y)))
+        return NTK(self.depth, self.bias)(x, y)
 
     def prefix(self, k: int, input_shape: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Select the columns of ``NTKRandomFeatures(k)``, at depth 1; see `FeatureMap.prefix`.
@@ -134,9 +130,9 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
             kept = 2 * m1 * (d + (self.depth - 1) * m1)
             widest = m1 * (d if self.depth == 1 else max(d, m1))
             return (8 + size) * kept + 32 * widest + 80 * self.depth * (m1 + ms + d)
-        kept = widest = 0
-        for wide, columns in self._default_shapes(d):
-            kept, widest = kept + wide * columns, max(widest, wide * (3 * columns + 6 * wide))
+        shapes = self._default_shapes(d)
+        kept = sum(wide * columns for wide, columns in shapes)
+        widest = max(wide * (3 * columns + 6 * wide) for wide, columns in shapes)
         products = [drawn_values(deep, ms) for _, deep, _, ms in self._layers(d)[1:]]
         return (8 + size) * kept + 8 * max([widest, *products]) + 24 * sum(products) + 40 * (d + self.n_components)
 

@@ -5,21 +5,26 @@ e the largest degree that is exact, N_j = C(d + j − 1, j) its monomials.
 """
 
 import math
+from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from msgspec import Meta
+from numpy.polynomial.polynomial import polyval, polyvander
 from numpy.typing import NDArray
+from scipy.optimize import linprog
 from scipy.sparse import csr_array, hstack, issparse
 
 from ntkdist.errors import SpecError
 from ntkdist.features import monomials, sketch
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
-from ntkdist.features.ntk_polynomial import UNIT, coefficients, uniform_error
 from ntkdist.kernels import NTK, with_bias
 
 F8 = NDArray[np.float64]
 LINEAR = 1000  # the layer of the random stream of a sketched linear part
+ANGLES, FINE = 401, 20001  # numbers of angles for the fit, and for the uniform error
+FLOOR = 0.01  # of t² in the weight 1/t² of the fit
+UNIT = 2.0**-20  # coefficients are multiples of it, so that they do not depend on a solver's rounding
 
 
 class Columns(NamedTuple):
@@ -38,7 +43,7 @@ class NTKSketch(FeatureMap, frozen=True):
     depth is approximated here by one, K_p(t) = Σ c_j t^j (as in the authors' program), and no layer's error enters the
     next.  c_j ≥ 0 has the least error weighted by 1/t²; see `coefficients` and `uniform_error`.  A low degree is exact
     where spending columns on its monomials reduces the variance; the others share one chain of products
-    (`ntkdist.features.sketch.tensor_powers`), each with columns in proportion to c_j, which minimises Σ c_j²/m_j, the
+    (`ntkdist.features.sketch`), each with columns in proportion to c_j, which minimises Σ c_j²/m_j, the
     variance of inner products of rows that are nearly orthogonal.
 
     Promise: depends on seed and shape only; unbiased for ‖x‖‖y‖ K_p, which is positive definite; the error falls like
@@ -78,7 +83,8 @@ class NTKSketch(FeatureMap, frozen=True):
 
     def uniform_error(self) -> float:
         """Return max |K_p(t) − K(t)| over t in [−1, 1], which more columns do not reduce; K(1) = depth + 1."""
-        return uniform_error(self.depth, self.coefficients())
+        t, k = _kernel(self.depth, FINE)
+        return float(np.abs(polyval(t, self.coefficients()) - k).max())
 
     def kernel(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
         return NTK(self.depth, self.bias)(_dense(x), None if y is None else _dense(y))
@@ -212,3 +218,29 @@ def _dense(x: Any) -> NDArray[Any]:
 
 def _sketch(s: dict[str, NDArray[Any]], u: Any, m: int) -> NDArray[Any]:
     return sketch.osnap(s, u, m) if issparse(u) else sketch.srht(s, u)
+
+
+@cache
+def coefficients(depth: int, degree: int) -> F8:
+    """Compute c_0 … c_p ≥ 0 of least max |K_p(t) − K(t)| / max(t², 0.01) over angles of [0, π], by a linear program.
+
+    Cosines of rows concentrate around 0, more so in higher dimension, and there the weight makes K_p exact to a
+    thousandth of K(1) or less; at the ends, t = ±1, the error is some tenths larger than the least uniform one.
+    """
+    t, k = _kernel(depth, ANGLES)
+    powers, weight = polyvander(t, degree), np.maximum(t**2, FLOOR)[:, None]
+    program = linprog(
+        np.append(np.zeros(degree + 1), 1.0),
+        A_ub=np.block([[powers, -weight], [-powers, -weight]]),
+        b_ub=np.concatenate([k, -k]),
+        bounds=(0, None),
+        method="highs",
+    )
+    c: F8 = np.rint(program.x[:-1] / UNIT) * UNIT
+    c.flags.writeable = False
+    return c
+
+
+def _kernel(depth: int, count: int) -> tuple[F8, F8]:
+    theta = np.linspace(0, np.pi, count)
+    return np.cos(theta), NTK(depth).zonal(theta)

@@ -8,6 +8,7 @@ e the degree up to which the features are exact, by monomials of u.
 
 import math
 from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ F8 = NDArray[np.float64]
 DIRECTION, INPUT = range(2)  # roles of the random streams
 DEGREE = 12  # a higher degree changes the error at a given number of columns by a few per cent, either way
 NODES = 512
+_nodes = cache(roots_legendre)  # Gauss–Legendre nodes and weights on (−1, 1), from the Jacobi matrix (Golub, Welsch)
 RARE = 1e-6  # the share of the largest values of |t|, for which A is held constant
 ROUNDING = 1e-5  # of k(1), the largest error allowed in a coefficient: √N_l roundings
 
@@ -64,8 +66,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
     seed: Annotated[int, Meta(ge=0)] = 0
 
     def validate(self) -> None:
-        if self.n_components < 4:
-            raise SpecError(f"ZonalFeatures.n_components is {self.n_components}; expected at least 4")
+        self._require_columns(4)
         if isinstance(self.kernel, RadialKernel) and not self.kernel.homogeneous:
             raise SpecError(
                 f"ZonalFeatures needs a kernel of the angle, but {type(self.kernel).__name__} is one of the distance; "
@@ -171,19 +172,16 @@ class ZonalFeatures(FeatureMap, frozen=True):
         return size * (4 * d + self.n_components) + (16 * self.n_components if d == 2 else 0) + 32
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        d, size = self._width(input_shape), np.dtype(dtype).itemsize
-        small = 2**18 + (1200 * self.n_components if d == 2 else 0)
-        if d <= 2:
-            return small
-        p, _, r = self._columns(d)
-        kept = d * (r + (p if p < d else 0))
-        return (8 + size) * kept + 8 * d * (2 * max(r, d) + 6 * d) + small
+        d = self._width(input_shape)
+        made = 8 * d * (2 * max(self._columns(d)[2], d) + 6 * d) if d > 2 else 0
+        return self._directions_bytes(d, 8 + np.dtype(dtype).itemsize) + made
 
     def kept_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
-        d = self._width(input_shape)
+        return self._directions_bytes(self._width(input_shape), np.dtype(dtype).itemsize)
+
+    def _directions_bytes(self, d: int, size: int) -> int:
         p, _, r = self._columns(d) if d > 2 else (0, 0, 0)
-        small = 2**18 + (1200 * self.n_components if d == 2 else 0)
-        return np.dtype(dtype).itemsize * d * (r + (p if p < d else 0)) + small
+        return size * d * (r + (p if p < d else 0)) + 2**18 + (1200 * self.n_components if d == 2 else 0)
 
     def _width(self, input_shape: tuple[int, ...]) -> int:
         return int(self.kernel.rows(np.empty((0, math.prod(input_shape)))).shape[1])
@@ -200,7 +198,6 @@ class ZonalFeatures(FeatureMap, frozen=True):
         return d, e, m - math.comb(d + e, e)
 
     def _coefficients(self, d: int) -> F8:
-        """Return b_0 … b_{l_max}."""
         if d == 1:
             ends = self.kernel.zonal(np.array([0, np.pi]))
             return np.array([ends.sum() / 2, (ends[0] - ends[1]) / 2])
@@ -216,7 +213,7 @@ def coefficients(kernel: ZonalKernel, d: int, degree: int = DEGREE) -> F8:
     θ even where it is not in cos θ, so that the rule converges geometrically for the NTK and the Laplace kernel, and
     one rule serves every d.  Where d is large, the whole density is within 12/√d of the right angle.
     """
-    x, w = _nodes()
+    x, w = _nodes(NODES)
     theta = np.pi / 2 + min(np.pi / 2, 12 / math.sqrt(d)) * x
     w = w * np.sin(theta) ** (d - 2)
     root_n = _orthonormal(np.ones(1), d, degree)[:, 0]
@@ -264,30 +261,22 @@ def reach(d: int) -> float:
 @cache
 def _polynomials(count: int, d: int) -> tuple[Polynomial, ...]:
     """Return p_0 … p_{count−1} as polynomials of t."""
-    t = Polynomial([0, 1])
-    p = [Polynomial([1.0]), t / _step(1, d)]
-    for l in range(2, count):  # noqa: E741
-        p.append((t * p[-1] - _step(l - 1, d) * p[-2]) / _step(l, d))
-    return tuple(p[:count])
+    return tuple(_recurrence(Polynomial([0, 1]), Polynomial([1.0]), count, d))
 
 
 def _orthonormal(t: F8, d: int, degree: int) -> F8:
-    """Evaluate p_0 … p_degree at the cosines t, (degree + 1, len(t)), by t p_l = a_{l+1} p_{l+1} + a_l p_{l−1}."""
-    p = [np.ones_like(t), t / _step(1, d)]
-    for l in range(2, degree + 1):  # noqa: E741
-        p.append((t * p[-1] - _step(l - 1, d) * p[-2]) / _step(l, d))
-    return np.array(p)
+    """Evaluate p_0 … p_degree at the cosines t, (degree + 1, len(t))."""
+    return np.array(_recurrence(t, np.ones_like(t), degree + 1, d))
 
 
-def _step(l: int, d: int) -> float:  # noqa: E741
-    return math.sqrt(l * (l + d - 3) / ((2 * l + d - 2) * (2 * l + d - 4)))
-
-
-@cache
-def _nodes() -> tuple[F8, F8]:
-    """Return the Gauss–Legendre nodes and weights on (−1, 1), from the Jacobi matrix (Golub, Welsch)."""
-    x, w = roots_legendre(NODES)
-    return x, w
+def _recurrence(t: Any, one: Any, count: int, d: int) -> list[Any]:
+    """Return p_0 … p_{count−1} by t p_l = a_{l+1} p_{l+1} + a_l p_{l−1}, as polynomials or values of t."""
+    degrees = range(1, max(count, 2))
+    a = [math.sqrt(l * (l + d - 3) / ((2 * l + d - 2) * (2 * l + d - 4))) for l in degrees]  # noqa: E741
+    p = [one, t / a[0]]
+    for before, this in pairwise(a):
+        p.append((t * p[-1] - before * p[-2]) / this)
+    return p[:count]
 
 
 def _line(root: NDArray[Any], u: NDArray[Any], out: NDArray[Any]) -> None:

@@ -5,28 +5,11 @@ nearly parallel rows are computed from the length of x̂ − ŷ, and each layer 
 of close rows are computed from their difference.
 """
 
+# ruff: noqa: F401
+
 from ntkdist.kernels.base import Kernel, angle_of, kappa0, one_minus_kappa1, with_bias
 from ntkdist.kernels.cntk import CNTK
-from ntkdist.kernels.ntk import NNGP, NTK, ZonalKernel
-from ntkdist.kernels.radial import GammaExponential, Gaussian, Laplace, RadialKernel
+from ntkdist.kernels.rows import NNGP, NTK, GammaExponential, Gaussian, Laplace, RadialKernel, ZonalKernel
 
 RowKernel = NTK | NNGP | Gaussian | Laplace | GammaExponential  # of rows, whatever their shape
 AnyKernel = RowKernel | CNTK  # what a job file or a saved model may name
-
-__all__ = [
-    "CNTK",
-    "NNGP",
-    "NTK",
-    "AnyKernel",
-    "GammaExponential",
-    "Gaussian",
-    "Kernel",
-    "Laplace",
-    "RadialKernel",
-    "RowKernel",
-    "ZonalKernel",
-    "angle_of",
-    "kappa0",
-    "one_minus_kappa1",
-    "with_bias",
-]

@@ -30,11 +30,6 @@ class SpectralError:
 
     It is the largest |eigenvalue| of (K + αI)^{-½} (K̂ − K) (K + αI)^{-½}, which bounds the error of ridge regression
     with K̂ in place of K (Avron et al., "Random Fourier features for kernel ridge regression", ICML 2017, definition 1).
-
-    Parameters
-    ----------
-    exact : (n, n) array
-    alpha : float
     """
 
     def __init__(self, exact: F8, alpha: float) -> None:

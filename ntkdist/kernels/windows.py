@@ -20,7 +20,6 @@ def images(x: NDArray[Any]) -> F8:
 
 
 def check_images(input_shape: tuple[int, ...], source: str) -> None:
-    """Refuse rows that are not images."""
     if len(input_shape) != 3:
         raise DataError(
             f"CNTK takes images (rows, height, width, channels), but {source} has rows of shape {input_shape}; give "
@@ -57,19 +56,19 @@ def window_sum(x: F8, filter_size: int, padding: str) -> F8:
 
 def diagonal_sum(x: F8, filter_size: int, padding: str) -> F8:
     """Sum over the windows of two pixels, shifted together: Σ_{a,b} x[i + a, j + b, i' + a, j' + b]."""
-    return _shifted_sum(_shifted_sum(x, 1, filter_size, padding), 2, filter_size, padding)
+    return shifted_sum(shifted_sum(x, (1, 3), filter_size, padding), (2, 4), filter_size, padding)
 
 
-def _shifted_sum(x: F8, axis: int, filter_size: int, padding: str) -> F8:
-    """Sum over shifts along the axes ``axis`` and ``axis + 2`` of the two images."""
+def shifted_sum(x: NDArray[Any], axes: tuple[int, ...], filter_size: int, padding: str) -> NDArray[Any]:
+    """Sum over the shifts of a window along some axes together."""
     before, after = margins(filter_size, padding)
     shape = list(x.shape)
-    for k in (axis, axis + 2):
+    for k in axes:
         shape[k] += before + after - filter_size + 1
-    out = np.zeros(shape)
+    out = np.zeros(shape, x.dtype)
     for shift in range(-before, filter_size - before):
-        to, source = [slice(None)] * 5, [slice(None)] * 5
-        for k in (axis, axis + 2):
+        to, source = [slice(None)] * x.ndim, [slice(None)] * x.ndim
+        for k in axes:
             to[k], source[k] = overlap(x.shape[k], shape[k], shift)
         out[tuple(to)] += x[tuple(source)]
     return out

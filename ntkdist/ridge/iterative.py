@@ -33,9 +33,8 @@ from ntkdist.solvers.cross_validation import CVResult, check_folds, penalties
 from ntkdist.solvers.grid import Grid
 from ntkdist.spec import digest
 from ntkdist.sums import CrossSums, NormalEquations
-from ntkdist.sums.cross import CrossOf
 from ntkdist.sums.mapped_rows import OverMappedRows, RowMapper, forget
-from ntkdist.sums.products import Folds, LossesOf, ProductsOf
+from ntkdist.sums.products import CrossOf, Folds, LossesOf, ProductsOf
 from ntkdist.sums.sample import PRECONDITIONER, SampleOf
 
 F8 = NDArray[np.float64]

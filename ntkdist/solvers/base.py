@@ -1,12 +1,13 @@
 """The interface of solvers: normal equations and penalties in, solutions out; no data, no features."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dpotrf
 
 from ntkdist.errors import NotPositiveDefinite
 from ntkdist.spec import Spec
@@ -17,19 +18,11 @@ F8 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Solution:
-    """Ridge weights for one penalty: prediction is ``z @ coef + intercept``.
-
-    Attributes
-    ----------
-    alpha : float
-        Penalty of ‖y − Zw − b‖² + alpha‖w‖².
-    coef : (m, t) array
-    intercept : (t,) array
-    """
+    """Ridge weights for one penalty of ‖y − Zw − b‖² + alpha‖w‖²: prediction is ``z @ coef + intercept``."""
 
     alpha: float
-    coef: F8
-    intercept: F8
+    coef: F8  # (m, t)
+    intercept: F8  # (t,)
 
 
 class Solver(Spec, frozen=True):
@@ -49,7 +42,6 @@ class Solver(Spec, frozen=True):
         """Return the peak memory of `solve` for a Gram of m columns, beside its arguments, in bytes."""
         return 3 * 8 * m**2
 
-    @abc.abstractmethod
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
         """Solve for every penalty; the intercept is not penalised.
 
@@ -68,10 +60,19 @@ class Solver(Spec, frozen=True):
         ------
         NotPositiveDefinite
             If the Gram plus alpha cannot be factored, or the sums are not finite.
+        NotConverged
+            If an iterative solver has not converged for a penalty and its ``unconverged`` is "error".
         """
+        check_sums(equations)
+        weights = self.weights(*equations.centred(), alphas)
+        return [
+            Solution(alpha, coef, (equations.y_sum - equations.z_sum @ coef) / equations.weight)
+            for alpha, coef in zip(alphas, weights, strict=True)
+        ]
 
-    def _solution(self, equations: NormalEquations, alpha: float, coef: F8) -> Solution:
-        return Solution(alpha, coef, (equations.y_sum - equations.z_sum @ coef) / equations.weight)
+    @abc.abstractmethod
+    def weights(self, gram: F8, rhs: F8, alphas: Sequence[float]) -> Iterable[F8]:
+        """Solve (G + alpha) w = r for every penalty; the centred Gram (m, m) may be overwritten, r is (m, t)."""
 
 
 def check_sums(sums: NormalEquations | CrossSums) -> None:
@@ -81,3 +82,18 @@ def check_sums(sums: NormalEquations | CrossSums) -> None:
             "Gram has values that are not finite, as where squares of features overflow; look for huge values in the "
             "data, or use dtype float64"
         )
+
+
+def cholesky(gram: F8, alpha: float, remedy: str, first: int = 0, m: int | None = None) -> F8:
+    """Factor G + alpha = LLᵀ in the memory of G; with ``first`` and ``m``, of a tile that begins there in a Gram of m.
+
+    ``remedy`` ends the sentence of the error for a Gram that is not positive definite.
+    """
+    a = gram.T  # LAPACK's order; the matrix is symmetric
+    a[np.diag_indices_from(a)] += alpha
+    lower, info = dpotrf(a, lower=1, overwrite_a=1)
+    if info != 0:
+        raise NotPositiveDefinite(
+            f"Gram is not positive definite at alpha={alpha:g} (pivot {first + info} of {m or len(a)}){remedy}"
+        )
+    return lower

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ntkdist.errors import NotConverged
-from ntkdist.solvers.base import Solution, Solver, check_sums
-from ntkdist.sums import NormalEquations
+from ntkdist.solvers.base import Solver
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -117,17 +116,9 @@ class PCG(Solver, frozen=True):
         mean = min(TYPICAL, self.max_iterations)
         return (self.max_iterations if penalties > 1 else mean), mean
 
-    def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
-        """Solve from a whole Gram, preconditioned by its diagonal; see `Solver.solve`.
-
-        Raises
-        ------
-        NotConverged
-            If a penalty has not converged and ``unconverged`` is "error".
-        """
-        check_sums(equations)
-        gram, rhs = equations.centred()
-        t, shifts = equations.t, np.repeat(np.asarray(alphas, np.float64), equations.t)
+    def weights(self, gram: F8, rhs: F8, alphas: Sequence[float]) -> list[F8]:
+        """Solve from a whole Gram, preconditioned by its diagonal; see `Solver.weights`."""
+        shifts = np.repeat(np.asarray(alphas, np.float64), rhs.shape[1])
         diagonal = np.diagonal(gram) + FLOOR * np.trace(gram)
 
         def precondition(r: F8, columns: I8) -> F8:
@@ -139,12 +130,10 @@ class PCG(Solver, frozen=True):
         if self.unconverged == "error" and (solved.residual > self.tol).any():
             worst = int(solved.residual.argmax())
             raise NotConverged(not_converged(self, [shifts[worst]], solved.residual[worst]))
-        parts = np.split(solved.x, len(alphas), axis=1) if t else []
-        return [self._solution(equations, a, x) for a, x in zip(alphas, parts, strict=True)]
+        return np.split(solved.x, len(alphas), axis=1)
 
 
 def not_converged(solver: PCG, alphas: Sequence[float], residual: float) -> str:
-    """Return the message for penalties that have not converged."""
     which = f"alpha {alphas[0]:.3g}"
     if len(alphas) > 1:
         which = f"{len(alphas)} alphas of {min(alphas):.3g}–{max(alphas):.3g}"
@@ -225,7 +214,6 @@ class LowRank:
 
     @property
     def s(self) -> int:
-        """The number of rows of the sample."""
         return len(self.values)
 
     def solve(self, r: F8, alpha: F8, scale: F8) -> F8:

@@ -11,19 +11,16 @@ so that about m³/(6·tile) numbers wait.
 Legend: A (m, m) the centred Gram plus alpha, bᵀ (t, m) right-hand sides, A = LLᵀ; tiles A_ij of rows i and columns j.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 from scipy.linalg.blas import dtrsm
-from scipy.linalg.lapack import dpotrf
 
 from ntkdist import backend
-from ntkdist.errors import NotPositiveDefinite
-from ntkdist.solvers.base import Solution, Solver, check_sums
-from ntkdist.sums import NormalEquations
+from ntkdist.solvers.base import Solver, cholesky
 from ntkdist.sums.tiles import Place, places, run, runs
 
 F8 = NDArray[np.float64]
@@ -47,22 +44,16 @@ class TiledCholesky(Solver, frozen=True):
     sums: ClassVar[Literal["gram", "tiles", "products"]] = "tiles"
     tile: Annotated[int, Meta(ge=1)] | None = None
 
-    def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
-        """Solve from a whole Gram; see `Solver.solve`."""
-        check_sums(equations)
-        gram, rhs = equations.centred()
-        m, tile = equations.m, self.tile or TILE
+    def weights(self, gram: F8, rhs: F8, alphas: Sequence[float]) -> Iterator[F8]:
+        m, tile = len(gram), self.tile or TILE
         last = runs(m, tile)
         tiles = {
             (i, j): (rhs.T if i == last else gram[run(m, tile, i)])[:, run(m, tile, j)]
             for i, j in places(m, tile)
             if j < last
         }
-        solutions = []
         for alpha in alphas:
-            coef = solve_tiles(tiles, m, tile, alpha, lambda place, function, *args: function(*args))
-            solutions.append(self._solution(equations, alpha, np.hstack(coef).T))
-        return solutions
+            yield np.hstack(solve_tiles(tiles, m, tile, alpha, lambda place, function, *args: function(*args))).T
 
 
 def solve_tiles(tiles: dict[Place, Any], m: int, tile: int, alpha: float, call: Call) -> list[Any]:
@@ -104,15 +95,7 @@ def work(n: int) -> Work:
 
 def factor(a: F8, alpha: float, start: int, m: int) -> F8:
     """Factor G + alpha = LLᵀ of a diagonal tile whose first column is ``start`` of m."""
-    shifted = a.copy().T  # LAPACK's order; the tile is symmetric
-    shifted[np.diag_indices_from(shifted)] += alpha
-    lower, info = dpotrf(shifted, lower=1, overwrite_a=1)
-    if info != 0:
-        raise NotPositiveDefinite(
-            f"Gram is not positive definite at alpha={alpha:g} (pivot {start + info} of {m}); "
-            "use a larger alpha, or float64"
-        )
-    return lower
+    return cholesky(a.copy(), alpha, "; use a larger alpha, or float64", start, m)
 
 
 def divide(a: F8, lower: F8) -> F8:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
-from scipy.linalg.lapack import dpotrf
 
-from ntkdist.errors import NotPositiveDefinite, SpecError
+from ntkdist.errors import SpecError
+from ntkdist.solvers.base import cholesky
 from ntkdist.sums import NormalEquations
 
 F8 = NDArray[np.float64]
@@ -53,14 +53,8 @@ class Factor:
         if np.ptp(alpha) != 0:
             raise SpecError("targets have penalties of their own, and one factor is of one; choose one alpha for all")
         gram, _ = equations.centred()
-        a = gram.T  # LAPACK's order; the matrix is symmetric
-        a[np.diag_indices_from(a)] += alpha[0]
-        lower, info = dpotrf(a, lower=1, overwrite_a=1, clean=1)
-        if info != 0:
-            raise NotPositiveDefinite(
-                f"Gram is not positive definite at alpha={alpha[0]:g} (pivot {info} of {len(a)}), so that it has no "
-                "factor to keep; use a larger alpha or float64"
-            )
+        remedy = ", so that it has no factor to keep; use a larger alpha or float64"
+        lower = cholesky(gram, float(alpha[0]), remedy)
         return cls(lower, equations.z_sum / equations.weight, equations.weight, noise)
 
     def spread(self, z: NDArray[Any]) -> F8:

@@ -1,8 +1,8 @@
 """Values with ``+`` that a pass over the data adds up, each beside the summand that makes it."""
 
-from ntkdist.sums.cross import CrossSums
 from ntkdist.sums.equations import NormalEquations
 from ntkdist.sums.metrics import Metrics
+from ntkdist.sums.products import CrossSums
 from ntkdist.sums.sample import RowSample
 from ntkdist.sums.tiles import TileSums
 

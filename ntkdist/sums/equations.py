@@ -29,32 +29,35 @@ class TargetSums:
 
     @property
     def rhs(self) -> F8:
+        """Σ w z yᵀ, (m, t)."""
         return self._cross[:, :-1]
 
     @property
     def z_sum(self) -> F8:
+        """Σ w z, (m,)."""
         return self._cross[:, -1]
 
     @property
     def y_sum(self) -> F8:
+        """Σ w y, (t,)."""
         return self._inner[:-1, -1]
 
     @property
     def yy(self) -> F8:
+        """Σ w y yᵀ, (t, t)."""
         return self._inner[:-1, :-1]
 
     @property
     def weight(self) -> float:
+        """Σ w."""
         return float(self._inner[-1, -1])
 
     @property
     def m(self) -> int:
-        """The number of features."""
         return len(self._cross)
 
     @property
     def t(self) -> int:
-        """The number of targets."""
         return len(self._inner) - 1
 
     def loss_of(self, coef: F8, intercept: F8, square: F8, squares: F8, rounding: float) -> Loss:
@@ -87,21 +90,6 @@ class NormalEquations(TargetSums):
 
     Sums over disjoint rows add; rows that were added can be subtracted.  Float32 blocks are multiplied in float32 and
     added in float64.
-
-    Attributes
-    ----------
-    gram : (m, m) float64 array
-        Σ w z zᵀ
-    rhs : (m, t) float64 array
-        Σ w z yᵀ
-    z_sum : (m,) float64 array
-        Σ w z
-    y_sum : (t,) float64 array
-        Σ w y
-    yy : (t, t) float64 array
-        Σ w y yᵀ
-    weight : float
-        Σ w
     """
 
     def __init__(self, gram: F8, cross: F8, inner: F8, symmetric: bool = True, rounding: float = 0.0) -> None:
@@ -125,7 +113,6 @@ class NormalEquations(TargetSums):
 
     @classmethod
     def of_arrays(cls, arrays: dict[str, F8]) -> "NormalEquations":
-        """Rebuild the sums from their `arrays`."""
         gram, rounding = backend.unpack(arrays["triangle"]), arrays.get("rounding", UNKNOWN)
         return cls(gram, arrays["cross"], arrays["inner"], symmetric=False, rounding=float(rounding[0]))
 
@@ -136,6 +123,7 @@ class NormalEquations(TargetSums):
 
     @property
     def gram(self) -> F8:
+        """Σ w z zᵀ, (m, m)."""
         if not self._symmetric:
             backend.mirror(self._gram)
             self._symmetric = True
@@ -152,21 +140,7 @@ class NormalEquations(TargetSums):
         return relative_rounding(self._rounding, self.weight)
 
     def update(self, z: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None = None) -> "NormalEquations":
-        """Add a block of rows, in place.
-
-        Parameters
-        ----------
-        z : (n, m) array
-            Float32 or float64; float32 is multiplied in float32.
-        y : (n,) or (n, t) array
-        weight : (n,) array, optional
-            Non-negative; 1 if absent.
-
-        Returns
-        -------
-        NormalEquations
-            ``self``
-        """
+        """Add a block of rows, in place: features (n, m), targets (n,) or (n, t), weights (n,) if not all are 1."""
         z, y1 = with_roots(z, y, weight)
         backend.add_products(self._gram, self._cross, z, gpu.array_module(z).asarray(y1.astype(z.dtype)))
         self._symmetric = False
@@ -205,13 +179,7 @@ class NormalEquations(TargetSums):
         return NormalEquations(gram, cross, self._inner, rounding=self._rounding)
 
     def centred(self) -> tuple[F8, F8]:
-        """Return the Gram and the right-hand side about the weighted means, for a ridge with a free intercept.
-
-        Returns
-        -------
-        gram : (m, m) array
-        rhs : (m, t) array
-        """
+        """Return the Gram and the right-hand side about the weighted means, for a ridge with a free intercept."""
         mean = self.z_sum / self.weight
         gram = self.gram - np.outer(mean, self.z_sum)
         return gram, self.rhs - np.outer(mean, self.y_sum)
@@ -256,7 +224,6 @@ class EquationsOf:
         return total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
 
     def mapped(self, x: Any) -> Any:
-        """Map scaled rows."""
         return self.features(x)
 
 

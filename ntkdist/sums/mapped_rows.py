@@ -44,20 +44,15 @@ class RowCache:
             self.sizes[key] = size
             return True
 
-    def keep(self, run: str, key: Any, blocks: list[Rows]) -> None:
-        """Store the blocks of a shard in its reserved room."""
+    def settle(self, run: str, key: Any, blocks: list[Rows] | None) -> None:
+        """Store the blocks of a shard in its reserved room, or give it back if they are None."""
         with self.lock:
-            if run == self.run:
+            if run == self.run and blocks is not None:
                 self.held[key] = blocks
-
-    def release(self, run: str, key: Any) -> None:
-        """Give back reserved room that will not be filled."""
-        with self.lock:
-            if run == self.run:
+            elif run == self.run:
                 self.sizes.pop(key, None)
 
     def clear(self) -> None:
-        """Drop all rows and reservations."""
         self.run = ""
         self.sizes.clear()
         self.held.clear()
@@ -109,14 +104,14 @@ class RowMapper:
             yield from map(self.of, read)
             return
         mapped: list[Rows] = []
+        whole = False
         try:
             for rows in map(self.of, read):
                 mapped.append(rows)
                 yield rows
-            _cache.keep(self.run, key, mapped)
+            whole = True
         finally:
-            if key not in _cache.held:
-                _cache.release(self.run, key)
+            _cache.settle(self.run, key, mapped if whole else None)
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,6 @@ def check_finite(z_sum: NDArray[Any], rows: Rows, dtype: str) -> None:
 
 
 def not_finite(which: str, dtype: str) -> DataError:
-    """Return the error for rows whose features overflow."""
     return DataError(
         f"Features of rows {which} are not finite in {dtype}; look for huge values there, or use dtype float64"
     )

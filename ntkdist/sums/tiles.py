@@ -24,12 +24,10 @@ Place = tuple[int, int]
 
 
 def runs(m: int, tile: int) -> int:
-    """Return the number of runs that m features are cut into."""
     return -(-m // tile)
 
 
 def run(m: int, tile: int, i: int) -> slice:
-    """Return the columns of run i."""
     return slice(i * tile, min((i + 1) * tile, m))
 
 
@@ -85,7 +83,6 @@ class TileSums:
 
     @classmethod
     def of_arrays(cls, arrays: dict[str, F8]) -> "TileSums":
-        """Rebuild the sums from their `arrays`."""
         names = (name.split("-") for name in arrays if name != "rounding")
         tiles = {(int(i), int(j)): arrays[f"{i}-{j}"] for i, j in names}
         return cls(tiles, float(arrays.get("rounding", UNKNOWN)[0]))

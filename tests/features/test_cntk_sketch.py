@@ -11,8 +11,7 @@ from test_features import peak_bytes
 from ntkdist import CNTK, CNTKSketch, DataError, SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.features.base import _cast
-from ntkdist.features.cntk_polynomials import polynomial
-from ntkdist.features.planes import moved, window_sum
+from ntkdist.features.cntk_sketch import moved, polynomial, window_sum
 from ntkdist.spec import decode, encode
 
 F8 = NDArray[np.float64]

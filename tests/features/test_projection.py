@@ -10,8 +10,7 @@ from test_features import NUMPY_BUFFERS, peak_bytes
 from ntkdist import CNTKRandomFeatures, backend
 from ntkdist.features import FittedMap
 from ntkdist.features.base import _cast
-from ntkdist.features.cntk_random_features import ROWS
-from ntkdist.features.projection import RIDGE, span
+from ntkdist.features.cntk_random_features import RIDGE, ROWS, span
 
 F8 = NDArray[np.float64]
 SPEC = CNTKRandomFeatures(32, 2, oversample=4, tangent=False, whiten=0.1, compress=6, grid=2, flips=True)
