@@ -21,6 +21,7 @@ from ntkdist.planning.plan import Plan, source_of
 from ntkdist.report import pictures
 from ntkdist.report.out_of_fold import OutOfFold, bin_edges, predict_out_of_fold
 from ntkdist.ridge import run_directory
+from ntkdist.ridge.fit_report import FitReport
 from ntkdist.ridge.prepare import sample
 from ntkdist.solvers.cv_result import CVResult
 from ntkdist.spec import decode
@@ -68,10 +69,10 @@ def write(
     """
     check()
     model, cv, report, equations = run_directory.read_run(run)
-    p: Plan = decode(report["plan"], Plan, f"{run}/report.json")
+    p: Plan = decode(report.plan, Plan, f"{run}/report.json")
     shown = [pictures.of_choice(cv, model.classes)] if cv else []
-    if report.get("curve"):
-        shown.append(pictures.of_curve(report["curve"], "cross-validated rmse"))
+    if report.curve:
+        shown.append(pictures.of_curve(report.curve, "cross-validated rmse"))
     sums = None
     if data:
         with connect(p.job.cluster, scheduler, client) as client:
@@ -80,7 +81,7 @@ def write(
                 sums = predict_out_of_fold(p, equations, cv, client=client, watch=watch)
                 shown += pictures.of_predictions(sums, equations, bin_edges(equations))
             shown.append(_kernel(p, model.preprocessing, model.features, report, client, watch))
-    shown += pictures.of_run(report["run"])
+    shown += pictures.of_run(report.run)
     out = out or storage.join(run, "report.html")
     storage.write_text(out, render(run, p, report, cv, sums, model.preprocessing, shown))
     return out
@@ -89,7 +90,7 @@ def write(
 def render(
     run: str,
     p: Plan,
-    report: dict[str, Any],
+    report: FitReport,
     cv: CVResult | None,
     sums: OutOfFold | None,
     pre: Preprocessing,
@@ -107,15 +108,14 @@ def render(
     return template.render(
         title=f"{Path(run).name}: {type(p.features).__name__} on {Path(p.dataset.store).stem}",
         summary=(
-            f"Ridge regression on {p.m:,} features, fitted to {report['data']['rows']:,} rows of {shape} with "
+            f"Ridge regression on {p.m:,} features, fitted to {report.data.rows:,} rows of {shape} with "
             f"{target}, {p.folds} folds, solver {type(p.solver).__name__}."
         ),
         finished=(
-            f"Finished {report['finished']}; {report['run']['seconds']['total']:,.1f} s on "
-            f"{report['run']['workers']} worker(s)."
+            f"Finished {report.finished}; {report.run.seconds['total']:,.1f} s on {report.run.workers} worker(s)."
         ),
         numbers=_numbers(report, cv, sums, pre),
-        notes=report["notes"],
+        notes=report.notes,
         figures=shown,
         tables=[_largest_errors(p, sums, pre), _read(report), _seconds(report), _versions(p, report)],
         job=tomli_w.dumps(_without_none(msgspec.to_builtins(p.job))),
@@ -123,7 +123,7 @@ def render(
 
 
 def _kernel(
-    p: Plan, pre: Preprocessing, features: AnyMap, report: dict[str, Any], client: Client | None, watch: Watch | None
+    p: Plan, pre: Preprocessing, features: AnyMap, report: FitReport, client: Client | None, watch: Watch | None
 ) -> pictures.Picture:
     """Draw both kernels of a sample of rows; for images, of as few rows as the exact kernel's cost allows."""
     rows, shape = KERNEL_ROWS, p.layout.input_shape
@@ -133,11 +133,11 @@ def _kernel(
     summand = SampleOf(rows, KERNEL_SEED, pre, sparse=p.layout.sparse)
     x = sample(summand, source_of(p)._replace(block_rows=0), client, watch, "sample")
     exact = features.kernel(x)
-    return pictures.of_kernel(exact, gram_of(features(x)), min(report["alpha_per_row"]))
+    return pictures.of_kernel(exact, gram_of(features(x)), min(report.alpha_per_row))
 
 
 def _numbers(
-    report: dict[str, Any], cv: CVResult | None, sums: OutOfFold | None, pre: Preprocessing
+    report: FitReport, cv: CVResult | None, sums: OutOfFold | None, pre: Preprocessing
 ) -> list[tuple[str, str]]:
     numbers = []
     if sums is not None and pre.classes:
@@ -152,9 +152,9 @@ def _numbers(
             (f"{cv.rmse:.4g} ± {band:.1g}", f"cross-validated {error} ± its standard error"),
             (f"{cv.r2:.3f}", "r²"),
         ]
-    alphas = sorted(set(report["alpha_per_row"]))
+    alphas = sorted(set(report.alpha_per_row))
     alpha = f"{alphas[0]:.2g}" + (f" – {alphas[-1]:.2g}" if len(alphas) > 1 else "")
-    return [*numbers, (alpha, "alpha per row"), (f"{report['run']['rows_per_second']:,.0f}", "rows per second")]
+    return [*numbers, (alpha, "alpha per row"), (f"{report.run.rows_per_second:,.0f}", "rows per second")]
 
 
 def _table(title: str, rows: list[tuple[Any, ...]], head: tuple[str, ...] = (), text: str = "") -> dict[str, Any]:
@@ -177,31 +177,31 @@ def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> dict
     return _table(title, rows, head, text)
 
 
-def _read(report: dict[str, Any]) -> dict[str, Any]:
-    data, run, layout = report["data"], report["run"], report["plan"]["layout"]
+def _read(report: FitReport) -> dict[str, Any]:
+    data, run, layout = report.data, report.run, report.plan["layout"]
     rows = [
-        ("dataset", data["store"]),
+        ("dataset", data.store),
         ("fingerprint", layout["fingerprint"]),
-        ("rows added", f"{data['rows']:,} of {layout['rows']:,}"),
-        ("rows dropped for NaN or Inf", f"{data['dropped_rows']:,}"),
-        ("rows clipped to the range reused", f"{data.get('clipped_rows', 0):,}"),
-        ("read and verified by checksum", f"{run['bytes_read'] / 1e6:,.1f} MB, {run['read_share']:.1%} of the pass"),
-        ("weight of each fold", ", ".join(f"{w:,.6g}" for w in data["fold_weights"])),
+        ("rows added", f"{data.rows:,} of {layout['rows']:,}"),
+        ("rows dropped for NaN or Inf", f"{data.dropped_rows:,}"),
+        ("rows clipped to the range reused", f"{data.clipped_rows:,}"),
+        ("read and verified by checksum", f"{run.bytes_read / 1e6:,.1f} MB, {run.read_share:.1%} of the pass"),
+        ("weight of each fold", ", ".join(f"{w:,.6g}" for w in data.fold_weights)),
     ]
     return _table("Data", rows)
 
 
-def _seconds(report: dict[str, Any]) -> dict[str, Any]:
-    run = report["run"]
-    rows = [(phase, f"{seconds:,.2f} s") for phase, seconds in run["seconds"].items()]
-    if "gram_to_syrk_ratio" in run:
-        rows.append(("rate of the pass over that of syrk alone", f"{run['gram_to_syrk_ratio']:.2f}"))
+def _seconds(report: FitReport) -> dict[str, Any]:
+    ordered = sorted(report.run.seconds.items(), key=lambda item: (item[0] == "total", item[0] != "prepare"))
+    rows = [(phase, f"{seconds:,.2f} s") for phase, seconds in ordered]
+    if report.run.gram_to_syrk_ratio:
+        rows.append(("rate of the pass over that of syrk alone", f"{report.run.gram_to_syrk_ratio:.2f}"))
     return _table("Time", rows)
 
 
-def _versions(p: Plan, report: dict[str, Any]) -> dict[str, Any]:
+def _versions(p: Plan, report: FitReport) -> dict[str, Any]:
     seeds = [("seed of the features", getattr(p.features, "seed", "none"))]
-    return _table("Versions and seeds", [*report["versions"].items(), *seeds, ("digest of the job", report["digest"])])
+    return _table("Versions and seeds", [*report.versions.items(), *seeds, ("digest of the job", report.digest)])
 
 
 def _without_none(value: Any) -> Any:

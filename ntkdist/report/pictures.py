@@ -10,6 +10,7 @@ from scipy.special import erf
 from ntkdist.kernels.error import SpectralError, frobenius_error
 from ntkdist.report import figures
 from ntkdist.report.out_of_fold import ERROR_BINS, ERROR_SPAN, OutOfFold
+from ntkdist.ridge.fit_report import Curve, RunReport
 from ntkdist.ridge.model import Equations
 from ntkdist.solvers.cv_result import CVResult
 
@@ -81,13 +82,13 @@ def of_kernel(exact: F8, approximate: F8, alpha_per_row: float) -> Picture:
     return picture("kernel", "The exact kernel and the features", text, figures.kernel, *arguments)
 
 
-def of_run(run: dict[str, Any]) -> list[Picture]:
+def of_run(run: RunReport) -> list[Picture]:
     """Draw memory, and speed over time where it was recorded."""
-    projected, measured = run["projected_memory_bytes"], run["peak_memory_bytes"]
+    projected, measured = run.projected_memory_bytes, run.peak_memory_bytes
     peak = max(measured.values(), default=0)
     text = f"Projected {sum(projected.values()) / 1e9:.2f} GB per worker; measured at most {peak / 1e9:.2f} GB."
     drawn = [picture("memory", "Memory", text, figures.memory, projected, measured)]
-    marks = np.array(run.get("timeline") or np.empty((0, 2)))
+    marks = np.array(run.timeline).reshape(-1, 2)
     if len(marks) > 1:
         seconds, rate = over_time(marks)
         text = f"{marks[:, 1].sum():,.0f} rows in {marks[-1, 0]:.1f} s, counted when each shard ends."
@@ -95,10 +96,10 @@ def of_run(run: dict[str, Any]) -> list[Picture]:
     return drawn
 
 
-def of_curve(curve: dict[str, Any], label: str) -> Picture:
+def of_curve(curve: Curve, label: str) -> Picture:
     """Draw the error against the number of features, from one Gram."""
     text = "Prefixes of the same features, each with its own best penalty."
-    return picture("curve", "More features", text, figures.curve, curve["m"], curve["rmse"], curve.get("band"), label)
+    return picture("curve", "More features", text, figures.curve, curve.m, curve.rmse, curve.band, label)
 
 
 def over_time(marks: F8, bins: int = 40) -> tuple[F8, F8]:
