@@ -1,9 +1,10 @@
 """A run as one HTML file: data, model, errors, cost, and the job that repeats it."""
 
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -47,25 +48,10 @@ def write(
     scheduler: str = "",
     watch: Watch | None = None,
 ) -> str:
-    """Write the report of a complete run; return its path.
+    """Write the report of a complete run; return its path, by default ``report.html`` in the run directory.
 
-    With the data, one pass predicts every row out of fold, and one draws a sample for the exact kernel.
-
-    Parameters
-    ----------
-    run : str
-        Run directory.
-    out : str
-        Path of the report, by default ``report.html`` in the run directory; an earlier report is replaced.
-    data : bool
-        Whether to read the dataset again; if not, the parts that need it are left out.
-    client, scheduler, watch
-        As in `fit`.
-
-    Raises
-    ------
-    StoreError, DataError
-        If the run is not complete, or its data have changed.
+    With the data, one pass predicts every row out of fold, and one draws a sample for the exact kernel.  An earlier
+    report is replaced.
     """
     check()
     model, cv, report, equations = run_directory.read_run(run)
@@ -114,10 +100,10 @@ def render(
         finished=(
             f"Finished {report.finished}; {report.run.seconds['total']:,.1f} s on {report.run.workers} worker(s)."
         ),
-        numbers=_numbers(report, cv, sums, pre),
+        numbers=list(_numbers(report, cv, sums, pre)),
         notes=report.notes,
         figures=shown,
-        tables=[_largest_errors(p, sums, pre), _read(report), _seconds(report), _versions(p, report)],
+        tables=[_largest_errors(p, sums, pre), *_tables(p, report)],
         job=tomli_w.dumps(_without_none(msgspec.to_builtins(p.job))),
     )
 
@@ -138,34 +124,35 @@ def _kernel(
 
 def _numbers(
     report: FitReport, cv: CVResult | None, sums: OutOfFold | None, pre: Preprocessing
-) -> list[tuple[str, str]]:
-    numbers = []
+) -> Iterator[tuple[str, str]]:
     if sums is not None and pre.classes:
         summary = sums.metrics.summary()
-        accuracy, n = summary["accuracy"], summary["rows"]
-        band = np.sqrt(accuracy * (1 - accuracy) / n)
-        numbers.append((f"{accuracy:.2%} ± {100 * band:.2f}", "accuracy out of fold ± its standard error"))
+        band = np.sqrt(summary["accuracy"] * (1 - summary["accuracy"]) / summary["rows"])
+        yield f"{summary['accuracy']:.2%} ± {100 * band:.2f}", "accuracy out of fold ± its standard error"
     if cv is not None:
         band = cv.standard_error / (2 * cv.rmse) if cv.rmse else 0.0
         error = "rmse of one-hot scores" if pre.classes else "rmse"
-        numbers += [
-            (f"{cv.rmse:.4g} ± {band:.1g}", f"cross-validated {error} ± its standard error"),
-            (f"{cv.r2:.3f}", "r²"),
-        ]
-    alphas = sorted(set(report.alpha_per_row))
-    alpha = f"{alphas[0]:.2g}" + (f" – {alphas[-1]:.2g}" if len(alphas) > 1 else "")
-    return [*numbers, (alpha, "alpha per row"), (f"{report.run.rows_per_second:,.0f}", "rows per second")]
+        yield f"{cv.rmse:.4g} ± {band:.1g}", f"cross-validated {error} ± its standard error"
+        yield f"{cv.r2:.3f}", "r²"
+    least, most = min(report.alpha_per_row), max(report.alpha_per_row)
+    yield f"{least:.2g}" + (f" – {most:.2g}" if most > least else ""), "alpha per row"
+    yield f"{report.run.rows_per_second:,.0f}", "rows per second"
 
 
-def _table(title: str, rows: list[tuple[Any, ...]], head: tuple[str, ...] = (), text: str = "") -> dict[str, Any]:
-    return {"title": title, "rows": rows, "head": head, "text": text}
+class Table(NamedTuple):
+    """A table of the page."""
+
+    title: str
+    rows: Sequence[tuple[Any, ...]]
+    head: tuple[str, ...] = ()
+    text: str = ""
 
 
-def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> dict[str, Any]:
+def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> Table:
     """List the rows with the largest errors, by their place in the source where that is known."""
     title = "Largest residuals"
     if sums is None:
-        return _table(title, [("left out: they need the data, folds and equations",)])
+        return Table(title, [("left out: they need the data, folds and equations",)])
     source = "row" in p.dataset.others()
     rows = []
     for error, place, y, guess in zip(*sums.largest, strict=True):
@@ -174,10 +161,10 @@ def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> dict
         rows.append((f"{row:,}", *pair, f"{error:.4g}"))
     head = ("row of the source" if source else "row", "true", "predicted out of fold", "error")
     text = "The error is the lead of the wrong class's score over the true class's." if pre.classes else ""
-    return _table(title, rows, head, text)
+    return Table(title, rows, head, text)
 
 
-def _read(report: FitReport) -> dict[str, Any]:
+def _tables(p: Plan, report: FitReport) -> Iterator[Table]:
     data, run, layout = report.data, report.run, report.plan["layout"]
     rows = [
         ("dataset", data.store),
@@ -188,20 +175,14 @@ def _read(report: FitReport) -> dict[str, Any]:
         ("read and verified by checksum", f"{run.bytes_read / 1e6:,.1f} MB, {run.read_share:.1%} of the pass"),
         ("weight of each fold", ", ".join(f"{w:,.6g}" for w in data.fold_weights)),
     ]
-    return _table("Data", rows)
-
-
-def _seconds(report: FitReport) -> dict[str, Any]:
-    ordered = sorted(report.run.seconds.items(), key=lambda item: (item[0] == "total", item[0] != "prepare"))
+    yield Table("Data", rows)
+    ordered = sorted(run.seconds.items(), key=lambda item: (item[0] == "total", item[0] != "prepare"))
     rows = [(phase, f"{seconds:,.2f} s") for phase, seconds in ordered]
-    if report.run.gram_to_syrk_ratio:
-        rows.append(("rate of the pass over that of syrk alone", f"{report.run.gram_to_syrk_ratio:.2f}"))
-    return _table("Time", rows)
-
-
-def _versions(p: Plan, report: FitReport) -> dict[str, Any]:
-    seeds = [("seed of the features", getattr(p.features, "seed", "none"))]
-    return _table("Versions and seeds", [*report.versions.items(), *seeds, ("digest of the job", report.digest)])
+    if run.gram_to_syrk_ratio:
+        rows.append(("rate of the pass over that of syrk alone", f"{run.gram_to_syrk_ratio:.2f}"))
+    yield Table("Time", rows)
+    seed = ("seed of the features", getattr(p.features, "seed", "none"))
+    yield Table("Versions and seeds", [*report.versions.items(), seed, ("digest of the job", report.digest)])
 
 
 def _without_none(value: Any) -> Any:

@@ -67,7 +67,7 @@ class RunReport(msgspec.Struct, kw_only=True):
 
 
 class FitReport(msgspec.Struct, kw_only=True):
-    """What a reader of a run may ask."""
+    """The report of a fit."""
 
     digest: str  # of the job
     notes: list[str]

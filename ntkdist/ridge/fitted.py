@@ -1,4 +1,4 @@
-"""What the three ways to fit have in common: what each returns, and a clock for its phases."""
+"""Parts of the three ways to fit: their outcome, and a clock for their phases."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ Solved = tuple[RidgeModel, CVResult | None, Curve | None]  # with the curve of f
 
 
 class FitStatistics(NamedTuple):
-    """What the passes over the data gave beside sums: what they learnt, counts, seconds and the rate of bare ``syrk``.
+    """Statistics of the passes over the data: the fitted scaling, counts, seconds and the rate of bare ``syrk``.
 
     ``products`` holds the counts of a solver that formed no Gram.
     """

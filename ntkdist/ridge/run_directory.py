@@ -27,12 +27,9 @@ Done = tuple[RidgeModel, CVResult | None, FitReport, Equations | None]
 
 
 def existing_run(out: str, job: Job) -> Done | None:
-    """What a complete run of the same job left, or None where one can be written.  Writes nothing.
+    """Read what a complete run of the same job left, or return None where one can be written; write nothing.
 
-    Raises
-    ------
-    StoreError
-        If the directory holds another run, or something else, or cannot be written to.
+    Refuse a directory that holds another run or something else, or cannot be written to (StoreError).
     """
     storage.check_directory(out)
     if storage.empty(out):
@@ -46,13 +43,7 @@ def existing_run(out: str, job: Job) -> Done | None:
 
 
 def read_run(run: str) -> Done:
-    """What a complete run left.
-
-    Raises
-    ------
-    StoreError
-        If the directory holds none.
-    """
+    """Read what a complete run left; raise StoreError if there is none."""
     try:
         report = read_report(run)
     except (OSError, ValueError):
@@ -74,12 +65,9 @@ def _check_same(out: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
 
 @contextmanager
 def open_run(out: str, job: Job) -> Iterator[None]:
-    """The directory, with whose it is written down before anything runs; what fails with nothing kept leaves none.
+    """Open a run directory: write down its job before anything runs; remove it if that fails with nothing kept.
 
-    Raises
-    ------
-    StoreError
-        If another job began there meanwhile.
+    Refuse it if another job began there meanwhile (StoreError).
     """
     if not out:
         yield
@@ -107,7 +95,7 @@ def write_run(out: str, model: RidgeModel, equations: Equations | None, report: 
 
 
 def without_equations(out: str) -> bool:
-    """Whether a directory is a complete run whose solver formed no Gram, or left it in tiles on the workers."""
+    """Tell whether a directory is a complete run whose solver formed no Gram, or left it in tiles on the workers."""
     try:
         return not read_report(out).formed_gram
     except (OSError, ValueError):
@@ -115,7 +103,7 @@ def without_equations(out: str) -> bool:
 
 
 def as_json(value: Any, indent: int = 0) -> str:
-    """Strict JSON: a number that there is not, such as r2 of constant targets, is null."""
+    """Encode as strict JSON: a number that there is not, such as r2 of constant targets, is null."""
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=float), indent=indent).decode()
 
 
@@ -199,7 +187,7 @@ def _most(tally: Tally) -> str:
 
 
 def _rates(p: Plan, passed: FitStatistics) -> dict[str, Any]:
-    """How fast the rows were added up, and what the machine can do."""
+    """Compute the rate of adding rows, and that of bare products on the same machines."""
     rows, seconds = passed.tally.rows, passed.seconds
     if passed.products:
         per_second = rows * passed.products.passes / (seconds["sums"] + seconds["iterations"])
