@@ -1,7 +1,7 @@
 """The options, clocks, data and result files that all benchmarks share.
 
 A result holds a title, the command that made it, its data, the machine, the versions, notes, rows of named values, and
-claims: sentences for the README, each made from the rows by the benchmark itself (what was measured: the outcome).
+claims: sentences for the READMEs, each made from the rows by the benchmark itself (what was measured: the outcome).
 A list among the values is one quantity measured several times.
 """
 

@@ -1,11 +1,13 @@
-"""Preparation of the source files of jobs: images, flights, and the two parts of a split.
+"""Preparation of files: sources of jobs (images, flights, the two parts of a split), and the picture of a report.
 
 python jobs/prepare.py images cifar10.npz train.npz test.npz
 python jobs/prepare.py flights flights_3m.npz flights.npz
 python jobs/prepare.py split protein.npz 0      # writes protein-train.npz and protein-test.npz here
+python jobs/prepare.py picture ntkdist-demo/ntk-run jobs/results/report.png      # after ntkdist demo
 """
 
 import io
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from typing import Any
 import click
 import numpy as np
 
+from ntkdist import report
+
 
 @click.group()
 def main() -> None:
-    """Prepare source files for ``ntkdist convert``."""
+    """Prepare files."""
 
 
 @main.command()
@@ -87,6 +91,17 @@ def split(table: str, number: int) -> None:
         path = f"{Path(table).stem}-{name}.npz"
         np.savez(path, x=x[rows], y=y[rows])
         print(f"{path}: {rows.sum():,} rows, standard deviation of the target {y[rows].std():.4g}")
+
+
+@main.command()
+@click.argument("run")
+@click.argument("out")
+@click.option("--size", default="1200,1275", show_default=True, help="Width and height of the window, in pixels.")
+def picture(run: str, out: str, size: str) -> None:
+    """Write the report of RUN, and the picture OUT of the top of its page in Chromium."""
+    page = Path(report.write(run)).absolute().as_uri()
+    flags = ("--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={size}", f"--screenshot={out}")
+    subprocess.run(["chromium", *flags, page], check=True, capture_output=True, timeout=120)
 
 
 def tests_of(arrays: Any) -> Any:

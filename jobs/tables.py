@@ -2,7 +2,7 @@
 
     python jobs/tables.py jobs/results/*.json                           # the README's tables, between their marks
     python jobs/tables.py jobs/results/*.json --write README.md         # put them into it
-    python jobs/tables.py jobs/results/*.json --write jobs/README.md    # all rows, and the list of scripts
+    python jobs/tables.py jobs/results/*.json --write jobs/README.md    # summaries, all rows, and the list of scripts
     python jobs/tables.py jobs/results/*.json --full                    # print all rows
 
 harness.py describes the form of a file.  A list is one quantity measured several times and is printed as its mean ±
@@ -41,7 +41,7 @@ def rewritten(text: str, results: Results) -> str:
     """Replace the tables between marks."""
     marked = {name: make for name, make in (SUMMARIES | DETAILS).items() if mark(name) in text}
     if not marked:
-        raise SystemExit(f"there is no mark such as {mark('claims')}; put one and {END} where its table belongs")
+        raise SystemExit(f"there is no mark such as {mark('promises')}; put one and {END} where its table belongs")
     for name, make in marked.items():
         start, end = map(re.escape, (mark(name), END))
         whole = f"{mark(name)}\n{make(results)}\n{END}"
@@ -55,6 +55,41 @@ def mark(name: str) -> str:
 
 
 END = "<!-- end -->"
+
+
+def promises(results: Results) -> str:
+    """Lay out the claim behind each promise of the README."""
+    lines = []
+    for promise, start in PROMISES.items():
+        claim = next((c, value, r) for r in results for c, value in r.get("claims", {}).items() if c.startswith(start))
+        lines.append([promise, f"{claim[0]}: **{claim[1]}**", f"`{command(claim[2])}`"])
+    return grid(["promise", "measured", "command"], lines)
+
+
+PROMISES = {  # and how the claim begins
+    "Cross-validation is exact.": "cross-validated errors beside",
+    "Partitions and shards change a sum by rounding only.": "sums over other partitions",
+    "A plan fixes the bits, on any workers.": "one plan: ",
+    "A pass reaches most of the speed of its matrix product.": "a pass (read",
+    "Intervals cover what they claim.": "unseen rows within conformal intervals",
+}
+
+
+def largest_tables(results: Results) -> str:
+    """Lay out the errors of the README's models on the six largest tables that have all of them."""
+    tables: dict[tuple[str, str], dict[str, Any]] = {}
+    for r in of("bench_regression.py errors", results):
+        tables.setdefault((r["title"], r["notes"][0]), {}).update({row["model"]: row for row in r["rows"]})
+    whole = {name: models for name, models in tables.items() if models.keys() >= set(COMPARED)}
+    by_rows = sorted(whole, key=lambda name: -int(name[1].split()[0].replace(",", "")))
+    lines = []
+    for title, size in by_rows[:6]:
+        written = shares([whole[title, size][model] for model in COMPARED])
+        lines.append([f"{title}: {size.replace(' 1 splits', ' 1 split')}", *(written[model] for model in COMPARED)])
+    return grid(["table", *COMPARED], lines)
+
+
+COMPARED = ("Nystrom, NTK", "Nystrom, Gaussian", "boosted trees", "linear")
 
 
 def claims(results: Results) -> str:
@@ -156,14 +191,16 @@ def all_rows(results: Results) -> str:
     return "\n\n".join(map(markdown, results))
 
 
-SUMMARIES: dict[str, Callable[[Results], str]] = {
+SUMMARIES: dict[str, Callable[[Results], str]] = {"largest tables": largest_tables, "promises": promises}
+DETAILS: dict[str, Callable[[Results], str]] = {
+    "scripts": scripts,
     "claims": claims,
     "given splits": given_splits,
     "four folds": four_folds,
     "images": images,
     "kernel errors": kernel_errors,
+    "all rows": all_rows,
 }
-DETAILS: dict[str, Callable[[Results], str]] = {"scripts": scripts, "all rows": all_rows}
 
 
 def of(benchmark: str, results: Results) -> list[dict[str, Any]]:

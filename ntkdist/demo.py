@@ -17,13 +17,7 @@ TEST_EVERY = 4
 
 
 def run(out: str, workers: int) -> None:
-    """Write the tables, convert them, fit on a local cluster, and print the test error beside a linear model's.
-
-    Raises
-    ------
-    NtkdistError
-        If the kernel model is not the better one, which would be a defect.
-    """
+    """Write the tables, convert them, fit on a local cluster, and print the test error beside a linear model's."""
     start = time.perf_counter()
     refuse_existing(out)
     for name, rows in tables().items():

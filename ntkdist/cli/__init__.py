@@ -30,6 +30,7 @@ from ntkdist.data import storage, zarr_groups
 from ntkdist.planning import estimate, resolve
 from ntkdist.report import comparison_plots
 from ntkdist.ridge import prefix_curve, run_directory
+from ntkdist.ridge.fit_report import FitReport
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -124,7 +125,7 @@ def fit(
         left = f"the same command goes on from what {out} holds" if storage.exists(out) else "nothing was finished yet"
         click.echo(f"ntkdist: stopped; {left}", err=True)
         sys.exit(130)
-    print_fit(out, result.report, as_json)
+    print_fit(out, msgspec.convert(result.report, FitReport), as_json)
 
 
 @main.command()

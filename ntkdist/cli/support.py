@@ -10,6 +10,7 @@ import ntkdist as nd
 from ntkdist.data import zarr_groups
 from ntkdist.data.dataset import FORMAT
 from ntkdist.ridge import run_directory
+from ntkdist.ridge.fit_report import Curve, FitReport
 from ntkdist.ridge.predict import PREDICTIONS
 
 scheduler_option = click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler to run on.")
@@ -54,12 +55,12 @@ def print_result(value: dict[str, Any], text: str, as_json: bool) -> None:
     click.echo(run_directory.as_json(value) if as_json else text)
 
 
-def print_fit(out: str, report: dict[str, Any], as_json: bool) -> None:
+def print_fit(out: str, report: FitReport, as_json: bool) -> None:
     """Print the summary of a fit."""
-    summary = run_directory.summary(report)
+    summary = report.summary()
     lines = ["  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in summary.items())]
-    lines += [curve_text(report["curve"])] if report.get("curve") else []
-    lines += [*(f"Note: {note}." for note in report["notes"]), f"Written to {out}."]
+    lines += [curve_text(report.curve)] if report.curve else []
+    lines += [*(f"Note: {note}." for note in report.notes), f"Written to {out}."]
     print_result(summary | {"out": out}, "\n".join(lines), as_json)
 
 
@@ -89,9 +90,9 @@ def print_written(out: str) -> None:
         click.echo(f"Note: {clipped:,} rows had values outside the range that the model has seen, clipped to it.")
 
 
-def curve_text(curve: dict[str, Any]) -> str:
+def curve_text(curve: Curve) -> str:
     """Format the error by number of features."""
-    points = zip(curve["m"], curve["rmse"], strict=True)
+    points = zip(curve.m, curve.rmse, strict=True)
     return "rmse against features  " + "  ".join(f"{m:,}: {error:.4g}" for m, error in points)
 
 

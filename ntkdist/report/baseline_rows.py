@@ -4,13 +4,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from msgspec.structs import replace
 
 from ntkdist.cluster.connect import connect, resources
-from ntkdist.cluster.shards import Source, blocks
-from ntkdist.cluster.tally import Tally
+from ntkdist.cluster.reduce import reduce_all
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.features import Linear, RandomFourier
 from ntkdist.kernels import Gaussian
@@ -20,7 +18,7 @@ from ntkdist.report.baselines import BoostedTrees, ExactRidge, Table, median_dis
 from ntkdist.report.comparison import Row
 from ntkdist.report.measure import Bench, cv_errors, errors_only, measure, planned, sampled
 from ntkdist.ridge.fit import fit
-from ntkdist.sums import Metrics
+from ntkdist.sums.metrics import MetricsOf
 
 LENGTHSCALES = (0.5, 1.0, 2.0)  # of the Gaussian, times the median distance of rows
 TUNING_COMPONENTS = 512
@@ -40,24 +38,20 @@ def at_components(job: Job, components: Sequence[int]) -> list[Job]:
     """Return a job at each number of components; a job whose number is given by the data stays as it is."""
     if not components or isinstance(job.features, Linear):
         return [job]
-    return [_with(job, msgspec.structs.replace(job.features, n_components=m)) for m in components]
-
-
-def _with(job: Job, features: Any, **changes: Any) -> Job:
-    return msgspec.structs.replace(job, features=features, **changes)
+    return [replace(job, features=replace(job.features, n_components=m)) for m in components]
 
 
 def _feature_rows(bench: Bench, first: Job, components: Sequence[int]) -> Iterator[RowsAndNote]:
     """Yield ridge regression on the columns and on features of a Gaussian, fitted on the first job's cluster."""
     chosen: dict[str, Any] = {"alphas": "auto", "alphas_per_row": None} if first.plan.folds != 1 else {}
-    job = msgspec.structs.replace(first, solver=None, **chosen)
+    job = replace(first, solver=None, **chosen)
     with connect(first.cluster, bench.scheduler, bench.client) as client:
         bench = bench._replace(client=client)
-        linear = _with(job, Linear(int(np.prod(job.dataset.layout().input_shape))))
+        linear = replace(job, features=Linear(int(np.prod(job.dataset.layout().input_shape))))
         rows, pre = measure(bench, [("linear", linear)])
         yield rows, ""
         scale, note = _gaussian(bench, job, pre)
-        fourier = _with(job, RandomFourier(job.features.n_components, Gaussian(scale)))
+        fourier = replace(job, features=RandomFourier(job.features.n_components, Gaussian(scale)))
         yield measure(bench, [("gaussian rff", each) for each in at_components(fourier, components)])[0], note
 
 
@@ -68,7 +62,7 @@ def _gaussian(bench: Bench, job: Job, pre: Preprocessing) -> tuple[float, str]:
     scales = [factor * median for factor in LENGTHSCALES] if median > 0 else [1.0]
     scores = []
     for scale in scales if job.plan.folds != 1 else ():
-        cv = fit(_with(job, RandomFourier(m, Gaussian(scale))), client=bench.client, watch=bench.watch).cv
+        cv = fit(replace(job, features=RandomFourier(m, Gaussian(scale))), client=bench.client, watch=bench.watch).cv
         assert cv is not None
         scores.append(cv.rmse)
     best = scales[int(np.argmin(scores))] if scores else median
@@ -109,20 +103,20 @@ def _row(bench: Bench, name: str, make: Callable[[], ExactRidge | BoostedTrees],
         model = make()
         seconds = time.perf_counter() - start
         cv = model.out_of_fold() if folds > 1 else None
+        test: dict[str, float] = {}
+        if bench.test:
+            layout = bench.test.layout
+            summand = MetricsOf(model, pre.match(layout, bench.test.dataset.store))
+            part = reduce_all(bench.test, summand, layout.rows_per_partition, None, "evaluate", bench.watch)
+            test = errors_only(part.total.summary())
     return Row(
         name=name,
         kind=type(model).__name__,
-        n_components=None,
-        frobenius=(),
-        spectral=(),
         alpha_per_row=model.alpha_per_row if isinstance(model, ExactRidge) else None,
         **cv_errors(cv),
-        test=errors_only(_test_errors(model, bench.test, pre)) if bench.test else {},
-        feature_seconds=None,
-        gram_seconds=None,
+        test=test,
         fit_seconds=seconds,
         model_bytes=model.nbytes,
-        drawn_bytes=0,
     )
 
 
@@ -130,29 +124,11 @@ def table_of(p: Plan, pre: Preprocessing) -> Table:
     """Read all rows of positive weight, with the fold of each."""
     kept = [i for i in range(p.layout.partitions) if i not in (p.skip or ())]
     parts = [p.dataset.read(p.layout, *p.layout.span(i)) for i in kept]
-    fold = np.concatenate(
-        [p.folds_of(i)[rows.places - p.layout.span(i)[0]] for i, rows in zip(kept, parts, strict=True)]
-    )
+    read = zip(kept, parts, strict=True)
+    fold = np.concatenate([p.folds_of(i)[rows.places - p.layout.span(i)[0]] for i, rows in read])
     if p.scored is not None:
         fold[~np.isin(fold, p.scored)] = -1
-    weights = ((pre.weights(rows), len(rows.x)) for rows in parts)
-    weight = np.concatenate([np.ones(n) if w is None else w for w, n in weights])
+    weight = np.concatenate([np.ones(len(r.x)) if (w := pre.weights(r)) is None else w for r in parts])
     x, y = (np.concatenate([rows[i] for rows in parts]) for i in (0, 1))
     some = weight > 0
     return Table(x[some], y[some], weight[some], fold[some])
-
-
-def _test_errors(model: Callable[[NDArray[Any]], Any], test: Source, pre: Preprocessing) -> dict[str, float]:
-    """Evaluate a model on the test rows, in this process."""
-    layout = test.layout
-    matching, total = pre.match(layout, test.dataset.store), None
-    for rows in map(matching, blocks(test, map(layout.span, range(layout.partitions)), Tally())):
-        assert rows.y is not None
-        scores = model(rows.x)
-        if pre.classes:
-            part = Metrics.of_classes(rows.y, scores, rows.weight)
-        else:
-            part = Metrics.of_regression(rows.y.reshape(scores.shape), scores, rows.weight)
-        total = part if total is None else total + part
-    assert total is not None
-    return total.summary()

@@ -67,7 +67,7 @@ class ExactRidge:
     """
 
     def __init__(self, kernel: KernelOf, table: Table, pre: Preprocessing) -> None:
-        self.table, self._kernel, self._pre = table, kernel, pre
+        self.table, self._kernel, self._pre, self.classes, self.intercept = table, kernel, pre, pre.classes, pre.y_mean
         self._x, self._y = pre.inputs(table.x, np.float64), pre.targets(table.y)
         self._k = self._against(self._x)
         self.alpha_per_row = self._choose()
@@ -78,7 +78,7 @@ class ExactRidge:
         """The bytes that prediction needs: all rows, and a coefficient for each."""
         return self._x.nbytes + self._a.nbytes
 
-    def __call__(self, x: NDArray[Any]) -> F8:
+    def scores(self, x: NDArray[Any]) -> F8:
         """Predict the scores of raw rows, (n, t)."""
         return self._scores(self._against(self._pre.inputs(x, np.float64)), self._a, self._b)
 
@@ -140,7 +140,7 @@ class BoostedTrees:
     """
 
     def __init__(self, table: Table, pre: Preprocessing) -> None:
-        self.table, self._pre = table, pre
+        self.table, self._pre, self.classes, self.intercept = table, pre, pre.classes, pre.y_mean
         self._models = self._fitted(slice(None))
 
     @property
@@ -148,7 +148,7 @@ class BoostedTrees:
         """The size of the pickled models."""
         return len(pickle.dumps(self._models))
 
-    def __call__(self, x: NDArray[Any]) -> F8:
+    def scores(self, x: NDArray[Any]) -> F8:
         """Predict the scores of raw rows, (n, t)."""
         return self._scores(self._models, x)
 

@@ -1,6 +1,5 @@
 """The function `compare`: several jobs on the same rows, beside baseline models."""
 
-import functools
 from collections.abc import Sequence
 
 import msgspec
@@ -9,7 +8,7 @@ from ntkdist.cluster import Client
 from ntkdist.cluster.connect import connect
 from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.shards import Source
-from ntkdist.data.dataset import Dataset, Layout
+from ntkdist.data.dataset import Dataset
 from ntkdist.errors import DataError, SpecError
 from ntkdist.planning.job import Job
 from ntkdist.report.baseline_rows import at_components, baseline_rows
@@ -74,21 +73,29 @@ def compare(
     jobs = _on(dataset, jobs)
     first, layout = jobs[0], jobs[0].dataset.layout()
     sample = min(sample, layout.rows)
-    verified = functools.partial(_verified, first, client, scheduler, watch)
-    tests = verified(tested) if (tested := _tested(test, first.dataset)) else None
-    bench = Bench(verified(first.dataset).skip, tests, seeds, sample, client, scheduler, watch)
+    datasets = [first.dataset, *_tested(test, first.dataset)]
+    sources = [Source(each, each.layout(), 0, 1) for each in datasets]
+    if any(each.damaged == "skip" for each in datasets):  # damaged partitions are found once for all models
+        with connect(first.cluster, scheduler, client) as cluster:
+            sources = [verified_source(source, cluster, watch) for source in sources]
+    train, tests = sources[0], (*sources[1:], None)[0]
+    bench = Bench(train.skip, tests, seeds, sample, client, scheduler, watch)
     names = _distinct(names or [type(job.features).__name__ for job in jobs])
     named = [(n, each) for n, job in zip(names, jobs, strict=True) for each in at_components(job, components)]
     rows, pre = measure(bench, named)
-    notes = _protocol(sample, seeds, bool(layout.classes)) + _skipped(first.dataset.store, layout, bench.skip)
-    if tests:
-        notes += _skipped(tests.dataset.store, tests.layout, tests.skip)
+    notes = _protocol(sample, seeds, bool(layout.classes))
+    notes += [
+        f"{s.layout.rows_of(s.skip):,} rows of the damaged partitions {', '.join(map(str, s.skip))} of "
+        f"{s.dataset.store} were skipped, as asked"
+        for s in sources
+        if s.skip
+    ]
     if baselines:
         for more, note in baseline_rows(bench, first, components, pre, exact_rows):
             rows += more
             notes += [note] if note else []
-    store, tested_on = first.dataset.store, tests.dataset.store if tests else ""
-    return Comparison(store, layout.rows, tested_on, bool(layout.classes), sample, seeds, tuple(rows), tuple(notes))
+    store, tested = first.dataset.store, tests.dataset.store if tests else ""
+    return Comparison(store, layout.rows, tested, bool(layout.classes), sample, seeds, tuple(rows), tuple(notes))
 
 
 def _on(dataset: Dataset | str, jobs: Sequence[Job]) -> list[Job]:
@@ -106,31 +113,15 @@ def _on(dataset: Dataset | str, jobs: Sequence[Job]) -> list[Job]:
     return [msgspec.structs.replace(job, dataset=dataset) for job in jobs]
 
 
-def _tested(test: Dataset | str, dataset: Dataset) -> Dataset | None:
-    """Return the test dataset; refuse one with another kind of target."""
+def _tested(test: Dataset | str, dataset: Dataset) -> list[Dataset]:
+    """Return the test dataset, if there is one; refuse one with another kind of target."""
     if not test:
-        return None
+        return []
     tested = msgspec.structs.replace(dataset, store=test, groups="", holdout="") if isinstance(test, str) else test
     theirs, ours = (target_kind(d.layout().classes, d.layout().targets) for d in (tested, dataset))
     if theirs != ours:
         raise DataError(f"{tested.store}: targets are {theirs}, those of {dataset.store} are {ours}; convert alike")
-    return tested
-
-
-def _verified(first: Job, client: Client | None, scheduler: str, watch: Watch | None, dataset: Dataset) -> Source:
-    """Return all rows of a dataset but its damaged partitions, which are found once for all models."""
-    source = Source(dataset, dataset.layout(), 0, 1)
-    if dataset.damaged == "error":
-        return source
-    with connect(first.cluster, scheduler, client) as client:
-        return verified_source(source, client, watch)
-
-
-def _skipped(store: str, layout: Layout, skip: tuple[int, ...]) -> list[str]:
-    if not skip:
-        return []
-    partitions = ", ".join(map(str, skip))
-    return [f"{layout.rows_of(skip):,} rows of the damaged partitions {partitions} of {store} were skipped, as asked"]
+    return [tested]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The results of a comparison, as plain values and as text tables."""
 
 import textwrap
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,47 +12,22 @@ WIDTH = 80  # columns of a terminal
 
 @dataclass(frozen=True)
 class Row:
-    """One model: a job at one number of components, or a baseline.
-
-    Attributes
-    ----------
-    name : str
-    kind : str
-        Type of the feature map or of the baseline model.
-    n_components : int or None
-        None for a baseline without features.
-    frobenius, spectral : tuple of float
-        Errors of the features' Gram against the map's exact kernel, one per draw of the map; empty without features.
-    alpha_per_row : float or None
-        The chosen penalty divided by the weight of the training rows.
-    cv_rmse, cv_standard_error : float or None
-        Cross-validated root mean squared error (of one-hot scores for classes), and its standard error over folds.
-    test : dict
-        Errors on the test dataset, as `evaluate` returns them; empty without one.
-    feature_seconds, gram_seconds : float or None
-        For mapping all rows, and for adding them to the Gram, in one process; extrapolated from a few blocks.
-    fit_seconds : float
-        From the dataset to the model, including the choice of the penalty.
-    model_bytes : int
-        Size of the saved model.
-    drawn_bytes : int
-        Size of the arrays that the map draws or learns, and holds while it maps.
-    """
+    """One model: a job at one number of components, or a baseline, which may have no features."""
 
     name: str
-    kind: str
-    n_components: int | None
-    frobenius: tuple[float, ...]
-    spectral: tuple[float, ...]
-    alpha_per_row: float | None
-    cv_rmse: float | None
-    cv_standard_error: float | None
-    test: dict[str, float]
-    feature_seconds: float | None
-    gram_seconds: float | None
-    fit_seconds: float
-    model_bytes: int
-    drawn_bytes: int
+    kind: str  # type of the feature map or of the baseline model
+    n_components: int | None = None
+    frobenius: tuple[float, ...] = ()  # errors of the features' Gram against the exact kernel, one per draw of the map
+    spectral: tuple[float, ...] = ()
+    alpha_per_row: float | None = None  # the chosen penalty divided by the weight of the training rows
+    cv_rmse: float | None = None  # of one-hot scores for classes
+    cv_standard_error: float | None = None  # of cv_rmse, over folds
+    test: dict[str, float] = field(default_factory=dict)  # errors as of `evaluate`; empty without a test dataset
+    feature_seconds: float | None = None  # to map all rows in one process, extrapolated from a few blocks
+    gram_seconds: float | None = None  # to add them to the Gram, likewise
+    fit_seconds: float = 0.0  # from the dataset to the model, including the choice of the penalty
+    model_bytes: int = 0  # saved
+    drawn_bytes: int = 0  # of the arrays that the map draws or learns, and holds while it maps
 
     def error(self) -> float | None:
         """Return the error on the test dataset (1 − accuracy for classes), or without one, the cross-validated rmse."""
@@ -93,10 +68,9 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return plain objects, with mean and standard deviation of the kernel errors."""
         plain = asdict(self)
-        for row, each in zip(self.models, plain["models"], strict=True):
+        for each in plain["models"]:
             for name in ("frobenius", "spectral"):
-                mean, std = mean_std(getattr(row, name))
-                each |= {f"{name}_mean": mean, f"{name}_std": std}
+                each[f"{name}_mean"], each[f"{name}_std"] = mean_std(each[name])
         return plain
 
     def error_name(self) -> str:
@@ -117,14 +91,12 @@ class Comparison:
         return "\n".join([head, _markdown(self._errors()), _markdown(self._costs()), *notes, ""])
 
     def _errors(self) -> Cells:
-        scored = ("accuracy" if self.classes else "test rmse") if self.test else ""
-        cells = [["model", "m", "kernel error", "spectral ε", "cv rmse", *([scored] if scored else [])]]
+        scored = ["accuracy" if self.classes else "test rmse"] if self.test else []
+        cells = [["model", "m", "kernel error", "spectral ε", "cv rmse", *scored]]
         for row in self.models:
-            line = [row.name, _count(row.n_components), _spread(row.frobenius), _spread(row.spectral)]
-            line.append(_number(row.cv_rmse))
-            if scored:
-                line.append(f"{row.test['accuracy']:.4f}" if self.classes else _number(row.test["rmse"]))
-            cells.append(line)
+            tested = [f"{row.test['accuracy']:.4f}" if self.classes else _number(row.test["rmse"]) for _ in scored]
+            errors = (_spread(row.frobenius), _spread(row.spectral), _number(row.cv_rmse))
+            cells.append([row.name, _count(row.n_components), *errors, *tested])
         return cells
 
     def _costs(self) -> Cells:
@@ -165,23 +137,17 @@ def _count(m: int | None) -> str:
 
 
 def _size(nbytes: int) -> str:
-    value, unit = float(nbytes), "B"
-    for larger in ("kB", "MB", "GB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.3g} {unit}" if nbytes else "–"
+    power = min((len(str(nbytes)) - 1) // 3, 3)
+    return f"{nbytes / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}" if nbytes else "–"
 
 
 def _aligned(cells: Cells) -> str:
     """Align columns right and names left; cut names that would make a line too long."""
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    widths[0] = max(8, min(widths[0], WIDTH - sum(w + 2 for w in widths[1:])))
-    names = [name if len(name) <= widths[0] else name[: widths[0] - 1] + "…" for name, *_ in cells]
-    return "\n".join(
-        "  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for name, line in zip(names, cells, strict=True)
-    )
+    first, *widths = (max(map(len, column)) for column in zip(*cells, strict=True))
+    first = max(8, min(first, WIDTH - sum(w + 2 for w in widths)))
+    names = (name if len(name) <= first else name[: first - 1] + "…" for name, *_ in cells)
+    rest = ["".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths, strict=True)) for line in cells]
+    return "\n".join(f"{name:<{first}}{line}" for name, line in zip(names, rest, strict=True))
 
 
 def _markdown(cells: Cells) -> str:

@@ -29,13 +29,7 @@ def check() -> None:
 
 
 def write(comparison: Comparison, out: str) -> None:
-    """Write ``compare.json``, ``compare.md`` and two plots, each as SVG and PNG, to a new directory.
-
-    Raises
-    ------
-    StoreError
-        If ``out`` exists.
-    """
+    """Write ``compare.json``, ``compare.md`` and two plots, each as SVG and PNG, to a new directory."""
     check()
     refuse_existing(out)
     with new_directory(out) as place:
@@ -52,19 +46,19 @@ def _draw(comparison: Comparison, place: Path) -> None:
     frobenius: Panel = ("Kernel error, ‖K̂ − K‖ / ‖K‖", lambda row: mean_std(row.frobenius))
     spectral: Panel = ("Spectral error ε at the chosen penalty", lambda row: mean_std(row.spectral))
     folds = not comparison.test  # the band of a cross-validated error is its standard error over folds
-    prediction: Panel = (_title(comparison), lambda row: (row.error(), row.cv_standard_error if folds else None))
-    name = f"{Path(comparison.dataset).stem}, {comparison.rows:,} rows"
+    if folds:
+        title = "Cross-validated rmse" + (" of one-hot scores" if comparison.classes else ", target units")
+    else:
+        title = "Share of wrong answers on test rows" if comparison.classes else "Test rmse, target units"
+    prediction: Panel = (title, lambda row: (row.error(), row.cv_standard_error if folds else None))
+    against = (("the number of features", (frobenius, spectral, prediction)), ("time", (frobenius, prediction)))
     with matplotlib.rc_context(PLAIN | {"font.size": 9}):
-        figure = _figure(comparison, (frobenius, spectral, prediction), seconds=False)
-        _save(figure, place / PLOTS[0], f"{name}: error against the number of features")
-        figure = _figure(comparison, (frobenius, prediction), seconds=True)
-        _save(figure, place / PLOTS[1], f"{name}: error against time")
-
-
-def _title(comparison: Comparison) -> str:
-    if not comparison.test:
-        return "Cross-validated rmse" + (" of one-hot scores" if comparison.classes else ", target units")
-    return "Share of wrong answers on test rows" if comparison.classes else "Test rmse, target units"
+        for name, (what, panels) in zip(PLOTS, against, strict=True):
+            figure = _figure(comparison, panels, seconds=what == "time")
+            title = f"{Path(comparison.dataset).stem}, {comparison.rows:,} rows: error against {what}"
+            figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+            figure.savefig(place / f"{name}.svg", metadata={"Date": None})
+            figure.savefig(place / f"{name}.png", dpi=150)
 
 
 def _figure(comparison: Comparison, panels: tuple[Panel, ...], seconds: bool) -> Any:
@@ -73,27 +67,27 @@ def _figure(comparison: Comparison, panels: tuple[Panel, ...], seconds: bool) ->
     from matplotlib.lines import Line2D
 
     curves, flat = _series(comparison)
+    styles = [_curve_style(i) for i in range(len(curves))]
+    flat_styles = [_flat_style(len(curves), i, seconds) for i in range(len(flat))]
     figure = Figure(figsize=(3.6 * len(panels), 4.2), layout="constrained")
-    all_axes = figure.subplots(1, len(panels))
-    handles = [Line2D([], [], label=name, **_curve_style(i)) for i, (name, _) in enumerate(curves)]
-    for i, (name, _) in enumerate(flat):
-        style = _curve_style(len(curves) + i) | {"linestyle": "none"} if seconds else _line_style(len(curves), i)
-        handles.append(Line2D([], [], label=name, **style))
-    for axes, (title, error) in zip(all_axes, panels, strict=True):
+    for axes, (title, error) in zip(all_axes := figure.subplots(1, len(panels)), panels, strict=True):
         last = axes is all_axes[-1]
-        for i, (_, rows) in enumerate(curves + flat if last and seconds else curves):
-            values = [(row.fit_seconds if seconds else row.n_components, *error(row)) for row in rows]
-            _curve(axes, values, _curve_style(i))
-        for i, (_, rows) in enumerate(flat if last and not seconds else ()):
+        for (_, rows), style in zip(curves, styles, strict=True):
+            _curve(axes, [(row.fit_seconds if seconds else row.n_components, *error(row)) for row in rows], style)
+        for (_, rows), style in zip(flat, flat_styles, strict=True) if last else ():
             y = error(rows[0])[0]
-            if y and np.isfinite(y):
-                axes.axhline(y, **_line_style(len(curves), i))
+            if seconds:
+                _curve(axes, [(row.fit_seconds, *error(row)) for row in rows], style)
+            elif y and np.isfinite(y):
+                axes.axhline(y, **style)
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_xlabel("seconds of a fit" if seconds else "features m")
         _log(axes.xaxis)
         _log(axes.yaxis)
         if not seconds:
             axes.set_xticks(sorted({row.n_components for _, rows in curves for row in rows if row.n_components}))
+    named = zip(curves + flat, styles + flat_styles, strict=True)
+    handles = [Line2D([], [], label=name, **style) for (name, _), style in named]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * len(panels)))
     return figure
 
@@ -109,7 +103,10 @@ def _curve_style(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
 
 
-def _line_style(curves: int, i: int) -> dict[str, Any]:
+def _flat_style(curves: int, i: int, seconds: bool) -> dict[str, Any]:
+    """Return the style of a model without a number of features: a point, or a dashed line."""
+    if seconds:
+        return _curve_style(curves + i) | {"linestyle": "none"}
     return {"color": COLOURS[(curves + i) % len(COLOURS)], "dashes": DASHES[i % len(DASHES)], "linewidth": 1.2}
 
 
@@ -140,9 +137,3 @@ def _log(axis: Any) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0)) if wide else MaxNLocator(5))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-
-
-def _save(figure: Any, path: Path, title: str) -> None:
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=150)

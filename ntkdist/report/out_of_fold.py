@@ -39,30 +39,19 @@ class LargestErrors(NamedTuple):
         """Return the given rows."""
         return LargestErrors(*(values[rows] for values in self))
 
-    def worst(self) -> "LargestErrors":
-        """Return the first WORST rows; equal errors are ordered by place."""
-        return self.take(np.lexsort((self.places, -self.error))[:WORST])
-
 
 class OutOfFold:
     """A summary of predictions and true values: a value with ``+``, whose size does not grow with the rows.
 
-    Of several targets, only the first is counted.
-
-    Attributes
-    ----------
-    metrics : Metrics
-    counts : (b, b) float64 array
-        Weight of rows by the bin, or class, of the true and of the predicted value.
-    spread : array
-        For numbers, (ERROR_BINS + 1,): weight of rows by absolute error; the last bin holds all larger errors.  For
-        classes, (PROBABILITY_BINS, 3): by the probability of the predicted class, the weight of rows, and weighted
-        sums of that probability and of the correct rows.
-    largest : LargestErrors
+    Of several targets, only the first is counted.  ``counts`` (b, b) is the weight of rows by the bin, or class, of the
+    true and of the predicted value.  For numbers, ``spread`` (ERROR_BINS + 1,) is the weight of rows by absolute error;
+    the last bin holds all larger errors.  For classes, ``spread`` (PROBABILITY_BINS, 3) is, by the probability of the
+    predicted class, the weight of rows, and weighted sums of that probability and of the correct rows.
     """
 
     def __init__(self, metrics: Metrics, counts: F8, spread: F8, largest: LargestErrors) -> None:
-        self.metrics, self.counts, self.spread, self.largest = metrics, counts, spread, largest.worst()
+        self.metrics, self.counts, self.spread = metrics, counts, spread
+        self.largest = largest.take(np.lexsort((largest.places, -largest.error))[:WORST])  # equal errors by place
 
     @classmethod
     def of_numbers(
@@ -137,11 +126,6 @@ def predict_out_of_fold(
     """Predict all rows by the models of the other folds, at the chosen penalties (``cv`` in target units).
 
     Rows that the fit skipped, and rows of folds that were not scored, such as those outside a holdout, are left out.
-
-    Raises
-    ------
-    DataError
-        If the data are not those of the plan.
     """
     if (layout := p.dataset.layout()) != p.layout:
         raise DataError(

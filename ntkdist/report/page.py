@@ -1,9 +1,10 @@
 """A run as one HTML file: data, model, errors, cost, and the job that repeats it."""
 
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ from ntkdist.planning.plan import Plan, source_of
 from ntkdist.report import pictures
 from ntkdist.report.out_of_fold import OutOfFold, bin_edges, predict_out_of_fold
 from ntkdist.ridge import run_directory
+from ntkdist.ridge.fit_report import FitReport
 from ntkdist.ridge.prepare import sample
 from ntkdist.solvers.cv_result import CVResult
 from ntkdist.spec import decode
@@ -46,32 +48,17 @@ def write(
     scheduler: str = "",
     watch: Watch | None = None,
 ) -> str:
-    """Write the report of a complete run; return its path.
+    """Write the report of a complete run; return its path, by default ``report.html`` in the run directory.
 
-    With the data, one pass predicts every row out of fold, and one draws a sample for the exact kernel.
-
-    Parameters
-    ----------
-    run : str
-        Run directory.
-    out : str
-        Path of the report, by default ``report.html`` in the run directory; an earlier report is replaced.
-    data : bool
-        Whether to read the dataset again; if not, the parts that need it are left out.
-    client, scheduler, watch
-        As in `fit`.
-
-    Raises
-    ------
-    StoreError, DataError
-        If the run is not complete, or its data have changed.
+    With the data, one pass predicts every row out of fold, and one draws a sample for the exact kernel.  An earlier
+    report is replaced.
     """
     check()
     model, cv, report, equations = run_directory.read_run(run)
-    p: Plan = decode(report["plan"], Plan, f"{run}/report.json")
+    p: Plan = decode(report.plan, Plan, f"{run}/report.json")
     shown = [pictures.of_choice(cv, model.classes)] if cv else []
-    if report.get("curve"):
-        shown.append(pictures.of_curve(report["curve"], "cross-validated rmse"))
+    if report.curve:
+        shown.append(pictures.of_curve(report.curve, "cross-validated rmse"))
     sums = None
     if data:
         with connect(p.job.cluster, scheduler, client) as client:
@@ -80,7 +67,7 @@ def write(
                 sums = predict_out_of_fold(p, equations, cv, client=client, watch=watch)
                 shown += pictures.of_predictions(sums, equations, bin_edges(equations))
             shown.append(_kernel(p, model.preprocessing, model.features, report, client, watch))
-    shown += pictures.of_run(report["run"])
+    shown += pictures.of_run(report.run)
     out = out or storage.join(run, "report.html")
     storage.write_text(out, render(run, p, report, cv, sums, model.preprocessing, shown))
     return out
@@ -89,7 +76,7 @@ def write(
 def render(
     run: str,
     p: Plan,
-    report: dict[str, Any],
+    report: FitReport,
     cv: CVResult | None,
     sums: OutOfFold | None,
     pre: Preprocessing,
@@ -107,23 +94,22 @@ def render(
     return template.render(
         title=f"{Path(run).name}: {type(p.features).__name__} on {Path(p.dataset.store).stem}",
         summary=(
-            f"Ridge regression on {p.m:,} features, fitted to {report['data']['rows']:,} rows of {shape} with "
+            f"Ridge regression on {p.m:,} features, fitted to {report.data.rows:,} rows of {shape} with "
             f"{target}, {p.folds} folds, solver {type(p.solver).__name__}."
         ),
         finished=(
-            f"Finished {report['finished']}; {report['run']['seconds']['total']:,.1f} s on "
-            f"{report['run']['workers']} worker(s)."
+            f"Finished {report.finished}; {report.run.seconds['total']:,.1f} s on {report.run.workers} worker(s)."
         ),
-        numbers=_numbers(report, cv, sums, pre),
-        notes=report["notes"],
+        numbers=list(_numbers(report, cv, sums, pre)),
+        notes=report.notes,
         figures=shown,
-        tables=[_largest_errors(p, sums, pre), _read(report), _seconds(report), _versions(p, report)],
+        tables=[_largest_errors(p, sums, pre), *_tables(p, report)],
         job=tomli_w.dumps(_without_none(msgspec.to_builtins(p.job))),
     )
 
 
 def _kernel(
-    p: Plan, pre: Preprocessing, features: AnyMap, report: dict[str, Any], client: Client | None, watch: Watch | None
+    p: Plan, pre: Preprocessing, features: AnyMap, report: FitReport, client: Client | None, watch: Watch | None
 ) -> pictures.Picture:
     """Draw both kernels of a sample of rows; for images, of as few rows as the exact kernel's cost allows."""
     rows, shape = KERNEL_ROWS, p.layout.input_shape
@@ -133,39 +119,40 @@ def _kernel(
     summand = SampleOf(rows, KERNEL_SEED, pre, sparse=p.layout.sparse)
     x = sample(summand, source_of(p)._replace(block_rows=0), client, watch, "sample")
     exact = features.kernel(x)
-    return pictures.of_kernel(exact, gram_of(features(x)), min(report["alpha_per_row"]))
+    return pictures.of_kernel(exact, gram_of(features(x)), min(report.alpha_per_row))
 
 
 def _numbers(
-    report: dict[str, Any], cv: CVResult | None, sums: OutOfFold | None, pre: Preprocessing
-) -> list[tuple[str, str]]:
-    numbers = []
+    report: FitReport, cv: CVResult | None, sums: OutOfFold | None, pre: Preprocessing
+) -> Iterator[tuple[str, str]]:
     if sums is not None and pre.classes:
         summary = sums.metrics.summary()
-        accuracy, n = summary["accuracy"], summary["rows"]
-        band = np.sqrt(accuracy * (1 - accuracy) / n)
-        numbers.append((f"{accuracy:.2%} ± {100 * band:.2f}", "accuracy out of fold ± its standard error"))
+        band = np.sqrt(summary["accuracy"] * (1 - summary["accuracy"]) / summary["rows"])
+        yield f"{summary['accuracy']:.2%} ± {100 * band:.2f}", "accuracy out of fold ± its standard error"
     if cv is not None:
         band = cv.standard_error / (2 * cv.rmse) if cv.rmse else 0.0
         error = "rmse of one-hot scores" if pre.classes else "rmse"
-        numbers += [
-            (f"{cv.rmse:.4g} ± {band:.1g}", f"cross-validated {error} ± its standard error"),
-            (f"{cv.r2:.3f}", "r²"),
-        ]
-    alphas = sorted(set(report["alpha_per_row"]))
-    alpha = f"{alphas[0]:.2g}" + (f" – {alphas[-1]:.2g}" if len(alphas) > 1 else "")
-    return [*numbers, (alpha, "alpha per row"), (f"{report['run']['rows_per_second']:,.0f}", "rows per second")]
+        yield f"{cv.rmse:.4g} ± {band:.1g}", f"cross-validated {error} ± its standard error"
+        yield f"{cv.r2:.3f}", "r²"
+    least, most = min(report.alpha_per_row), max(report.alpha_per_row)
+    yield f"{least:.2g}" + (f" – {most:.2g}" if most > least else ""), "alpha per row"
+    yield f"{report.run.rows_per_second:,.0f}", "rows per second"
 
 
-def _table(title: str, rows: list[tuple[Any, ...]], head: tuple[str, ...] = (), text: str = "") -> dict[str, Any]:
-    return {"title": title, "rows": rows, "head": head, "text": text}
+class Table(NamedTuple):
+    """A table of the page."""
+
+    title: str
+    rows: Sequence[tuple[Any, ...]]
+    head: tuple[str, ...] = ()
+    text: str = ""
 
 
-def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> dict[str, Any]:
+def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> Table:
     """List the rows with the largest errors, by their place in the source where that is known."""
     title = "Largest residuals"
     if sums is None:
-        return _table(title, [("left out: they need the data, folds and equations",)])
+        return Table(title, [("left out: they need the data, folds and equations",)])
     source = "row" in p.dataset.others()
     rows = []
     for error, place, y, guess in zip(*sums.largest, strict=True):
@@ -174,34 +161,28 @@ def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> dict
         rows.append((f"{row:,}", *pair, f"{error:.4g}"))
     head = ("row of the source" if source else "row", "true", "predicted out of fold", "error")
     text = "The error is the lead of the wrong class's score over the true class's." if pre.classes else ""
-    return _table(title, rows, head, text)
+    return Table(title, rows, head, text)
 
 
-def _read(report: dict[str, Any]) -> dict[str, Any]:
-    data, run, layout = report["data"], report["run"], report["plan"]["layout"]
+def _tables(p: Plan, report: FitReport) -> Iterator[Table]:
+    data, run, layout = report.data, report.run, report.plan["layout"]
     rows = [
-        ("dataset", data["store"]),
+        ("dataset", data.store),
         ("fingerprint", layout["fingerprint"]),
-        ("rows added", f"{data['rows']:,} of {layout['rows']:,}"),
-        ("rows dropped for NaN or Inf", f"{data['dropped_rows']:,}"),
-        ("rows clipped to the range reused", f"{data.get('clipped_rows', 0):,}"),
-        ("read and verified by checksum", f"{run['bytes_read'] / 1e6:,.1f} MB, {run['read_share']:.1%} of the pass"),
-        ("weight of each fold", ", ".join(f"{w:,.6g}" for w in data["fold_weights"])),
+        ("rows added", f"{data.rows:,} of {layout['rows']:,}"),
+        ("rows dropped for NaN or Inf", f"{data.dropped_rows:,}"),
+        ("rows clipped to the range reused", f"{data.clipped_rows:,}"),
+        ("read and verified by checksum", f"{run.bytes_read / 1e6:,.1f} MB, {run.read_share:.1%} of the pass"),
+        ("weight of each fold", ", ".join(f"{w:,.6g}" for w in data.fold_weights)),
     ]
-    return _table("Data", rows)
-
-
-def _seconds(report: dict[str, Any]) -> dict[str, Any]:
-    run = report["run"]
-    rows = [(phase, f"{seconds:,.2f} s") for phase, seconds in run["seconds"].items()]
-    if "gram_to_syrk_ratio" in run:
-        rows.append(("rate of the pass over that of syrk alone", f"{run['gram_to_syrk_ratio']:.2f}"))
-    return _table("Time", rows)
-
-
-def _versions(p: Plan, report: dict[str, Any]) -> dict[str, Any]:
-    seeds = [("seed of the features", getattr(p.features, "seed", "none"))]
-    return _table("Versions and seeds", [*report["versions"].items(), *seeds, ("digest of the job", report["digest"])])
+    yield Table("Data", rows)
+    ordered = sorted(run.seconds.items(), key=lambda item: (item[0] == "total", item[0] != "prepare"))
+    rows = [(phase, f"{seconds:,.2f} s") for phase, seconds in ordered]
+    if run.gram_to_syrk_ratio:
+        rows.append(("rate of the pass over that of syrk alone", f"{run.gram_to_syrk_ratio:.2f}"))
+    yield Table("Time", rows)
+    seed = ("seed of the features", getattr(p.features, "seed", "none"))
+    yield Table("Versions and seeds", [*report.versions.items(), seed, ("digest of the job", report.digest)])
 
 
 def _without_none(value: Any) -> Any:

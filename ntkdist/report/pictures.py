@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 from scipy.special import erf
 
 from ntkdist.kernels.error import SpectralError, frobenius_error
-from ntkdist.report import figures
+from ntkdist.report.figures import MUTED, SERIES, svg
 from ntkdist.report.out_of_fold import ERROR_BINS, ERROR_SPAN, OutOfFold
+from ntkdist.ridge.fit_report import Curve, RunReport
 from ntkdist.ridge.model import Equations
 from ntkdist.solvers.cv_result import CVResult
 
 F8 = NDArray[np.float64]
+ONE, OTHER = SERIES[:2]
+DASHED: dict[str, Any] = {"dashes": (4, 3), "linewidth": 1}
 
 
 class Picture(NamedTuple):
@@ -25,20 +28,44 @@ class Picture(NamedTuple):
     svg: str
 
 
-def picture(name: str, title: str, text: str, draw: Callable[..., None], *arguments: Any) -> Picture:
-    """Draw a plot and add its caption."""
-    return Picture(name, title, text, figures.svg(name, lambda axes: draw(axes, *arguments)))
+def picture(name: str, title: str, text: str, draw: Callable[[Any], None]) -> Picture:
+    """Draw a plot on axes and add its caption."""
+    return Picture(name, title, text, svg(name, draw))
 
 
 def of_choice(cv: CVResult, classes: tuple[str, ...]) -> Picture:
-    """Draw the errors of all penalties."""
+    """Draw the errors of all penalties: of each fold, and over all folds."""
     folds, mean = (np.sqrt(np.maximum(mse, 0.0)) for mse in (cv.mse.mean(axis=2), cv.path.mean(axis=1)))
-    unit = "alpha, per unit of weight" if cv.per_row else "alpha"
-    label = "cross-validated rmse" + (" of one-hot scores" if classes else "")
-    text = f"{len(cv.alphas)} penalties; thin lines are the {folds.shape[1]} folds."
-    return picture(
-        "alpha", "The penalty", text, figures.alpha_path, cv.alphas, folds, mean, int(cv.best[0]), unit, label
-    )
+    alphas, best = cv.alphas, int(cv.best[0])
+
+    def draw(axes: Any) -> None:
+        if folds.shape[1] > 1:
+            axes.plot(alphas, folds, color=MUTED, linewidth=0.8, alpha=0.6)
+        axes.plot(alphas, mean, color=ONE, marker="o", markersize=4)
+        axes.plot(alphas[best], mean[best], "o", color=OTHER, markersize=9, label=f"chosen, {alphas[best]:.2g}")
+        axes.set_xlabel("alpha, per unit of weight" if cv.per_row else "alpha")
+        axes.set_ylabel("cross-validated rmse" + (" of one-hot scores" if classes else ""))
+        if len(alphas) > 1 and alphas[0] > 0:
+            axes.set_xscale("log")
+        axes.legend()
+
+    return picture("alpha", "The penalty", f"{len(alphas)} penalties; thin lines are the {folds.shape[1]} folds.", draw)
+
+
+def of_curve(curve: Curve, label: str) -> Picture:
+    """Draw the error against the number of features, from one Gram."""
+
+    def draw(axes: Any) -> None:
+        axes.plot(curve.m, curve.rmse, color=ONE, marker="o", markersize=4)
+        if curve.band is not None:
+            low, high = np.subtract(curve.rmse, curve.band), np.add(curve.rmse, curve.band)
+            axes.fill_between(curve.m, low, high, color=ONE, alpha=0.2, linewidth=0)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(curve.m, [f"{k:,}" for k in curve.m])
+        axes.minorticks_off()
+        axes.set(xlabel="features m", ylabel=label)
+
+    return picture("curve", "More features", "Prefixes of the same features, each with its own best penalty.", draw)
 
 
 def of_predictions(sums: OutOfFold, equations: Equations, edges: F8) -> list[Picture]:
@@ -46,26 +73,72 @@ def of_predictions(sums: OutOfFold, equations: Equations, edges: F8) -> list[Pic
     pre, summary = equations.preprocessing, sums.metrics.summary()
     if pre.classes:
         text = f"{summary['accuracy']:.2%} of {summary['rows']:,} rows are right out of fold."
-        first = picture("truth", "True and predicted classes", text, figures.confusion, sums.counts, pre.classes)
-        weight, probability, correct = sums.spread[sums.spread[:, 0] > 0].T
-        text = "Clipped and renormalised scores as probabilities; points below the dashed line are overconfident."
-        arguments = (probability / weight, correct / weight, weight)
-        return [first, picture("calibration", "Calibration", text, figures.reliability, *arguments)]
-    label = pre.target_names[0] if pre.target_names else "target"
+        scores = "Clipped and renormalised scores as probabilities; points below the dashed line are overconfident."
+        return [
+            picture(
+                "truth", "True and predicted classes", text, lambda axes: _confusion(axes, sums.counts, pre.classes)
+            ),
+            picture("calibration", "Calibration", scores, lambda axes: _reliability(axes, sums.spread)),
+        ]
     text = (
         f"{summary['rows']:,} rows, out of fold: rmse {summary['rmse']:.5g}, mean absolute error {summary['mae']:.5g}."
     )
     if pre.t > 1:
         text = f"The first of {pre.t} targets. {text}"
     text += " Rows outside the frame are counted in its outermost cells."
+    label = pre.target_names[0] if pre.target_names else "target"
     within = np.linspace(0, ERROR_SPAN, ERROR_BINS + 1)[1:]
     share = np.cumsum(sums.spread)[:-1] / sums.spread.sum()
     at_two = share[np.searchsorted(within, 2.0 - 1e-9)]
     errors = f"{at_two:.1%} of rows are within two root mean squared errors; of a Gaussian, 95.4% would be."
     return [
-        picture("truth", "True and predicted", text, figures.truth, sums.counts, edges, label),
-        picture("calibration", "Errors", errors, figures.coverage, within, share, erf(within / np.sqrt(2))),
+        picture("truth", "True and predicted", text, lambda axes: _truth(axes, sums.counts, edges, label)),
+        picture("calibration", "Errors", errors, lambda axes: _coverage(axes, within, share)),
     ]
+
+
+def _truth(axes: Any, counts: F8, edges: F8, label: str) -> None:
+    """Shade the weight of rows, (b, b) by bins of true and predicted values, on a logarithmic scale."""
+    shade = np.log1p(counts) / max(np.log1p(counts).max(), 1e-12)
+    for i, j in np.argwhere(counts > 0):
+        cell = (edges[[i, i + 1, i + 1, i]], edges[[j, j, j + 1, j + 1]])
+        axes.fill(*cell, color=ONE, alpha=0.08 + 0.92 * shade[i, j], linewidth=0)
+    axes.plot(edges[[0, -1]], edges[[0, -1]], color=OTHER, **DASHED)
+    axes.set(xlabel=f"true {label}", ylabel="predicted out of fold", xlim=edges[[0, -1]], ylim=edges[[0, -1]])
+
+
+def _confusion(axes: Any, counts: F8, classes: tuple[str, ...]) -> None:
+    """Shade a confusion matrix, as shares of each true class."""
+    share, k = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12), len(classes)
+    for i, j in np.argwhere(counts > 0):
+        x, y = np.array([j, j + 1, j + 1, j]) - 0.5, np.array([i, i, i + 1, i + 1]) - 0.5
+        axes.fill(x, y, color=ONE if i == j else OTHER, alpha=0.06 + 0.7 * share[i, j], linewidth=0)
+        if k <= 12:
+            axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=8)
+    ticks = range(0, k, max(1, k // 12))
+    axes.set_xticks(ticks, [classes[i][:10] for i in ticks], rotation=45 if max(map(len, classes)) > 3 else 0)
+    axes.set_yticks(ticks, [classes[i][:10] for i in ticks])
+    axes.set(xlabel="predicted out of fold, % of the true class", xlim=(-0.5, k - 0.5))
+    axes.set(ylabel="true", ylim=(k - 0.5, -0.5))
+    axes.grid(False)
+
+
+def _coverage(axes: Any, within: F8, share: F8) -> None:
+    """Plot the share of rows whose error is below a multiple of the root mean squared error, beside a Gaussian's."""
+    axes.plot(within, 100 * erf(within / np.sqrt(2)), color=MUTED, label="a Gaussian", **DASHED)
+    axes.plot(within, 100 * share, color=ONE, label="these rows")
+    axes.set(xlabel="absolute error, in root mean squared errors", ylabel="% of rows within", ylim=(0, 102))
+    axes.legend(loc="lower right")
+
+
+def _reliability(axes: Any, spread: F8) -> None:
+    """Plot accuracy by the probability of the predicted class; a point's area grows with its weight."""
+    weight, probability, correct = spread[spread[:, 0] > 0].T
+    x, y = 100 * probability / weight, 100 * correct / weight
+    axes.plot([0, 100], [0, 100], color=MUTED, **DASHED)
+    axes.plot(x, y, color=ONE, linewidth=1)
+    axes.scatter(x, y, s=8 + 120 * weight / weight.max(), color=ONE, linewidths=0)
+    axes.set(xlabel="score of the predicted class, %", ylabel="correct, %", ylim=(0, 104))
 
 
 def of_kernel(exact: F8, approximate: F8, alpha_per_row: float) -> Picture:
@@ -77,36 +150,49 @@ def of_kernel(exact: F8, approximate: F8, alpha_per_row: float) -> Picture:
         f"{n} rows: relative Frobenius error {frobenius_error(approximate, exact):.3g}; spectral error "
         f"{epsilon:.2g} at the chosen penalty."
     )
-    arguments = (exact[below][::step], approximate[below][::step])
-    return picture("kernel", "The exact kernel and the features", text, figures.kernel, *arguments)
+
+    def draw(axes: Any) -> None:
+        x, y = exact[below][::step], approximate[below][::step]
+        axes.plot(x, y, ".", color=ONE, markersize=3, alpha=0.5, markeredgewidth=0)
+        axes.plot([x.min(), x.max()], [x.min(), x.max()], color=OTHER, **DASHED)
+        axes.set(xlabel="exact kernel", ylabel="features' inner product")
+
+    return picture("kernel", "The exact kernel and the features", text, draw)
 
 
-def of_run(run: dict[str, Any]) -> list[Picture]:
+def of_run(run: RunReport) -> list[Picture]:
     """Draw memory, and speed over time where it was recorded."""
-    projected, measured = run["projected_memory_bytes"], run["peak_memory_bytes"]
-    peak = max(measured.values(), default=0)
-    text = f"Projected {sum(projected.values()) / 1e9:.2f} GB per worker; measured at most {peak / 1e9:.2f} GB."
-    drawn = [picture("memory", "Memory", text, figures.memory, projected, measured)]
-    marks = np.array(run.get("timeline") or np.empty((0, 2)))
+    peak, total = max(run.peak_memory_bytes.values(), default=0), sum(run.projected_memory_bytes.values())
+    text = f"Projected {total / 1e9:.2f} GB per worker; measured at most {peak / 1e9:.2f} GB."
+    drawn = [picture("memory", "Memory", text, lambda axes: _memory(axes, run))]
+    marks = np.array(run.timeline).reshape(-1, 2)
     if len(marks) > 1:
-        seconds, rate = over_time(marks)
         text = f"{marks[:, 1].sum():,.0f} rows in {marks[-1, 0]:.1f} s, counted when each shard ends."
-        drawn.append(picture("speed", "Speed of the pass", text, figures.speed, seconds, rate))
+        drawn.append(picture("speed", "Speed of the pass", text, lambda axes: _speed(axes, marks)))
     return drawn
 
 
-def of_curve(curve: dict[str, Any], label: str) -> Picture:
-    """Draw the error against the number of features, from one Gram."""
-    text = "Prefixes of the same features, each with its own best penalty."
-    return picture("curve", "More features", text, figures.curve, curve["m"], curve["rmse"], curve.get("band"), label)
+def _memory(axes: Any, run: RunReport) -> None:
+    """Plot the memory projected for a worker, by part, above the measured peak of each worker."""
+    left = 0.0
+    for i, (part, nbytes) in enumerate(run.projected_memory_bytes.items()):
+        axes.barh(0, nbytes / 1e9, left=left, color=SERIES[i % len(SERIES)], alpha=0.75, label=part)
+        left += nbytes / 1e9
+    peaks = [peak / 1e9 for peak in run.peak_memory_bytes.values()][:8]
+    axes.barh(range(1, 1 + len(peaks)), peaks, color=MUTED, alpha=0.75)
+    axes.set_yticks(range(1 + len(peaks)), ["projected", *(f"worker {i}" for i in range(1, 1 + len(peaks)))])
+    axes.set(xlabel="GB", ylim=(len(peaks) + 0.6, -1.6))
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="upper left", ncols=3, fontsize=8)
 
 
-def over_time(marks: F8, bins: int = 40) -> tuple[F8, F8]:
-    """Return the ends of equal spans of time and the rows per second in each, from (second, rows) of finished shards.
+def _speed(axes: Any, marks: F8, bins: int = 40) -> None:
+    """Plot rows per second in equal spans of the pass, from (second, rows) of finished shards.
 
     A shard's rows are spread over the time since the shard before it ended.
     """
     ends = np.linspace(0, marks[-1, 0], min(bins, len(marks)) + 1)
-    done = np.interp(ends, np.concatenate([[0], marks[:, 0]]), np.concatenate([[0], np.cumsum(marks[:, 1])]))
+    done = np.interp(ends, np.append(0, marks[:, 0]), np.append(0, np.cumsum(marks[:, 1])))
     rate = np.diff(done) / np.diff(ends)
-    return ends, np.concatenate([rate[:1], rate])
+    axes.step(ends, np.append(rate[0], rate), where="pre", color=ONE)
+    axes.set(xlabel="seconds into the pass", ylabel="rows per second", ylim=(0, 1.1 * rate.max()))

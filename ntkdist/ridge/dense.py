@@ -29,7 +29,7 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
     tally = functools.reduce(operator.add, (part.tally for part in parts))
     clock.lap("equations")
     weights = [fold.weight for fold in equations.folds]
-    statistics = FitStatistics(equations.preprocessing, weights, tally, clock.seconds, {}, timeline)
+    statistics = FitStatistics(equations.preprocessing, weights, tally, clock.seconds, None, timeline)
     return Fitted(statistics, lambda: _solved(p, equations, statistics), equations)
 
 

@@ -84,7 +84,8 @@ def fit(
     """
     job = what.job if isinstance(what, Plan) else what
     if out and (done := run_directory.existing_run(out, job)):
-        return FitResult(*done)
+        model, cv, report, equations = done
+        return FitResult(model, cv, report.to_dict(), equations)
     keep, page, clock = _kept_at(job, out, resume), _seen_at(out, performance_report), Clock()
     with phases.run(job_digest(job)) as run:
         with connect(job.cluster, scheduler, client) as client:
@@ -106,11 +107,11 @@ def fit(
         model, cv, curve = fitted.solve()
     clock.lap("total")
     statistics.seconds.update(clock.seconds, prepare=prepared.seconds)
-    report = run_directory.report(p, machines, statistics, model, cv, run) | {"curve": curve}
+    report = run_directory.report(p, machines, statistics, model, cv, curve, run)
     if out:
         run_directory.write_run(out, model, fitted.equations, report)
         checkpoint.remove(keep)
-    return FitResult(model, cv, report, fitted.equations)
+    return FitResult(model, cv, report.to_dict(), fitted.equations)
 
 
 def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEquations]:

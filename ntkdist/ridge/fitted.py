@@ -1,35 +1,36 @@
-"""What the three ways to fit have in common: what each returns, and a clock for its phases."""
+"""Parts of the three ways to fit: their outcome, and a clock for their phases."""
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ntkdist.cluster.tally import Tally
 from ntkdist.data.scaling import Preprocessing
+from ntkdist.ridge.fit_report import Curve, Products
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.solvers.cv_result import CVResult
 
-Solved = tuple[RidgeModel, CVResult | None, dict[str, Any] | None]  # with the curve of fewer features
+Solved = tuple[RidgeModel, CVResult | None, Curve | None]  # with the curve of fewer features
 
 
 class FitStatistics(NamedTuple):
-    """What the passes over the data gave beside sums: what they learnt, counts, seconds and the rate of bare ``syrk``.
+    """Statistics of the passes over the data: the fitted scaling, counts, seconds and the rate of bare ``syrk``.
 
-    ``products`` holds the counts of a solver that formed no Gram, and is empty of one that did.
+    ``products`` holds the counts of a solver that formed no Gram.
     """
 
     preprocessing: Preprocessing
     fold_weights: list[float]
     tally: Tally
     seconds: dict[str, float]
-    products: dict[str, Any]
+    products: Products | None
     timeline: Sequence[tuple[float, int]] = ()  # seconds into the pass, and rows, of every shard that ended
     syrk_rates: Sequence[float] = ()
 
     @property
     def remembered(self) -> dict[str, int]:
         """The most that a worker kept beyond what the plan projects."""
-        return {"remembered rows": self.products["remembered_bytes"]} if self.products else {}
+        return {"remembered rows": self.products.remembered_bytes} if self.products else {}
 
 
 class Fitted(NamedTuple):

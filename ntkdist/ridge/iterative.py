@@ -24,6 +24,7 @@ from ntkdist.features import AnyMap
 from ntkdist.planning.plan import Plan
 from ntkdist.planning.projected_memory import cache_bytes
 from ntkdist.ridge import prepare
+from ntkdist.ridge.fit_report import Products
 from ntkdist.ridge.fitted import Clock, FitStatistics, Fitted
 from ntkdist.ridge.model import RidgeModel
 from ntkdist.ridge.prepare import Prepared
@@ -149,15 +150,15 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
     finally:
         remembered = on_each_worker(client, forget)
     model = _model(path, cv, alphas, pre, features, p.dtype)
-    counts = {
-        "passes": passes.count,
-        "iterations": path.iterations,
-        "mean_iterations": float(path.each.mean()),
-        "sample_rows": near.s,
-        "largest_residual": max(path.residual.values()),
-        "unconverged": path.unconverged(),
-        "remembered_bytes": max(remembered, default=0),  # of any worker
-    }
+    counts = Products(
+        passes=passes.count,
+        iterations=path.iterations,
+        mean_iterations=float(path.each.mean()),
+        sample_rows=near.s,
+        largest_residual=max(path.residual.values()),
+        unconverged=path.unconverged(),
+        remembered_bytes=max(remembered, default=0),
+    )
     weights = [fold.weight for fold in sums]
     if cv is not None:
         cv = replace(cv.scaled(pre.y_scale), note="; ".join(said for said in (cv.note, path.note()) if said))

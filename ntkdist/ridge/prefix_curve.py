@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist.errors import SpecError
+from ntkdist.ridge.fit_report import Curve
 from ntkdist.ridge.model import Equations
 from ntkdist.solvers import Cholesky, Solver
 from ntkdist.solvers.cross_validation import CVResult, cross_validate
@@ -115,11 +116,11 @@ def prefix_curve(
     return PrefixCurve(np.array(components), tuple(results[k] for k in components))
 
 
-def curve_of(equations: Equations, cv: CVResult | None, per_target: bool = False) -> dict[str, Any] | None:
-    """Return `prefix_curve` as plain objects for a report; None without cross-validation or prefixes."""
+def curve_of(equations: Equations, cv: CVResult | None, per_target: bool = False) -> Curve | None:
+    """Return `prefix_curve` for a report; None without cross-validation or prefixes."""
     if cv is None:
         return None
     try:
-        return prefix_curve(equations, cv, per_target=per_target).to_dict()
+        return Curve(**prefix_curve(equations, cv, per_target=per_target).to_dict())
     except SpecError:
         return None

@@ -14,6 +14,7 @@ from ntkdist.cluster.connect import Resources
 from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.reduce import reduce_all
 from ntkdist.cluster.shards import Source
+from ntkdist.data import storage
 from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
 from ntkdist.data.moments import Mode, Moments, MomentsOf
 from ntkdist.data.scaling import Preprocess, Preprocessing, column_names
@@ -166,7 +167,7 @@ def _moments(url: str, source: Source, balanced: bool | None) -> tuple[Moments, 
     pre = _reused(url, before.preprocessing, source, balanced)
     if before.moments is not None:
         return before.moments, before.datasets
-    asked = run_directory.plan_of(url)
+    asked = run_directory.read_report(url).plan if storage.exists(storage.join(url, "report.json")) else None
     how = asked["job"]["preprocess"] if asked else {"inputs": "none"}
     if how["inputs"] == "none" or how["reuse"] or source.layout.sparse:
         raise DataError(

@@ -17,21 +17,19 @@ from ntkdist.planning import resolve_gpu
 from ntkdist.planning.job import Job, difference, identity, job_digest
 from ntkdist.planning.plan import Plan
 from ntkdist.ridge import store
+from ntkdist.ridge.fit_report import Curve, DataReport, FitReport, RunReport
 from ntkdist.ridge.fitted import FitStatistics
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.solvers.cv_result import CVResult
 from ntkdist.spec import versions
 
-Done = tuple[RidgeModel, CVResult | None, dict[str, Any], Equations | None]
+Done = tuple[RidgeModel, CVResult | None, FitReport, Equations | None]
 
 
 def existing_run(out: str, job: Job) -> Done | None:
-    """What a complete run of the same job left, or None where one can be written.  Writes nothing.
+    """Read what a complete run of the same job left, or return None where one can be written; write nothing.
 
-    Raises
-    ------
-    StoreError
-        If the directory holds another run, or something else, or cannot be written to.
+    Refuse a directory that holds another run or something else, or cannot be written to (StoreError).
     """
     storage.check_directory(out)
     if storage.empty(out):
@@ -45,21 +43,19 @@ def existing_run(out: str, job: Job) -> Done | None:
 
 
 def read_run(run: str) -> Done:
-    """What a complete run left.
-
-    Raises
-    ------
-    StoreError
-        If the directory holds none.
-    """
+    """Read what a complete run left; raise StoreError if there is none."""
     try:
-        report = json.loads(storage.read_text(storage.join(run, "report.json")) or "")
+        report = read_report(run)
     except (OSError, ValueError):
         raise StoreError(f"{run} holds no complete run: there is no report.json; fit a job with --out {run}") from None
-    model, equations = store.load(storage.join(run, "model.zarr")), None
-    if not without_equations(run):
-        equations = store.load(storage.join(run, "equations.zarr"))
-    return model, CVResult.from_dict(report["cv"]) if report["cv"] else None, report, equations
+    model = store.load(storage.join(run, "model.zarr"))
+    equations = store.load(storage.join(run, "equations.zarr")) if report.formed_gram else None
+    return model, CVResult.from_dict(report.cv) if report.cv else None, report, equations
+
+
+def read_report(run: str) -> FitReport:
+    """Read the report of a complete run; raise OSError or ValueError where there is none."""
+    return msgspec.json.decode(storage.read_text(storage.join(run, "report.json")) or "", type=FitReport, strict=False)
 
 
 def _check_same(out: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -69,12 +65,9 @@ def _check_same(out: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
 
 @contextmanager
 def open_run(out: str, job: Job) -> Iterator[None]:
-    """The directory, with whose it is written down before anything runs; what fails with nothing kept leaves none.
+    """Open a run directory: write down its job before anything runs; remove it if that fails with nothing kept.
 
-    Raises
-    ------
-    StoreError
-        If another job began there meanwhile.
+    Refuse it if another job began there meanwhile (StoreError).
     """
     if not out:
         yield
@@ -92,7 +85,7 @@ def open_run(out: str, job: Job) -> Iterator[None]:
         raise
 
 
-def write_run(out: str, model: RidgeModel, equations: Equations | None, report: dict[str, Any]) -> None:
+def write_run(out: str, model: RidgeModel, equations: Equations | None, report: FitReport) -> None:
     """Write a run's results over what a run that was cut off left; the report, written last, marks it complete."""
     for name, value in (("model.zarr", model), ("equations.zarr", equations)):
         storage.remove(storage.join(out, name))
@@ -102,30 +95,29 @@ def write_run(out: str, model: RidgeModel, equations: Equations | None, report: 
 
 
 def without_equations(out: str) -> bool:
-    """Whether a directory is a complete run whose solver formed no Gram, or left it in tiles on the workers."""
+    """Tell whether a directory is a complete run whose solver formed no Gram, or left it in tiles on the workers."""
     try:
-        report = json.loads(storage.read_text(storage.join(out, "report.json")) or "")
-        return "products" in report["run"] or bool(report["plan"].get("tile"))
-    except (OSError, ValueError, LookupError, TypeError):
+        return not read_report(out).formed_gram
+    except (OSError, ValueError):
         return False
 
 
-def plan_of(out: str) -> dict[str, Any] | None:
-    """Read the plan in the report of a complete run, as plain objects; None where there is no report."""
-    text = storage.read_text(storage.join(out, "report.json"))
-    return json.loads(text)["plan"] if text else None
-
-
 def as_json(value: Any, indent: int = 0) -> str:
-    """Strict JSON: a number that there is not, such as r2 of constant targets, is null."""
+    """Encode as strict JSON: a number that there is not, such as r2 of constant targets, is null."""
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=float), indent=indent).decode()
 
 
 def report(
-    p: Plan, found: Resources, passed: FitStatistics, model: RidgeModel, cv: CVResult | None, run: str
-) -> dict[str, Any]:
-    """All that a reader of a run may ask, as plain objects."""
-    tally, seconds = passed.tally, passed.seconds
+    p: Plan,
+    found: Resources,
+    passed: FitStatistics,
+    model: RidgeModel,
+    cv: CVResult | None,
+    curve: Curve | None,
+    run: str,
+) -> FitReport:
+    """Write down all that a reader of a run may ask."""
+    tally = passed.tally
     notes = [cv.note] if cv is not None and cv.note else []
     if why := resolve_gpu.why_not(p, found):
         notes.append(f"computed on the CPU: {why}")
@@ -148,42 +140,43 @@ def report(
         notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
     if tally.clipped:
         notes.append(f"{tally.clipped:,} rows had values outside the range reused, clipped to it: {_most(tally)}")
-    return {
-        "digest": job_digest(p.job),
-        "notes": notes,
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "plan": msgspec.to_builtins(p),
-        "data": {
-            "store": p.dataset.store,
-            "rows": tally.rows,
-            "dropped_rows": tally.dropped,
-            "clipped_rows": tally.clipped,
-            "clipped_columns": tally.clipped_in,
-            "skipped_rows": skipped,
-            "skipped_partitions": list(skip),
-            "constant_columns": list(constant),
-            "classes": list(passed.preprocessing.classes),
-            "class_weight": list(passed.preprocessing.class_weight),
-            "folds": {"count": p.folds, "dealt_by": p.dataset.fold_array, "contiguous": p.job.plan.contiguous},
-            "fold_weights": passed.fold_weights,
-        },
-        "cv": None if cv is None else cv.to_dict(),
-        "alpha": model.alpha.tolist(),
-        "alpha_per_row": (model.alpha / sum(passed.fold_weights)).tolist(),
-        "run": {
-            "id": run,
-            "seconds": seconds,
-            "bytes_read": tally.nbytes,
-            "timeline": passed.timeline,
-            "read_share": tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
-            "workers": found.workers,
-            "peak_memory_bytes": tally.workers,
-            "worker_rows_per_second": tally.rates(),
-            "projected_memory_bytes": p.memory(*found.shape) | passed.remembered,
+    return FitReport(
+        digest=job_digest(p.job),
+        notes=notes,
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        plan=msgspec.to_builtins(p),
+        data=DataReport(
+            store=p.dataset.store,
+            rows=tally.rows,
+            dropped_rows=tally.dropped,
+            clipped_rows=tally.clipped,
+            clipped_columns=tally.clipped_in,
+            skipped_rows=skipped,
+            skipped_partitions=list(skip),
+            constant_columns=list(constant),
+            classes=list(passed.preprocessing.classes),
+            class_weight=list(passed.preprocessing.class_weight),
+            folds={"count": p.folds, "dealt_by": p.dataset.fold_array, "contiguous": p.job.plan.contiguous},
+            fold_weights=passed.fold_weights,
+        ),
+        cv=None if cv is None else cv.to_dict(),
+        alpha=model.alpha.tolist(),
+        alpha_per_row=(model.alpha / sum(passed.fold_weights)).tolist(),
+        run=RunReport(
+            id=run,
+            seconds=passed.seconds,
+            bytes_read=tally.nbytes,
+            timeline=list(passed.timeline),
+            read_share=tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
+            workers=found.workers,
+            peak_memory_bytes=tally.workers,
+            worker_rows_per_second=tally.rates(),
+            projected_memory_bytes=p.memory(*found.shape) | passed.remembered,
             **_rates(p, passed),
-        },
-        "versions": versions(),
-    }
+        ),
+        versions=versions(),
+        curve=curve,
+    )
 
 
 def _most(tally: Tally) -> str:
@@ -194,10 +187,10 @@ def _most(tally: Tally) -> str:
 
 
 def _rates(p: Plan, passed: FitStatistics) -> dict[str, Any]:
-    """How fast the rows were added up, and what the machine can do."""
+    """Compute the rate of adding rows, and that of bare products on the same machines."""
     rows, seconds = passed.tally.rows, passed.seconds
     if passed.products:
-        per_second = rows * passed.products["passes"] / (seconds["sums"] + seconds["iterations"])
+        per_second = rows * passed.products.passes / (seconds["sums"] + seconds["iterations"])
         return {"rows_per_second": per_second, "products": passed.products}
     operations = rows * backend.gram_operations(p.m, p.device)
     gram, syrk = operations / seconds["equations"], sum(passed.syrk_rates)
@@ -206,19 +199,4 @@ def _rates(p: Plan, passed: FitStatistics) -> dict[str, Any]:
         "syrk_flops_per_second": syrk,
         "gram_flops_per_second": gram,
         "gram_to_syrk_ratio": gram / syrk,
-    }
-
-
-def summary(report: dict[str, Any]) -> dict[str, Any]:
-    """What the sums know of a fit, in a few numbers."""
-    cv = report["cv"] or {}
-    alpha = report["alpha"]
-    return {
-        "cv_rmse": cv.get("rmse"),
-        "cv_r2": cv.get("r2"),
-        "alpha": alpha[0] if len(set(alpha)) == 1 else alpha,
-        "rows": report["data"]["rows"],
-        "dropped_rows": report["data"]["dropped_rows"],
-        "clipped_rows": report["data"].get("clipped_rows", 0),  # runs from before they were counted clipped none
-        "seconds": report["run"]["seconds"]["total"],
     }

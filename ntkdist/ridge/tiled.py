@@ -66,7 +66,7 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
         coef, intercept = path.of_all_rows(alpha)
     clock.lap("solve")
     model = RidgeModel.of_scaled(pre, prepared.empty.features, coef, intercept, alpha, p.dtype)
-    statistics = FitStatistics(pre, [fold.weight for fold in sums], tally, clock.seconds, {}, timeline)
+    statistics = FitStatistics(pre, [fold.weight for fold in sums], tally, clock.seconds, None, timeline)
     return Fitted(statistics, lambda: (model, cv and cv.scaled(pre.y_scale), None))
 
 

@@ -14,7 +14,7 @@ import ntkdist as nd
 from ntkdist.cluster.reduce import Pass, fetch, sums_in_place
 from ntkdist.planning.plan import by_fold
 
-# Of Dask's own metrics, those that the README says to watch.
+# Of Dask's own metrics, those that deploy/README.md says to watch.
 SCHEDULER = (
     "dask_scheduler_workers",
     "dask_scheduler_workers_removed_total",

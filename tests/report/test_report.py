@@ -148,6 +148,21 @@ def test_without_the_data(command: Command, run: str) -> None:
     assert 'id="figure-truth"' not in page
 
 
+def test_a_report_of_an_earlier_version_is_read(command: Command, run: str) -> None:
+    """Without what later versions added, and with a field of a version to come."""
+    path = Path(run, "report.json")
+    report = json.loads(path.read_text())
+    del report["curve"], report["data"]["clipped_rows"], report["data"]["folds"], report["run"]["timeline"]
+    path.write_text(json.dumps(report | {"later": 1}))
+    shown = command("report", run)
+    assert shown.exit_code == 0, shown.output
+    assert 'id="figure-speed"' not in Path(run, "report.html").read_text()
+    again = nd.fit(nd.Job.read("job.toml"), out=run).report
+    assert "later" not in again
+    assert again["data"]["clipped_rows"] == 0
+    assert all(again[name] == report[name] for name in report.keys() - {"data", "run"})
+
+
 def test_other_data_are_refused(command: Command, run: str) -> None:
     data = columns(seed=5)
     write_csv("train.csv", data, *"abcy")

@@ -1,0 +1,104 @@
+"""The report of a fit: each field of ``report.json`` with its unit.
+
+Reports of earlier versions lack some fields, which have defaults here.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class Curve(msgspec.Struct):
+    """The cross-validated error against the number of features; see `PrefixCurve`."""
+
+    m: list[int]
+    rmse: list[float]  # in target units, averaged over targets
+    band: list[float] | None = None  # standard error over folds
+    alpha: list[list[float]] = []  # of every target, absolute
+
+
+class DataReport(msgspec.Struct, kw_only=True):
+    """The rows that were read; weights are sums over rows."""
+
+    store: str
+    rows: int  # added to the sums
+    dropped_rows: int = 0  # for NaN or Inf
+    clipped_rows: int = 0  # to the range of the scaling that was reused
+    clipped_columns: dict[str, int] = {}  # rows clipped in each column
+    skipped_rows: int = 0  # of damaged partitions
+    skipped_partitions: list[int] = []
+    constant_columns: list[str] = []
+    classes: list[str] = []
+    class_weight: list[float] = []
+    folds: dict[str, Any] = {}  # count, dealt_by (an array of the dataset, or ""), contiguous
+    fold_weights: list[float]
+
+
+class Products(msgspec.Struct, kw_only=True):
+    """Counts of a solver that formed no Gram."""
+
+    passes: int  # over the data
+    iterations: int
+    mean_iterations: float | UnsetType = UNSET  # of a right-hand side
+    sample_rows: int  # of the preconditioner
+    largest_residual: float | None  # relative
+    unconverged: list[float]  # penalties
+    remembered_bytes: int = 0  # mapped rows, the most of any worker
+
+
+class RunReport(msgspec.Struct, kw_only=True):
+    """The cost of a run; processes are named host:pid."""
+
+    id: str = ""
+    seconds: dict[str, float]  # by phase, and "total"
+    bytes_read: int
+    timeline: list[tuple[float, int]] = []  # seconds into the pass and rows of every shard, as it ended
+    read_share: float  # of the seconds of the tasks
+    workers: int
+    peak_memory_bytes: dict[str, int]  # by process
+    worker_rows_per_second: dict[str, float] = {}  # by process, while a task of it ran
+    projected_memory_bytes: dict[str, int]  # of a worker, by part
+    rows_per_second: float
+    syrk_flops_per_second: float | UnsetType = UNSET  # of bare products on all workers; absent without a Gram
+    gram_flops_per_second: float | UnsetType = UNSET
+    gram_to_syrk_ratio: float | UnsetType = UNSET
+    products: Products | UnsetType = UNSET  # absent if a Gram was formed
+
+
+class FitReport(msgspec.Struct, kw_only=True):
+    """The report of a fit."""
+
+    digest: str  # of the job
+    notes: list[str]
+    finished: str  # UTC, ISO 8601
+    plan: dict[str, Any]  # a `Plan`, as plain objects
+    data: DataReport
+    cv: dict[str, Any] | None  # a `CVResult`, as plain objects
+    alpha: list[float]  # of every target, absolute
+    alpha_per_row: list[float]  # per unit of training weight
+    run: RunReport
+    versions: dict[str, str]
+    curve: Curve | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain objects, with the keys of ``report.json``."""
+        return msgspec.to_builtins(self, enc_hook=lambda scalar: scalar.item())
+
+    def summary(self) -> dict[str, Any]:
+        """Return the main numbers."""
+        cv = self.cv or {}
+        return {
+            "cv_rmse": cv.get("rmse"),
+            "cv_r2": cv.get("r2"),
+            "alpha": self.alpha[0] if len(set(self.alpha)) == 1 else self.alpha,
+            "rows": self.data.rows,
+            "dropped_rows": self.data.dropped_rows,
+            "clipped_rows": self.data.clipped_rows,
+            "seconds": self.run.seconds["total"],
+        }
+
+    @property
+    def formed_gram(self) -> bool:
+        """A flag: the solver formed a Gram and did not leave it in tiles on the workers, so equations are saved."""
+        return not self.run.products and not self.plan.get("tile")
