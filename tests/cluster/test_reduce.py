@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from counted import CountRows
 from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import ThreadpoolController
@@ -249,16 +250,6 @@ def test_sums_that_are_added_stay_as_they_are(count: int, two_workers: Any) -> N
     for _ in range(2):
         assert bits(two_workers.submit(add_parts, held, pure=False).result()) == right
     assert [bits(part) for part in two_workers.gather(held)] == before
-
-
-class CountRows:
-    """The smallest summand."""
-
-    def zero(self) -> int:
-        return 0
-
-    def update(self, total: int, rows: Any) -> int:
-        return total + len(rows.x)
 
 
 def test_progress_is_told_every_row_once(make_dataset: Any, two_workers: Any) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import zarr
 from command_line import Command, columns, write_csv, write_job
-from conftest import MakeDataset
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, random_array, save_npz
+from stored import MakeDataset
 
 import ntkdist as nd
 from ntkdist.data.moments import Moments

@@ -7,11 +7,9 @@ import pytest
 from numpy.polynomial.polynomial import polyval
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from test_features import peak_bytes
 
 from ntkdist import NTK, Linear, NTKRandomFeatures, NTKSketch, SpecError
 from ntkdist.features import monomials
-from ntkdist.features.base import _cast
 
 F8 = NDArray[np.float64]
 
@@ -174,25 +172,3 @@ def test_too_few_components_are_refused() -> None:
         NTKSketch(8)
     for d in (1, 2, 7, 8, 9, 50, 1200):
         assert NTKSketch(9, 3)(unit_rows(3, d)).shape == (3, 9)
-
-
-SIZES = [(9, 1024, 200), (90, 2048, 64), (90, 6000, 40), (784, 1024, 64), (1500, 512, 64)]
-
-
-@pytest.mark.parametrize(("d", "m", "n"), SIZES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_memory_is_projected(d: int, m: int, n: int, dtype: type) -> None:
-    """`row_bytes` and `draw_bytes` bound the measured peaks, and are within a factor of them."""
-    features, params = NTKSketch(m, 2), {}
-    x = np.random.default_rng(0).standard_normal((n, d)).astype(dtype)
-    features.coefficients()
-
-    def draw() -> None:
-        params.clear()
-        params.update({k: _cast(v, np.dtype(dtype)) for k, v in features.draw((d,)).items()})
-
-    drawing = peak_bytes(draw)
-    assert drawing <= features.draw_bytes((d,), dtype) <= 4 * drawing + 2**20
-    features.apply(params, x[:2])  # Hadamard matrices are kept
-    applying = peak_bytes(lambda: features.apply(params, x))
-    assert applying <= n * features.row_bytes((d,), dtype) + 2**18 <= 4 * applying + 2**20

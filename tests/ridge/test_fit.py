@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
+from sums_compared import assert_close, assert_same_bits
 
 import ntkdist as nd
 from ntkdist.sums import NormalEquations
@@ -21,18 +22,6 @@ EXACT = nd.PlanTable(folds=4, dtype="float64", threads=1)
 
 def job_on(store: str, **changes: Any) -> nd.Job:
     return msgspec.structs.replace(nd.Job(nd.Dataset(store), FEATURES, plan=EXACT), **changes)
-
-
-def assert_close(a: NormalEquations, b: NormalEquations, tolerance: float) -> None:
-    diagonal = np.sqrt(np.diag(b.gram))
-    assert np.max(np.abs(a.gram - b.gram) / np.outer(diagonal, diagonal)) < tolerance
-    np.testing.assert_allclose(a.rhs, b.rhs, atol=tolerance * 1e3)
-
-
-def assert_same_bits(a: list[NormalEquations], b: list[NormalEquations]) -> None:
-    for mine, theirs in zip(a, b, strict=True):
-        for name in ("gram", "rhs", "z_sum", "yy", "y_sum"):
-            np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
 
 
 def total(folds: list[NormalEquations]) -> NormalEquations:
