@@ -81,7 +81,7 @@ def test_exact_where_all_monomials_fit(d: int, depth: int, degree: int, bias: fl
 @pytest.mark.parametrize(("d", "m"), [(9, 100), (9, 2048), (90, 2048), (90, 8192), (784, 2048), (3000, 64)])
 @pytest.mark.parametrize("depth", [1, 3, 8])
 def test_columns_are_all_spent_and_exact_degrees_are_worth_it(d: int, m: int, depth: int) -> None:
-    """No exact degree could be sketched, and none sketched be exact, with less Σ c_j²/m_j."""
+    """Degree 1 is exact if it fits; no other exact degree could be sketched, no sketched one exact, with less Σ c_j²/m_j."""
     features = NTKSketch(m, depth)
     c, columns = features.coefficients(), features._columns(d)
     exact = [j for j in range(1, columns.exact + 1) if c[j] > 0]
@@ -92,8 +92,8 @@ def test_columns_are_all_spent_and_exact_degrees_are_worth_it(d: int, m: int, de
         left = m - 1 - sum(monomials.count(d, j) for j in range(1, e + 1) if c[j] > 0)
         return float(c[e + 1 :].sum()) ** 2 / left if left > 0 else np.inf
 
-    best = min(variance(e) for e in range(9))
-    assert variance(columns.exact) <= best * 1.0001 or columns.exact == 1
+    assert (columns.exact > 0) == (d < m)
+    assert variance(columns.exact) <= min(variance(e) for e in range(int(d < m), 9)) * 1.0001
 
 
 @pytest.mark.parametrize("d", [5, 40])
@@ -117,8 +117,9 @@ def test_unbiased_for_long_rows() -> None:
     assert (np.abs(found.mean(0) - exact) <= 4 * found.std(0) / 200**0.5).all()
 
 
-@pytest.mark.parametrize("d", [20, 1100])
-def test_error_falls_like_a_root(d: int) -> None:
+@pytest.mark.parametrize(("d", "least"), [(20, 0.1), (1100, 0.2)])
+def test_error_falls_like_a_root(d: int, least: float) -> None:
+    """To a quarter at 16 times the columns; to less where these make more degrees exact, as of short rows."""
     x = unit_rows(60, d)
     exact = truncated(NTKSketch(64, 2), x)
 
@@ -126,8 +127,7 @@ def test_error_falls_like_a_root(d: int) -> None:
         return float(np.mean([np.linalg.norm(z @ z.T - exact) for z in (NTKSketch(m, 2, seed=s)(x) for s in range(4))]))
 
     ratio = error(128 * 16) / error(128)
-    assert ratio < 0.4
-    assert ratio > 0.15 or d == 20  # where more columns also make more degrees exact
+    assert least < ratio < 1.5 * least
 
 
 @pytest.mark.parametrize("d", [9, 90])
