@@ -253,6 +253,7 @@ def test_landmarks_are_a_function_of_the_data_and_the_seed(
     )
 
 
+@pytest.mark.slow
 def test_a_saved_model_predicts_the_same_bits_in_another_process(make_dataset: Any, table: Any, tmp_path: Any) -> None:
     x, y = table
     plan = msgspec.structs.replace(EXACT, dtype="float32")
@@ -296,7 +297,7 @@ def test_constant_data_fit_save_and_load(make_dataset: Any, tmp_path: Any) -> No
     np.testing.assert_allclose(nd.load(str(tmp_path / "run" / "model.zarr"))(np.ones((2, 3))), 29.5)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["leverage"])
 def test_featurize_evaluate_predict_and_plan(make_dataset: Any, table: Any, tmp_path: Any, kind: Any) -> None:
     from ntkdist.cluster.connect import resources
     from ntkdist.planning import estimate

@@ -204,13 +204,12 @@ def test_sketches_are_unbiased_and_their_error_falls_like_a_root(kind: str, leas
     assert least <= errors[1] / errors[0] < most
 
 
-@pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("degrees", [(2,), (3, 7), (2, 3, 4, 6, 8)])
+@pytest.mark.parametrize(
+    ("dims", "degrees"), [(1, (2,)), (1, (2, 3, 4, 6, 8)), (2, (3, 7)), (3, (2, 3, 4, 6, 8))], ids=str
+)
 def test_chain_is_unbiased_for_every_power(dims: int, degrees: tuple[int, ...]) -> None:
     """From exact powers up to ``dims``, also where wanted degrees leave gaps; over 700 seeds."""
     wanted = [j for j in degrees if j > dims]
-    if not wanted:
-        pytest.skip("all are exact")
     x = np.random.default_rng(2).standard_normal((3, 4))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     x[1] = 0.8 * x[0] + 0.6 * (x[1] - (x[0] @ x[1]) * x[0])
