@@ -5,7 +5,7 @@ import os
 for library in ("OPENBLAS", "OMP", "MKL"):  # tests run two at a time, and threads that wait for each other spin
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from distributed import Client, LocalCluster
 from gpu_stand_in import MISSING, strict
 from hypothesis import settings
 from numpy.typing import NDArray
+from stored import MakeDataset
 
 import ntkdist as nd
 from ntkdist import gpu
@@ -26,7 +27,6 @@ from ntkdist.cluster import connect
 threadpoolctl.threadpool_limits(1)  # of a NumPy that a plugin of pytest has loaded before
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
-MakeDataset = Callable[..., str]
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from gpu_stand_in import DEEP, MISSING, job, strict
+from maps import CASES, MAPS, ROUNDING, both_dtypes, rows
 from strict_cupy import UNIT, Array, Gpu, Module
-from test_features import ROUNDING
-from test_fit import assert_close
-from test_maps import CASES, MAPS, both_dtypes, rows
+from sums_compared import assert_close
 
 import ntkdist as nd
 from ntkdist import NTK, backend, gpu
@@ -28,8 +27,13 @@ ON_THE_CPU = (
 SUPPORTED = [name for name in CASES if not name.startswith(ON_THE_CPU)]
 WIDE = nd.CNTKRandomFeatures(64, 2, filter_size=2, padding="valid", pool=(2, 1))
 LARGER: dict[str, Any] = {"deep": (DEEP, (40,)), "wide": (WIDE, (9, 8, 3))}
-ALL = {name: (MAPS[name], CASES[name].shape) for name in SUPPORTED} | LARGER  # with the shapes of rows
-every_map = pytest.mark.parametrize(("features", "shape"), ALL.values(), ids=ALL)
+every_map = pytest.mark.parametrize("name", [*SUPPORTED, *LARGER])
+
+
+def of(name: str, n: int, dtype: Any) -> tuple[Any, np.ndarray]:
+    """Return a map, and rows for it."""
+    features, shape = LARGER[name] if name in LARGER else (MAPS[name], CASES[name].shape)
+    return features, rows(n, shape).astype(dtype)
 
 
 def same_features(z: np.ndarray, expected: np.ndarray) -> None:
@@ -77,8 +81,8 @@ def test_features_of_larger_maps_are_those_of_the_cpu(features: Any, shape: tupl
 
 @every_map
 @both_dtypes
-def test_mapping_takes_the_memory_that_it_promises(features: Any, shape: Any, dtype: type, monkeypatch: Any) -> None:
-    took, promised = peak_of(strict(monkeypatch).gpu, features, rows(200, shape).astype(dtype))
+def test_mapping_takes_the_memory_that_it_promises(name: str, dtype: type, monkeypatch: Any) -> None:
+    took, promised = peak_of(strict(monkeypatch).gpu, *of(name, 200, dtype))
     assert 0.1 * promised < took <= promised
 
 
@@ -131,24 +135,24 @@ def test_what_is_kept_is_no_part_of_the_pool(device: Any) -> None:
 
 @every_map
 @both_dtypes
-def test_a_drawn_map_takes_what_it_promises(features: Any, shape: Any, dtype: type, monkeypatch: Any) -> None:
+def test_a_drawn_map_takes_what_it_promises(name: str, dtype: type, monkeypatch: Any) -> None:
     """With its constants, such as Hadamard matrices; nothing of it is in blocks of the pool."""
-    device = strict(monkeypatch).gpu
-    features.on_gpu(rows(9, shape).astype(dtype))
+    device, (features, x) = strict(monkeypatch).gpu, of(name, 9, dtype)
+    features.on_gpu(x)
     gpu.free()
-    promised = features.spec.gpu_draw_bytes(shape, dtype) + features.spec.learnt_bytes(shape, dtype)
+    promised = features.spec.gpu_draw_bytes(x.shape[1:], dtype) + features.spec.learnt_bytes(x.shape[1:], dtype)
     assert (device.beside > 0) == (type(features) is not nd.Linear)
     assert device.beside <= promised + UNIT * len(device.seen)
     assert device.pool.total == 0
 
 
 @every_map
-def test_a_piece_of_rows_is_all_that_is_sent(features: Any, shape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = strict(monkeypatch).gpu
-    features.on_gpu(rows(1, shape))
+def test_a_piece_of_rows_is_all_that_is_sent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, (features, x) = strict(monkeypatch).gpu, of(name, 23, np.float64)
+    features.on_gpu(x[:1])
     sent, waits = device.sent, device.waits
-    monkeypatch.setattr(gpu, "PIECE_BYTES", 7 * features.spec.gpu_row_bytes(shape, np.float64))
-    features.on_gpu(rows(23, shape))
+    monkeypatch.setattr(gpu, "PIECE_BYTES", 7 * features.spec.gpu_row_bytes(x.shape[1:], np.float64))
+    features.on_gpu(x)
     assert device.sent - sent == 4
     close = 4 * isinstance(features.spec, nd.Nystrom)  # whose close pairs have to be counted
     assert device.waits - waits == close

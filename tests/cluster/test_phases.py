@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_reduce import CountRows
+from counted import CountRows
 
 import ntkdist as nd
 from ntkdist.cluster.reduce import Pass, fetch, sums_in_place

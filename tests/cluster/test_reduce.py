@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from counted import CountRows
 from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import ThreadpoolController
@@ -283,16 +284,6 @@ def test_one_worker_holds_all_that_is_alive(counts: list[int], fan_in: int, ahea
         tree(leaves(count), fan_in, add)
     assert most_held(counts, fan_in, ahead, 1) == most
     assert most_held(counts, fan_in, ahead, 2) <= most + 1
-
-
-class CountRows:
-    """The smallest summand."""
-
-    def zero(self) -> int:
-        return 0
-
-    def update(self, total: int, rows: Any) -> int:
-        return total + len(rows.x)
 
 
 def test_progress_is_told_every_row_once(make_dataset: Any, two_workers: Any) -> None:

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import zarr
 from command_line import Command, columns, write_csv, write_job
-from conftest import MakeDataset
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from older import as_before
 from scipy.sparse import csr_array, random_array, save_npz
+from stored import MakeDataset
 
 import ntkdist as nd
 from ntkdist.data.moments import Moments
@@ -184,22 +183,6 @@ def test_a_fit_that_reuses_a_range_tells_what_it_clips(
     assert "2 rows had values outside the range reused, clipped to it: 2 in column 2, 1 in column 0" in data["notes"]
     with pytest.raises(nd.DataError, match=r'clip is "none" but .*run clips inputs; leave out clip, or reuse'):
         nd.fit(job_on(job.dataset.store, "none", reuse=str(tmp_path / "run")))
-
-
-def test_a_model_saved_before_does_not_clip(make_dataset: MakeDataset, table: tuple[F8, F8], tmp_path: Path) -> None:
-    x, y = table
-    store, far = make_dataset(x, y), outliers(x)
-    nd.fit(job_on(store), out=str(tmp_path / "run"))
-    for name in ("model.zarr", "equations.zarr"):
-        as_before(tmp_path / "run" / name)
-    old, plain = nd.load(str(tmp_path / "run" / "model.zarr")), nd.fit(job_on(store, "none"))
-    np.testing.assert_array_equal(old(far), plain.model(far))
-    assert old.preprocessing.digest() == plain.model.preprocessing.digest()
-    assert nd.evaluate(old, make_dataset(far, y[:20], name="far"))["clipped_rows"] == 0
-    more = nd.fit(job_on(make_dataset(x[:300], y[:300], name="more"), reuse=str(tmp_path / "run")))
-    assert more.equations is not None
-    both = nd.load(str(tmp_path / "run" / "equations.zarr")) + more.equations
-    assert (both.total.weight, both.moments) == (1200, None)
 
 
 def test_partial_fit_warns_once_of_rows_that_it_clips(table: tuple[F8, F8]) -> None:

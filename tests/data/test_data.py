@@ -58,32 +58,32 @@ dtypes = st.sampled_from(["u1", "f4", "f8"])
 
 @given(rows=st.integers(1, 10**9), shape=shapes, dtype=dtypes)
 def test_at_least_20_partitions_of_at_most_128_mib(rows: int, shape: tuple[int, ...], dtype: str) -> None:
+    """At most as many rows as both bounds allow, and less than a sixteenth fewer; but at least one."""
     row_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    n = partitions.partition_rows(rows, shape, dtype)
-    assert n >= 1
-    assert -(-rows // n) >= min(20, rows)
-    assert n == 1 or n * row_bytes <= 128 * 2**20
-    assert n > 15 / 16 * min(rows // 20, 128 * 2**20 // row_bytes) - 1  # and not many more than needed
+    most = max(1, min(rows // 20, 128 * 2**20 // row_bytes))
+    assert most * 15 / 16 < partitions.partition_rows(rows, shape, dtype) <= most
 
 
 @given(rows=st.integers(1, 10**9), shape=shapes, dtype=dtypes, other=st.integers(1, 10**5))
 def test_chunks_of_at_most_8_mib_whatever_the_width_of_an_array(
     rows: int, shape: tuple[int, ...], dtype: str, other: int
 ) -> None:
+    """Equal chunks of at most as many rows as fit into 8 MiB, and where 32 rows do, of more than half as many."""
     n = partitions.partition_rows(rows, shape, dtype)
     for widths, kind in ((shape, dtype), ((), "f8"), ((other,), "f4")):
-        k = partitions.chunks_per_partition(n, widths, kind)
-        nbytes = n // k * math.prod(widths) * np.dtype(kind).itemsize
-        assert n % k == 0
-        assert k == n or nbytes <= 8 * 2**20
-        assert k == 1 or nbytes > 2**20 or n <= 1024 or k <= n // 16  # nor into crumbs
+        size, rest = divmod(n, partitions.chunks_per_partition(n, widths, kind))
+        fit = 8 * 2**20 // (math.prod(widths) * np.dtype(kind).itemsize)
+        most, least = max(1, min(n, fit)), min(n, fit) / 2 if fit >= 32 else 0
+        assert rest == 0
+        assert least < size <= most
 
 
 @given(wanted=st.integers(1, 10**6), width=st.integers(1, 10**5))
 def test_wanted_partitions(wanted: int, width: int) -> None:
-    n = partitions.partition_rows(10**6, (width,), "f4", wanted)
-    assert 15 / 16 * wanted < n <= wanted
-    assert n == wanted or wanted * width * 4 > partitions.MAX_CHUNK_BYTES
+    """They are as wanted if a chunk holds one, and else less than a sixteenth smaller."""
+    held = partitions.MAX_CHUNK_BYTES // (width * 4)
+    assert partitions.partition_rows(10**6, (width,), "f4", min(wanted, held)) == min(wanted, held)
+    assert 15 / 16 * wanted < partitions.partition_rows(10**6, (width,), "f4", wanted) <= wanted
 
 
 def test_wanted_partitions_are_kept_where_one_chunk_suffices() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Command, write_job
-from conftest import MakeDataset
 from numpy.typing import NDArray
+from stored import MakeDataset
 
 import ntkdist as nd
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from command_line import Command, assert_one_line, start, write_job
 from distributed import Client, LocalCluster
+from interrupted import same
 from servers import scheduler_and_worker
 
 import ntkdist as nd
@@ -35,13 +36,6 @@ def plan(make_dataset: Any, m: int = 256, **options: Any) -> nd.Plan:
     """Of 20 shards."""
     table = nd.PlanTable(**({"folds": 4, "shards": 20, "threads": 1, "fan_in": 2} | options))
     return nd.plan(nd.Job(nd.Dataset(data(make_dataset)), nd.NTKRandomFeatures(m), plan=table, alphas=(1.0,)))
-
-
-def same(a: nd.FitResult, b: nd.FitResult) -> None:
-    for one, other in zip(a.equations.folds, b.equations.folds, strict=True):
-        for name in ("gram", "rhs", "z_sum", "y_sum", "yy"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    np.testing.assert_array_equal(a.model.coef, b.model.coef)
 
 
 class After:

@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from maps import both_dtypes
 from numpy.typing import NDArray
-from test_features import NUMPY_BUFFERS, ROUNDING, peak_bytes, same_rows
 
 from ntkdist import CNTKRandomFeatures, DataError, SpecError
 from ntkdist.features import FittedMap
-from ntkdist.features.base import _cast
 from ntkdist.features.cntk_layers import whitened, whitening_filter, windows
 from ntkdist.kernels import CNTK
 
@@ -49,40 +48,6 @@ def fitted(spec: CNTKRandomFeatures, shape: tuple[int, ...] = SHAPE) -> Any:
 
 MAPS: dict[str, Any] = DRAWN | {name: fitted(spec) for name, spec in LEARNT.items()}
 every_map = pytest.mark.parametrize("features", MAPS.values(), ids=MAPS)
-both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-
-
-@every_map
-@both_dtypes
-@pytest.mark.parametrize("n", [0, 1, 30])
-def test_shape_and_dtype(features: Any, dtype: type, n: int) -> None:
-    z = features(images(n).astype(dtype))
-    assert z.shape == (n, features.n_components)
-    assert z.dtype == dtype
-    assert np.isfinite(z).all()
-    assert n == 0 or (np.abs(z).sum(1) > 0).all()
-
-
-@every_map
-@both_dtypes
-def test_a_row_depends_on_its_own_input_only(features: Any, dtype: type) -> None:
-    """In pieces, in any order, from read-only memory of any order; the input is untouched."""
-    x = images(20).astype(dtype)
-    before, whole, order = x.copy(), features(x), np.random.default_rng(1).permutation(20)
-    same_rows(np.concatenate([features(part) for part in np.array_split(x[order], 7)]), whole[order])
-    same_rows(features(np.asfortranarray(x)), whole)
-    x.flags.writeable = False
-    np.testing.assert_array_equal(features(x), whole)
-    np.testing.assert_array_equal(x, before)
-
-
-@every_map
-def test_a_map_is_its_seed(features: Any) -> None:
-    x, spec = images(5), features.spec
-    again = {k: _cast(v, x.dtype) for k, v in features.draw(SHAPE).items()}
-    np.testing.assert_array_equal(features.spec.apply(again, x), features(x))
-    fields = {f: getattr(spec, f) for f in spec.__struct_fields__} | {"seed": 99}
-    assert np.linalg.norm(fitted(type(spec)(**fields))(x) - features(x)) > 0.1 * np.linalg.norm(features(x))
 
 
 @every_map
@@ -96,20 +61,6 @@ def test_zero_images_and_zero_windows(features: Any, dtype: type) -> None:
     assert (z[1] == 0).all()
     assert np.isfinite(z).all()
     assert np.abs(z[2]).sum() > 0
-
-
-@every_map
-@pytest.mark.parametrize("scale", [0.25, 3])
-def test_homogeneous(features: Any, scale: float) -> None:
-    x = images(4)
-    same_rows(features(scale * x), scale * features(x))
-
-
-@every_map
-def test_float32_is_float64_rounded(features: Any) -> None:
-    x = images(20).astype(np.float32)
-    z = features(x.astype(np.float64))
-    assert (np.linalg.norm(features(x) - z, axis=1) <= 10 * ROUNDING[np.float32] * np.linalg.norm(z, axis=1)).all()
 
 
 LIMITS: list[dict[str, Any]] = [
@@ -267,35 +218,3 @@ def test_refusals() -> None:
         CNTKRandomFeatures(64, 3, 4, "valid")(images(2))
     with pytest.raises(SpecError, match="learns nothing"):
         CNTKRandomFeatures(64).fit(images(2))
-
-
-PROJECTED: list[tuple[dict[str, Any], tuple[int, ...]]] = [
-    ({"n_components": 512, "depth": 2, "width": 64}, (16, 16, 3)),
-    ({"n_components": 1024, "depth": 3, "ends": True, "width": 32, "pool": (2, 1, 1), "grid": 2}, (16, 16, 3)),
-    ({"n_components": 4096, "depth": 2, "tangent": False, "grid": 2, "width": 48, "flips": True}, (16, 16, 1)),
-    (
-        {"n_components": 4096, "depth": 2, "tangent": False, "whiten": 0.1, "compress": 16, "pool": (2, 1), "grid": 2},
-        (32, 32, 3),
-    ),
-]
-
-
-@pytest.mark.parametrize(("options", "shape"), PROJECTED, ids=str)
-@both_dtypes
-def test_memory_is_projected(options: dict[str, Any], shape: tuple[int, ...], dtype: type) -> None:
-    """`row_bytes` and `draw_bytes` bound the measured peaks, and are within a factor of them."""
-    spec = CNTKRandomFeatures(**options)
-    features = spec.fit(images(5, shape, seed=7)) if spec.sample_rows else spec
-    params: dict[str, Any] = {}
-
-    def draw() -> None:
-        params.clear()
-        params.update({k: _cast(v, np.dtype(dtype)) for k, v in features.draw(shape).items()})
-
-    drawing = peak_bytes(draw)
-    assert drawing <= features.spec.draw_bytes(shape, dtype) + NUMPY_BUFFERS <= 3 * drawing + 2 * NUMPY_BUFFERS
-    for n in (1, 3):
-        x = images(n, shape).astype(dtype)
-        applying = peak_bytes(lambda x=x: features.spec.apply(params, x))  # type: ignore[misc]
-        bound = n * features.spec.row_bytes(shape, dtype) + NUMPY_BUFFERS
-        assert applying <= bound <= 1.3 * applying + 2 * NUMPY_BUFFERS

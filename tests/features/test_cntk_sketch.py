@@ -1,18 +1,12 @@
 """`CNTKSketch`: what every map promises, on images, and how it approximates `CNTK`."""
 
-from typing import Any
-
-import msgspec
 import numpy as np
 import pytest
+from maps import both_dtypes, same_rows
 from numpy.typing import NDArray
-from test_features import peak_bytes
 
 from ntkdist import CNTK, CNTKSketch, DataError, SpecError
-from ntkdist.features import AnyFeatureMap
-from ntkdist.features.base import _cast
 from ntkdist.features.cntk_sketch import moved, polynomial, window_sum
-from ntkdist.spec import decode, encode
 
 F8 = NDArray[np.float64]
 MAPS = {
@@ -23,56 +17,15 @@ MAPS = {
     "linear": CNTKSketch(150, degree=1),
     "degree-5": CNTKSketch(150, degree=5),
 }
-ROUNDING = {np.float64: 1e-12, np.float32: 1e-5}
-NUMPY_BUFFERS = 2**18
 every_map = pytest.mark.parametrize("features", MAPS.values(), ids=MAPS)
-both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def images(n: int, side: int = 6, channels: int = 3, seed: int = 0) -> F8:
     return np.random.default_rng(seed).standard_normal((n, side, side + 1, channels))
 
 
-def same_rows(a: NDArray[Any], b: NDArray[Any]) -> None:
-    norms = np.linalg.norm(b, axis=1)
-    assert (np.linalg.norm(a.astype(np.float64) - b, axis=1) <= ROUNDING[b.dtype.type] * norms).all()
-
-
 def error(z: F8, k: F8) -> float:
     return float(np.linalg.norm(z @ z.T - k) / np.linalg.norm(k))
-
-
-@every_map
-@both_dtypes
-@pytest.mark.parametrize("n", [0, 1, 9])
-def test_shape_and_dtype(features: CNTKSketch, dtype: type, n: int) -> None:
-    x = images(n).astype(dtype)
-    x.flags.writeable = False
-    z = features(x)
-    assert z.shape == (n, features.n_components)
-    assert z.dtype == dtype
-    assert np.isfinite(z).all()
-
-
-@every_map
-@both_dtypes
-def test_an_image_depends_on_itself_only(features: CNTKSketch, dtype: type) -> None:
-    x = images(40, 9).astype(dtype)
-    whole, order = features(x), np.random.default_rng(0).permutation(40)
-    parts = [features(part) for part in np.split(x[order], [1, 3, 20])]
-    same_rows(np.concatenate(parts), whole[order])
-    same_rows(features(np.asfortranarray(x)), whole)
-
-
-@every_map
-def test_a_map_is_its_seed(features: CNTKSketch) -> None:
-    x = images(3)
-    drawn = {k: _cast(v, x.dtype) for k, v in features.draw(x.shape[1:]).items()}
-    np.testing.assert_array_equal(features.apply(drawn, x), features(x))
-    other = type(features)(**{f: getattr(features, f) for f in features.__struct_fields__} | {"seed": 99})
-    assert np.linalg.norm(other(x) - features(x)) > 0.1 * np.linalg.norm(features(x))
-    again: Any = decode(msgspec.json.decode(encode(features)), AnyFeatureMap)
-    assert again == features
 
 
 @every_map
@@ -149,7 +102,8 @@ def test_polynomials(degree: int) -> None:
         theta = np.arccos(t)
         exact = 1 - theta / np.pi if order == 0 else (np.sin(theta) + (np.pi - theta) * t) / np.pi
         assert np.abs(sum(v * t**j for j, v in enumerate(c)) - exact).max() <= errors[power] + 1e-12
-    assert errors < CNTKSketch(64, degree=1).polynomial_error() or degree == 1
+    if degree > 1:
+        assert errors < CNTKSketch(64, degree=degree - 1).polynomial_error()
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -173,25 +127,6 @@ def test_any_number_of_channels(channels: int, m: int) -> None:
     k = CNTK(3, 3)(x)
     mean = np.mean([z @ z.T for z in (CNTKSketch(m, seed=s)(x) for s in range(30))], axis=0)
     assert np.linalg.norm(mean - k) < 0.25 * np.linalg.norm(k)  # of 1/columns: a bias
-
-
-@pytest.mark.parametrize(("side", "channels", "m", "n"), [(8, 3, 400, 20), (32, 3, 200, 2), (12, 50, 300, 6)])
-@pytest.mark.parametrize("options", [{}, {"depth": 2}, {"depth": 4, "degree": 4}, {"padding": "valid"}], ids=str)
-@both_dtypes
-def test_memory_is_projected(options: dict[str, Any], side: int, channels: int, m: int, n: int, dtype: type) -> None:
-    """`row_bytes` and `draw_bytes` bound the measured peaks, and are within a factor of them."""
-    features, x = CNTKSketch(m, **options), images(n, side, channels).astype(dtype)
-    params: dict[str, Any] = {}
-
-    def draw() -> None:
-        params.clear()
-        params.update({k: _cast(v, np.dtype(dtype)) for k, v in features.draw(x.shape[1:]).items()})
-
-    features.draw(x.shape[1:])  # the polynomials are fitted once a process
-    drawing = peak_bytes(draw)
-    assert drawing <= features.draw_bytes(x.shape[1:], dtype) + NUMPY_BUFFERS <= 4 * drawing + 3 * NUMPY_BUFFERS
-    applying = peak_bytes(lambda: features.apply(params, x))
-    assert applying <= n * features.row_bytes(x.shape[1:], dtype) + NUMPY_BUFFERS <= 4 * applying + 2 * NUMPY_BUFFERS
 
 
 def test_what_it_cannot_map_is_refused() -> None:

@@ -1,34 +1,16 @@
 """`NTKRandomFeatures` and `Linear`: against their recursions and formulas, and the memory that they take."""
 
-import tracemalloc
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from maps import F8, D, rows
 from reference import default_gram, paper_features
 
 from ntkdist import NTK, DataError, Linear, NTKRandomFeatures, SpecError, random
-from ntkdist.features.base import _cast
 from ntkdist.features.ntk_random_features import RELU, mean_abs
 
-F8 = NDArray[np.float64]
-PAPER: dict[str, Any] = {"variant": "paper"}
 LEVERAGE: dict[str, Any] = {"variant": "paper", "leverage_scores": True}
-D = 6
-ROUNDING = {np.float64: 1e-12, np.float32: 1e-5}
-both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-
-
-def rows(n: int, d: int = D, seed: int = 0) -> F8:
-    return np.random.default_rng(seed).standard_normal((n, d))
-
-
-def same_rows(a: NDArray[Any], b: NDArray[Any]) -> None:
-    """Equal row by row, to the promised share of the row's norm."""
-    norms = np.linalg.norm(b, axis=1)
-    assert (np.linalg.norm(a.astype(np.float64) - b, axis=1) <= ROUNDING[b.dtype.type] * norms).all()
 
 
 def test_a_vector_is_refused() -> None:
@@ -123,42 +105,3 @@ def test_the_smallest_map_works_for_any_width(depth: int, variant: Any, bias: fl
         z = NTKRandomFeatures(smallest, depth, variant=variant, bias=bias)(rows(3, d))
         assert z.shape == (3, smallest)
         assert np.isfinite(z).all()
-
-
-def peak_bytes(call: Callable[[], Any]) -> int:
-    """Of the calmer of two calls: other threads, such as those of a cluster's client, allocate, too."""
-
-    def measured() -> int:
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        call()
-        peak = tracemalloc.get_traced_memory()[1] - before
-        tracemalloc.stop()
-        return peak
-
-    return min(measured(), measured())
-
-
-SIZES = [(9, 1024, 200), (90, 2048, 64), (784, 128, 300), (784, 2048, 64), (9, 8192, 64)]
-VARIANTS = [{}, {"bias": 1.0}, {"depth": 2}, {"depth": 3}, PAPER, {"depth": 2, **PAPER}]
-NUMPY_BUFFERS = 2**18  # of ufuncs on strided arrays: two of 8192 elements, however many rows
-
-
-@pytest.mark.parametrize(("d", "m", "n"), SIZES)
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
-@both_dtypes
-def test_memory_is_projected(options: dict[str, Any], d: int, m: int, n: int, dtype: type) -> None:
-    """`row_bytes` and `draw_bytes` bound the measured peaks, and are within a factor of them."""
-    features = NTKRandomFeatures(min(m, 1024) if options.get("depth") else m, **options)
-    x, name = rows(n, d).astype(dtype), np.dtype(dtype)
-    params: dict[str, Any] = {}
-
-    def draw() -> None:
-        params.clear()
-        params.update({k: _cast(v, name) for k, v in features.draw((d,)).items()})
-
-    drawing = peak_bytes(draw)
-    assert drawing <= features.draw_bytes((d,), dtype) + NUMPY_BUFFERS <= 3 * drawing + 2 * NUMPY_BUFFERS
-    applying = peak_bytes(lambda: features.apply(params, x))
-    assert applying <= n * features.row_bytes((d,), dtype) + NUMPY_BUFFERS <= 4 * applying + 2 * NUMPY_BUFFERS

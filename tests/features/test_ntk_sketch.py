@@ -7,11 +7,9 @@ import pytest
 from numpy.polynomial.polynomial import polyval
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from test_features import peak_bytes
 
 from ntkdist import NTK, Linear, NTKRandomFeatures, NTKSketch, SpecError
 from ntkdist.features import monomials
-from ntkdist.features.base import _cast
 
 F8 = NDArray[np.float64]
 
@@ -83,7 +81,7 @@ def test_exact_where_all_monomials_fit(d: int, depth: int, degree: int, bias: fl
 @pytest.mark.parametrize(("d", "m"), [(9, 100), (9, 2048), (90, 2048), (90, 8192), (784, 2048), (3000, 64)])
 @pytest.mark.parametrize("depth", [1, 3, 8])
 def test_columns_are_all_spent_and_exact_degrees_are_worth_it(d: int, m: int, depth: int) -> None:
-    """No exact degree could be sketched, and none sketched be exact, with less Σ c_j²/m_j."""
+    """Degree 1 is exact if it fits; no other exact degree could be sketched, nor the reverse, with less Σ c_j²/m_j."""
     features = NTKSketch(m, depth)
     c, columns = features.coefficients(), features._columns(d)
     exact = [j for j in range(1, columns.exact + 1) if c[j] > 0]
@@ -94,13 +92,11 @@ def test_columns_are_all_spent_and_exact_degrees_are_worth_it(d: int, m: int, de
         left = m - 1 - sum(monomials.count(d, j) for j in range(1, e + 1) if c[j] > 0)
         return float(c[e + 1 :].sum()) ** 2 / left if left > 0 else np.inf
 
-    best = min(variance(e) for e in range(9))
-    assert variance(columns.exact) <= best * 1.0001 or columns.exact == 1
+    assert (columns.exact > 0) == (d < m)
+    assert variance(columns.exact) <= min(variance(e) for e in range(int(d < m), 9)) * 1.0001
 
 
-@pytest.mark.parametrize("d", [5, 40])
-@pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("bias", [0.0, 0.7])
+@pytest.mark.parametrize(("d", "depth", "bias"), [(5, 1, 0.0), (5, 3, 0.7), (40, 1, 0.7), (40, 3, 0.0)])
 def test_unbiased_for_the_polynomial_that_it_names(d: int, depth: int, bias: float) -> None:
     x = unit_rows(4, d) * [[1], [2], [0.5], [1]]
     x[3] = 0.9 * x[0] + 0.1 * x[3]
@@ -119,8 +115,9 @@ def test_unbiased_for_long_rows() -> None:
     assert (np.abs(found.mean(0) - exact) <= 4 * found.std(0) / 200**0.5).all()
 
 
-@pytest.mark.parametrize("d", [20, 1100])
-def test_error_falls_like_a_root(d: int) -> None:
+@pytest.mark.parametrize(("d", "least"), [(20, 0.1), (1100, 0.2)])
+def test_error_falls_like_a_root(d: int, least: float) -> None:
+    """To a quarter at 16 times the columns; to less where these make more degrees exact, as of short rows."""
     x = unit_rows(60, d)
     exact = truncated(NTKSketch(64, 2), x)
 
@@ -128,8 +125,7 @@ def test_error_falls_like_a_root(d: int) -> None:
         return float(np.mean([np.linalg.norm(z @ z.T - exact) for z in (NTKSketch(m, 2, seed=s)(x) for s in range(4))]))
 
     ratio = error(128 * 16) / error(128)
-    assert ratio < 0.4
-    assert ratio > 0.15 or d == 20  # where more columns also make more degrees exact
+    assert least < ratio < 1.5 * least
 
 
 @pytest.mark.parametrize("d", [9, 90])
@@ -174,25 +170,3 @@ def test_too_few_components_are_refused() -> None:
         NTKSketch(8)
     for d in (1, 2, 7, 8, 9, 50, 1200):
         assert NTKSketch(9, 3)(unit_rows(3, d)).shape == (3, 9)
-
-
-SIZES = [(9, 1024, 200), (90, 2048, 64), (90, 6000, 40), (784, 1024, 64), (1500, 512, 64)]
-
-
-@pytest.mark.parametrize(("d", "m", "n"), SIZES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_memory_is_projected(d: int, m: int, n: int, dtype: type) -> None:
-    """`row_bytes` and `draw_bytes` bound the measured peaks, and are within a factor of them."""
-    features, params = NTKSketch(m, 2), {}
-    x = np.random.default_rng(0).standard_normal((n, d)).astype(dtype)
-    features.coefficients()
-
-    def draw() -> None:
-        params.clear()
-        params.update({k: _cast(v, np.dtype(dtype)) for k, v in features.draw((d,)).items()})
-
-    drawing = peak_bytes(draw)
-    assert drawing <= features.draw_bytes((d,), dtype) <= 4 * drawing + 2**20
-    features.apply(params, x[:2])  # Hadamard matrices are kept
-    applying = peak_bytes(lambda: features.apply(params, x))
-    assert applying <= n * features.row_bytes((d,), dtype) + 2**18 <= 4 * applying + 2**20

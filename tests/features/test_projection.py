@@ -3,9 +3,8 @@
 import msgspec
 import numpy as np
 import pytest
+from maps import IMAGES, NUMPY_BUFFERS, peak_bytes, rows
 from numpy.typing import NDArray
-from test_cntk_maps import images
-from test_features import NUMPY_BUFFERS, peak_bytes
 
 from ntkdist import CNTKRandomFeatures, backend
 from ntkdist.features import FittedMap
@@ -25,15 +24,15 @@ def drawn(features: FittedMap, x: F8) -> F8:
 
 def test_the_kernel_is_that_of_nystrom() -> None:
     """ψΨᵀ(ΨΨᵀ + δI)⁻¹Ψψᵀ, by a dense solve; at the landmarks themselves it is ψψᵀ."""
-    sample, x = images(40), images(30, seed=1)
+    sample, x = rows(40, IMAGES), rows(30, IMAGES, seed=1)
     features = SPEC.fit(sample)
-    psi, rows = drawn(features, x), drawn(features, sample[:32])
-    gram = rows @ rows.T
+    psi, near = drawn(features, x), drawn(features, sample[:32])
+    gram = near @ near.T
     gram += RIDGE * np.trace(gram) / 32 * np.eye(32)
-    expected = psi @ rows.T @ np.linalg.solve(gram, rows @ psi.T)
+    expected = psi @ near.T @ np.linalg.solve(gram, near @ psi.T)
     z, at = features(x), features(sample[:32])
     np.testing.assert_allclose(z @ z.T, expected, atol=1e-4 * np.trace(expected) / 30)
-    np.testing.assert_allclose(at @ at.T, rows @ rows.T, atol=1e-4 * np.trace(gram) / 32)
+    np.testing.assert_allclose(at @ at.T, near @ near.T, atol=1e-4 * np.trace(gram) / 32)
     lost = np.linalg.eigvalsh(psi @ psi.T - z @ z.T)
     assert lost.min() > -1e-5 * lost.max()
 
@@ -59,7 +58,7 @@ def test_fewer_rows_than_columns(k: int) -> None:
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:
-    sample = images(40)
+    sample = rows(40, IMAGES)
     found = []
     for threads in (1, 2, 3):
         with backend.own_threads():
@@ -71,8 +70,8 @@ def test_the_same_bits_on_any_number_of_threads() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_memory_is_projected(dtype: type) -> None:
     """Of as many images as are projected at a time, and of what is learnt."""
-    spec, x = msgspec.structs.replace(SPEC, n_components=1024), images(ROWS, (16, 16, 3)).astype(dtype)
-    features = spec.fit(images(300, (16, 16, 3), seed=1))
+    spec, x = msgspec.structs.replace(SPEC, n_components=1024), rows(ROWS, (16, 16, 3)).astype(dtype)
+    features = spec.fit(rows(300, (16, 16, 3), seed=1))
     params = {name: _cast(array, np.dtype(dtype)) for name, array in features.draw(x.shape[1:]).items()}
     kept = {id(a): a.nbytes for a in (params["span"], features.arrays["span"])}
     assert sum(kept.values()) == spec.learnt_bytes(x.shape[1:], dtype)

@@ -185,11 +185,13 @@ def products(kind: str, x: F8, m: int, seeds: int) -> tuple[F8, F8]:
     return np.array(found), (x @ x.T) ** (2 if kind == "tensor" else 1)
 
 
-@pytest.mark.parametrize("kind", ["srht", "osnap", "hashed", "tensor"])
-def test_sketches_are_unbiased_and_their_error_falls_like_a_root(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "least", "most"), [("srht", 0, 1e-14), ("osnap", 0.2, 0.3), ("hashed", 0.2, 0.3), ("tensor", 0.2, 0.3)]
+)
+def test_sketches_are_unbiased_and_their_error_falls_like_a_root(kind: str, least: float, most: float) -> None:
     """Means over 1500 seeds within four standard errors; 16 times the columns, a quarter of the error.
 
-    Of whole orthogonal transforms, less: they err in nothing.
+    A whole orthogonal transform errs in nothing.
     """
     x = np.random.default_rng(1).standard_normal((4, 11))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -199,17 +201,15 @@ def test_sketches_are_unbiased_and_their_error_falls_like_a_root(kind: str) -> N
         if m == 7:
             assert z_scores(found, exact).max() < 4
         errors.append(np.sqrt(((found - exact) ** 2).mean()))
-    assert kind == "srht" or errors[1] > 0.15 * errors[0]
-    assert errors[1] < 0.4 * errors[0]
+    assert least <= errors[1] / errors[0] < most
 
 
-@pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("degrees", [(2,), (3, 7), (2, 3, 4, 6, 8)])
+@pytest.mark.parametrize(
+    ("dims", "degrees"), [(1, (2,)), (1, (2, 3, 4, 6, 8)), (2, (3, 7)), (3, (2, 3, 4, 6, 8))], ids=str
+)
 def test_chain_is_unbiased_for_every_power(dims: int, degrees: tuple[int, ...]) -> None:
     """From exact powers up to ``dims``, also where wanted degrees leave gaps; over 700 seeds."""
     wanted = [j for j in degrees if j > dims]
-    if not wanted:
-        pytest.skip("all are exact")
     x = np.random.default_rng(2).standard_normal((3, 4))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     x[1] = 0.8 * x[0] + 0.6 * (x[1] - (x[0] @ x[1]) * x[0])

@@ -3,18 +3,15 @@
 import math
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
+from angles import every_kernel, gegenbauer
+from maps import rows
 from numpy.typing import NDArray
-from test_features import NUMPY_BUFFERS, peak_bytes, rows
-from test_gegenbauer import every_kernel, gegenbauer
 
 from ntkdist import NNGP, NTK, GammaExponential, Gaussian, Laplace, NTKRandomFeatures, SpecError, ZonalFeatures
-from ntkdist.features import AnyFeatureMap, FeatureMap, loops
-from ntkdist.features.base import _cast
+from ntkdist.features import FeatureMap, loops
 from ntkdist.kernels import ZonalKernel
-from ntkdist.spec import decode, encode
 
 F8 = NDArray[np.float64]
 
@@ -143,34 +140,11 @@ def test_bias_is_one_more_column() -> None:
     np.testing.assert_array_equal(ZonalFeatures(64, NTK(2, bias=0.7)).kernel(x), NTK(2, bias=0.7)(x))
 
 
-@every_kernel
-def test_a_map_is_a_value(kernel: Any) -> None:
-    features = ZonalFeatures(64, kernel, seed=2)
-    again: Any = decode(msgspec.json.decode(encode(features)), AnyFeatureMap)
-    assert again == features
-    assert hash(again) == hash(features)
-
-
 def test_what_it_cannot_map_is_refused() -> None:
     with pytest.raises(SpecError, match="Laplace is one of the distance; set homogeneous = true in it, or use Random"):
         ZonalFeatures(64, Laplace(1.0))
     with pytest.raises(SpecError, match="n_components is 3; expected at least 4"):
         ZonalFeatures(3)
-
-
-@pytest.mark.parametrize(("d", "m", "n"), [(1, 64, 99), (2, 2048, 64), (9, 1024, 200), (90, 2048, 64), (784, 512, 300)])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_memory_is_projected(d: int, m: int, n: int, dtype: type) -> None:
-    """`row_bytes` and `draw_bytes` bound the measured peaks, and are within a factor of them."""
-    features, x, params = ZonalFeatures(m, NTK(2)), rows(n, d).astype(dtype), {}
-
-    def draw() -> None:
-        params.update({k: _cast(v, np.dtype(dtype)) for k, v in features.draw((d,)).items()})
-
-    drawing = peak_bytes(draw)
-    assert drawing <= features.draw_bytes((d,), dtype) + NUMPY_BUFFERS <= 4 * drawing + 3 * NUMPY_BUFFERS
-    applying = peak_bytes(lambda: features.apply(params, x))
-    assert applying <= n * features.row_bytes((d,), dtype) + NUMPY_BUFFERS <= 4 * applying + 2 * NUMPY_BUFFERS
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

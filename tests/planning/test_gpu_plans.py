@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 from gpu_stand_in import MB, job, on, strict
+from maps import PAPER
 from strict_cupy import Array
-from test_maps import PAPER
 
 import ntkdist as nd
 from ntkdist import gpu

@@ -9,24 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import plan_of
 
 import ntkdist as nd
 from ntkdist.cluster.connect import Resources
 from ntkdist.cluster.tree import tree
-from ntkdist.data.dataset import Layout
 from ntkdist.planning import estimate, resolve
 from ntkdist.planning.rates import Rates
 from ntkdist.sums import NormalEquations
-
-
-def plan_of(partitions: int = 30, m: int = 64, **table: object) -> nd.Plan:
-    """A plan of a dataset that is not there."""
-    layout = Layout(
-        rows=partitions * 100, rows_per_partition=100, input_shape=(8,), x_dtype="float32", fingerprint="none"
-    )
-    known = {"folds": 5, "shards": 10, "fan_in": 4, "block_rows": 512, "threads": 1, "dtype": "float32"}
-    job = nd.Job(nd.Dataset("nowhere.zarr"), nd.NTKRandomFeatures(m))
-    return nd.Plan(job=job, layout=layout, solver=nd.Cholesky(), **(known | table))
 
 
 @given(st.integers(1, 200), st.integers(1, 12), st.integers(1, 300))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_plan import plan_of
+from plans import plan_of
 
 import ntkdist as nd
 from ntkdist.cluster.connect import resources

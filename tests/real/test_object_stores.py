@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 import pytest
 from command_line import FEATURES, assert_one_line, in_process, write_job
+from interrupted import Cut, CutAfter, same
 from object_stores import Azurite, FakeGcs, Seaweed, Server, free_ports, installed, serving
-from test_checkpoint import Cut, CutAfter, same
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from comparisons import NTK, ZONAL, by_name, job
 from sklearn.datasets import load_digits
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import KernelCenterer
-from test_compare import NTK, ZONAL, by_name, job
 
 import ntkdist as nd
 from ntkdist.report import baselines

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from command_line import Command, assert_one_line, assert_refused, columns, write_csv, write_job
+from comparisons import NTK, ZONAL, job
 
 import ntkdist as nd
 from ntkdist.kernels.error import SpectralError, frobenius_error, gram_of
@@ -17,20 +18,10 @@ from ntkdist.report import comparison_plots
 from ntkdist.report.comparison import Comparison, Row
 
 pytestmark = pytest.mark.usefixtures("few_rounds_on_one_thread")
-NTK, ZONAL = nd.NTKRandomFeatures(64, bias=1.0), nd.ZonalFeatures(96, nd.NTK(2, 1.0), seed=5)
-
-
-def job(features: Any, store: str = "elsewhere.zarr", **changes: Any) -> nd.Job:
-    plan = nd.PlanTable(folds=4, dtype="float64", threads=1)
-    return msgspec.structs.replace(nd.Job(nd.Dataset(store), features, plan=plan), **changes)
 
 
 def scaled(x: Any) -> Any:
     return (x - x.mean(axis=0)) / x.std(axis=0)
-
-
-def by_name(found: Comparison) -> dict[str, Row]:
-    return {row.name: row for row in found.models}
 
 
 # The errors of a kernel.

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Command, columns, inputs, write_csv, write_job
-from conftest import MakeDataset
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
+from stored import MakeDataset
 
 import ntkdist as nd
 from ntkdist.report.out_of_fold import WORST, OutOfFold, bin_edges, predict_out_of_fold

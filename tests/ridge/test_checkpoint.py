@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +15,9 @@ import msgspec
 import numpy as np
 import pytest
 from command_line import EXECUTABLE, write_job
+from interrupted import Cut, CutAfter, same
 
 import ntkdist as nd
-
-
-class Cut(InterruptedError):
-    """What cuts a run off here."""
-
-
-class CutAfter:
-    """A watch that ends the run when some shards of a phase's passes are done."""
-
-    def __init__(self, shards: int, phase: str = "equations") -> None:
-        self.left, self.phase = shards, phase
-
-    @contextmanager
-    def __call__(self, phase: str, rows: int) -> Iterator[Any]:
-        def done(count: int) -> None:
-            self.left -= phase == self.phase
-            if self.left == 0:
-                raise Cut
-
-        yield done
 
 
 def job(make_dataset: Any, seed: int = 0, name: str = "data", **options: Any) -> nd.Job:
@@ -48,14 +27,6 @@ def job(make_dataset: Any, seed: int = 0, name: str = "data", **options: Any) ->
     store = make_dataset(x, np.abs(x).sum(axis=1), name=name)
     table = nd.PlanTable(folds=2, shards=10, fan_in=2, **options)
     return nd.Job(nd.Dataset(store), nd.NTKRandomFeatures(64), plan=table, alphas=(0.1, 1.0))
-
-
-def same(a: nd.FitResult, b: nd.FitResult) -> None:
-    for one, other in zip(a.equations.folds, b.equations.folds, strict=True):
-        for name in ("gram", "rhs", "z_sum", "y_sum", "yy"):
-            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-    np.testing.assert_array_equal(a.model.coef, b.model.coef)
-    np.testing.assert_array_equal(a.model.intercept, b.model.intercept)
 
 
 @pytest.mark.parametrize("after", [1, 4, 9])

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import FEATURES, Command, write_job
-from conftest import MakeDataset
 from distributed import Client, LocalCluster
+from stored import MakeDataset
 
 import ntkdist as nd
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeDataset
 from folds import scaled
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
+from stored import MakeDataset
 
 import ntkdist as nd
 from ntkdist.cluster import connect

@@ -13,7 +13,6 @@ import pandas as pd
 import polars as pl
 import pytest
 import zarr
-from conftest import MakeDataset
 from dask_ml.model_selection import train_test_split
 from dask_ml.preprocessing import StandardScaler as DaskScaler
 from dask_ml.wrappers import ParallelPostFit
@@ -27,6 +26,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from stored import MakeDataset
 
 import ntkdist as nd
 from ntkdist.data.arrays import Arrays

@@ -10,8 +10,8 @@ import dask
 import msgspec
 import numpy as np
 import pytest
-from older import as_before
 from sklearn.linear_model import Ridge
+from sums_compared import assert_close, assert_same_bits
 
 import ntkdist as nd
 from ntkdist.sums import NormalEquations
@@ -22,18 +22,6 @@ EXACT = nd.PlanTable(folds=4, dtype="float64", threads=1)
 
 def job_on(store: str, **changes: Any) -> nd.Job:
     return msgspec.structs.replace(nd.Job(nd.Dataset(store), FEATURES, plan=EXACT), **changes)
-
-
-def assert_close(a: NormalEquations, b: NormalEquations, tolerance: float) -> None:
-    diagonal = np.sqrt(np.diag(b.gram))
-    assert np.max(np.abs(a.gram - b.gram) / np.outer(diagonal, diagonal)) < tolerance
-    np.testing.assert_allclose(a.rhs, b.rhs, atol=tolerance * 1e3)
-
-
-def assert_same_bits(a: list[NormalEquations], b: list[NormalEquations]) -> None:
-    for mine, theirs in zip(a, b, strict=True):
-        for name in ("gram", "rhs", "z_sum", "yy", "y_sum"):
-            np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
 
 
 def total(folds: list[NormalEquations]) -> NormalEquations:
@@ -199,9 +187,8 @@ def test_sites_add_their_moments_and_then_their_sums(make_dataset: Any, table: A
 
 
 @pytest.mark.parametrize("kind", ["numbers", "classes"])
-@pytest.mark.parametrize("old", [False, True], ids=["", "saved before"])
-def test_a_run_lends_the_moments_of_its_own_rows(make_dataset: Any, tmp_path: Path, kind: str, old: bool) -> None:
-    """Whatever it was scaled by; what was saved before lends them if it was scaled by these rows, or is refused."""
+def test_a_run_lends_the_moments_of_its_own_rows(make_dataset: Any, tmp_path: Path, kind: str) -> None:
+    """It does so whatever it was scaled by."""
     rng, parts = np.random.default_rng(0), {"here": slice(0, 500), "there": slice(500, 900), "all": slice(0, 900)}
     x = rng.standard_normal((900, 3)) * [1, 30, 5] + np.where(np.arange(900) < 500, -2.0, 7.0)[:, None]
     y = np.stack([x[:, 0] + x[:, 1], rng.standard_normal(900)], axis=1)
@@ -213,25 +200,13 @@ def test_a_run_lends_the_moments_of_its_own_rows(make_dataset: Any, tmp_path: Pa
         nd.fit(runs[name], out=str(tmp_path / f"{name}-run"))
     reuse = nd.Preprocess(reuse=str(tmp_path / "here-run"))
     nd.fit(msgspec.structs.replace(runs["there"], preprocess=reuse), out=str(tmp_path / "scaled-run"))
-    for name in ("here", "there", "scaled") if old else ():
-        as_before(tmp_path / f"{name}-run" / "equations.zarr")
     whole = nd.load(f"{tmp_path}/all-run/model.zarr").preprocessing
     np.testing.assert_allclose([whole.x_mean, whole.x_scale], [x.mean(axis=0), x.std(axis=0)])
     for name in ("there", "scaled"):
         reuse = nd.Preprocess(reuse=f"{tmp_path}/here-run + {tmp_path}/{name}-run")
-        job = msgspec.structs.replace(runs["here"], preprocess=reuse)
-        if old and name == "scaled":
-            with pytest.raises(nd.DataError, match=r"scaled-run was saved without the moments .*; fit that run again"):
-                nd.fit(job)
-            continue
-        found = nd.fit(job).model.preprocessing
-        for scale in ("x_mean", "x_scale", "y_mean", "y_scale", *(() if old else ("x_low", "x_high"))):
+        found = nd.fit(msgspec.structs.replace(runs["here"], preprocess=reuse)).model.preprocessing
+        for scale in ("x_mean", "x_scale", "y_mean", "y_scale", "x_low", "x_high"):
             np.testing.assert_allclose(getattr(found, scale), getattr(whole, scale), rtol=1e-10, err_msg=scale)
-        assert found.range.bounded != old
-    if old:
-        reuse = nd.Preprocess(reuse=f"{tmp_path}/here-run/equations.zarr + {tmp_path}/there-run")
-        with pytest.raises(nd.DataError, match="fit that run again"):  # nothing says how it was scaled
-            nd.fit(msgspec.structs.replace(runs["here"], preprocess=reuse))
 
 
 def test_the_same_rows_are_not_added_twice(make_dataset: Any, table: Any, tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 from gpu_stand_in import DEEP, MB, job, on, stand_in, strict
-from test_checkpoint import Cut, CutAfter
-from test_fit import assert_close
+from interrupted import Cut, CutAfter
+from sums_compared import assert_close
 
 import ntkdist as nd
 from ntkdist import backend, gpu

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 from command_line import Command, write_job
-from test_cg import EXACT, job_on, same_bits, with_gram
-from test_checkpoint import CutAfter
-from test_plan import plan_of
+from interrupted import CutAfter
+from iterative import EXACT, job_on, same_bits, with_gram
+from plans import plan_of
 
 import ntkdist as nd
 from ntkdist.data.dataset import Rows, Shard

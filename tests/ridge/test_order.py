@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import tree
-from conftest import MakeDataset
 from numpy.typing import NDArray
 from scipy import sparse
+from stored import MakeDataset
 
 import ntkdist as nd
 from ntkdist.data import zarr_groups

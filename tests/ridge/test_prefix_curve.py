@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Command
-from conftest import MakeDataset
 from numpy.typing import NDArray
+from stored import MakeDataset
 
 import ntkdist as nd
 from ntkdist.features import FeatureMap

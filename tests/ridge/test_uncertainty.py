@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import Command
-from conftest import MakeDataset
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
+from stored import MakeDataset
 
 import ntkdist as nd
 from ntkdist.data import zarr_groups

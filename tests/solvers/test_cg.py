@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from iterative import ALPHAS, EXACT, job_on, with_gram
 from scipy.sparse import csr_array, save_npz
 
 import ntkdist as nd
@@ -15,10 +16,7 @@ from ntkdist.solvers.cg import LowRank, conjugate_gradients
 from ntkdist.solvers.cross_validation import cross_validate
 from ntkdist.sums import CrossSums, NormalEquations
 
-FEATURES = nd.NTKRandomFeatures(n_components=96, depth=2, bias=0.5)
-EXACT = nd.PlanTable(folds=4, dtype="float64", threads=1)
 ONE = msgspec.structs.replace(EXACT, folds=1, shards=1)
-ALPHAS = (0.1, 1.0, 10.0)
 
 
 class Dense:
@@ -32,21 +30,6 @@ class Dense:
     def matmul(self, v: Any, columns: Any) -> Any:
         self.asked.append(len(columns))
         return np.stack([self.grams[c] @ v[:, i] for i, c in enumerate(columns)], axis=1)
-
-
-def job_on(store: str, **changes: Any) -> nd.Job:
-    job = nd.Job(nd.Dataset(store), FEATURES, alphas=ALPHAS, plan=EXACT, solver=nd.PCG(sample_rows=256))
-    return msgspec.structs.replace(job, **changes)
-
-
-def with_gram(job: nd.Job) -> nd.FitResult:
-    return nd.fit(msgspec.structs.replace(job, solver=nd.Cholesky()))
-
-
-def same_bits(a: nd.FitResult, b: nd.FitResult) -> None:
-    np.testing.assert_array_equal(a.model.coef, b.model.coef)
-    np.testing.assert_array_equal(a.model.intercept, b.model.intercept)
-    np.testing.assert_array_equal(a.cv.mse, b.cv.mse)
 
 
 @settings(max_examples=30)

@@ -10,11 +10,11 @@ import pytest
 from folds import ALPHAS, FEATURES, GROUPS, job_on, scaled
 from hypothesis import given
 from hypothesis import strategies as st
+from interrupted import Cut, CutAfter, same
 from numpy.typing import NDArray
+from plans import plan_of
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
-from test_checkpoint import Cut, CutAfter, same
-from test_plan import plan_of
 
 import ntkdist as nd
 from ntkdist.cluster.connect import resources
