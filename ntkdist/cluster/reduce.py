@@ -23,9 +23,10 @@ from ntkdist.cluster import phases
 from ntkdist.cluster.connect import as_delayed, is_large, local_scheduler, upload_once
 from ntkdist.cluster.progress import Progress, Watch, default_watch, ignore
 from ntkdist.cluster.shards import AnySummand, KeepsShards, Part, ServesRows, Source, add_parts, run_shard
-from ntkdist.cluster.tree import Tree, evenly, tree
+from ntkdist.cluster.tree import Tree, tree
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset, Shard
+from ntkdist.data.partitions import evenly
 from ntkdist.errors import ClusterError
 from ntkdist.sums import CrossSums, NormalEquations
 

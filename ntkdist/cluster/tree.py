@@ -1,4 +1,4 @@
-"""How work is cut, and the tree that its results are added in: of fixed shape, whoever finishes first."""
+"""The tree in which results are added: of fixed shape, whichever finishes first."""
 
 import itertools
 from collections import Counter
@@ -6,13 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-
-def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
-    """Items cut into at most ``count`` runs whose lengths differ by one at most."""
-    count = min(len(items), count)
-    cuts = [len(items) * i // count for i in range(count + 1)]
-    return [items[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 class Tree(Generic[T]):

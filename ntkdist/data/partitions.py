@@ -1,10 +1,11 @@
 """Partitions of row-aligned arrays: how many rows and chunks they have, and digests of what is written into them."""
 
 import hashlib
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,14 @@ MIN_PARTITIONS = 20
 MAX_PARTITION_BYTES = 128 * 2**20
 MAX_CHUNK_BYTES = 8 * 2**20
 DIGEST_BYTES = 16
+T = TypeVar("T")
+
+
+def evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
+    """Cut items into at most ``count`` runs whose lengths differ by one at most."""
+    count = min(len(items), count)
+    cuts = [len(items) * i // count for i in range(count + 1)]
+    return [items[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def partition_rows(

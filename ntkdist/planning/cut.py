@@ -3,23 +3,20 @@
 Legend: m features, t targets; a task is one fold and some of its partitions, a shard is the sum that it returns.
 """
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist.cluster.tree import evenly
 from ntkdist.data.dataset import Dataset, Layout
+from ntkdist.data.partitions import evenly
 from ntkdist.features import AnyFeatureMap
 from ntkdist.gpu import Device
 from ntkdist.planning.job import Job, Positive
 from ntkdist.solvers import AnySolver
+from ntkdist.solvers.base import Sizes
 from ntkdist.solvers.cross_validation import AUTO_GRID
 from ntkdist.spec import Spec
-from ntkdist.sums.tiles import Place, places
-
-GROWTH = 6  # penalties that a grid may grow by at once
 
 
 class Task(NamedTuple):
@@ -68,9 +65,21 @@ class Cut(Spec, frozen=True, tag=False):
         return len(self.layout.classes) or max(self.layout.targets, 1)
 
     @property
+    def sizes(self) -> Sizes:
+        """The sizes that decide what the solver needs."""
+        size = np.dtype(self.dtype).itemsize
+        known = self.m, self.t, self.layout.rows, self.folds, self.sets, self.penalties, self.threads, size
+        return Sizes(*known, self.tile, self.panels)
+
+    @property
     def columns(self) -> int:
-        """Right-hand sides that solver PCG iterates on at once, at most: training sets, penalties and targets."""
-        return self.sets * (max(self.penalties, GROWTH) if self.penalties > 1 else 1) * self.t
+        """The most columns that the Gram is multiplied with at once; 0 if it is formed."""
+        return self.solver.columns(self.sizes)
+
+    @property
+    def sum_bytes(self) -> int:
+        """The bytes of a shard's sum."""
+        return self.solver.sum_bytes(self.sizes)
 
     @property
     def penalties(self) -> int:
@@ -86,10 +95,6 @@ class Cut(Spec, frozen=True, tag=False):
     def scored(self) -> tuple[int, ...] | None:
         """The folds whose error a penalty is chosen by; None for all."""
         return (1,) if self.dataset.holdout else None
-
-    def tile_panels(self) -> list[Sequence[Place]]:
-        """The tiles that are summed in one pass over the data, for every pass."""
-        return evenly(places(self.m, self.tile), self.panels)
 
     @property
     def reads(self) -> int:

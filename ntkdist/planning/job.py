@@ -14,7 +14,7 @@ from ntkdist.data.scaling import Preprocess
 from ntkdist.errors import NtkdistError, SpecError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.gpu import Device
-from ntkdist.solvers import PCG, AnySolver, TiledCholesky
+from ntkdist.solvers import AnySolver
 from ntkdist.spec import Spec, decode, digest, encode, read_toml
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -138,19 +138,13 @@ class Job(Spec, frozen=True, tag=False):
             raise SpecError(
                 f"contiguous deals partitions to folds, but '{self.dataset.fold_array}' deals rows; give one of them"
             )
-        if self.dataset.fold_array and isinstance(self.solver, PCG):
+        if self.dataset.fold_array and self.solver and not self.solver.takes_row_folds:
             raise SpecError(
-                f"solver PCG takes folds of whole partitions, but '{self.dataset.fold_array}' deals rows; leave out "
-                f"{'groups' if self.dataset.groups else 'holdout'}, or use a direct solver"
+                f"solver {type(self.solver).__name__} takes folds of whole partitions, but '{self.dataset.fold_array}' "
+                f"deals rows; leave out {'groups' if self.dataset.groups else 'holdout'}, or use a direct solver"
             )
-
-        if isinstance(self.solver, TiledCholesky):
-            if self.plan.tile and self.solver.tile not in (None, self.plan.tile):
-                raise SpecError(f"tile is {self.plan.tile} in the plan but {self.solver.tile} in the solver; give one")
-        elif self.solver and self.plan.tile:
-            raise SpecError(
-                f"tile is for solver TiledCholesky, not {type(self.solver).__name__}; leave out one of them"
-            )
+        if self.solver:
+            self.solver.tile_size(self.features.n_components, self.plan.tile)
 
     def grid(self) -> tuple[float, ...] | None:
         """The penalties given, of either kind; None for "auto"."""
@@ -217,5 +211,5 @@ def _differing(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:
 
 
 def gram_of(solver: AnySolver | None) -> AnySolver | None:
-    """The same for solvers of the same sums: None for those that are dense."""
-    return type(solver)() if isinstance(solver, PCG | TiledCholesky) else None
+    """Return the same value for solvers of the same sums: None for those of a Gram."""
+    return type(solver)() if solver and solver.sums != "gram" else None

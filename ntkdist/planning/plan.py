@@ -5,31 +5,22 @@ Legend: as in `ntkdist.planning.cut`; k columns that solver PCG iterates on.
 """
 
 import bisect
-import functools
-import math
 
 import msgspec
-import numpy as np
 
 from ntkdist.cluster.shards import Source
-from ntkdist.cluster.tree import evenly, most_held
+from ntkdist.cluster.tree import most_held
 from ntkdist.data.dataset import Shard
 from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.planning import task_memory
-from ntkdist.planning.cut import GROWTH, Cut
+from ntkdist.planning.cut import Cut
 from ntkdist.planning.job import Job
-from ntkdist.solvers import PCG, TiledCholesky, choose
+from ntkdist.solvers import TiledCholesky, choose
 from ntkdist.solvers.cross_validation import AUTO_GRID
-from ntkdist.solvers.tiled import TILE
-from ntkdist.sums.rounding import SKETCH
-from ntkdist.sums.tiles import nbytes, places, runs, worker_bytes
 
 GB = 1e9
 FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choose: Dask pauses workers above
-SHARD_ROWS = 4096  # of a shard whose sum is not m×m, at least
 PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
-FREED = 1e9  # operations of a thread until a worker hears that nobody needs a tile any more: 20 ms
-DROPPED = 1e11  # operations of a thread until a scheduler drops copies that no task waits for: Dask's two seconds
 
 
 class Plan(Cut, frozen=True, tag=False):
@@ -47,10 +38,7 @@ class Plan(Cut, frozen=True, tag=False):
         process : int
             Bytes that it has before it starts, as measured by `resources`.
         """
-        size, shape = np.dtype(self.dtype).itemsize, self.layout.input_shape
-        direct = not isinstance(self.solver, PCG)
-        k = 0 if direct else self.columns
-        one = self.sum_bytes
+        shape, one = self.layout.input_shape, self.sum_bytes
         kept = self.features.kept_bytes(shape, self.dtype)
         tasks = [self.tasks_of(fold) for fold in range(self.folds)]
         summing = {
@@ -58,43 +46,13 @@ class Plan(Cut, frozen=True, tag=False):
             "map": kept + self.features.learnt_bytes(shape, self.dtype),
             "accumulator": tasks_at_once * one,
             "waiting sums": one * most_held(tasks, self.fan_in, tasks_at_once, workers),
-            "batch": tasks_at_once * task_memory.of_task(self, k, self.sample_rows),
-        } | ({} if direct else {"directions": (2 + tasks_at_once) * self.m * k * size})
-        return self._with_tiles(summing, workers, tasks_at_once) if self.tile else summing
-
-    def _with_tiles(self, summing: dict[str, int], workers: int, tasks_at_once: int) -> dict[str, int]:
-        """Whichever needs more: summing the last panel beside the tiles of those before, or solving."""
-        home = functools.partial(worker_bytes, self.m, self.t, self.tile, workers)
-        everything, last, tile = places(self.m, self.tile), self.tile_panels()[-1], 8 * min(self.tile, self.m) ** 2
-        share, n = home(len(everything)), runs(self.m, self.tile)
-        # Of a factor's columns two are in use, and others go on lying where they were.
-        steps = 2 + DROPPED * workers * self.threads / (self.tile**3 * n * (n + 1))
-        columns = min(n * (n + 1) // 2, int(steps * n)) * (workers - 1) // workers
-        replaced = min(n * (n + 1) // 2, math.ceil(FREED * self.threads / (2 * self.tile**3)))
-        solving = {
-            "process": summing["process"],
-            "map": summing["map"],
-            "tiles": self.folds * share,
-            "training set and factor": 2 * share,
-            "columns of others": columns * tile,
-            "replaced tiles": replaced * tile,
-            "batch": tasks_at_once * 2 * tile,
+            "batch": tasks_at_once * task_memory.of_task(self, self.columns, self.sample_rows),
         }
-        summing = summing | {"tiles": self.folds * home(len(everything) - len(last))}
-        return max(summing, solving, key=lambda parts: sum(parts.values()))
-
-    @property
-    def sum_bytes(self) -> int:
-        """Of a shard's sums: normal equations, or tiles of a panel, or products of the Gram with some columns."""
-        if self.tile:
-            return max(map(sum, evenly(nbytes(self.m, self.t, self.tile), self.panels)))
-        if isinstance(self.solver, PCG):
-            return 8 * (self.m + 1) * max(self.columns, self.t + 1)
-        return 8 * (self.m**2 + self.m * (self.t + 1))
+        return self.solver.worker_bytes(summing, self.sizes, workers, tasks_at_once)
 
     def with_panels(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
         """The same, with more panels as far as a worker's ``limit`` bytes ask for it, and as more of them need less."""
-        most = len(places(self.m, self.tile)) if self.tile else 1
+        most = self.solver.most_panels(self.sizes)
 
         def of(panels: int) -> Plan:
             return msgspec.structs.replace(self, panels=panels)
@@ -108,8 +66,7 @@ class Plan(Cut, frozen=True, tag=False):
     @property
     def sample_rows(self) -> int:
         """Rows that a sample of the data holds, for the map or the preconditioner."""
-        rows = self.features.sample_rows
-        return rows if not isinstance(self.solver, PCG) else max(rows, min(self.solver.sample_rows, self.layout.rows))
+        return max(self.features.sample_rows, self.solver.sampled_rows(self.layout.rows))
 
     def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> int:
         """Peak bytes of a worker process; see `memory`."""
@@ -120,22 +77,11 @@ class Plan(Cut, frozen=True, tag=False):
 
         Where half of the free memory holds more, more penalties are solved at once than one.
         """
-        process += self.features.learnt_bytes(self.layout.input_shape, self.dtype)
-        if self.tile:
-            sums = 8 * (2 * self.folds + 4) * self.m * (self.t + 1)
-            drawn = self.features.draw_bytes(self.layout.input_shape, self.dtype)
-            return {"process": process + drawn, "sums": sums, "signs": 8 * SKETCH * self.m}
-        if isinstance(self.solver, PCG):
-            s, grid = min(self.solver.sample_rows, self.layout.rows), len(self.job.grid() or AUTO_GRID) + GROWTH
-            return {
-                "process": process + self.features.draw_bytes(self.layout.input_shape, self.dtype),
-                "sums": 8 * (2 * self.folds + 2) * self.m * (self.t + 1),
-                "columns": 8 * 8 * self.m * self.columns + 8 * self.m * self.t * grid,
-                "preconditioner": 16 * s * self.m + 32 * s**2,
-            }
-        copies = 6 if type(self.solver).__name__ == "Eigh" else 4
-        parts = {"process": process, "folds": self.folds * 8 * self.m**2, "solver": copies * 8 * self.m**2}
-        return parts | {"signs": 8 * SKETCH * self.m}
+        shape = self.layout.input_shape
+        process += self.features.learnt_bytes(shape, self.dtype)
+        if self.solver.sums != "gram":  # rows are mapped here, too
+            process += self.features.draw_bytes(shape, self.dtype)
+        return {"process": process} | self.solver.driver_bytes(self.sizes)
 
     def driver_memory_bytes(self, process: int = PROCESS_BYTES) -> int:
         """The sum of `driver_memory`."""
@@ -153,16 +99,17 @@ class Plan(Cut, frozen=True, tag=False):
         total = sum(parts.values())
         if total > limit:
             said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
+            more = "more or " if self.solver.sums == "tiles" else ""
             raise PlanTooLarge(
                 f"Plan needs {total / GB:.1f} GB per worker ({said}) but the limit is {limit / GB:.1f} GB; "
-                f"lower n_components, folds, fan_in or block_rows, or use {'more or ' * bool(self.tile)}larger workers"
+                f"lower n_components, folds, fan_in or block_rows, or use {more}larger workers"
             )
 
     def check_driver(self, limit: int, process: int = PROCESS_BYTES) -> None:
         """Refuse the plan if selecting and solving would need more than ``limit`` bytes; see `check`."""
         parts = self.driver_memory(process)
         if (need := sum(parts.values())) > limit:
-            if self.tile or isinstance(self.solver, PCG):
+            if self.solver.sums != "gram":
                 what = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
                 remedy = "n_components, folds, the number of alphas or sample_rows of solver PCG"
             else:
@@ -213,17 +160,13 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         )
     grid = job.grid()
     solver = job.solver or (TiledCholesky() if table.tile else choose(m, len(grid or AUTO_GRID)))
-    direct, tile = not isinstance(solver, PCG), 0
-    if isinstance(solver, TiledCholesky):
-        tile = min(m, table.tile or solver.tile or TILE)
-    elif direct and table.block_rows is not None and table.block_rows < m / 2:
+    if solver.sums == "gram" and table.block_rows is not None and table.block_rows < m / 2:
         raise SpecError(
             f"block_rows is {table.block_rows}; expected at least n_components/2 = {m // 2}, else adding "
             "costs more than multiplying"
         )
-    # A shard of 4m rows makes handling its m² sums cheap beside making them (so do a few thousand where the sums are
-    # products with some columns); two a fold let workers even out.
-    shards = table.shards or max(2 * folds, min(layout.rows // (4 * m if direct else SHARD_ROWS), 1024))
+    # Two shards a fold let workers even out.
+    shards = table.shards or max(2 * folds, min(layout.rows // solver.shard_rows(m), 1024))
     most = layout.partitions * (folds if job.dataset.fold_array else 1)
     return Plan(
         job=job,
@@ -231,11 +174,11 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         folds=folds,
         shards=max(folds, min(shards, most)),
         fan_in=table.fan_in,
-        block_rows=min(table.block_rows or (TILE if tile else max(m, 1024) if direct else 1024), layout.rows),
+        block_rows=min(table.block_rows or solver.block_rows(m), layout.rows),
         threads=table.threads or threads,
         dtype=table.dtype,
         solver=solver,
-        tile=tile,
+        tile=solver.tile_size(m, table.tile),
         device="cpu" if table.device == "auto" else table.device,
     )
 

@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -16,7 +16,7 @@ from ntkdist.data.moments import MomentsOf
 from ntkdist.errors import DataError
 from ntkdist.features import AnyMap
 from ntkdist.planning.plan import Plan, source_of
-from ntkdist.solvers import PCG, Cholesky, Eigh
+from ntkdist.solvers import PCG, Cholesky
 from ntkdist.solvers.cross_validation import cross_validate
 from ntkdist.solvers.tiled import solve_tiles, work
 from ntkdist.sums import NormalEquations
@@ -82,10 +82,14 @@ def measured(p: Plan, client: Client | None = None) -> Rates:
 
 def of_solver(rates: Rates, p: Plan) -> Rates:
     """The same for a plan of the same job with another solver."""
+    timed = {
+        "gram": ("solved", _solved),
+        "tiles": ("solved", _solved_in_tiles),
+        "products": ("multiplied", _multiplied),
+    }
+    name, measure = timed[p.solver.sums]
     with backend.own_threads():
-        if isinstance(p.solver, PCG):
-            return rates._replace(multiplied=_multiplied(p, p.solver))
-        return rates._replace(solved=_solved_in_tiles(p) if p.tile else _solved(p))
+        return rates._replace(**{name: measure(p)})
 
 
 def _read(p: Plan) -> tuple[float, float]:
@@ -127,7 +131,7 @@ def _sent(client: Client | None) -> tuple[float, float]:
 
 def _solved(p: Plan) -> float:
     """As a cross-validation does it, all cores at once: m² and m³ operations told apart by two sizes."""
-    path = isinstance(p.solver, Eigh)
+    path = p.solver.whole_path
     solver = p.solver if path else Cholesky()
     sizes, times = (min(p.m, SOLVED) // 2, min(p.m, SOLVED)), []
     for m in sizes:
@@ -142,9 +146,9 @@ def _solved(p: Plan) -> float:
     return float(square * p.m**2 + cube * p.m**3)
 
 
-def _multiplied(p: Plan, solver: PCG) -> float:
+def _multiplied(p: Plan) -> float:
     backend.use_threads(p.threads)
-    passes, mean = solver.expected(p.penalties)
+    passes, mean = cast(PCG, p.solver).expected(p.penalties)
     n, left = min(p.block_rows, ADDED), max(1, round(p.sets * p.penalties * p.t * mean / passes))
     z, v, total = np.ones((n, p.m), p.dtype), np.ones((p.m, left), p.dtype), np.zeros((p.m + 1, left))
     return _seconds(lambda: add_products(total, z, None, v, np.zeros(left), np.arange(left))) / n

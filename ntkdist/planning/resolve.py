@@ -93,7 +93,8 @@ def _proposal(p: Plan, found: Resources) -> str:
     bare = _bare(p)
     for solver in _others(p, found):
         if type(solver) is not type(p.solver) and _fits(other := _resolved(bare, found, solver), found):
-            fitting.append(f"solver {type(solver).__name__}{f' with tile {other.tile}' if other.tile else ''}")
+            tiles = f" with tile {size}" if (size := other.sizes.tile) else ""
+            fitting.append(f"solver {type(solver).__name__}{tiles}")
     if most := _most_components(p, bare, found):
         fitting.append(f"n_components {most} with solver {type(p.solver).__name__}")
     return f"what fits here is {' or '.join(fitting)}" if fitting else "no other solver or n_components fits here"
@@ -102,7 +103,7 @@ def _proposal(p: Plan, found: Resources) -> str:
 def alternatives(p: Plan, found: Resources) -> list[Plan]:
     """Plans of the same job that fit, too: with the other of a dense solver, tiles and conjugate gradients."""
     dense = choose(p.m, p.penalties)
-    some = [*_others(p, found), *([dense] if p.tile or isinstance(p.solver, PCG) else [])]
+    some = [*_others(p, found), *([dense] if p.solver.sums != "gram" else [])]
     kinds = {type(solver): solver for solver in some if type(solver) is not type(p.solver)}
     plans = [_resolved(_bare(p), found, solver) for solver in kinds.values()]
     return [q for q in plans if _fits(q, found)]
@@ -133,7 +134,7 @@ def _resolved(job: Job, found: Resources, solver: AnySolver) -> Plan:
 
 
 def _others(p: Plan, found: Resources) -> Iterator[AnySolver]:
-    if found.workers > 1 and not p.tile:
+    if found.workers > 1 and p.solver.sums != "tiles":
         yield TiledCholesky()
     if not p.dataset.fold_array:
         yield PCG()

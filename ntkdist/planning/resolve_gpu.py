@@ -12,7 +12,6 @@ from ntkdist import gpu
 from ntkdist.cluster.connect import Resources
 from ntkdist.errors import ClusterError, NtkdistError, PlanTooLarge, SpecError
 from ntkdist.planning.plan import FILLED, GB, Plan
-from ntkdist.solvers import PCG
 
 LEAST_ROWS = 256  # of a block: with fewer, adding products takes longer than multiplying
 LONGER = (
@@ -111,7 +110,7 @@ def _on_gpu(p: Plan, found: Resources) -> Plan:
 
 def _obstacle(p: Plan, found: Resources) -> WhyNotGpu | None:
     """What keeps a plan from computing on GPUs, if anything does: the plan, the workers, or their memory."""
-    if p.tile or isinstance(p.solver, PCG):
+    if p.solver.sums != "gram":
         what = f"solver {type(p.solver).__name__} computes on the CPU only"
         return WhyNotGpu(SpecError, what, 'use solver Cholesky or Eigh, or device "cpu"')
     if p.layout.sparse or not p.features.runs_on_gpu(p.layout.input_shape):

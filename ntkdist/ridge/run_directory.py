@@ -121,8 +121,8 @@ def report(
     notes = [cv.note] if cv is not None and cv.note else []
     if why := resolve_gpu.why_not(p, found):
         notes.append(f"computed on the CPU: {why}")
-    if passed.products or p.tile:
-        does = "keeps" if p.tile else "forms"
+    if p.solver.sums != "gram":
+        does = "keeps" if p.solver.sums == "tiles" else "forms"
         notes.append(f"solver {type(p.solver).__name__} {does} no Gram: there are no equations to save or solve again")
     if constant := passed.preprocessing.constant:
         notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")

@@ -36,7 +36,7 @@ from ntkdist.sums import CrossSums
 from ntkdist.sums.equations import TargetSums
 from ntkdist.sums.mapped_rows import RowMapper
 from ntkdist.sums.rounding import Loss, relative_rounding
-from ntkdist.sums.tiles import Place, TilesOf, owner_index, run, runs
+from ntkdist.sums.tiles import Place, TilesOf, owner_index, panels, run, runs
 
 F8 = NDArray[np.float64]
 
@@ -111,7 +111,7 @@ def sum_tiles(
     folds: list[dict[Place, Any]] = [{} for _ in range(p.folds)]
     roundings: list[float] = []
     tally = Tally()
-    for panel in p.tile_panels():
+    for panel in panels(p.m, p.tile, p.panels):
         summand = TilesOf(mapped, p.tile, tuple(panel))
         keep = prepared.kept and prepared.kept.tiles(p.tile, panel)
         parts = sums_in_place(Pass(prepared.source, summand, prepared.shards, p.fan_in, done, keep), home.client)

@@ -3,15 +3,16 @@
 import abc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import dpotrf
 
-from ntkdist.errors import NotPositiveDefinite
+from ntkdist.errors import NotPositiveDefinite, SpecError
 from ntkdist.spec import Spec
 from ntkdist.sums import CrossSums, NormalEquations
+from ntkdist.sums.rounding import SKETCH
 
 F8 = NDArray[np.float64]
 
@@ -25,13 +26,73 @@ class Solution:
     intercept: F8  # (t,)
 
 
+class Sizes(NamedTuple):
+    """The sizes in a plan that decide what a solver needs."""
+
+    m: int  # columns of the features
+    t: int  # targets
+    rows: int
+    folds: int
+    sets: int  # training sets that a penalty is chosen by, and that of all rows
+    penalties: int  # of the grid, before it grows
+    threads: int  # of a task
+    itemsize: int  # of the features
+    tile: int
+    panels: int
+
+
 class Solver(Spec, frozen=True):
     """Base of the solvers of ridge regression from its normal equations.
 
-    ``sums`` declares what a fit sums over the data: the Gram of every fold, its tiles, or products with vectors.
+    ``sums`` declares what a fit sums over the data: the Gram of every fold, its tiles, or products with vectors.  The
+    methods up to `driver_bytes` declare what the plan must know; here they are those of a solver of Grams.
     """
 
     sums: ClassVar[Literal["gram", "tiles", "products"]] = "gram"
+    takes_row_folds: ClassVar[bool] = True  # or only folds of whole partitions
+
+    def tile_size(self, m: int, wanted: int | None) -> int:
+        """Return the columns of a tile, if the plan wants so many; 0 if the Gram is not cut into tiles."""
+        if wanted:
+            raise SpecError(f"tile is for solver TiledCholesky, not {type(self).__name__}; leave out one of them")
+        return 0
+
+    def block_rows(self, m: int) -> int:
+        """Return the rows to map and multiply at once; m or more, so that adding costs less than multiplying."""
+        return max(m, 1024)
+
+    def shard_rows(self, m: int) -> int:
+        """Return the rows of a shard whose sum is cheap to handle beside making it, at least."""
+        return 4 * m
+
+    def sampled_rows(self, rows: int) -> int:
+        """Return the rows of the data that a preconditioner samples."""
+        return 0
+
+    def columns(self, sizes: Sizes) -> int:
+        """Return the most columns that the Gram is multiplied with at once; 0 if it is formed."""
+        return 0
+
+    def most_panels(self, sizes: Sizes) -> int:
+        """Return into how many panels the sums can be cut, each of which takes a pass over the data."""
+        return 1
+
+    def sum_bytes(self, sizes: Sizes) -> int:
+        """Return the bytes of a shard's sum."""
+        return 8 * (sizes.m**2 + sizes.m * (sizes.t + 1))
+
+    def worker_bytes(self, summing: dict[str, int], sizes: Sizes, workers: int, tasks_at_once: int) -> dict[str, int]:
+        """Return the peak bytes of a worker by part, given those of summing."""
+        return summing
+
+    def driver_bytes(self, sizes: Sizes) -> dict[str, int]:
+        """Return the peak bytes, by part, of the process that selects and solves; of one penalty at a time."""
+        gram = 8 * sizes.m**2
+        return {
+            "folds": sizes.folds * gram,
+            "solver": self.work_bytes(sizes.m) + gram,
+            "signs": 8 * SKETCH * sizes.m,
+        }
 
     @property
     def whole_path(self) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ntkdist.errors import NotConverged
-from ntkdist.solvers.base import Solver
+from ntkdist.solvers.base import Sizes, Solver
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -24,6 +24,7 @@ Precondition = Callable[[F8, I8], F8]  # (residuals r (m, k), their columns (k,)
 Positive = Annotated[int, Meta(ge=1)]
 KEPT_EVERY = 5  # iterations: a pass over the data costs far more than saving a state
 TYPICAL = 72  # mean iterations of the "auto" grid: 69, 72 and 75 at m = 1,024, 2,048 and 4,096 (bench_solvers.py)
+GROWTH = 6  # penalties that a grid may grow by at once
 FLOOR = 1e-12  # relative to the trace: the least shift of a preconditioner, for alpha = 0
 
 
@@ -100,12 +101,40 @@ class PCG(Solver, frozen=True):
     """
 
     sums: ClassVar[Literal["gram", "tiles", "products"]] = "products"
+    takes_row_folds: ClassVar[bool] = False
     sample_rows: Positive = 1024
     tol: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
     max_iterations: Positive = 200
     cache: Annotated[float, Meta(ge=0, le=1)] = 0.5
     unconverged: Literal["error", "keep"] = "error"
     seed: int = 0
+
+    def block_rows(self, m: int) -> int:
+        return 1024
+
+    def shard_rows(self, m: int) -> int:
+        return 4096
+
+    def sampled_rows(self, rows: int) -> int:
+        return min(self.sample_rows, rows)
+
+    def columns(self, sizes: Sizes) -> int:
+        """Return the right-hand sides that are iterated on at once, at most: training sets, penalties and targets."""
+        return sizes.sets * (max(sizes.penalties, GROWTH) if sizes.penalties > 1 else 1) * sizes.t
+
+    def sum_bytes(self, sizes: Sizes) -> int:
+        return 8 * (sizes.m + 1) * max(self.columns(sizes), sizes.t + 1)
+
+    def worker_bytes(self, summing: dict[str, int], sizes: Sizes, workers: int, tasks_at_once: int) -> dict[str, int]:
+        return summing | {"directions": (2 + tasks_at_once) * sizes.m * self.columns(sizes) * sizes.itemsize}
+
+    def driver_bytes(self, sizes: Sizes) -> dict[str, int]:
+        m, s = sizes.m, self.sampled_rows(sizes.rows)
+        return {
+            "sums": 8 * (2 * sizes.folds + 2) * m * (sizes.t + 1),
+            "columns": 8 * 8 * m * self.columns(sizes) + 8 * m * sizes.t * (sizes.penalties + GROWTH),
+            "preconditioner": 16 * s * m + 32 * s**2,
+        }
 
     def expected(self, penalties: int) -> tuple[int, int]:
         """Return the expected iterations until the last of some penalties has converged, and the mean of one.

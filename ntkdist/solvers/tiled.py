@@ -11,6 +11,8 @@ so that about m³/(6·tile) numbers wait.
 Legend: A (m, m) the centred Gram plus alpha, bᵀ (t, m) right-hand sides, A = LLᵀ; tiles A_ij of rows i and columns j.
 """
 
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -20,11 +22,16 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dtrsm
 
 from ntkdist import backend
-from ntkdist.solvers.base import Solver, cholesky
-from ntkdist.sums.tiles import Place, places, run, runs
+from ntkdist.data.partitions import evenly
+from ntkdist.errors import SpecError
+from ntkdist.solvers.base import Sizes, Solver, cholesky
+from ntkdist.sums.rounding import SKETCH
+from ntkdist.sums.tiles import Place, nbytes, panels, places, run, runs, worker_bytes
 
 F8 = NDArray[np.float64]
 Call = Callable[..., Any]  # (place, function, *arguments) → the function's value, or a handle of it
+FREED = 1e9  # operations of a thread until a worker is told that nobody needs a tile any more: 20 ms
+DROPPED = 1e11  # operations of a thread until a scheduler drops copies that no task waits for: Dask's two seconds
 TILE = 2048  # a product takes 0.2 s of one core, a thousand times its scheduling
 
 
@@ -43,6 +50,47 @@ class TiledCholesky(Solver, frozen=True):
 
     sums: ClassVar[Literal["gram", "tiles", "products"]] = "tiles"
     tile: Annotated[int, Meta(ge=1)] | None = None
+
+    def tile_size(self, m: int, wanted: int | None) -> int:
+        if wanted and self.tile not in (None, wanted):
+            raise SpecError(f"tile is {wanted} in the plan but {self.tile} in the solver; give one")
+        return min(m, wanted or self.tile or TILE)
+
+    def block_rows(self, m: int) -> int:
+        return backend.TILE
+
+    def most_panels(self, sizes: Sizes) -> int:
+        return len(places(sizes.m, sizes.tile))
+
+    def sum_bytes(self, sizes: Sizes) -> int:
+        """Return the bytes of the largest panel."""
+        return max(map(sum, evenly(nbytes(sizes.m, sizes.t, sizes.tile), sizes.panels)))
+
+    def worker_bytes(self, summing: dict[str, int], sizes: Sizes, workers: int, tasks_at_once: int) -> dict[str, int]:
+        """Return the more of summing the last panel beside the tiles of those before, and of solving."""
+        m, tile, threads = sizes.m, sizes.tile, sizes.threads
+        owned = functools.partial(worker_bytes, m, sizes.t, tile, workers)
+        everything, n, one = len(places(m, tile)), runs(m, tile), 8 * min(tile, m) ** 2
+        before, share = everything - len(panels(m, tile, sizes.panels)[-1]), owned(everything)
+        # Two columns of a factor are in use, and others are still where they were.
+        steps = 2 + DROPPED * workers * threads / (tile**3 * n * (n + 1))
+        columns = min(n * (n + 1) // 2, int(steps * n)) * (workers - 1) // workers
+        replaced = min(n * (n + 1) // 2, math.ceil(FREED * threads / (2 * tile**3)))
+        solving = {
+            "process": summing["process"],
+            "map": summing["map"],
+            "tiles": sizes.folds * share,
+            "training set and factor": 2 * share,
+            "columns of others": columns * one,
+            "replaced tiles": replaced * one,
+            "batch": tasks_at_once * 2 * one,
+        }
+        summing = summing | {"tiles": sizes.folds * owned(before)}
+        return max(summing, solving, key=lambda parts: sum(parts.values()))
+
+    def driver_bytes(self, sizes: Sizes) -> dict[str, int]:
+        sums = 8 * (2 * sizes.folds + 4) * sizes.m * (sizes.t + 1)
+        return {"sums": sums, "signs": 8 * SKETCH * sizes.m}
 
     def weights(self, gram: F8, rhs: F8, alphas: Sequence[float]) -> Iterator[F8]:
         m, tile = len(gram), self.tile or TILE

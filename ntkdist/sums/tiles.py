@@ -6,7 +6,7 @@ row of tiles holds right-hand sides and sums of features.  A *place* (i, j), j â
 """
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ntkdist import backend
 from ntkdist.data.dataset import Rows
+from ntkdist.data.partitions import evenly
 from ntkdist.sums.equations import with_roots
 from ntkdist.sums.mapped_rows import RowMapper, check_finite
 from ntkdist.sums.rounding import UNKNOWN, block_rounding
@@ -34,6 +35,11 @@ def run(m: int, tile: int, i: int) -> slice:
 def places(m: int, tile: int) -> list[Place]:
     """Return the places of all tiles of A, row by row."""
     return [(i, j) for i in range(runs(m, tile) + 1) for j in range(i + 1)]
+
+
+def panels(m: int, tile: int, count: int) -> list[Sequence[Place]]:
+    """Cut the places into panels, each of which is summed in a pass over the data."""
+    return evenly(places(m, tile), count)
 
 
 def owner_index(place: Place, last: int) -> int:

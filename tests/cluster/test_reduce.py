@@ -20,8 +20,9 @@ from ntkdist import backend
 from ntkdist.cluster.reduce import Pass, reduce, sums_in_place
 from ntkdist.cluster.shards import Part, Source, add_parts, blocks
 from ntkdist.cluster.tally import Tally
-from ntkdist.cluster.tree import evenly, most_held, tree
+from ntkdist.cluster.tree import most_held, tree
 from ntkdist.data.dataset import Shard
+from ntkdist.data.partitions import evenly
 from ntkdist.sums import NormalEquations
 
 

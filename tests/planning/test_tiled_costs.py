@@ -21,6 +21,7 @@ from ntkdist.ridge.tiled import TilePlacement
 from ntkdist.solvers.tiled import divide, factor, solve_tiles, subtract_product, work
 from ntkdist.sums import TileSums
 from ntkdist.sums.tiles import nbytes, owner_index, places, runs, worker_bytes
+from ntkdist.sums.tiles import panels as cut
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -51,7 +52,7 @@ def test_bytes_are_those_of_the_arrays(m: int, tile: int, classes: int, workers:
     p = msgspec.structs.replace(p, layout=msgspec.structs.replace(p.layout, targets=classes))
     dealt = [TileSums.zeros(m, p.t, tile, [place]).__sizeof__() for place in places(m, tile)]
     assert nbytes(m, p.t, tile) == tuple(dealt)
-    assert p.sum_bytes == max(TileSums.zeros(m, p.t, tile, panel).__sizeof__() for panel in p.tile_panels())
+    assert p.sum_bytes == max(TileSums.zeros(m, p.t, tile, panel).__sizeof__() for panel in cut(m, tile, p.panels))
     homes: Counter[int] = Counter()
     for place, size in zip(places(m, tile), dealt, strict=True):
         homes[owner_index(place, runs(m, tile)) % workers] += size

@@ -16,7 +16,7 @@ import ntkdist as nd
 from ntkdist.cluster.connect import resources
 from ntkdist.planning import resolve
 from ntkdist.sums import NormalEquations, TileSums
-from ntkdist.sums.tiles import places, run, runs
+from ntkdist.sums.tiles import panels, places, run, runs
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -307,7 +307,7 @@ def test_panels_are_as_few_as_fit_a_worker() -> None:
     assert p.with_panels(6 * 10**9, 8).panels < 20  # solving needs 5 GB, which no panels change
     fewer = msgspec.structs.replace(tight, panels=tight.panels - 1)
     assert fewer.projected_memory_bytes(8) > 0.7 * 16e9
-    assert sum(len(panel) for panel in tight.tile_panels()) == len(places(p.m, p.tile))
+    assert sum(len(panel) for panel in panels(p.m, p.tile, tight.panels)) == len(places(p.m, p.tile))
     with pytest.raises(nd.PlanTooLarge, match=r"tiles 22.\d.* or use more or larger workers"):
         p.with_panels(16 * 10**9).check(16 * 10**9)
 

@@ -14,9 +14,9 @@ from ntkdist.cluster import progress
 from ntkdist.cluster.connect import connect, resources
 from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, reduce
 from ntkdist.cluster.shards import Source
-from ntkdist.cluster.tree import evenly
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset, Shard
+from ntkdist.data.partitions import evenly
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import DataError, InputError
 from ntkdist.features import AnyFeatureMap, AnyMap
@@ -27,7 +27,7 @@ from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.prepare import fitted, moments_of, scaling, verified_source
 from ntkdist.ridge.residuals import Rowwise, fold_models, left_out, out_of_fold
 from ntkdist.ridge.solve import solve
-from ntkdist.solvers import Cholesky, TiledCholesky
+from ntkdist.solvers import Cholesky
 from ntkdist.solvers import choose as solver_of
 from ntkdist.solvers.cross_validation import AUTO_GRID
 from ntkdist.solvers.cv_result import CVResult
@@ -167,7 +167,7 @@ def _fit_dataset(dataset: Dataset, settings: FitSettings) -> FitOutcome:
     dtype = "float32" if dataset.layout().x_dtype == "float32" else "float64"
     grid = AUTO_GRID if isinstance(settings.alphas, str) else settings.alphas
     solver = solver_of(settings.features.n_components, len(grid))
-    if isinstance(solver, TiledCholesky):
+    if solver.sums != "gram":
         raise InputError(
             f"n_components is {settings.features.n_components}, of which sums are too large for an estimator to keep; "
             "use ntkdist.fit with solver TiledCholesky or PCG, or fewer"
