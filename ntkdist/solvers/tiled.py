@@ -57,7 +57,7 @@ class TiledCholesky(Solver, frozen=True):
         return min(m, wanted or self.tile or TILE)
 
     def block_rows(self, m: int) -> int:
-        return backend.TILE
+        return TILE
 
     def most_panels(self, sizes: Sizes) -> int:
         return len(places(sizes.m, sizes.tile))
