@@ -1,4 +1,6 @@
-"""Where a run happens: a Dask cluster, found by a fixed precedence, or this process."""
+"""Connections: the Dask cluster that a run uses, found by a fixed precedence, or this process; and what it can use
+there.
+"""
 
 import functools
 import logging
@@ -24,45 +26,27 @@ from ntkdist.cluster.launch import WORKERS_SECONDS, client_at, client_of, wait_f
 from ntkdist.data import zarr_groups
 
 T = TypeVar("T")
-FOR_GOOD_BYTES = 2**23  # of a process: code and objects of its first tasks, 3 to 5 MB, and what Dask notes of them all
+# Of a process, beyond what can be loaded beforehand: code and objects of its first tasks, measured as 3 to 5 MB, and
+# Dask's records of tasks, half a MB a run and up to 2 MB a minute, in lists of bounded length.
+FOR_GOOD_BYTES = 2**23
 EMBED_BYTES = 2**20  # of a value for many tasks; a larger one is the result of a task of its own
 
 
 class Resources(NamedTuple):
-    """What a run can use.
+    """Workers, threads and memory that a run can use."""
 
-    Attributes
-    ----------
-    workers : int
-        Processes.
-    tasks_at_once : int
-        Most Dask threads of any of them.
-    threads : int
-        Threads of a task so that a node's cores are used once: cores over tasks on the node.
-    memory_bytes : int
-        Least memory limit of any worker.
-    driver_memory_bytes : int
-        Memory of this machine, over this process and the workers beside it.
-    process_bytes : int
-        Most that any worker has resident before it starts.
-    driver_process_bytes : int
-        The same of this process.
-    gpus : tuple of Gpu or None
-        What each worker computes on, if that was asked for, with the memory that a task has of it.
-    """
-
-    workers: int
-    tasks_at_once: int
-    threads: int
-    memory_bytes: int
-    driver_memory_bytes: int
-    process_bytes: int
-    driver_process_bytes: int
-    gpus: tuple[gpu.Gpu | None, ...] = ()
+    workers: int  # processes
+    tasks_at_once: int  # the most Dask threads of any worker
+    threads: int  # of a task, so that a node's cores are used once: cores over tasks on the node
+    memory_bytes: int  # the least memory limit of any worker
+    driver_memory_bytes: int  # of this machine, over this process and the workers beside it
+    process_bytes: int  # resident in any worker before it starts, at most, with what its first tasks take for good
+    driver_process_bytes: int  # the same of this process
+    gpus: tuple[gpu.Gpu | None, ...] = ()  # of each worker, if they were asked for, with the memory of a task
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """What the memory of a worker depends on beside the plan: workers, tasks at once, bytes of the process."""
+        """Workers, tasks at once and bytes of a process: with the plan, they decide the memory of a worker."""
         return self.workers, self.tasks_at_once, self.process_bytes
 
 
@@ -74,20 +58,12 @@ def connect(
     check: bool = True,
     leave: bool = False,
 ) -> Iterator[Client | None]:
-    """The client to use: the one given, the scheduler's address, the job's table, the client that is active in this
-    process, Dask's ``scheduler-address`` (environment variable DASK_SCHEDULER_ADDRESS), or None for this process.
+    """Find the client to use and close at the end what was started or connected here.
 
-    What was started or connected here is closed at the end.
-
-    Parameters
-    ----------
-    table : spec of a cluster, optional
-    scheduler : str
-    client : distributed.Client, optional
-    check : bool
-        Refuse a cluster whose versions differ from those here.
-    leave : bool
-        As in `client_of`.
+    The first of these is used: the client given, the scheduler's address, the job's table, the client that is active in
+    this process, Dask's ``scheduler-address`` (environment variable DASK_SCHEDULER_ADDRESS); else None, for this
+    process.  A cluster whose versions differ from those here is refused if ``check`` is set; ``leave`` is that of
+    `client_of`.
 
     Raises
     ------
@@ -123,20 +99,15 @@ def _found(table: AnyCluster | None, scheduler: str, client: Client | None, leav
 
 
 def resources(client: Client | None, warm: Callable[[], object] = int, gpus: bool = False) -> Resources:
-    """What the workers of a client have, or this process.
+    """Measure what the workers of a client have, or this process.
 
-    Parameters
-    ----------
-    client : distributed.Client, optional
-    warm : callable
-        Called in each of them before its memory is measured, to load what it will need.
-    gpus : bool
-        Look for GPUs, too.
+    ``warm`` is called in each of them before its memory is measured, to load what it will need.  ``gpus`` asks for
+    GPUs, too.
 
     Raises
     ------
     ClusterError
-        If a GPU is there but does not compute, or there are no workers and none comes.
+        If a GPU does not compute, or there are no workers and none comes.
     """
     if client is None:
         pool = local_scheduler() == "threads"
@@ -165,7 +136,7 @@ def resources(client: Client | None, warm: Callable[[], object] = int, gpus: boo
 
 
 def _shared(seen: dict[str, gpu.Gpu | None], workers: dict[str, tuple[str, int]]) -> tuple[gpu.Gpu | None, ...]:
-    """What each worker, of a host and so many tasks at once, computes on, the memory cut among those that share it."""
+    """Return the GPU of each worker, its memory divided by the tasks that share it."""
     seen = {name: one for name, one in seen.items() if name in workers}  # one may be gone meanwhile
     tasks: Counter[tuple[str, str]] = Counter()
     for name, one in seen.items():
@@ -178,7 +149,7 @@ def _shared(seen: dict[str, gpu.Gpu | None], workers: dict[str, tuple[str, int]]
 
 
 def local_scheduler() -> str:
-    """Dask's scheduler for work in this process: "threads" if that is configured, else "synchronous".
+    """Return Dask's scheduler for work in this process: "threads" if that is configured, else "synchronous".
 
     One task on all cores is the default: it keeps one accumulator, not one a core.
     """
@@ -186,8 +157,9 @@ def local_scheduler() -> str:
 
 
 def _leave_errors_to_the_driver() -> None:
-    """Keep a worker, which shares the driver's terminal, from printing a failed task's error as well, that the others
-    were cancelled for it, and where a Ctrl-C met it: the driver hears that too, and ends its workers."""
+    """Silence a worker that shares the driver's terminal: the driver reports a failed task or a Ctrl-C, and ends its
+    workers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("distributed.worker", "distributed.core"):
         logging.getLogger(name).addFilter(
@@ -197,9 +169,9 @@ def _leave_errors_to_the_driver() -> None:
 
 
 def as_delayed(value: T, client: Client | None = None) -> Any:
-    """A value for a graph of Dask's: the result of one task, which all tasks that are given this take from it.
+    """Wrap a value for a Dask graph, as the result of one task from which all others take it.
 
-    A large one is sent ahead where there is a client, that given or the active one, so that no graph carries it.
+    A large value is uploaded beforehand through the client given, or the active one, so that no graph carries it.
     """
     client = client or _active_client()
     if client is not None and is_large(value):
@@ -208,26 +180,26 @@ def as_delayed(value: T, client: Client | None = None) -> Any:
 
 
 def is_large(value: object) -> bool:
-    """Whether a value is too large to be in each of many tasks, or in a graph."""
+    """Return whether a value is too large to be in each of many tasks, or in a graph."""
     arrays: list[pickle.PickleBuffer] = []  # counted without a copy
     rest = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
     return len(rest) + sum(array.raw().nbytes for array in arrays) > EMBED_BYTES
 
 
 def upload_once(value: T, client: Client, key: tuple[str, int]) -> Future[T]:
-    """A value as the result of a task: of one that is lost with its worker, the task is done again."""
+    """Upload a value as the result of a task, which is run again if its worker is lost."""
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):  # once a key
         future: Future[T] = client.submit(identity, value, key=key)
     return future
 
 
 def identity(value: T) -> T:
-    """A value as a task's result, which goes from worker to worker from then on."""
+    """Return a value as a task's result, which workers then send to one another."""
     return value
 
 
 def _resident(warm: Callable[[], object], threads: int, tasks: int) -> int:
-    """Return the memory of this process once it is warm, with what its first tasks take for good."""
+    """Return the memory of this process once it is warm, with what its first tasks will take for good."""
     zarr_groups.warm()
     warm()
     backend.warm(threads * tasks)
@@ -235,7 +207,7 @@ def _resident(warm: Callable[[], object], threads: int, tasks: int) -> int:
 
 
 def _resident_worker(warm: Callable[[], object], threads: int, tasks: int) -> int:
-    """Return the same for a worker, whose heap and BLAS are set first as for a task of so many threads."""
+    """Return `_resident` of a worker, after its heap and BLAS are set as for a task of so many threads."""
     backend.use_threads(threads)
     return _resident(warm, threads, tasks)
 

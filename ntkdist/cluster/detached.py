@@ -16,9 +16,9 @@ def leave_running(client: Client, function: Callable[..., Any], *args: Any, key:
 
 
 class _EndsWith(SchedulerPlugin):
-    """The end of a scheduler, and so of its workers, when a task is over, whatever came of it.
+    """A plugin that ends a scheduler, and so its workers, when a task is over, whatever its outcome.
 
-    A gateway gives up a cluster whose scheduler has ended; to tell it sooner would take a user's rights.
+    A gateway gives up a cluster whose scheduler has ended; ending it in another way would take a user's rights.
     """
 
     def __init__(self, key: str) -> None:

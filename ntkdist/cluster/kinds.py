@@ -1,8 +1,8 @@
-"""Where a job can run, as values: the ``[cluster]`` table of a job, of which `cluster` makes a client.
+"""Kinds of clusters, as values: the ``[cluster]`` table of a job, from which `ntkdist.cluster.launch` makes a client.
 
-A table says what kind of cluster and how many workers.  What is a site's, and the same for every job there (address of
-the gateway, partition and account, cores and memory of a worker, certificates), stays in Dask's configuration, of which
-``deploy/`` has a commented example for each.  A cluster that a job starts ends with it.
+A table holds the kind of cluster and the number of workers.  Settings of a site that are the same for every job
+(address of the gateway, partition and account, cores and memory of a worker, certificates) stay in Dask's
+configuration; ``deploy/`` has a commented example for each.  A cluster that a job starts ends with it.
 """
 
 from typing import Annotated

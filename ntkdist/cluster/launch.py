@@ -32,7 +32,7 @@ ONE_FAT_TASK = ["--nthreads", "1"]  # of a worker, on all its cores: one accumul
 
 @contextmanager
 def client_at(address: str, workers: int = 1, seconds: int = WORKERS_SECONDS) -> Iterator[Client]:
-    """A client of a scheduler that has some workers.
+    """Connect to a scheduler and wait until it has some workers.
 
     Raises
     ------
@@ -58,18 +58,14 @@ def client_at(address: str, workers: int = 1, seconds: int = WORKERS_SECONDS) ->
 
 @contextmanager
 def client_of(table: AnyCluster, leave: bool = False) -> Iterator[Client]:
-    """A client of the cluster that a table asks for; what was started ends with the block, however it ends.
+    """Start or find the cluster of a table, and end what was started with the block, however that ends.
 
-    Parameters
-    ----------
-    table : spec of a cluster
-    leave : bool
-        A cluster of one of the kinds `DETACHABLE` goes on after a block that does not fail.
+    With ``leave``, a cluster of one of the kinds `DETACHABLE` goes on after a block that does not fail.
 
     Raises
     ------
     ClusterError
-        If it does not start, or its workers do not come in time; one sentence, with what to do.
+        If it does not start, or its workers do not come in time.
     """
     if isinstance(table, SchedulerFile):
         with client_at(_address_in(table), table.workers, table.wait_seconds) as client:
@@ -87,20 +83,14 @@ def client_of(table: AnyCluster, leave: bool = False) -> Iterator[Client]:
 
 
 def _client(of: Any, **options: Any) -> Client:
-    """A client that leaves it to `preflight` to say which versions differ."""
+    """Make a client that does not warn of differing versions: `preflight` refuses them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VersionMismatchWarning)
         return Client(of, set_as_default=False, **options)
 
 
 def wait_for_workers(client: Client, count: int, seconds: int, who: str, remedy: str) -> None:
-    """Wait until a cluster has some workers.
-
-    Raises
-    ------
-    ClusterError
-        If it has not after some seconds.
-    """
+    """Wait until a cluster has some workers; raise ClusterError if it has not after some seconds."""
     try:
         client.wait_for_workers(count, timeout=seconds)
     except TimeoutError:
@@ -110,7 +100,7 @@ def wait_for_workers(client: Client, count: int, seconds: int, who: str, remedy:
 
 
 def _cluster(table: AnyCluster) -> Any:
-    """The cluster of a table, starting; a context that ends it."""
+    """Start the cluster of a table; the result is a context that ends it."""
     if isinstance(table, Local):
         limit = MEMORY_LIMIT // (table.workers + 1)  # the driver, which solves, needs its share
         options = {"memory_limit": limit, "dashboard_address": "127.0.0.1:0"}
@@ -153,7 +143,7 @@ def _gateway(table: Gateway) -> Any:
 
     class Asked(dask_gateway.Gateway):  # type: ignore[misc]
         def __del__(self) -> None:
-            """It is closed by then: the parent's would do so again, and complain of it."""
+            """Skip the parent's closing, which would come a second time and complain."""
 
     name = ""
     with Asked(**address) as gateway:
@@ -172,7 +162,9 @@ def _gateway(table: Gateway) -> Any:
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Have Ctrl-C and SIGTERM wait for the end of the block, so that what it starts is known to who has to end it."""
+    """Delay Ctrl-C and SIGTERM until the end of the block, so that what it starts is known to the code that has to end
+    it.
+    """
     if threading.current_thread() is not threading.main_thread():  # no other gets them
         yield
         return
@@ -190,7 +182,7 @@ def _signals_wait() -> Iterator[None]:
 
 @contextmanager
 def _interrupts_as_they_are() -> Iterator[None]:
-    """Keep Ctrl-C a failure: dask-jobqueue, where it is imported, makes it an exit with success."""
+    """Keep Ctrl-C a failure: importing dask-jobqueue makes it an exit with success."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -224,7 +216,7 @@ def _slurm(table: Slurm) -> Any:
 
 
 def _slurm_runner(_: SlurmRunner) -> Any:
-    """A runner, of which only the client's task comes back: the others end in here, with the scheduler."""
+    """Start a runner; only the client's task returns from here, and the others end with the scheduler."""
     if int(os.environ.get("SLURM_NTASKS", "0")) < 3 or "SLURM_PROCID" not in os.environ:
         raise ClusterError(
             f"This is one of {os.environ.get('SLURM_NTASKS', 'no')} SLURM tasks but a scheduler, a client and a worker "
@@ -249,7 +241,7 @@ def _kubernetes(table: Kubernetes) -> Any:
 
 
 def kubernetes_resource(table: Kubernetes) -> dict[str, Any]:
-    """The ``DaskCluster`` of a table."""
+    """Return the ``DaskCluster`` of a table."""
     from dask_kubernetes.operator import make_cluster_spec
 
     size = {"cpu": str(table.cores), "memory": table.memory}
@@ -270,7 +262,7 @@ def kubernetes_resource(table: Kubernetes) -> dict[str, Any]:
 
 
 def _address_in(table: SchedulerFile) -> str:
-    """What a scheduler wrote to its file, once it has."""
+    """Read the address from a scheduler's file once it is written."""
     end = time.monotonic() + table.wait_seconds
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The phases of a run, told to who looks from outside: lines in the log ``ntkdist``, and spans on the scheduler."""
+"""Phases of a run, for observers: lines in the log ``ntkdist``, and spans on the scheduler."""
 
 import importlib.util
 import logging
@@ -23,7 +23,7 @@ _RUN: ContextVar[str] = ContextVar("run", default="")
 
 @contextmanager
 def run(name: str) -> Iterator[str]:
-    """A run, with an id of its own that every line of its log begins with: the name, and who of that name it is."""
+    """Open a run and yield its id, with which every line of its log begins: the name and a random suffix."""
     token = _RUN.set(f"{name}-{uuid.uuid4().hex[:8]}")
     try:
         with _logged("run"):
@@ -34,7 +34,7 @@ def run(name: str) -> Iterator[str]:
 
 @contextmanager
 def phase(name: str, client: Client | None) -> Iterator[None]:
-    """A phase of a run: its tasks belong to the span (run id, name), or (name,) outside of a run."""
+    """Open a phase of a run: its tasks belong to the span (run id, name), or (name,) outside of a run."""
     if client is None:
         with _logged(name):
             yield
@@ -57,7 +57,8 @@ def _logged(name: str) -> Iterator[None]:
 
 @contextmanager
 def performance_report(url: str, client: Client | None) -> Iterator[None]:
-    """Write what Dask saw of the cluster meanwhile to an HTML file; nothing without a file, or if what runs fails.
+    """Write Dask's report of the cluster during the block to an HTML file; nothing without a file, or if the block
+    fails.
 
     Raises
     ------

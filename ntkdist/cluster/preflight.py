@@ -1,4 +1,4 @@
-"""What the processes of a cluster are, before work starts: versions that have to agree, and one row a worker."""
+"""Checks before work starts: versions that have to agree in all processes, and a table of the workers."""
 
 import os
 import socket
@@ -19,29 +19,17 @@ HEAD = ("worker", "host", "python", *AGREE, "BLAS", "tasks", "threads", "memory"
 
 
 class Machine(NamedTuple):
-    """What a process can use.
+    """Cores, BLAS and GPUs of a process."""
 
-    Attributes
-    ----------
-    cores : frozenset of int
-        Numbers of those that it may run on.
-    grant : str
-        What it shares ``granted`` with others by, if they are on the same host.
-    granted : int
-        Most cores at once, by SLURM or a container's quota.
-    blas : str
-    gpus : tuple of str
-    """
-
-    cores: frozenset[int]
-    grant: str
-    granted: int
+    cores: frozenset[int]  # numbers of those that it may run on
+    grant: str  # equal for processes of a host that share ``granted``
+    granted: int  # the most cores at once, by SLURM or a container's quota
     blas: str
     gpus: tuple[str, ...]
 
 
 def machine() -> Machine:
-    """Of this process."""
+    """Describe this process."""
     cores, env = backend.core_numbers(), os.environ
     quota = CPU_COUNT if len(cores) > CPU_COUNT else os.cpu_count() or 1
     by_slurm = env.get("SLURM_CPUS_PER_TASK") or env.get("SLURM_CPUS_ON_NODE") or quota
@@ -50,16 +38,10 @@ def machine() -> Machine:
 
 
 def threads(workers: dict[str, Any], machines: dict[str, Machine]) -> dict[str, int]:
-    """Threads that a task of each worker has, so that a node's cores are used once.
+    """Return the threads of a task of each worker, so that a node's cores are used once.
 
-    Tasks share a core that several may run on, and a grant that several run under.
-
-    Parameters
-    ----------
-    workers : dict
-        The scheduler's description of each worker, by address.
-    machines : dict
-        What each worker says of itself.
+    Tasks share a core that several workers may run on, and a grant that several run under.  ``workers`` is the
+    scheduler's description of each, ``machines`` each one's own, both by address.
     """
     on_core: Counter[tuple[str, int]] = Counter()
     under: Counter[tuple[str, str]] = Counter()
@@ -76,13 +58,7 @@ def threads(workers: dict[str, Any], machines: dict[str, Machine]) -> dict[str, 
 
 
 def check(client: Client) -> None:
-    """Refuse a cluster whose processes differ in the versions that have to agree.
-
-    Raises
-    ------
-    ClusterError
-        With the package, its versions and where they are.
-    """
+    """Refuse a cluster whose processes differ in the versions that have to agree, in one ClusterError."""
     said: Any = client.get_versions(packages=AGREE)
     for package in AGREE:
         here = said["client"]["packages"][package]
@@ -100,7 +76,7 @@ def check(client: Client) -> None:
 
 
 def table(client: Client | None) -> str:
-    """One row for each worker, as text; for this process if there is no client."""
+    """Write one row for each worker, as text; for this process if there is no client."""
     workers: dict[str, Any]
     packages: dict[str, Any]
     if client is None:

@@ -70,7 +70,7 @@ def cell(phase: str, rows: int, workers: int = 1) -> Iterator[Progress]:
 
 
 def timed(progress: Progress, timeline: list[tuple[float, int]]) -> Progress:
-    """The same, with the second and the rows of every word written down."""
+    """Record the second and the rows of every call in ``timeline``, and pass the rows on."""
     start = time.perf_counter()
 
     def advance(done: int) -> None:
@@ -85,7 +85,7 @@ def _of(workers: int) -> str:
 
 
 def default_watch(workers: int = 1) -> Watch:
-    """A bar where somebody looks, which says how many workers there are."""
+    """Return the progress display for this environment: notebook, terminal, or none."""
     if "IPython" in sys.modules:
         from IPython import get_ipython
 

@@ -39,18 +39,8 @@ for _sum in (Part, NormalEquations, CrossSums):  # sent as their arrays: pickled
 class Pass(NamedTuple):
     """One pass over rows: what is read, what is summed, and how it is cut.
 
-    Attributes
-    ----------
-    source : Source
-    summand : Summand
-    shards : sequence of Shard
-        Ordered by group; groups are numbered from 0.
-    fan_in : int
-        Sums that one task adds.
-    progress : callable
-        Called with the rows of each shard that is done.
-    keep : KeepsShards, optional
-        Spares the shards that were finished before, and keeps the others.
+    Shards are ordered by group, and groups are numbered from 0.  ``progress`` is called with the rows of each shard
+    that is done; ``keep`` spares the shards that were finished before, and saves the others.
     """
 
     source: Source
@@ -77,16 +67,7 @@ def reduce(one: Pass, client: Client | None) -> list[Part]:
 def sums_in_place(one: Pass, client: Client | None) -> list[Any]:
     """Sum every group of shards and leave each sum where it was added up.
 
-    Parameters
-    ----------
-    one : Pass
-    client : distributed.Client, optional
-        Where to run; absent, in this process under `local_scheduler`.
-
-    Returns
-    -------
-    list
-        Futures of a `Part`; without a client, the parts.
+    Returns futures of a `Part`; without a client, the parts, summed in this process under `local_scheduler`.
 
     Raises
     ------

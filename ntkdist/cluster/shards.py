@@ -1,7 +1,4 @@
-"""What a task is: spans of rows, streamed from a dataset through one accumulator, and how such sums are added.
-
-A *shard* is a task that streams its spans of rows through one accumulator.
-"""
+"""Shards: tasks that stream spans of rows from a dataset through one accumulator, and the addition of their sums."""
 
 import sys
 import time
@@ -24,21 +21,21 @@ PAUSES = (0.5, 2.0)  # seconds until a task that failed is tried again
 
 
 class Summand(Protocol):
-    """What a pass computes: a picklable value that says where a sum starts and how rows enter it."""
+    """The computation of a pass: a picklable value that knows the empty sum, and how rows enter a sum."""
 
     def zero(self) -> Any:
-        """The empty sum."""
+        """Return the empty sum."""
 
     def update(self, total: Any, rows: Rows) -> Any:
-        """The sum with some rows added; may change ``total`` in place."""
+        """Return the sum with some rows added; ``total`` may change in place."""
 
 
 @runtime_checkable
 class ServesRows(Protocol):
-    """A summand of many passes that may have a shard's rows in the memory of the process that saw them before."""
+    """A summand of many passes that can keep a shard's rows in the memory of the process that read them."""
 
     def blocks(self, shard: "Shard", read: Iterator[Rows]) -> Iterator[Rows]:
-        """The blocks of a shard: from memory, or as read."""
+        """Yield the blocks of a shard, from memory or as read."""
 
 
 @runtime_checkable
@@ -51,39 +48,40 @@ class OnDevice(Protocol):
 
 @runtime_checkable
 class PerFold(Protocol):
-    """A summand that is another one for every group."""
+    """A summand that differs by fold, that is, by the group of a shard."""
 
     def of(self, group: int) -> Summand:
-        """The summand of a group."""
+        """Return the summand of a group."""
 
 
 AnySummand = Summand | PerFold
 
 
 class KeepsShards(Protocol):
-    """Where the sums of finished shards are kept, if anywhere."""
+    """A store of the sums of finished shards."""
 
     def load(self, shard: "Shard") -> "Part | None":
-        """A shard's sum, if it was finished before."""
+        """Load a shard's sum, if it was finished before."""
 
     def save(self, shard: "Shard", part: "Part") -> None:
-        """Keep a shard's sum."""
+        """Save a shard's sum."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A sum, and what was done for it."""
+    """A sum, with the tally of its making."""
 
     total: Any
     tally: Tally
 
     def __sizeof__(self) -> int:
-        """What a worker counts, and spills by."""
+        """Return the bytes of the sum, which a worker counts and spills by."""
         return sys.getsizeof(self.total)
 
 
 class Source(NamedTuple):
-    """Where rows come from, and in what blocks they reach the summand: span by span if ``block_rows`` is 0.
+    """A source of rows, and the size of the blocks in which they reach the summand: span by span if ``block_rows`` is
+    0.
 
     With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
     Rows of the partitions in ``skip`` are left out.  With a ``range``, rows with values outside are counted.
@@ -100,9 +98,10 @@ class Source(NamedTuple):
 
 
 def run_shard(source: Source, summand: AnySummand, shard: Shard, keep: KeepsShards | None = None) -> Part:
-    """Read, map and add the rows of a shard: a pure function of its arguments, tried again after what may be a mishap.
+    """Read, map and add the rows of a shard: a pure function of its arguments, tried again after an error that may
+    pass.
 
-    Errors of ntkdist's own say what another try would not change.
+    An error of ntkdist's own is final: another try would not change it.
     """
     if keep is not None and (kept := keep.load(shard)) is not None:
         return kept
@@ -153,7 +152,7 @@ def add_parts(parts: Sequence[Part]) -> Part:
 
 
 def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold: int = 0) -> Iterator[Rows]:
-    """The rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are."""
+    """Yield the rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are."""
     held: list[Rows] = []
     for start, stop in spans:
         if start // source.layout.rows_per_partition in source.skip:
@@ -189,7 +188,7 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold:
 
 
 def _count_outside(range: Range, layout: Layout, rows: Rows, tally: Tally) -> None:
-    """Count the rows with values outside a range, which whoever maps them clips."""
+    """Count the rows with values outside a range, which the mapping clips."""
     clipped, columns = range.rows_outside(rows.x)
     tally.clipped += clipped
     if clipped:

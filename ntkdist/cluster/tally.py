@@ -1,4 +1,4 @@
-"""What a pass did, counted beside what it summed."""
+"""Counts of a pass: rows, bytes, seconds and memory, beside what it sums."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -28,7 +28,7 @@ class Tally:
     worked: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def saw(self, peaks: Iterable[tuple[str, int]]) -> None:
-        """Count more peaks of processes."""
+        """Include more peaks of processes."""
         for name, nbytes in peaks:
             self.workers[name] = max(self.workers.get(name, 0), nbytes)
 
@@ -53,7 +53,7 @@ class Tally:
         return replace(self, **counts)
 
     def rates(self) -> dict[str, float]:
-        """Rows a second of each process while a task of it ran; of one task, where several run at once."""
+        """Return the rows a second of each process while a task of it ran; of one task, where several run at once."""
         return {name: rows / max(seconds, 1e-9) for name, (rows, seconds) in self.worked.items()}
 
 

@@ -50,17 +50,10 @@ def tree(leaves: Iterable[T], fan_in: int, add: Callable[[list[T]], T]) -> T:
 def most_held(counts: Sequence[int], fan_in: int, ahead: int, workers: int) -> int:
     """Count the results that one worker holds at most, beside those that it is making.
 
-    Additions go to the workers in turn, which then hold all that they add; a leaf may lie on any of them.
-
-    Parameters
-    ----------
-    counts : sequence of int
-        Leaves of each tree; one tree is made after the other, and each leaves its total.
-    fan_in : int
-    ahead : int
-        Tasks at once of a worker, each of which begins another leaf before the addition.  Where sums are fetched from
-        other workers, one more leaf is done meanwhile: a leaf of 4m rows takes longer than fetching its m² sums.
-    workers : int
+    Trees have ``counts`` leaves; one is made after the other, and each leaves its total.  Additions go to the workers
+    in turn, which then hold all that they add; a leaf may lie on any of them.  Each of the ``ahead`` tasks at once of a
+    worker begins another leaf before the addition.  Where sums are fetched from other workers, one more leaf is done
+    meanwhile: a leaf of 4m rows takes longer than fetching its m² sums.
     """
     held, leaves, left, most = Counter[int](), 0, sum(counts), 0
     turns = itertools.cycle(range(workers))
