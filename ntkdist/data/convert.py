@@ -1,4 +1,4 @@
-"""From a raw table to a dataset: a seeded shuffle on disk in bounded memory, then whole partitions in order.
+"""Conversion of raw tables to datasets: a seeded shuffle on disk in bounded memory, then whole partitions in order.
 
 Rows are appended to random files ("buckets") of about 64 MiB in a scratch directory beside the destination (among the
 system's temporary files if the destination is in an object store).  Each bucket is then permuted in memory, and the

@@ -16,7 +16,7 @@ COUNTED = 2**20  # values that are compared at once, to bound memory
 
 
 class Range(NamedTuple):
-    """Least and greatest value of every column, (d,) or (c,) for channels.
+    """The range of every column, least and greatest value, (d,) or (c,) for channels.
 
     They are ∓inf in a column without a limit, and (1,) if no column has one.
     """

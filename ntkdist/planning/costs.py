@@ -26,12 +26,12 @@ class GramCost:
 
     @property
     def passes(self) -> int:
-        """Passes over the data, at most."""
+        """The most passes over the data."""
         return 1 + self.p.reads * self.p.panels
 
     @property
     def reads(self) -> int:
-        """How often a partition is read for sure."""
+        """The number of times that every partition is read for sure."""
         return self.passes
 
     @property
@@ -63,7 +63,7 @@ class GramCost:
         return self.p.folds * self.p.sum_bytes
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of every phase."""
+        """Estimate the seconds of every phase."""
         solve, solves = self.rates.solved, self.solves
         equations = self._summing() + 2 * self.rates.task + self._collected * self.rates.moved
         # Fewer features, a half and so on, are solved as well, for their curve.
@@ -115,7 +115,7 @@ class TilesCost(GramCost):
         return self._added * everything + away + self.solves * copies * 8 * (p.m // n) ** 2
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of every phase."""
+        """Estimate the seconds of every phase."""
         p, rates, workers, sets, solves = self.p, self.rates, self.found.workers, self.p.sets, self.solves
         n, each = runs(p.m, p.tile), len(places(p.m, p.tile))
         operations, longest, calls = work(n)
@@ -161,7 +161,7 @@ class ProductsCost(GramCost):
         return super().network_bytes * self.passes
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of as many iterations as `PCG.expected`, of rows that are mapped once, or each time if not kept."""
+        """Estimate the seconds of as many iterations as `PCG.expected`; rows that are not kept are mapped in each."""
         p, rates, rows = self.p, self.rates, self.p.layout.rows
         passes, _ = self.solver.expected(p.penalties)
         kept = self.found.workers * sum(self.remembered.values())

@@ -1,4 +1,4 @@
-"""What a job is cut into: tasks of some partitions of one fold, and a Gram into panels of tiles.
+"""The cut of a job: tasks of some partitions of one fold, and a Gram cut into panels of tiles.
 
 Legend: m features, t targets; a task is one fold and some of its partitions, a shard is the sum that it returns.
 """
@@ -20,18 +20,18 @@ from ntkdist.spec import Spec
 
 
 class Task(NamedTuple):
-    """Some partitions of one fold, to become one sum."""
+    """The partitions of one task, all of one fold."""
 
     fold: int
     partitions: tuple[int, ...]
 
 
 class Cut(Spec, frozen=True, tag=False):
-    """A job and what it is cut into: equal cuts give equal bits, on any number of workers.
+    """A job and its cut: equal cuts give equal bits, on any number of workers.
 
-    The fields are those of `Job` and `PlanTable`, what is known of the dataset, and the partitions to ``skip`` because
-    they are damaged; None before anybody looked.  ``tile`` is 0 where the Gram is not cut into tiles; else rows are
-    read and mapped ``panels`` times, which decides no bits.
+    The fields are those of `Job` and `PlanTable`, the dataset's layout, and the partitions to ``skip`` because they are
+    damaged; None before they were looked for.  ``tile`` is 0 where the Gram is not cut into tiles; else rows are read
+    and mapped ``panels`` times, which changes no bits.
     """
 
     job: Job
@@ -83,12 +83,12 @@ class Cut(Spec, frozen=True, tag=False):
 
     @property
     def penalties(self) -> int:
-        """Those of the grid, before it grows."""
+        """The number of penalties of the grid, before it grows."""
         return len(self.job.grid() or AUTO_GRID)
 
     @property
     def sets(self) -> int:
-        """Training sets that a penalty is chosen by, and that of all rows."""
+        """The number of training sets: those that a penalty is chosen by, and that of all rows."""
         return 1 + (len(self.scored or range(self.folds)) if self.folds > 1 else 0)
 
     @property
@@ -98,11 +98,11 @@ class Cut(Spec, frozen=True, tag=False):
 
     @property
     def reads(self) -> int:
-        """How often the pass over the equations reads a partition."""
+        """The number of times that the pass over the equations reads a partition."""
         return self.folds if self.dataset.fold_array else 1
 
     def parts(self, fold: int) -> range:
-        """The partitions that hold rows of a fold: all, where rows are dealt to folds one by one.
+        """Return the partitions that hold rows of a fold: all, where rows are dealt to folds one by one.
 
         Else partition p belongs to fold p mod folds, or to p·folds // partitions if folds are contiguous.
         """
@@ -114,17 +114,19 @@ class Cut(Spec, frozen=True, tag=False):
         return range(fold, count, self.folds)
 
     def folds_of(self, partition: int) -> NDArray[np.int64]:
-        """The fold of each row of a partition, as the equations have it; reads at most the array that deals rows."""
+        """Return the fold of each row of a partition, as the equations have it; reads at most the array that deals
+        rows.
+        """
         start, stop = self.layout.span(partition)
         if self.dataset.fold_array:
             return self.dataset.folds(self.layout, start, stop, self.folds)
         return np.full(stop - start, next(k for k in range(self.folds) if partition in self.parts(k)))
 
     def tasks_of(self, fold: int) -> int:
-        """How many tasks a fold is cut into."""
+        """Return the number of tasks that a fold is cut into."""
         return min(len(self.parts(fold)), self.shards // self.folds + (fold < self.shards % self.folds))
 
     def tasks(self) -> list[Task]:
-        """All tasks, fold by fold."""
+        """Return all tasks, fold by fold."""
         folds = range(self.folds)
         return [Task(k, tuple(some)) for k in folds for some in evenly(self.parts(k), self.tasks_of(k))]

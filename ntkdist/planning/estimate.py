@@ -1,4 +1,4 @@
-"""What a plan will cost: counted from its shapes, timed on a few rows of this machine."""
+"""Estimates of a plan: counted from its shapes, timed on a few rows of this machine."""
 
 import textwrap
 from typing import Any
@@ -13,24 +13,17 @@ from ntkdist.planning.rates import measured, of_solver
 
 
 def planned(job: Job, client: Client | None, price: float = 0.0) -> tuple[Plan, Resources, dict[str, Any]]:
-    """A job's plan where it would run, what that has, and the `cost`."""
+    """Return a job's plan on the workers of a client, what these have, and the `cost`."""
     found = resources(client, job.warm, gpus=job.plan.device != "cpu")
     p = resolve.planned(job, found)
     return p, found, cost(p, found, price, client)
 
 
 def cost(p: Plan, found: Resources, price: float = 0.0, client: Client | None = None) -> dict[str, Any]:
-    """Tasks, bytes, operations, memory, and what time and money they will about take.
+    """Return tasks, bytes, operations, memory, and estimates of time and money.
 
-    Parameters
-    ----------
-    p : Plan
-    found : Resources
-        What it would run on; the rates are measured in this process, and its workers are taken to be alike.
-    price : float
-        Of an hour of a worker's node.
-    client : distributed.Client, optional
-        Its tasks and what they send are timed.
+    Rates are measured in this process, and its workers are taken to be alike; with a client, its tasks and what they
+    send are timed.  ``price`` is that of an hour of a worker's node.
     """
     rates = measured(p, client)
     other = {type(q.solver).__name__: cost_of(q, found, of_solver(rates, q)) for q in resolve.alternatives(p, found)}

@@ -1,4 +1,4 @@
-"""What a user asks for: a job, the TOML file decoded."""
+"""The job of a user: the TOML file, decoded."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ class PlanTable(Spec, frozen=True, tag=False):
 
 
 class Job(Spec, frozen=True, tag=False):
-    """What a user asks for: the TOML file, decoded.
+    """A job: the TOML file of a user, decoded.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ class Job(Spec, frozen=True, tag=False):
 
     @classmethod
     def read(cls, path: str, store: str = "") -> "Job":
-        """A job from a TOML file; a relative dataset path is relative to the current directory.
+        """Read a job from a TOML file; a relative dataset path is relative to the current directory.
 
         Parameters
         ----------
@@ -147,7 +147,7 @@ class Job(Spec, frozen=True, tag=False):
             self.solver.tile_size(self.features.n_components, self.plan.tile)
 
     def grid(self) -> tuple[float, ...] | None:
-        """The penalties given, of either kind; None for "auto"."""
+        """Return the penalties given, of either kind; None for "auto"."""
         if self.alphas_per_row is not None:
             return self.alphas_per_row
         return None if isinstance(self.alphas, str) else self.alphas
@@ -160,17 +160,17 @@ def _warm(dataset: Dataset, features: AnyFeatureMap, dtype: str) -> None:
 
 
 def job_digest(job: Job) -> str:
-    """A short name for a job on its data: not where it runs or is kept, and not where the data lies but what it is."""
+    """Return a short name for a job on its data, whatever the place of either."""
     return digest(_placeless(job), job.dataset.layout())
 
 
 def sums_digest(job: Job) -> str:
-    """A short name for what a job's sums are of: the same for every penalty, and every dense solver."""
+    """Return a short name for a job's sums, equal for every penalty and every dense solver."""
     return job_digest(of_sums(job))
 
 
 def of_sums(job: Job) -> Job:
-    """Replace what a job's sums do not depend on."""
+    """Replace all that a job's sums do not depend on."""
     same = {"alphas": (1.0,), "alphas_per_row": None, "alpha_per_target": False, "solver": gram_of(job.solver)}
     return msgspec.structs.replace(job, **same)
 
@@ -190,7 +190,7 @@ def identity(job: Job, layout: Layout) -> dict[str, Any]:
 
 
 def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Say where two identities differ, to go behind "another job"; by their digests where theirs holds no more."""
+    """Describe where two identities differ, to follow "another job"; by their digests if ``theirs`` holds no more."""
     found = list(_differing(theirs["job"], ours["job"])) if "job" in theirs else []
     if "data" in theirs and theirs["data"] != ours["data"]:
         found.append("the dataset has other content")
@@ -198,7 +198,7 @@ def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def _differing(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:
-    """Keys whose values differ; of tables of two types, only the type."""
+    """Yield the keys whose values differ; of tables of two types, only the type."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         keys = theirs.keys() | ours.keys()
         for key in ["type"] if theirs.get("type") != ours.get("type") else sorted(keys):

@@ -1,7 +1,6 @@
-"""From a job to a plan: everything that decides a result, resolved once from the data, m and the folds, and the memory
-that it will need.
+"""The plan of a job: all that decides a result, resolved once from the data, m and the folds, and the memory it needs.
 
-Legend: as in `ntkdist.planning.cut`; k columns that solver PCG iterates on.
+Legend: as in `ntkdist.planning.cut`.
 """
 
 import bisect
@@ -24,10 +23,10 @@ PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Nu
 
 
 class Plan(Cut, frozen=True, tag=False):
-    """Everything resolved, and the memory that it needs.  Made by `plan`; see `Cut`."""
+    """A resolved job, and the memory that it needs.  Made by `plan`; see `Cut`."""
 
     def memory(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> dict[str, int]:
-        """Peak bytes of a worker, by part.
+        """Return the peak bytes of a worker, by part.
 
         Parameters
         ----------
@@ -51,7 +50,7 @@ class Plan(Cut, frozen=True, tag=False):
         return self.solver.worker_bytes(summing, self.sizes, workers, tasks_at_once)
 
     def with_panels(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
-        """The same, with more panels as far as a worker's ``limit`` bytes ask for it, and as more of them need less."""
+        """Return the plan with as many more panels as a worker's ``limit`` bytes ask for, while more of them need less."""
         most = self.solver.most_panels(self.sizes)
 
         def of(panels: int) -> Plan:
@@ -65,15 +64,15 @@ class Plan(Cut, frozen=True, tag=False):
 
     @property
     def sample_rows(self) -> int:
-        """Rows that a sample of the data holds, for the map or the preconditioner."""
+        """The rows that a sample of the data holds, for the map or the preconditioner."""
         return max(self.features.sample_rows, self.solver.sampled_rows(self.layout.rows))
 
     def projected_memory_bytes(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> int:
-        """Peak bytes of a worker process; see `memory`."""
+        """Return the peak bytes of a worker process; see `memory`."""
         return sum(self.memory(workers, tasks_at_once, process).values())
 
     def driver_memory(self, process: int = PROCESS_BYTES) -> dict[str, int]:
-        """Bytes that the process which selects and solves needs at its peak, and has ``process`` of before, by part.
+        """Return the peak bytes, by part, of the process that selects and solves, and has ``process`` of before.
 
         Where half of the free memory holds more, more penalties are solved at once than one.
         """
@@ -84,7 +83,7 @@ class Plan(Cut, frozen=True, tag=False):
         return {"process": process} | self.solver.driver_bytes(self.sizes)
 
     def driver_memory_bytes(self, process: int = PROCESS_BYTES) -> int:
-        """The sum of `driver_memory`."""
+        """Return the sum of `driver_memory`."""
         return sum(self.driver_memory(process).values())
 
     def check(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> None:
@@ -184,11 +183,11 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
 
 
 def by_fold(p: Plan) -> tuple[Source, list[Shard]]:
-    """Where the rows of a plan come from, and its tasks, the folds as groups."""
+    """Return the source of a plan's rows, and its tasks as shards, the folds as groups."""
     shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
     return source_of(p)._replace(folds=p.folds if p.dataset.fold_array else 0), shards
 
 
 def source_of(p: Plan) -> Source:
-    """Where all rows of a plan come from, whatever their fold."""
+    """Return the source of all rows of a plan, whatever their fold."""
     return Source(p.dataset, p.layout, p.block_rows, p.threads, skip=p.skip or ())

@@ -1,4 +1,4 @@
-"""What this machine does in a second, for `estimate`: the code that a fit runs, timed on little of it."""
+"""Rates of this machine, for `estimate`: the code that a fit runs, timed on few rows."""
 
 import functools
 import time
@@ -29,44 +29,24 @@ SENT = 2**24  # bytes
 
 
 class Rates(NamedTuple):
-    """Seconds, of one task.
+    """Seconds of one task, and the rate of bare ``syrk``."""
 
-    Attributes
-    ----------
-    syrk : float
-        Operations a second of bare ``syrk``, m² a row.
-    read, moments, mapped, added : float
-        Of a row: reading, moments, mapping, and adding it to the equations.
-    drawn : float
-        Of what a map does once a process.
-    learnt : float
-        Of what it learns from its sample, once.
-    shard : float
-        Of what a shard takes beside its rows: memory for its sum, and adding that to another.
-    task, moved : float
-        Of a task that does nothing, and of a byte that it sends to this process; nothing without a cluster.
-    solved : float
-        Of one penalty on one training set, while others are solved; of all penalties, by Eigh; of tiles, on one worker.
-    multiplied : float
-        Of a mapped row in a product with as many columns as conjugate gradients have left in the mean.
-    """
-
-    syrk: float
-    read: float
-    moments: float
-    mapped: float
-    added: float
-    drawn: float
-    learnt: float
-    shard: float
-    task: float
-    moved: float
-    solved: float = 0.0
-    multiplied: float = 0.0
+    syrk: float  # operations a second, m² a row
+    read: float  # a row
+    moments: float  # of a row
+    mapped: float  # a row
+    added: float  # a row, to the equations
+    drawn: float  # a map's draw, once a process
+    learnt: float  # from a map's sample, once
+    shard: float  # beside its rows: memory for its sum, and adding that to another
+    task: float  # that does nothing; 0 without a cluster
+    moved: float  # a byte, from a task to this process; 0 without a cluster
+    solved: float = 0.0  # a penalty on a training set, while others are solved; a path by Eigh; tiles on one worker
+    multiplied: float = 0.0  # a mapped row, with as many columns as conjugate gradients have left in the mean
 
 
 def measured(p: Plan, client: Client | None = None) -> Rates:
-    """The rates for a plan in this process, and of a cluster's tasks.
+    """Measure the rates for a plan in this process, and of a cluster's tasks.
 
     A map that needs a sample is timed with one of random numbers.  Mapping a row is taken to cost as much as adding it
     to the Gram where drawing the map here would take a gigabyte.
@@ -81,7 +61,7 @@ def measured(p: Plan, client: Client | None = None) -> Rates:
 
 
 def of_solver(rates: Rates, p: Plan) -> Rates:
-    """The same for a plan of the same job with another solver."""
+    """Return the rates with those of the plan's solver, for a plan of the same job."""
     timed = {
         "gram": ("solved", _solved),
         "tiles": ("solved", _solved_in_tiles),
@@ -93,7 +73,9 @@ def of_solver(rates: Rates, p: Plan) -> Rates:
 
 
 def _read(p: Plan) -> tuple[float, float]:
-    """Of a row of the first partition that can be read; nothing if that is damaged."""
+    """Time a row of the first partition that is not skipped: reading it, and its moments; 0 if the partition is
+    damaged.
+    """
     first = next(i for i in range(p.layout.partitions) if i not in (p.skip or ()))
     source = source_of(p)._replace(block_rows=0)
     summand = MomentsOf(p.job.preprocess.resolve(p.layout), p.layout)
@@ -118,7 +100,7 @@ def _added(p: Plan) -> tuple[float, float]:
 
 
 def _sent(client: Client | None) -> tuple[float, float]:
-    """Of a task that does nothing, and of a byte that comes from one."""
+    """Time a task that does nothing, and a byte that comes from a task."""
     if client is None:
         return 0.0, 0.0
 
@@ -130,7 +112,7 @@ def _sent(client: Client | None) -> tuple[float, float]:
 
 
 def _solved(p: Plan) -> float:
-    """As a cross-validation does it, all cores at once: m² and m³ operations told apart by two sizes."""
+    """Time a penalty as a cross-validation solves it, on all cores; two sizes separate m² from m³ operations."""
     path = p.solver.whole_path
     solver = p.solver if path else Cholesky()
     sizes, times = (min(p.m, SOLVED) // 2, min(p.m, SOLVED)), []
@@ -155,7 +137,7 @@ def _multiplied(p: Plan) -> float:
 
 
 def _solved_in_tiles(p: Plan) -> float:
-    """By three runs of columns or fewer, no longer than keep all threads at work."""
+    """Time solving by three runs of columns or fewer, no longer than keep all threads at work."""
     backend.use_threads(p.threads)
     n, length = runs_of(p.m, p.tile), min(p.tile, p.m, backend.TILE * p.threads)
     few = min(n, 3)
@@ -169,7 +151,7 @@ def _solved_in_tiles(p: Plan) -> float:
 
 
 def _mapped(p: Plan) -> tuple[float, float, float] | None:
-    """Of drawing, of learning, and of a row; None where drawing takes too much for a dry run."""
+    """Time drawing, learning, and mapping a row; None where drawing takes too much for a rehearsal."""
     shape, each = p.layout.input_shape, p.features.row_bytes(p.layout.input_shape, p.dtype)
     room = SAMPLE_BYTES - p.features.draw_bytes(shape, p.dtype)
     if p.layout.sparse:
@@ -195,7 +177,7 @@ def _mapped(p: Plan) -> tuple[float, float, float] | None:
 
 
 def _rows(p: Plan, rows: int) -> Any:
-    """Normals, or of sparse rows as many non-zeros as theirs."""
+    """Return normals, or for sparse rows as many non-zeros as theirs."""
     if not p.layout.sparse:
         return random.normals((rows, *p.layout.input_shape), 0, 0, 0).astype(p.dtype)
     (d,), k = p.layout.input_shape, p.layout.row_values
@@ -204,7 +186,7 @@ def _rows(p: Plan, rows: int) -> Any:
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    """The median of three calls."""
+    """Return the median seconds of three calls."""
     times = []
     for _ in range(3):
         start = time.perf_counter()

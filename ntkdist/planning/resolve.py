@@ -17,14 +17,9 @@ STEP = 64  # of features that are proposed
 
 
 def resolve(what: Job | Plan, found: Resources, kept: Plan | None = None) -> Plan:
-    """Resolve a job on the machines at hand, or fit a plan to them, and see that it fits; reads metadata only.
+    """Resolve a job on the machines at hand, or fit a plan to them, and check that it fits; reads metadata only.
 
-    Parameters
-    ----------
-    what : Job or Plan
-    found : Resources
-    kept : Plan, optional
-        As a checkpoint has it: what decides the bits is taken from there.
+    What decides the bits is taken from ``kept``, the plan of a checkpoint, if there is one.
 
     Raises
     ------
@@ -41,20 +36,15 @@ def resolve(what: Job | Plan, found: Resources, kept: Plan | None = None) -> Pla
 
 
 def planned(job: Job, found: Resources) -> Plan:
-    """Resolve a job without seeing that it fits."""
+    """Resolve a job without checking that it fits."""
     return resolve_gpu.resolved(on_hosts(job, found), found)
 
 
 def on_hosts(job: Job, found: Resources) -> Plan:
-    """A job's plan as far as it concerns the memory of processes.
+    """Resolve a job as far as it concerns the memory of processes.
 
-    Without a solver in the job it is the first of these whose projected memory fits: dense; tiled, on two workers or
-    more; conjugate gradients, which are not exact.  If none does, it is the plan of the first.
-
-    Raises
-    ------
-    DataError, SpecError
-        As `plan`.
+    Without a solver in the job, this takes the first whose projected memory fits: dense; tiled, on two workers or more;
+    conjugate gradients, which are not exact.  If none fits, the plan is that of the first.
     """
     first = with_panels(plan(job, threads=found.threads), found)
     if job.solver or job.plan.tile or _fits(first, found):
@@ -66,19 +56,19 @@ def on_hosts(job: Job, found: Resources) -> Plan:
 
 
 def with_panels(p: Plan, found: Resources) -> Plan:
-    """A plan with as many panels as the workers' memory asks for; see `Plan.with_panels`."""
+    """Return a plan with as many panels as the workers' memory asks for; see `Plan.with_panels`."""
     return p.with_panels(found.memory_bytes, *found.shape)
 
 
 def check(p: Plan, found: Resources) -> None:
-    """Refuse a plan that does not fit where it would run, and say what would.
+    """Refuse a plan that does not fit where it would run, and propose plans that do.
 
     Raises
     ------
     PlanTooLarge
-        Of a process, or a GPU.
+        If a process or a GPU has too little memory.
     ClusterError
-        If it computes on GPUs that there are not.
+        If the plan computes on GPUs and there are none.
     """
     resolve_gpu.check(p, found)
     try:
@@ -88,7 +78,9 @@ def check(p: Plan, found: Resources) -> None:
 
 
 def _proposal(p: Plan, found: Resources) -> str:
-    """The nearest plans that fit: other solvers for the same features, and the most features for the same solver."""
+    """Describe the nearest plans that fit: other solvers for the same features, and the most features for the same
+    solver.
+    """
     fitting = []
     bare = _bare(p)
     for solver in _others(p, found):
@@ -101,7 +93,7 @@ def _proposal(p: Plan, found: Resources) -> str:
 
 
 def alternatives(p: Plan, found: Resources) -> list[Plan]:
-    """Plans of the same job that fit, too: with the other of a dense solver, tiles and conjugate gradients."""
+    """Return plans of the same job with other solvers that fit, too: dense, tiled, conjugate gradients."""
     dense = choose(p.m, p.penalties)
     some = [*_others(p, found), *([dense] if p.solver.sums != "gram" else [])]
     kinds = {type(solver): solver for solver in some if type(solver) is not type(p.solver)}
@@ -110,12 +102,12 @@ def alternatives(p: Plan, found: Resources) -> list[Plan]:
 
 
 def _bare(p: Plan) -> Job:
-    """The job of a plan without what suits its solver only."""
+    """Return the plan's job without solver-specific settings (tile, block_rows)."""
     return msgspec.structs.replace(p.job, plan=msgspec.structs.replace(p.job.plan, tile=None, block_rows=None))
 
 
 def _most_components(p: Plan, bare: Job, found: Resources) -> int:
-    """The most features, in steps of 64, whose plan fits; 0 if none does."""
+    """Return the most features, in steps of 64, whose plan fits; 0 if none does."""
 
     def fits(steps: int) -> bool:
         features = msgspec.structs.replace(p.features, n_components=STEP * steps)
@@ -149,11 +141,6 @@ def _fits(p: Plan, found: Resources) -> bool:
 
 
 def check_memory(p: Plan, found: Resources) -> None:
-    """Refuse a plan that does not fit where it would run.
-
-    Raises
-    ------
-    PlanTooLarge
-    """
+    """Refuse a plan that does not fit where it would run, by PlanTooLarge."""
     p.check(found.memory_bytes, *found.shape)
     p.check_driver(found.driver_memory_bytes, found.driver_process_bytes)

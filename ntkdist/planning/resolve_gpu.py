@@ -1,4 +1,4 @@
-"""Whether a plan computes on GPUs, which is resolved once, and what it takes of their memory.
+"""Resolution of the device: whether a plan computes on GPUs, and the memory that it takes there.
 
 All workers compute on GPUs, or none: results differ by rounding, and tasks are dealt out as if workers were alike.
 """
@@ -20,7 +20,7 @@ LONGER = (
 
 
 class WhyNotGpu(NamedTuple):
-    """Why a plan does not compute on GPUs, and what to do."""
+    """A reason why a plan does not compute on GPUs, and a remedy."""
 
     kind: type[NtkdistError]
     what: str
@@ -31,7 +31,8 @@ class WhyNotGpu(NamedTuple):
 
 
 def resolved(p: Plan, found: Resources) -> Plan:
-    """The plan on GPUs, in blocks of rows that fit there, if its job asks for that, or says "auto" and it can be.
+    """Return the plan on GPUs, in blocks that fit there, if its job asks for GPUs, or says "auto" and nothing is in the
+    way.
 
     Raises
     ------
@@ -50,12 +51,7 @@ def resolved(p: Plan, found: Resources) -> Plan:
 
 
 def check(p: Plan, found: Resources) -> None:
-    """Refuse a plan on GPUs that cannot run where it would.
-
-    Raises
-    ------
-    SpecError, ClusterError, PlanTooLarge
-    """
+    """Refuse a plan on GPUs that cannot run where it would, by SpecError, ClusterError or PlanTooLarge."""
     if p.device != "cpu":
         if obstacle := _obstacle(p, found):
             raise obstacle.error(p)
@@ -63,7 +59,7 @@ def check(p: Plan, found: Resources) -> None:
 
 
 def why_not(p: Plan, found: Resources) -> str:
-    """Why a plan computes on the CPU though its job says "auto" and workers have GPUs; '' otherwise."""
+    """Say why a plan computes on the CPU though its job says "auto" and workers have GPUs; '' otherwise."""
     if p.device != "cpu" or p.job.plan.device != "auto" or not any(found.gpus):
         return ""
     obstacle = _obstacle(_on_gpu(p, found), found)
@@ -71,10 +67,10 @@ def why_not(p: Plan, found: Resources) -> str:
 
 
 def memory(p: Plan) -> dict[str, int]:
-    """Peak bytes of a task on its GPU, by part.
+    """Return the peak bytes of a task on its GPU, by part.
 
-    Of a batch, mapping and multiplying count both, though one is over when the other begins: CuPy's pool keeps the
-    blocks of either, which are of other sizes.
+    A batch counts both mapping and multiplying, though one is over when the other begins: CuPy's pool keeps the blocks
+    of either, which have other sizes.
     """
     size, m, panel, shape = np.dtype(p.dtype).itemsize, p.m, min(p.m, gpu.PANEL), p.layout.input_shape
     row = p.features.gpu_row_bytes(shape, p.dtype)
@@ -90,14 +86,14 @@ def memory(p: Plan) -> dict[str, int]:
 
 
 def table(p: Plan, found: Resources) -> str:
-    """Where a plan computes, for a reader."""
+    """Describe the device of a plan, for a reader."""
     if p.device == "cpu":
         return f"cpu{(why := why_not(p, found)) and f': {why}'}"
     return f"{p.device} (speed and time are a CPU's), a task {_parts(p)} of {_free_bytes(found) / GB:.2f}"
 
 
 def _on_gpu(p: Plan, found: Resources) -> Plan:
-    """The plan on GPUs, with longer shards and blocks that are halved until they fit, unless its job gives them."""
+    """Return the plan on GPUs, with longer shards and blocks halved until they fit, unless its job gives them."""
     wanted = p.job.plan.device
     p = msgspec.structs.replace(p, device=wanted if wanted == "gpu-tf32" else "gpu")
     if p.job.plan.shards is None:
@@ -109,7 +105,7 @@ def _on_gpu(p: Plan, found: Resources) -> Plan:
 
 
 def _obstacle(p: Plan, found: Resources) -> WhyNotGpu | None:
-    """What keeps a plan from computing on GPUs, if anything does: the plan, the workers, or their memory."""
+    """Return the first obstacle to computing on GPUs, if any: the plan, the workers, or their memory."""
     if p.solver.sums != "gram":
         what = f"solver {type(p.solver).__name__} computes on the CPU only"
         return WhyNotGpu(SpecError, what, 'use solver Cholesky or Eigh, or device "cpu"')
@@ -128,13 +124,7 @@ def _obstacle(p: Plan, found: Resources) -> WhyNotGpu | None:
 
 
 def _check_alike(p: Plan, found: Resources) -> None:
-    """See that all workers compute in the same way.
-
-    Raises
-    ------
-    ClusterError
-        If some see no GPU, or do not multiply as the plan says.
-    """
+    """Refuse workers that do not all compute in the same way, by ClusterError."""
     there = [one for one in found.gpus if one]
     if len(there) < len(found.gpus):
         what = f"only {len(there)} of {len(found.gpus)} workers see a GPU through CuPy"

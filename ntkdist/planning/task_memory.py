@@ -1,9 +1,9 @@
 """Memory that a task holds beside its sum, step by step: counted from the shapes, before anything runs.
 
-The allocator has the memory of large arrays back when they are freed, and keeps that of all others in its heap: so the
-most of the one comes on top of the most of the other, whichever steps they are of.
+The allocator returns large arrays to the system when they are freed, and keeps the memory of all others in its heap: so
+the most of the one comes on top of the most of the other, whichever steps they are of.
 
-Legend: as in `ntkdist.planning.cut`; d numbers of a row as read; k columns that solver PCG iterates on.
+Legend: as in `ntkdist.planning.cut`; d numbers of a row as read; k columns that the Gram is multiplied with.
 """
 
 from collections.abc import Sequence
@@ -17,17 +17,17 @@ from ntkdist.planning.cut import Cut
 
 
 class Step(NamedTuple):
-    """Bytes of each array that a step holds, and of others whose sizes are not known one by one."""
+    """The bytes of each array that a step holds, and of others whose sizes are not known one by one."""
 
     arrays: Sequence[int]
     others: int = 0
 
     def heap(self, kept: bool) -> int:
-        """Of small arrays, and of the others if the heap keeps them."""
+        """Return the bytes of small arrays, and of the others if the heap keeps them."""
         return sum(a for a in self.arrays if a < backend.HEAPED_BYTES) + kept * self.others
 
     def large(self, kept: bool) -> int:
-        """Of the rest."""
+        """Return the bytes that are not of the heap."""
         return sum(self.arrays) + self.others - self.heap(kept)
 
 
@@ -39,32 +39,39 @@ def of_task(p: Cut, k: int, samples: int) -> int:
 
 
 def _reading(p: Cut) -> Step:
-    """Zarr has a partition as it is stored, chunk by chunk, as a shard and as rows; what is left of the last waits."""
+    """Count reading: Zarr holds a partition as stored, by chunks, as a shard and as rows, beside the rest of the last
+    one.
+    """
     return Step([*_block(p), *4 * [_partition_rows(p) * p.layout.row_bytes], _partition_rows(p) * _beside_bytes(p)])
 
 
 def _before(p: Cut, samples: int) -> Step:
-    """Moments are of a partition's copy in float64, samples of its scaled rows; of those that a pass adds are five."""
+    """Count the passes before: moments copy a partition to float64; samples are of scaled rows, five of them when
+    added.
+    """
     copy = 8 * _partition_rows(p) * p.layout.row_values
     return Step([*_partition(p), copy, *5 * [samples * (8 * p.layout.row_values + 24)]])
 
 
 def _scaling(p: Cut) -> Step:
-    """In float64, of sparse rows with the scale of each number, then cast."""
+    """Count scaling a block in float64, of sparse rows with the scale of each number, and casting it."""
     copy = (8 + 16 * p.layout.sparse) * _block_rows(p) * p.layout.row_values
     return Step([*_partition(p), *_block(p), copy, _scaled(p)])
 
 
 def _drawing(p: Cut) -> int:
-    """Once a process, when the first block is there to be mapped; before and after the heap gives back what is free."""
+    """Count drawing the map, once a process, when the first block is there; the heap gives back what is free around it."""
     shape = p.layout.input_shape
     made = p.features.draw_bytes(shape, p.dtype) - p.features.kept_bytes(shape, p.dtype)
     return sum([*_partition(p), *_block(p), _scaled(p), made])
 
 
 def _summing(p: Cut, k: int) -> Step:
-    """Features of a block, beside them their products with root weights or those of the last block, and targets; a
-    thread maps a piece of the block, then multiplies it tile by tile."""
+    """Count mapping and summing a block: its features, their products with root weights or those of the last block, and
+    targets.
+
+    Each thread maps a piece of the block, then multiplies it tile by tile.
+    """
     size, shape, rows = np.dtype(p.dtype).itemsize, p.layout.input_shape, _block_rows(p)
     if p.layout.sparse:
         mapped = p.features.sparse_row_bytes(shape, p.dtype, p.layout.row_values)
@@ -79,7 +86,7 @@ def _summing(p: Cut, k: int) -> Step:
 
 
 def _partition(p: Cut) -> list[int]:
-    """Return the bytes of a partition as read; once more for the rows of a fold that are taken from it."""
+    """Return the bytes of a partition as read, and again for the rows of a fold that are taken from it."""
     inputs = _partition_rows(p) * p.layout.row_bytes
     return [*(1 + bool(p.dataset.fold_array)) * [inputs], _partition_rows(p) * _beside_bytes(p)]
 
@@ -93,7 +100,7 @@ def _scaled(p: Cut) -> int:
 
 
 def _beside_bytes(p: Cut) -> int:
-    """Of a row as it is read, beside its inputs: targets, weight and place."""
+    """Count the bytes of a row beside its inputs: targets, weight and place."""
     return 8 * (max(p.layout.targets, 1) + 2)
 
 
@@ -102,6 +109,6 @@ def _partition_rows(p: Cut) -> int:
 
 
 def _block_rows(p: Cut) -> int:
-    """Of a block, which is of one task."""
+    """Count the rows of a block, all of one task."""
     longest = max(-(-len(p.parts(fold)) // p.tasks_of(fold)) for fold in range(p.folds))
     return min(p.block_rows, longest * _partition_rows(p))

@@ -83,7 +83,7 @@ class ExactRidge:
         return self._scores(self._against(self._pre.inputs(x, np.float64)), self._a, self._b)
 
     def out_of_fold(self) -> CVResult:
-        """Cross-validate at the chosen penalty."""
+        """Score out of fold at the chosen penalty."""
         predict = functools.partial(self._predict, alpha=self.alpha_per_row)
         return cv_result(predict, self.table, self._pre, self.alpha_per_row)
 
@@ -153,7 +153,7 @@ class BoostedTrees:
         return self._scores(self._models, x)
 
     def out_of_fold(self) -> CVResult:
-        """Cross-validate trees grown on the other folds."""
+        """Score out of fold trees grown on the other folds."""
         return cv_result(
             lambda train, test: self._scores(self._fitted(train), self.table.x[test]), self.table, self._pre, 0.0
         )
@@ -175,7 +175,7 @@ class BoostedTrees:
 
 
 def cv_result(predict: PredictFold, table: Table, pre: Preprocessing, alpha_per_row: float) -> CVResult:
-    """Cross-validate one penalty over the scored folds; classes are one-hot codes."""
+    """Score one penalty over the scored folds; classes are one-hot codes."""
     truth, w, mse, weights = _in_units(pre.targets(table.y), pre), table.weight, [], []
     for fold in table.scored:
         train, test = np.flatnonzero(table.fold != fold), np.flatnonzero(table.fold == fold)

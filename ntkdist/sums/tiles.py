@@ -68,11 +68,10 @@ def worker_bytes(m: int, t: int, tile: int, workers: int, count: int) -> int:
 
 
 class TileSums:
-    """Some tiles of A, summed over rows in float64: a value with ``+`` and a size.
+    """A sum over rows, in float64, of some tiles of A: a value with ``+`` and a size.
 
     Float32 blocks are multiplied in float32 and added in float64, as in `NormalEquations`.  Only the lower triangle of
-    a tile on the diagonal is valid.
-    ``rounding`` is the sum of `block_rounding` over blocks.
+    a tile on the diagonal is valid. ``rounding`` is the sum of `block_rounding` over blocks.
     """
 
     def __init__(self, tiles: dict[Place, F8], rounding: float = 0.0) -> None:

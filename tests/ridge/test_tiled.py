@@ -341,7 +341,7 @@ def test_a_checkpoint_tells_which_solver_was_chosen(make_dataset: Any, table: An
 def test_memory_falls_with_workers_and_no_process_holds_the_gram() -> None:
     p = msgspec.structs.replace(plan_of(m=65_536), solver=nd.TiledCholesky(), tile=2048)
     few, many = p.with_panels(48 * 10**9, 4), p.with_panels(48 * 10**9, 32)
-    assert many.panels < few.panels / 2
+    assert many.panels <= few.panels / 2
     assert many.memory(32)["tiles"] < few.memory(4)["tiles"] / 7
     assert many.memory(1)["tiles"] > 8 * p.m**2 * 5 / 2 > few.driver_memory_bytes()
     assert p.driver_memory_bytes() < 1e9
