@@ -36,11 +36,9 @@ def run(out: str, workers: int) -> None:
     for name, each in (("linear", linear), ("NTK", job)):
         result = nd.fit(each, out=join(out, f"{name.lower()}-run"))
         accuracy[name] = nd.evaluate(result.model, join(out, "test.zarr"))["accuracy"]
-        run = result.report["run"]
-        print(
-            f"{name:<8}{accuracy[name]:>15.2%}{each.features.n_components:>10,}{result.model.alpha[0]:>9.3g}"
-            f"{run['workers']:>11}{run['seconds']['total']:>9.1f}"
-        )
+        m, alpha, run = each.features.n_components, result.model.alpha[0], result.report["run"]
+        seconds = run["seconds"]["total"]
+        print(f"{name:<8}{accuracy[name]:>15.2%}{m:>10,}{alpha:>9.3g}{run['workers']:>11}{seconds:>9.1f}")
     if accuracy["NTK"] <= accuracy["linear"]:
         raise NtkdistError(f"The kernel model lost to the linear one, {accuracy}; please report this")
     wrong = (1 - accuracy["linear"]) / max(1 - accuracy["NTK"], 1e-9)

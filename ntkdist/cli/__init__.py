@@ -180,14 +180,10 @@ def solve(
     curve = prefix_curve.curve_of(loaded, cv)
     if out:
         nd.save(model, out)
-    result = {"alpha": model.alpha.tolist()}
-    if cv is not None:
-        result |= {"cv_rmse": cv.rmse, "cv_r2": cv.r2, "note": cv.note}
-    text = ", ".join(f"{k} {v}" for k, v in result.items() if v)
-    if curve:
-        text = f"{text}\n{curve_text(curve)}"
-        result |= {"curve": curve}
-    print_result(result, text, as_json)
+    scores = {} if cv is None else {"cv_rmse": cv.rmse, "cv_r2": cv.r2, "note": cv.note}
+    result = {"alpha": model.alpha.tolist()} | scores
+    lines = [", ".join(f"{k} {v}" for k, v in result.items() if v), *([curve_text(curve)] if curve else [])]
+    print_result(result | ({"curve": curve} if curve else {}), "\n".join(lines), as_json)
 
 
 @main.command()

@@ -94,9 +94,11 @@ class Comparison:
         scored = ["accuracy" if self.classes else "test rmse"] if self.test else []
         cells = [["model", "m", "kernel error", "spectral ε", "cv rmse", *scored]]
         for row in self.models:
-            tested = [f"{row.test['accuracy']:.4f}" if self.classes else _number(row.test["rmse"]) for _ in scored]
-            errors = (_spread(row.frobenius), _spread(row.spectral), _number(row.cv_rmse))
-            cells.append([row.name, _count(row.n_components), *errors, *tested])
+            line = [row.name, _count(row.n_components), _spread(row.frobenius), _spread(row.spectral)]
+            line.append(_number(row.cv_rmse))
+            if scored:
+                line.append(f"{row.test['accuracy']:.4f}" if self.classes else _number(row.test["rmse"]))
+            cells.append(line)
         return cells
 
     def _costs(self) -> Cells:

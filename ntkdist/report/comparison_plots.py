@@ -18,7 +18,6 @@ from ntkdist.ridge.run_directory import as_json
 MARKERS = "osD^vP*X"  # with the dashes, for readers who do not distinguish the colours
 DASHES = ((4, 2), (1, 1.5), (6, 2, 1, 2))
 PLOTS = ("error_against_m", "error_against_seconds")
-Series = list[tuple[str, list[Row]]]
 Panel = tuple[str, Callable[[Row], tuple[float | None, float | None]]]  # title; value and half its band
 
 
@@ -64,50 +63,30 @@ def _draw(comparison: Comparison, place: Path) -> None:
 def _figure(comparison: Comparison, panels: tuple[Panel, ...], seconds: bool) -> Any:
     """Draw one panel per error; in the last, models without a number of features are lines, or points over seconds."""
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-    curves, flat = _series(comparison)
-    styles = [_curve_style(i) for i in range(len(curves))]
-    flat_styles = [_flat_style(len(curves), i, seconds) for i in range(len(flat))]
     figure = Figure(figsize=(3.6 * len(panels), 4.2), layout="constrained")
+    named = [(name, list(rows)) for name, rows in groupby(comparison.models, key=lambda row: row.name)]
+    handles: dict[str, Any] = {}
     for axes, (title, error) in zip(all_axes := figure.subplots(1, len(panels)), panels, strict=True):
-        last = axes is all_axes[-1]
-        for (_, rows), style in zip(curves, styles, strict=True):
-            _curve(axes, [(row.fit_seconds if seconds else row.n_components, *error(row)) for row in rows], style)
-        for (_, rows), style in zip(flat, flat_styles, strict=True) if last else ():
-            y = error(rows[0])[0]
-            if seconds:
-                _curve(axes, [(row.fit_seconds, *error(row)) for row in rows], style)
-            elif y and np.isfinite(y):
-                axes.axhline(y, **style)
+        for i, (name, rows) in enumerate(named):
+            style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "label": name}
+            flat = rows[0].n_components is None or rows[0].kind == "Linear"
+            if not flat or (seconds and axes is all_axes[-1]):
+                values = [(row.fit_seconds if seconds else row.n_components, *error(row)) for row in rows]
+                style |= {"marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linestyle": "none" if flat else "-"}
+                _curve(axes, values, style)
+            elif axes is all_axes[-1] and (y := error(rows[0])[0]) and np.isfinite(y):
+                axes.axhline(y, dashes=DASHES[i % len(DASHES)], linewidth=1.2, **style)
         axes.set_title(title, loc="left", fontsize=9)
         axes.set_xlabel("seconds of a fit" if seconds else "features m")
         _log(axes.xaxis)
         _log(axes.yaxis)
         if not seconds:
-            axes.set_xticks(sorted({row.n_components for _, rows in curves for row in rows if row.n_components}))
-    named = zip(curves + flat, styles + flat_styles, strict=True)
-    handles = [Line2D([], [], label=name, **style) for (name, _), style in named]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * len(panels)))
+            numbers = {row.n_components for row in comparison.models if row.kind != "Linear" and row.n_components}
+            axes.set_xticks(sorted(numbers))
+        handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 2 * len(panels)))
     return figure
-
-
-def _series(comparison: Comparison) -> tuple[Series, Series]:
-    """Group rows by name: curves over m, and models without features or with as many as columns."""
-    named = [(name, list(rows)) for name, rows in groupby(comparison.models, key=lambda row: row.name)]
-    flat = [n for n, rows in named if rows[0].n_components is None or rows[0].kind == "Linear"]
-    return [(n, rows) for n, rows in named if n not in flat], [(n, rows) for n, rows in named if n in flat]
-
-
-def _curve_style(i: int) -> dict[str, Any]:
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
-
-
-def _flat_style(curves: int, i: int, seconds: bool) -> dict[str, Any]:
-    """Return the style of a model without a number of features: a point, or a dashed line."""
-    if seconds:
-        return _curve_style(curves + i) | {"linestyle": "none"}
-    return {"color": COLOURS[(curves + i) % len(COLOURS)], "dashes": DASHES[i % len(DASHES)], "linewidth": 1.2}
 
 
 def _curve(axes: Any, values: Sequence[tuple[float | None, ...]], style: dict[str, Any]) -> None:

@@ -4,8 +4,8 @@ Legend: m components; x scaled rows; z features; K, K̂ exact kernel and Gram of
 """
 
 import tempfile
-import time
-from collections.abc import Sequence
+import timeit
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from ntkdist.planning.plan import Plan, plan, source_of
 from ntkdist.report.comparison import Row
 from ntkdist.ridge import store
 from ntkdist.ridge.fit import fit
+from ntkdist.ridge.fit_report import FitReport
 from ntkdist.ridge.model import RidgeModel
 from ntkdist.ridge.predict import errors_on
 from ntkdist.ridge.prepare import fitted
@@ -58,22 +59,19 @@ def planned(bench: Bench, job: Job) -> Plan:
 
 def measure(bench: Bench, named: Sequence[tuple[str, Job]]) -> tuple[list[Row], Preprocessing]:
     """Return a row for each job, and the first job's scaling."""
-    rows, scalings = [], []
+    measured = []
     for cluster, some in groupby(named, key=lambda pair: pair[1].cluster):
         with connect(cluster, bench.scheduler, bench.client) as client:
-            for name, job in some:
-                row, pre = _measure_one(bench._replace(client=client), name, job)
-                rows.append(row)
-                scalings.append(pre)
-    return rows, scalings[0]
+            measured += [_measure_one(bench._replace(client=client), name, job) for name, job in some]
+    return [row for row, _ in measured], measured[0][1]
 
 
 def _measure_one(bench: Bench, name: str, job: Job) -> tuple[Row, Preprocessing]:
     """Fit and measure one job."""
     result = fit(job, client=bench.client, watch=bench.watch)
-    model, report = result.model, result.report
+    model, report = result.model, msgspec.convert(result.report, FitReport)
     p = planned(bench, job)
-    per_row = min(report["alpha_per_row"])
+    per_row = min(report.alpha_per_row)
     x = sampled(bench, p, model.preprocessing)
     frobenius, spectral = _kernel_errors(bench, p, model.features, model.preprocessing, x, per_row)
     mapping, adding = _seconds_of(p, model.features, x)
@@ -88,7 +86,7 @@ def _measure_one(bench: Bench, name: str, job: Job) -> tuple[Row, Preprocessing]
         test=errors_only(errors_on(model, bench.test, bench.client, bench.watch)) if bench.test else {},
         feature_seconds=mapping,
         gram_seconds=adding,
-        fit_seconds=report["run"]["seconds"]["total"],
+        fit_seconds=report.run.seconds["total"],
         model_bytes=_saved_bytes(model),
         drawn_bytes=_nbytes(model.features.draw(p.layout.input_shape), np.dtype(p.dtype).itemsize),
     )
@@ -123,19 +121,16 @@ def _kernel_errors(
 def _seconds_of(p: Plan, features: AnyMap, x: NDArray[np.float64]) -> tuple[float, float]:
     """Time mapping all rows of a dataset and adding them to a Gram, in this process; extrapolated from one block."""
     block = np.resize(x, (p.block_rows, *x.shape[1:])).astype(p.dtype)
-    y, times = np.zeros((len(block), p.t)), []
-    total = NormalEquations.zeros(p.m, p.t)
+    y, total = np.zeros((len(block), p.t)), NormalEquations.zeros(p.m, p.t)
+
+    def seconds(call: Callable[[], object]) -> float:
+        once = timeit.repeat(call, number=1, repeat=1 + TIMED)[1:]  # the first also draws
+        return float(np.median(once)) * p.layout.rows / len(block)
+
     with backend.own_threads():
         backend.use_threads(p.threads)
-        for _ in range(1 + TIMED):
-            marks = [time.perf_counter()]
-            z = features(block)
-            marks.append(time.perf_counter())
-            total.update(z, y)
-            marks.append(time.perf_counter())
-            times.append(np.diff(marks))
-    mapping, adding = np.median(times[1:], axis=0) * p.layout.rows / len(block)  # the first also draws
-    return float(mapping), float(adding)
+        z = features(block)
+        return seconds(lambda: features(block)), seconds(lambda: total.update(z, y))
 
 
 def cv_errors(cv: CVResult | None) -> dict[str, Any]:

@@ -60,9 +60,8 @@ class OutOfFold:
         """Summarise targets (n, t) and predictions (n, t), with bin edges (b + 1,) and the unit of errors."""
         y = np.asarray(y, np.float64)
         truth, guess, w = y[:, 0], predicted[:, 0], np.ones(len(y)) if weight is None else weight
-        bins = (np.clip(np.searchsorted(edges, v, "right") - 1, 0, len(edges) - 2) for v in (truth, guess))
-        counts = np.zeros((len(edges) - 1,) * 2)
-        np.add.at(counts, tuple(bins), w)
+        low, high = edges[0], edges[-1]
+        counts = np.histogram2d(truth.clip(low, high), guess.clip(low, high), bins=[edges, edges], weights=w)[0]
         error = np.abs(truth - guess)
         bin_of = np.minimum(error / unit * (ERROR_BINS / ERROR_SPAN), ERROR_BINS).astype(np.int64)
         spread = np.bincount(bin_of, w, ERROR_BINS + 1).astype(np.float64)

@@ -1,5 +1,6 @@
 """A run as one HTML file: data, model, errors, cost, and the job that repeats it."""
 
+import json
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from importlib.util import find_spec
@@ -25,7 +26,7 @@ from ntkdist.ridge import run_directory
 from ntkdist.ridge.fit_report import FitReport
 from ntkdist.ridge.prepare import sample
 from ntkdist.solvers.cv_result import CVResult
-from ntkdist.spec import decode
+from ntkdist.spec import decode, encode
 from ntkdist.sums.sample import SampleOf
 
 F8 = NDArray[np.float64]
@@ -54,6 +55,9 @@ def write(
     report is replaced.
     """
     check()
+    import jinja2
+    import tomli_w
+
     model, cv, report, equations = run_directory.read_run(run)
     p: Plan = decode(report.plan, Plan, f"{run}/report.json")
     shown = [pictures.of_choice(cv, model.classes)] if cv else []
@@ -68,30 +72,14 @@ def write(
                 shown += pictures.of_predictions(sums, equations, bin_edges(equations))
             shown.append(_kernel(p, model.preprocessing, model.features, report, client, watch))
     shown += pictures.of_run(report.run)
-    out = out or storage.join(run, "report.html")
-    storage.write_text(out, render(run, p, report, cv, sums, model.preprocessing, shown))
-    return out
-
-
-def render(
-    run: str,
-    p: Plan,
-    report: FitReport,
-    cv: CVResult | None,
-    sums: OutOfFold | None,
-    pre: Preprocessing,
-    shown: list[pictures.Picture],
-) -> str:
-    """Render the page; reads no data."""
-    import jinja2
-    import tomli_w
-
     template = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(
         files("ntkdist.report").joinpath("page.html").read_text("utf-8")
     )
-    shape = " × ".join(map(str, p.layout.input_shape))
+    pre, shape = model.preprocessing, " × ".join(map(str, p.layout.input_shape))
     target = f"{len(pre.classes)} classes" if pre.classes else f"{pre.t} target{'s' * (pre.t > 1)}"
-    return template.render(
+    # TOML has no null.
+    job = json.loads(encode(p.job), object_hook=lambda keys: {k: v for k, v in keys.items() if v is not None})
+    page = template.render(
         title=f"{Path(run).name}: {type(p.features).__name__} on {Path(p.dataset.store).stem}",
         summary=(
             f"Ridge regression on {p.m:,} features, fitted to {report.data.rows:,} rows of {shape} with "
@@ -104,8 +92,11 @@ def render(
         notes=report.notes,
         figures=shown,
         tables=[_largest_errors(p, sums, pre), *_tables(p, report)],
-        job=tomli_w.dumps(_without_none(msgspec.to_builtins(p.job))),
+        job=tomli_w.dumps(job),
     )
+    out = out or storage.join(run, "report.html")
+    storage.write_text(out, page)
+    return out
 
 
 def _kernel(
@@ -183,10 +174,3 @@ def _tables(p: Plan, report: FitReport) -> Iterator[Table]:
     yield Table("Time", rows)
     seed = ("seed of the features", getattr(p.features, "seed", "none"))
     yield Table("Versions and seeds", [*report.versions.items(), seed, ("digest of the job", report.digest)])
-
-
-def _without_none(value: Any) -> Any:
-    """Drop null values, which TOML does not have."""
-    if isinstance(value, dict):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
-    return value
