@@ -20,7 +20,7 @@ class GramCost:
     """The cost of a fit that sums the Gram of every fold, on workers that are like this process."""
 
     p: Plan
-    found: Resources
+    machines: Resources
     rates: Rates
     operations = "gram_flops"
 
@@ -42,7 +42,7 @@ class GramCost:
     @property
     def slots(self) -> int:
         """Tasks at once."""
-        return min(self.found.workers * self.found.tasks_at_once, self.p.shards)
+        return min(self.machines.workers * self.machines.tasks_at_once, self.p.shards)
 
     @property
     def remembered(self) -> dict[str, int]:
@@ -56,7 +56,7 @@ class GramCost:
 
     @property
     def _added(self) -> int:
-        return (self.p.shards - self.p.folds) * (self.found.workers > 1)
+        return (self.p.shards - self.p.folds) * (self.machines.workers > 1)
 
     @property
     def _collected(self) -> int:
@@ -108,7 +108,7 @@ class TilesCost(GramCost):
     @property
     def network_bytes(self) -> int:
         """Bytes of added sums, of tiles sent to their owners, and of a factor's tiles sent to all that use them."""
-        p, workers = self.p, self.found.workers
+        p, workers = self.p, self.machines.workers
         n, everything = runs(p.m, p.tile), sum(nbytes(p.m, p.t, p.tile))
         copies = sum((n - k) * min(workers - 1, n - 1 - k) for k in range(n))
         away = p.folds * everything * (workers - 1) // workers
@@ -116,7 +116,7 @@ class TilesCost(GramCost):
 
     def seconds(self) -> dict[str, float]:
         """Estimate the seconds of every phase."""
-        p, rates, workers, sets, solves = self.p, self.rates, self.found.workers, self.p.sets, self.solves
+        p, rates, workers, sets, solves = self.p, self.rates, self.machines.workers, self.p.sets, self.solves
         n, each = runs(p.m, p.tile), len(places(p.m, p.tile))
         operations, longest, calls = work(n)
         # Workers wait for one another: at most as long as if all but one did while the longest chain is worked off.
@@ -152,8 +152,8 @@ class ProductsCost(GramCost):
 
     @property
     def remembered(self) -> dict[str, int]:
-        room = cache_bytes(self.p, self.solver, self.found, self.found.workers == 1)
-        rows = -(-self.p.layout.rows // self.found.workers)
+        room = cache_bytes(self.p, self.solver, self.machines, self.machines.workers == 1)
+        rows = -(-self.p.layout.rows // self.machines.workers)
         return {"remembered rows": min(room, rows * row_bytes(self.p.m, self.p.t, self.p.dtype))}
 
     @property
@@ -164,7 +164,7 @@ class ProductsCost(GramCost):
         """Estimate the seconds of as many iterations as `PCG.expected`; rows that are not kept are mapped in each."""
         p, rates, rows = self.p, self.rates, self.p.layout.rows
         passes, _ = self.solver.expected(p.penalties)
-        kept = self.found.workers * sum(self.remembered.values())
+        kept = self.machines.workers * sum(self.remembered.values())
         anew = max(0.0, 1 - kept / (rows * row_bytes(p.m, p.t, p.dtype)))
         s = self.solver.sampled_rows(rows)
         # The process that solves multiplies the rows of the preconditioner in float64.
@@ -187,13 +187,13 @@ class ProductsCost(GramCost):
 COSTS = {"gram": GramCost, "tiles": TilesCost, "products": ProductsCost}  # by `Solver.sums`
 
 
-def cost_of(p: Plan, found: Resources, rates: Rates) -> GramCost:
+def cost_of(p: Plan, machines: Resources, rates: Rates) -> GramCost:
     """Return the cost of a plan on the workers at hand."""
-    return COSTS[p.solver.sums](p, found, rates)
+    return COSTS[p.solver.sums](p, machines, rates)
 
 
-def cache_bytes(p: Plan, solver: PCG, found: Resources, here: bool) -> int:
+def cache_bytes(p: Plan, solver: PCG, machines: Resources, here: bool) -> int:
     """Return the bytes of mapped rows that a worker may keep: a share of its limit, within what projections leave."""
-    free = FILLED * found.memory_bytes - p.projected_memory_bytes(*found.shape)
+    free = FILLED * machines.memory_bytes - p.projected_memory_bytes(*machines.shape)
     free -= p.driver_memory_bytes(0) if here else 0
-    return max(0, int(min(solver.cache * found.memory_bytes, free)))
+    return max(0, int(min(solver.cache * machines.memory_bytes, free)))

@@ -14,21 +14,23 @@ from ntkdist.planning.rates import measured, of_solver
 
 def planned(job: Job, client: Client | None, price: float = 0.0) -> tuple[Plan, Resources, dict[str, Any]]:
     """Return a job's plan on the workers of a client, what these have, and the `cost`."""
-    found = resources(client, job.warm, gpus=job.plan.device != "cpu")
-    p = resolve.planned(job, found)
-    return p, found, cost(p, found, price, client)
+    machines = resources(client, job.warm, gpus=job.plan.device != "cpu")
+    p = resolve.planned(job, machines)
+    return p, machines, cost(p, machines, price, client)
 
 
-def cost(p: Plan, found: Resources, price: float = 0.0, client: Client | None = None) -> dict[str, Any]:
+def cost(p: Plan, machines: Resources, price: float = 0.0, client: Client | None = None) -> dict[str, Any]:
     """Return tasks, bytes, operations, memory, and estimates of time and money.
 
     Rates are measured in this process, and its workers are taken to be alike; with a client, its tasks and what they
     send are timed.  ``price`` is that of an hour of a worker's node.
     """
     rates = measured(p, client)
-    other = {type(q.solver).__name__: cost_of(q, found, of_solver(rates, q)) for q in resolve.alternatives(p, found)}
-    one = cost_of(p, found, rates)
-    each, memory = one.seconds(), p.memory(*found.shape) | one.remembered
+    other = {
+        type(q.solver).__name__: cost_of(q, machines, of_solver(rates, q)) for q in resolve.alternatives(p, machines)
+    }
+    one = cost_of(p, machines, rates)
+    each, memory = one.seconds(), p.memory(*machines.shape) | one.remembered
     seconds = sum(each.values())
     return {
         "rows": p.layout.rows,
@@ -40,35 +42,35 @@ def cost(p: Plan, found: Resources, price: float = 0.0, client: Client | None = 
         "bytes_read": one.reads * p.layout.rows * p.layout.row_bytes,
         "network_bytes": one.network_bytes,
         one.operations: p.layout.rows * one.row_operations,
-        "workers": found.workers,
+        "workers": machines.workers,
         "threads": p.threads,
         "syrk_flops_per_second": rates.syrk,
         "seconds": seconds,
         "seconds_of": each,
         "seconds_with": {name: sum(cost.seconds().values()) for name, cost in other.items()},
-        **({"price": price * found.workers * seconds / 3600} if price else {}),
+        **({"price": price * machines.workers * seconds / 3600} if price else {}),
         "worker_memory_bytes": memory,
         "projected_memory_bytes": sum(memory.values()),
-        "driver_memory_bytes": p.driver_memory_bytes(found.driver_process_bytes),
-        "worker_limit_bytes": found.memory_bytes,
+        "driver_memory_bytes": p.driver_memory_bytes(machines.driver_process_bytes),
+        "worker_limit_bytes": machines.memory_bytes,
         "device": p.device,
         **({} if p.device == "cpu" else {"gpu_memory_bytes": resolve_gpu.memory(p)}),
     }
 
 
-def table(p: Plan, found: Resources, cost: dict[str, Any]) -> str:
+def table(p: Plan, machines: Resources, cost: dict[str, Any]) -> str:
     """Write a `cost` in 80 columns."""
     by = " of consecutive rows" if p.job.plan.contiguous else ""
     by = f" by '{p.dataset.fold_array}'" if p.dataset.fold_array else by
     passes, operations, time = COSTS[p.solver.sums].described(p, cost)
-    driver = "" if p.solver.sums == "gram" else f" ({_in_gb(p.driver_memory(found.driver_process_bytes))})"
+    driver = "" if p.solver.sums == "gram" else f" ({_in_gb(p.driver_memory(machines.driver_process_bytes))})"
     others = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in cost["seconds_with"].items())
     lines = {
         "data": f"{cost['rows']:,} rows in {cost['partitions']:,} partitions of {p.dataset.store}",
         "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
         "tasks": f"{cost['shards']} shards in {p.folds} folds{by}, blocks of {p.block_rows:,} rows",
-        "workers": f"{found.workers} with {found.tasks_at_once} task(s) of {p.threads} thread(s)",
-        "device": resolve_gpu.table(p, found),
+        "workers": f"{machines.workers} with {machines.tasks_at_once} task(s) of {p.threads} thread(s)",
+        "device": resolve_gpu.table(p, machines),
         "read": f"{cost['bytes_read'] / GB:.2f} GB in {passes}",
         "network": f"{cost['network_bytes'] / GB:.2f} GB of sums at most",
         "operations": f"{operations}, {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker",

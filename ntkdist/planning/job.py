@@ -191,10 +191,10 @@ def identity(job: Job, layout: Layout) -> dict[str, Any]:
 
 def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """Describe where two identities differ, to follow "another job"; by their digests if ``theirs`` holds no more."""
-    found = list(_differing(theirs["job"], ours["job"])) if "job" in theirs else []
+    differences = list(_differing(theirs["job"], ours["job"])) if "job" in theirs else []
     if "data" in theirs and theirs["data"] != ours["data"]:
-        found.append("the dataset has other content")
-    return f": {', '.join(found)}" if found else f" ({theirs['digest']}, this job is {ours['digest']})"
+        differences.append("the dataset has other content")
+    return f": {', '.join(differences)}" if differences else f" ({theirs['digest']}, this job is {ours['digest']})"
 
 
 def _differing(theirs: Any, ours: Any, path: str = "") -> Iterator[str]:

@@ -50,7 +50,7 @@ class Plan(Cut, frozen=True, tag=False):
         return self.solver.worker_bytes(summing, self.sizes, workers, tasks_at_once)
 
     def with_panels(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
-        """Return the plan with as many more panels as a worker's ``limit`` bytes ask for, while more of them need less."""
+        """Return the plan with more panels, as many as a worker's ``limit`` bytes ask for and as need less memory."""
         most = self.solver.most_panels(self.sizes)
 
         def of(panels: int) -> Plan:

@@ -30,7 +30,7 @@ class WhyNotGpu(NamedTuple):
         return self.kind(f'[plan] device is "{p.job.plan.device}" but {self.what}; {self.remedy}')
 
 
-def resolved(p: Plan, found: Resources) -> Plan:
+def resolved(p: Plan, machines: Resources) -> Plan:
     """Return the plan on GPUs, in blocks that fit there, if its job asks for GPUs, or says "auto" and nothing is in the
     way.
 
@@ -41,28 +41,28 @@ def resolved(p: Plan, found: Resources) -> Plan:
     """
     if p.job.plan.device == "cpu":
         return p
-    on_gpu = _on_gpu(p, found)
-    if obstacle := _obstacle(on_gpu, found):
+    on_gpu = _on_gpu(p, machines)
+    if obstacle := _obstacle(on_gpu, machines):
         if p.job.plan.device == "auto":
             return p
         raise obstacle.error(p)
-    _check_alike(on_gpu, found)
+    _check_alike(on_gpu, machines)
     return on_gpu
 
 
-def check(p: Plan, found: Resources) -> None:
+def check(p: Plan, machines: Resources) -> None:
     """Refuse a plan on GPUs that cannot run where it would, by SpecError, ClusterError or PlanTooLarge."""
     if p.device != "cpu":
-        if obstacle := _obstacle(p, found):
+        if obstacle := _obstacle(p, machines):
             raise obstacle.error(p)
-        _check_alike(p, found)
+        _check_alike(p, machines)
 
 
-def why_not(p: Plan, found: Resources) -> str:
+def why_not(p: Plan, machines: Resources) -> str:
     """Say why a plan computes on the CPU though its job says "auto" and workers have GPUs; '' otherwise."""
-    if p.device != "cpu" or p.job.plan.device != "auto" or not any(found.gpus):
+    if p.device != "cpu" or p.job.plan.device != "auto" or not any(machines.gpus):
         return ""
-    obstacle = _obstacle(_on_gpu(p, found), found)
+    obstacle = _obstacle(_on_gpu(p, machines), machines)
     return obstacle.what if obstacle else "its plan was resolved for that"
 
 
@@ -85,26 +85,26 @@ def memory(p: Plan) -> dict[str, int]:
     }
 
 
-def table(p: Plan, found: Resources) -> str:
+def table(p: Plan, machines: Resources) -> str:
     """Describe the device of a plan, for a reader."""
     if p.device == "cpu":
-        return f"cpu{(why := why_not(p, found)) and f': {why}'}"
-    return f"{p.device} (speed and time are a CPU's), a task {_parts(p)} of {_free_bytes(found) / GB:.2f}"
+        return f"cpu{(why := why_not(p, machines)) and f': {why}'}"
+    return f"{p.device} (speed and time are a CPU's), a task {_parts(p)} of {_free_bytes(machines) / GB:.2f}"
 
 
-def _on_gpu(p: Plan, found: Resources) -> Plan:
+def _on_gpu(p: Plan, machines: Resources) -> Plan:
     """Return the plan on GPUs, with longer shards and blocks halved until they fit, unless its job gives them."""
     wanted = p.job.plan.device
     p = msgspec.structs.replace(p, device=wanted if wanted == "gpu-tf32" else "gpu")
     if p.job.plan.shards is None:
         p = msgspec.structs.replace(p, shards=min(p.shards, max(2 * p.folds, p.shards // LONGER)))
-    if p.job.plan.block_rows is None and any(found.gpus):
-        while p.block_rows >= 2 * LEAST_ROWS and sum(memory(p).values()) > FILLED * _free_bytes(found):
+    if p.job.plan.block_rows is None and any(machines.gpus):
+        while p.block_rows >= 2 * LEAST_ROWS and sum(memory(p).values()) > FILLED * _free_bytes(machines):
             p = msgspec.structs.replace(p, block_rows=p.block_rows // 2)
     return p
 
 
-def _obstacle(p: Plan, found: Resources) -> WhyNotGpu | None:
+def _obstacle(p: Plan, machines: Resources) -> WhyNotGpu | None:
     """Return the first obstacle to computing on GPUs, if any: the plan, the workers, or their memory."""
     if p.solver.sums != "gram":
         what = f"solver {type(p.solver).__name__} computes on the CPU only"
@@ -113,21 +113,21 @@ def _obstacle(p: Plan, found: Resources) -> WhyNotGpu | None:
         rows = "sparse rows" if p.layout.sparse else f"rows of shape {p.layout.input_shape}"
         what = f"{type(p.features).__name__} maps {rows} on the CPU only"
         return WhyNotGpu(SpecError, what, 'use another map, or device "cpu"')
-    if not any(found.gpus):
+    if not any(machines.gpus):
         what = "no worker sees a GPU through CuPy"
         return WhyNotGpu(ClusterError, what, "run where all do (pip install 'ntkdist[gpu]'), or set it to \"cpu\"")
-    if sum(memory(p).values()) > (free := _free_bytes(found)):
+    if sum(memory(p).values()) > (free := _free_bytes(machines)):
         what = f"the plan needs {_parts(p)} of a GPU where a task has {free / GB:.2f} GB free"
         remedy = 'lower n_components or block_rows, give each worker a GPU of its own, or set device to "cpu"'
         return WhyNotGpu(PlanTooLarge, what, remedy)
     return None
 
 
-def _check_alike(p: Plan, found: Resources) -> None:
+def _check_alike(p: Plan, machines: Resources) -> None:
     """Refuse workers that do not all compute in the same way, by ClusterError."""
-    there = [one for one in found.gpus if one]
-    if len(there) < len(found.gpus):
-        what = f"only {len(there)} of {len(found.gpus)} workers see a GPU through CuPy"
+    there = [one for one in machines.gpus if one]
+    if len(there) < len(machines.gpus):
+        what = f"only {len(there)} of {len(machines.gpus)} workers see a GPU through CuPy"
         raise WhyNotGpu(ClusterError, what, 'make workers alike, or set it to "cpu"').error(p)
     if any(one.tf32 != (p.device == "gpu-tf32") for one in there):
         does, do = ("does not round", "set") if p.device == "gpu-tf32" else ("rounds", "unset")
@@ -135,8 +135,8 @@ def _check_alike(p: Plan, found: Resources) -> None:
         raise WhyNotGpu(ClusterError, what, f"{do} CUPY_TF32 where the workers start").error(p)
 
 
-def _free_bytes(found: Resources) -> int:
-    return min(one.free_bytes for one in found.gpus if one)
+def _free_bytes(machines: Resources) -> int:
+    return min(one.free_bytes for one in machines.gpus if one)
 
 
 def _parts(p: Plan) -> str:

@@ -60,7 +60,7 @@ def _scaling(p: Cut) -> Step:
 
 
 def _drawing(p: Cut) -> int:
-    """Count drawing the map, once a process, when the first block is there; the heap gives back what is free around it."""
+    """Count drawing the map, once a process, beside the first block; the heap is trimmed before and after."""
     shape = p.layout.input_shape
     made = p.features.draw_bytes(shape, p.dtype) - p.features.kept_bytes(shape, p.dtype)
     return sum([*_partition(p), *_block(p), _scaled(p), made])
