@@ -39,16 +39,13 @@ def of_task(p: Cut, k: int, samples: int) -> int:
 
 
 def _reading(p: Cut) -> Step:
-    """Count reading: Zarr holds a partition as stored, by chunks, as a shard and as rows, beside the rest of the last
-    one.
+    """Count reading: Zarr holds a partition as stored, as chunks, as a shard and as rows, beside the rest of the last.
     """
     return Step([*_block(p), *4 * [_partition_rows(p) * p.layout.row_bytes], _partition_rows(p) * _beside_bytes(p)])
 
 
 def _before(p: Cut, samples: int) -> Step:
-    """Count the passes before: moments copy a partition to float64; samples are of scaled rows, five of them when
-    added.
-    """
+    """Count the passes before: moments copy a partition to float64, and an addition of samples holds five."""
     copy = 8 * _partition_rows(p) * p.layout.row_values
     return Step([*_partition(p), copy, *5 * [samples * (8 * p.layout.row_values + 24)]])
 
@@ -67,8 +64,7 @@ def _drawing(p: Cut) -> int:
 
 
 def _summing(p: Cut, k: int) -> Step:
-    """Count mapping and summing a block: its features, their products with root weights or those of the last block, and
-    targets.
+    """Count mapping and summing a block: its features, their weighted products or the last block's, and targets.
 
     Each thread maps a piece of the block, then multiplies it tile by tile.
     """
