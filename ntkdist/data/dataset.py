@@ -271,10 +271,7 @@ class Dataset(Spec, frozen=True):
 
 
 def _fingerprint(attrs: dict[str, Any]) -> str:
-    """Hash what the writer of a group recorded of its data.
-
-    Groups of versions that did not yet record contents are identified by all attributes, with the source's SHA-256.
-    """
+    """Hash what the writer of a group recorded of its data; all attributes of versions that did not record contents."""
     return digest({name: attrs.get(name) for name in IDENTITY} if "content" in attrs else attrs)
 
 

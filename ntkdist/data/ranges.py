@@ -16,10 +16,7 @@ COUNTED = 2**20  # values that are compared at once, to bound memory
 
 
 class Range(NamedTuple):
-    """Least and greatest value of every column, (d,) or (c,) for channels.
-
-    They are ∓inf in a column without a limit, and (1,) if no column has one.
-    """
+    """Least and greatest value of every column or channel, ∓inf in one without a limit; (1,) if none has a limit."""
 
     low: F8
     high: F8

@@ -152,10 +152,7 @@ def write_text(url: str, text: str) -> None:
 
 
 def claim(url: str, text: str) -> str:
-    """Write a small file or object unless it exists, and return its text.
-
-    If many processes claim one location at once, all of them get the text of the same one.
-    """
+    """Write a small file or object unless it exists, and return its text, the same to all who claim it at once."""
     if is_local(url):
         _write_file(url, text, _link)
     else:
@@ -168,10 +165,7 @@ def claim(url: str, text: str) -> str:
 
 @contextmanager
 def new_directory(url: str) -> Iterator[Path]:
-    """Yield a directory whose files appear at a location when the block ends: at once, in a bucket one by one.
-
-    If the block fails, nothing appears.
-    """
+    """Yield a directory whose files appear at a location if the block succeeds: at once, in a bucket one by one."""
     if not is_local(url):
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
