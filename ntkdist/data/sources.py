@@ -22,12 +22,6 @@ Block = dict[str, NDArray[Any]]  # arrays of equal length, named as in the datas
 Fields = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]  # type and shape of a row of each array
 
 BLOCK_BYTES = 16 * 2**20
-# As stored, the arrays with one number a row beside inputs and target.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "weight": np.dtype(np.float64),
-    "groups": np.dtype(np.int64),
-    "holdout": np.dtype(np.uint8),
-}
 MAX_CLASSES = 2**16
 
 
@@ -247,6 +241,15 @@ def _check_numbers(array: Array) -> None:
 def _check_vector(array: Array, what: str) -> None:
     if math.prod(array.shape[1:]) != 1 or array.dtype.kind not in "biufUS" or array.dtype.itemsize == 0:
         raise DataError(f"{array.name} has shape {array.shape} and type {array.dtype}; expected {what}, one a row")
+
+
+# Side columns: one number a row beside inputs and target.
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "weight": np.dtype(np.float64),
+    "groups": np.dtype(np.int64),
+    "holdout": np.dtype(np.uint8),
+}
 
 
 def group_codes(values: NDArray[Any], name: str, start: int = 0) -> NDArray[np.int64]:

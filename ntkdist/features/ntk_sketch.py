@@ -127,7 +127,8 @@ class NTKSketch(FeatureMap, frozen=True):
                 z = _dense(powers[-1])
                 put(z, z.shape[1], factor)
         if m := columns.sketched.get(1, 0):
-            put(_sketch(params["linear"], u, m), m, params["factor1"])
+            z = sketch.osnap(params["linear"], u, m) if issparse(u) else sketch.srht(params["linear"], u)
+            put(z, m, params["factor1"])
         if chain := self._chain(columns):
             for j, z in sketch.poly_sketch(params["poly"], powers, chain, columns.state):
                 if m := columns.sketched.get(j, 0):
@@ -214,10 +215,6 @@ def _unit_rows(x: NDArray[Any] | csr_array, bias: float) -> tuple[Any, NDArray[A
 
 def _dense(x: Any) -> NDArray[Any]:
     return x.toarray() if issparse(x) else flat(np.asarray(x))
-
-
-def _sketch(s: dict[str, NDArray[Any]], u: Any, m: int) -> NDArray[Any]:
-    return sketch.osnap(s, u, m) if issparse(u) else sketch.srht(s, u)
 
 
 @cache
