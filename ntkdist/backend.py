@@ -218,11 +218,7 @@ def mirror(gram: F8) -> None:
 
 def pack(gram: F8) -> F8:
     """Pack the lower triangle, row after row, (m(m + 1)/2,)."""
-    m = len(gram)
-    packed = np.empty(m * (m + 1) // 2)
-    for i in range(m):
-        packed[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2] = gram[i, : i + 1]
-    return packed
+    return np.concatenate([row[: i + 1] for i, row in enumerate(gram)])
 
 
 def unpack(packed: F8) -> F8:
