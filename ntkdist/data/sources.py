@@ -72,7 +72,13 @@ def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
     """Open an npz, npy or IDX file."""
     if wanted.drop:
         raise SpecError(f"{path.name} has no columns to drop ({', '.join(wanted.drop)}); --drop is for csv and parquet")
-    arrays, files = _members(path, wanted) if path.suffix.lower() == ".npz" else _files(path, wanted, scratch)
+    if path.suffix.lower() == ".npz":
+        arrays, files = _members(path, wanted)
+    elif wanted.x != "x":
+        raise SpecError(f"{path.name} has no array '{wanted.x}'; --x is for npz files")
+    else:
+        beside, files = _beside(path, wanted, scratch)
+        arrays = {"x": array_file(path, "source")} | beside
     x = arrays["x"]
     if not 1 <= len(x.shape) <= 4 or 0 in x.shape[1:]:
         raise DataError(f"{x.name} has shape {x.shape}; expected (rows, columns) or (rows, height, width, channels)")
@@ -131,14 +137,6 @@ def _members(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Pa
             return file.open(f"{name}.npy")
 
     return {k: npy_array(f"array '{n}' of {path.name}", partial(member, n)) for k, n in names.items()}, {"source": path}
-
-
-def _files(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, Array], dict[str, Path]]:
-    """Open the arrays of npy or IDX files by role; return them and the files."""
-    if wanted.x != "x":
-        raise SpecError(f"{path.name} has no array '{wanted.x}'; --x is for npz files")
-    arrays, files = _beside(path, wanted, scratch)
-    return {"x": array_file(path, "source")} | arrays, files
 
 
 def _beside(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, Array], dict[str, Path]]:
