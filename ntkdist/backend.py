@@ -146,20 +146,14 @@ def _libraries_of(modules: int) -> ThreadpoolController:
 
 
 def parallel_for(call: Callable[[T], object], pieces: Iterable[T]) -> None:
-    """Call a function for every piece, on all threads of the task; pieces must write to disjoint memory.
-
-    Nested calls run on the piece's own thread.
-    """
+    """Call a function for every piece, on all threads of the task or, nested, on one; pieces write to own memory."""
     pool = None if getattr(_in_pool, "yes", False) else _pool  # once: another run may change it
     for _ in map(call, pieces) if pool is None else pool.map(call, pieces):
         pass
 
 
 def parallel_map(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> list[R]:
-    """Return the results of independent calls, ``threads`` at a time, each on one thread with a BLAS of one thread.
-
-    It is for calls that are large, such as factorisations: their bits do not depend on the machine's cores.
-    """
+    """Return the results of large, independent calls, ``threads`` at a time, each on one thread with a BLAS of one."""
     with own_threads(), ThreadPoolExecutor(threads, "ntkdist-calls") as pool:
         use_threads(1)
         return list(pool.map(call, pieces))
@@ -210,10 +204,7 @@ def add_products(gram: F8, cross: F8, z: NDArray[Any], y: NDArray[Any]) -> None:
 
 
 def gram_operations(m: int, device: str = "cpu") -> int:
-    """Count the operations of `add_products` per row, for comparison with the rate of a bare product.
-
-    They are m² by ``syrk``, and between m² and 2m² on a GPU, where panels are general products.
-    """
+    """Count the operations of `add_products` per row: m² by ``syrk``, up to 2m² by the products of a GPU's panels."""
     return m**2 if device == "cpu" else sum(2 * (end - i) * end for i, end in gpu.panels(m))
 
 
@@ -227,11 +218,7 @@ def mirror(gram: F8) -> None:
 
 def pack(gram: F8) -> F8:
     """Pack the lower triangle, row after row, (m(m + 1)/2,)."""
-    m = len(gram)
-    packed = np.empty(m * (m + 1) // 2)
-    for i in range(m):
-        packed[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2] = gram[i, : i + 1]
-    return packed
+    return np.concatenate([row[: i + 1] for i, row in enumerate(gram)])
 
 
 def unpack(packed: F8) -> F8:

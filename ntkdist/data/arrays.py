@@ -19,13 +19,9 @@ HASH_VALUES = 2**20  # values that are hashed at once, to bound memory
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Row-aligned arrays with the reading methods of a `Dataset`.
+    """Row-aligned arrays with the reading methods of a `Dataset`."""
 
-    ``x`` (n, *input_shape) is a NumPy or sparse array, or anything whose slices convert to NumPy arrays; slices of a
-    Dask array stay lazy.
-    """
-
-    x: Any
+    x: Any  # (n, *input_shape), sparse or anything whose slices convert to NumPy; slices of a Dask array stay lazy
     y: Any  # (n,) or (n, t), numbers or codes of ``classes``, or None
     weight: Any  # (n,) or None
     dtype: str  # that x is read as

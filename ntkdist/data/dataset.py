@@ -154,7 +154,8 @@ class Dataset(Spec, frozen=True):
         group = zarr_groups.open_group(self.store, FORMAT)
         attrs: dict[str, Any] = dict(group.attrs)
         stored = attrs.get("sparse", {}).get(self.x)
-        parts = {k: zarr_groups.member(self.store, group, k) for k in self._parts()} if stored else {}
+        names = [f"{self.x}/{part}" for part in ("indptr", "indices", "data")] if stored else []
+        parts = {k: zarr_groups.member(self.store, group, k) for k in names}
         x = parts[f"{self.x}/data"] if stored else zarr_groups.member(self.store, group, self.x)
         shape: tuple[int, ...] = tuple(stored) if stored else x.shape
         rows = shape[0]
@@ -191,7 +192,8 @@ class Dataset(Spec, frozen=True):
             rows_per_partition=size,
             input_shape=shape[1:],
             x_dtype=str(x.dtype),
-            fingerprint=_fingerprint(attrs),
+            # groups of versions that did not record contents are identified by all attributes, with the source's hash
+            fingerprint=digest({name: attrs.get(name) for name in IDENTITY} if "content" in attrs else attrs),
             targets=y.shape[1] if has_y and y.ndim == 2 else 0,
             labelled=has_y,
             classes=tuple(attrs.get("classes", ())),
@@ -261,21 +263,10 @@ class Dataset(Spec, frozen=True):
         shape = sparse.Shape(layout.rows, layout.input_shape[0], layout.rows_per_partition)
         return sparse.read(self.store, self.x, shape, start, stop, layout.fingerprint)
 
-    def _parts(self) -> list[str]:
-        return [f"{self.x}/{part}" for part in ("indptr", "indices", "data")]
-
     def others(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Return shape and type of every array but the input."""
         arrays = zarr_groups.open_group(self.store, FORMAT).arrays()
         return {str(k): (a.shape, str(a.dtype)) for k, a in sorted(arrays) if k != self.x}
-
-
-def _fingerprint(attrs: dict[str, Any]) -> str:
-    """Hash what the writer of a group recorded of its data.
-
-    Groups of versions that did not yet record contents are identified by all attributes, with the source's SHA-256.
-    """
-    return digest({name: attrs.get(name) for name in IDENTITY} if "content" in attrs else attrs)
 
 
 class Shard(NamedTuple):

@@ -51,10 +51,7 @@ class Moments:
     def of(
         cls, columns: NDArray[Any] | csr_array, weight: NDArray[Any] | None, codes: NDArray[Any] | None, k: int
     ) -> "Moments":
-        """Compute the moments of rows (n, ..., d) with weights (n,) and class codes (n,), of k classes.
-
-        All axes but the first and last are averaged over.
-        """
+        """Compute the moments of rows (n, ..., d), over all axes but the last, with class codes (n,) below k."""
         n, d = columns.shape[0], columns.shape[-1]
         w = np.ones(n) if weight is None else np.asarray(weight, np.float64)
         counts = np.zeros(0) if codes is None else np.bincount(codes, weights=w, minlength=k).astype(np.float64)

@@ -32,10 +32,7 @@ METADATA = re.compile(r"https?://[^/\s]+/(latest/(api/token|meta-data)|computeMe
 
 
 class Patient(WrapperStore[Store]):
-    """A store below a key of a bucket that repeats failed requests.
-
-    Every method raises a `StoreError` if the bucket refuses, or does not answer for `PATIENCE_SECONDS`.
-    """
+    """A store below a key of a bucket that repeats failed requests, and raises a `StoreError` in the end."""
 
     def __init__(self, store: Store, root: str, below: str = "") -> None:
         super().__init__(store)

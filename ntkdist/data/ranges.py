@@ -16,10 +16,7 @@ COUNTED = 2**20  # values that are compared at once, to bound memory
 
 
 class Range(NamedTuple):
-    """The range of every column, least and greatest value, (d,) or (c,) for channels.
-
-    They are ∓inf in a column without a limit, and (1,) if no column has one.
-    """
+    """The least and greatest value of each column or channel, ∓inf in one without a limit; (1,) if none has a limit."""
 
     low: F8
     high: F8

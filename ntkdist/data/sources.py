@@ -22,12 +22,6 @@ Block = dict[str, NDArray[Any]]  # arrays of equal length, named as in the datas
 Fields = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]  # type and shape of a row of each array
 
 BLOCK_BYTES = 16 * 2**20
-# As stored, the arrays with one number a row beside inputs and target.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "weight": np.dtype(np.float64),
-    "groups": np.dtype(np.int64),
-    "holdout": np.dtype(np.uint8),
-}
 MAX_CLASSES = 2**16
 
 
@@ -78,7 +72,13 @@ def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
     """Open an npz, npy or IDX file."""
     if wanted.drop:
         raise SpecError(f"{path.name} has no columns to drop ({', '.join(wanted.drop)}); --drop is for csv and parquet")
-    arrays, files = _members(path, wanted) if path.suffix.lower() == ".npz" else _files(path, wanted, scratch)
+    if path.suffix.lower() == ".npz":
+        arrays, files = _members(path, wanted)
+    elif wanted.x != "x":
+        raise SpecError(f"{path.name} has no array '{wanted.x}'; --x is for npz files")
+    else:
+        beside, files = _beside(path, wanted, scratch)
+        arrays = {"x": array_file(path, "source")} | beside
     x = arrays["x"]
     if not 1 <= len(x.shape) <= 4 or 0 in x.shape[1:]:
         raise DataError(f"{x.name} has shape {x.shape}; expected (rows, columns) or (rows, height, width, channels)")
@@ -137,14 +137,6 @@ def _members(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Pa
             return file.open(f"{name}.npy")
 
     return {k: npy_array(f"array '{n}' of {path.name}", partial(member, n)) for k, n in names.items()}, {"source": path}
-
-
-def _files(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, Array], dict[str, Path]]:
-    """Open the arrays of npy or IDX files by role; return them and the files."""
-    if wanted.x != "x":
-        raise SpecError(f"{path.name} has no array '{wanted.x}'; --x is for npz files")
-    arrays, files = _beside(path, wanted, scratch)
-    return {"x": array_file(path, "source")} | arrays, files
 
 
 def _beside(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, Array], dict[str, Path]]:
@@ -247,6 +239,15 @@ def _check_numbers(array: Array) -> None:
 def _check_vector(array: Array, what: str) -> None:
     if math.prod(array.shape[1:]) != 1 or array.dtype.kind not in "biufUS" or array.dtype.itemsize == 0:
         raise DataError(f"{array.name} has shape {array.shape} and type {array.dtype}; expected {what}, one a row")
+
+
+# Side columns: one number a row beside inputs and target.
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "weight": np.dtype(np.float64),
+    "groups": np.dtype(np.int64),
+    "holdout": np.dtype(np.uint8),
+}
 
 
 def group_codes(values: NDArray[Any], name: str, start: int = 0) -> NDArray[np.int64]:

@@ -7,7 +7,6 @@ The group's attribute ``sparse`` holds the numbers of rows and columns.
 Legend: P partitions; max_nnz the most non-zeros of a partition, rounded up so that chunks divide it.
 """
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,13 +53,8 @@ def write(url: str, name: str, partition: int, x: csr_array, shape: Shape, width
 
 
 def read(url: str, name: str, shape: Shape, start: int, stop: int, fingerprint: str) -> csr_array:
-    """Read rows ``start`` to ``stop``, verified."""
-    parts = list(_partitions(url, name, shape, start, stop, fingerprint))
-    return parts[0] if len(parts) == 1 else concatenate(parts)
-
-
-def _partitions(url: str, name: str, shape: Shape, start: int, stop: int, fingerprint: str) -> Iterator[csr_array]:
-    """Yield the rows from ``start`` to ``stop`` of each partition that has some."""
+    """Read rows ``start`` to ``stop``, verified, from each partition that has some."""
+    rows = []
     for p in range(start // shape.rows_per_partition, -(-stop // shape.rows_per_partition)):
         first = p * shape.rows_per_partition
         count = min(shape.rows_per_partition, shape.rows - first)
@@ -77,7 +71,8 @@ def _partitions(url: str, name: str, shape: Shape, start: int, stop: int, finger
                 "convert again"
             )
         x = csr_array((data, indices, indptr.astype(np.int32)), (count, shape.columns))
-        yield x[max(start - first, 0) : stop - first]
+        rows.append(x[max(start - first, 0) : stop - first])
+    return rows[0] if len(rows) == 1 else concatenate(rows)
 
 
 def concatenate(parts: list[Any]) -> Any:

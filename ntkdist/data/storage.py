@@ -110,17 +110,22 @@ def names(url: str) -> list[str]:
     if not is_local(url):
         return sorted(sync(object_store.listed(_below(url), "")))
     path = local_path(url)
-    return sorted(p.name for p in path.iterdir() if not _unfinished(p)) if path.is_dir() else []
+    return sorted(p.name for p in path.iterdir() if not _is_unfinished(p)) if path.is_dir() else []
 
 
 def sweep(url: str) -> None:
     """Remove unfinished files that killed writers left in a directory; a bucket never shows unfinished objects."""
     if is_local(url) and local_path(url).is_dir():
-        for path in filter(_unfinished, list(local_path(url).iterdir())):
+        for path in filter(_is_unfinished, list(local_path(url).iterdir())):
             remove(str(path))
 
 
-def _unfinished(path: Path) -> bool:
+def unfinished(path: Path) -> Path:
+    """Return the name of a file or directory until it is finished."""
+    return path.with_name(f".{path.name}.{PARTIAL}")
+
+
+def _is_unfinished(path: Path) -> bool:
     return path.name.startswith(".") and f".{PARTIAL}" in path.name
 
 
@@ -152,10 +157,7 @@ def write_text(url: str, text: str) -> None:
 
 
 def claim(url: str, text: str) -> str:
-    """Write a small file or object unless it exists, and return its text.
-
-    If many processes claim one location at once, all of them get the text of the same one.
-    """
+    """Write a small file or object unless it exists, and return its text, the same to all who claim it at once."""
     if is_local(url):
         _write_file(url, text, _link)
     else:
@@ -168,10 +170,7 @@ def claim(url: str, text: str) -> str:
 
 @contextmanager
 def new_directory(url: str) -> Iterator[Path]:
-    """Yield a directory whose files appear at a location when the block ends: at once, in a bucket one by one.
-
-    If the block fails, nothing appears.
-    """
+    """Yield a directory whose files appear at a location if the block succeeds: at once, in a bucket one by one."""
     if not is_local(url):
         with tempfile.TemporaryDirectory() as scratch:
             yield Path(scratch)
@@ -179,7 +178,7 @@ def new_directory(url: str) -> Iterator[Path]:
                 sync(_below(url).set(path.name, _buffer(path.read_bytes())))
         return
     final = local_path(url)
-    partial = final.with_name(f".{final.name}.{PARTIAL}")
+    partial = unfinished(final)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with writing(url):
@@ -199,7 +198,7 @@ def _link(partial: Path, path: Path) -> None:
 def _write_file(url: str, text: str, appear: Callable[[Path, Path], None]) -> None:
     """Write text under another name, and call ``appear`` to give the file its own."""
     path = local_path(url)
-    partial = path.with_name(f".{path.name}.{PARTIAL}{uuid.uuid4().hex}")
+    partial = Path(f"{unfinished(path)}{uuid.uuid4().hex}")
     try:
         with writing(url):
             path.parent.mkdir(parents=True, exist_ok=True)

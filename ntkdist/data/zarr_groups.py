@@ -77,7 +77,9 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
     under another name and then renamed to ``url``; a bucket cannot rename.  If the block fails, everything is removed.
     """
     refuse_existing(url)
-    place, writer = _while_written(url), uuid.uuid4().hex
+    place, writer = url, uuid.uuid4().hex
+    if storage.is_local(url):
+        place = str(storage.unfinished(storage.local_path(url).absolute()))
     storage.remove(place)
     try:
         with storage.writing(url):
@@ -98,14 +100,6 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
             if storage.is_local(url) or _writer(place) == writer:
                 storage.remove(place)
         raise
-
-
-def _while_written(url: str) -> str:
-    """Return the URL of a group until it is finished."""
-    if not storage.is_local(url):
-        return url
-    final = storage.local_path(url).absolute()
-    return str(final.with_name(f".{final.name}.{storage.PARTIAL}"))
 
 
 def create_array(

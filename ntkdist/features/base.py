@@ -30,41 +30,6 @@ _drawn: dict[tuple[Any, ...], Params] = {}
 _drawing = threading.Lock()
 
 
-def _map_rows(features: "AnyMap", x: NDArray[Any]) -> NDArray[Any]:
-    """Return φ(x) of rows, a piece at a time, on the threads of the task."""
-    x = _sparse(features, x) if issparse(x) else np.asarray(x)
-    if x.ndim < 2:
-        raise DataError(f"{type(features.spec).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
-    if x.dtype not in (np.float32, np.float64):
-        x = x.astype(np.float64)
-    spec, params = features.spec, _cached_draw(features, x.shape[1:], x.dtype)
-    count = x.shape[0]
-    if isinstance(x, csr_array):
-        row_bytes = spec.sparse_row_bytes(x.shape[1:], x.dtype, -(-x.nnz // max(count, 1)))
-    else:
-        row_bytes = spec.row_bytes(x.shape[1:], x.dtype)
-    rows = max(spec.piece_rows, PIECE_BYTES // row_bytes)
-    if count <= rows:
-        return spec.apply(params, x)
-    out = np.empty((count, features.n_components), x.dtype)
-
-    def piece(start: int) -> None:
-        out[start : start + rows] = spec.apply(params, x[start : start + rows])
-
-    backend.parallel_for(piece, range(0, count, rows))
-    return out
-
-
-def _map_on_gpu(features: "AnyMap", x: NDArray[Any]) -> Any:
-    """Return φ(x) of rows on the host, as an array on this process's GPU, a piece at a time."""
-    params = _cached_draw(features, x.shape[1:], x.dtype, on_gpu=True)
-    out = gpu.cupy().empty((len(x), features.n_components), dtype=x.dtype)
-    rows = max(1, gpu.PIECE_BYTES // features.spec.gpu_row_bytes(x.shape[1:], x.dtype))
-    for start in range(0, len(x), rows):
-        out[start : start + rows] = features.spec.apply(params, gpu.to_device(x[start : start + rows]))
-    return out
-
-
 class FeatureMap(Spec, frozen=True):
     """A map φ with φ(x) @ φ(y).T ≈ k(x, y), as a value.
 
@@ -223,7 +188,7 @@ class FeatureMap(Spec, frozen=True):
         """Return a short name; equal maps have equal names."""
         return digest(self)
 
-    def __call__(self, x: NDArray[Any]) -> NDArray[Any]:
+    def __call__(self: "AnyMap", x: NDArray[Any]) -> NDArray[Any]:
         """Return φ(x), (n, n_components), in x's dtype if that is float32 or float64, else in float64.
 
         Parameters
@@ -236,14 +201,41 @@ class FeatureMap(Spec, frozen=True):
         SpecError
             If the map has to be fitted first.
         """
-        if self.sample_rows:
+        if isinstance(self, FeatureMap) and self.sample_rows:
             raise SpecError(
                 f"{type(self).__name__} has to look at {self.sample_rows} rows first; use its fit(sample), "
                 "or the model of nd.fit"
             )
-        return _map_rows(self, x)
+        x = _sparse(self, x) if issparse(x) else np.asarray(x)
+        if x.ndim < 2:
+            raise DataError(f"{type(self.spec).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
+        if x.dtype not in (np.float32, np.float64):
+            x = x.astype(np.float64)
+        spec, params = self.spec, _cached_draw(self, x.shape[1:], x.dtype)
+        count = x.shape[0]
+        if isinstance(x, csr_array):
+            row_bytes = spec.sparse_row_bytes(x.shape[1:], x.dtype, -(-x.nnz // max(count, 1)))
+        else:
+            row_bytes = spec.row_bytes(x.shape[1:], x.dtype)
+        rows = max(spec.piece_rows, PIECE_BYTES // row_bytes)
+        if count <= rows:
+            return spec.apply(params, x)
+        out = np.empty((count, self.n_components), x.dtype)
 
-    on_gpu = _map_on_gpu
+        def piece(start: int) -> None:
+            out[start : start + rows] = spec.apply(params, x[start : start + rows])
+
+        backend.parallel_for(piece, range(0, count, rows))
+        return out
+
+    def on_gpu(self: "AnyMap", x: NDArray[Any]) -> Any:
+        """Return φ(x) of rows on the host, as an array on this process's GPU."""
+        params = _cached_draw(self, x.shape[1:], x.dtype, on_gpu=True)
+        out = gpu.cupy().empty((len(x), self.n_components), dtype=x.dtype)
+        rows = max(1, gpu.PIECE_BYTES // self.spec.gpu_row_bytes(x.shape[1:], x.dtype))
+        for start in range(0, len(x), rows):
+            out[start : start + rows] = self.spec.apply(params, gpu.to_device(x[start : start + rows]))
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,8 +244,8 @@ class FittedMap:
 
     spec: FeatureMap
     arrays: Arrays
-    __call__ = _map_rows
-    on_gpu = _map_on_gpu
+    __call__ = FeatureMap.__call__
+    on_gpu = FeatureMap.on_gpu
 
     @property
     def n_components(self) -> int:

@@ -22,17 +22,13 @@ LINEAR = ("linear", "tangent")  # names of the projections of the linear parts o
 
 
 class Network(NamedTuple):
-    """The sizes of a network for images of some channels, and its forward pass.
+    """The sizes of a network, and its forward pass."""
 
-    ``exact`` is the kernel whose layers it has; it ends in ``columns`` features.  ``width`` and ``compress`` are those
-    of `CNTKRandomFeatures`.
-    """
-
-    exact: CNTK
-    columns: int
-    width: int
-    compress: int
-    channels: int
+    exact: CNTK  # the kernel whose layers it has
+    columns: int  # of the features that it ends in
+    width: int  # as in `CNTKRandomFeatures`
+    compress: int  # likewise
+    channels: int  # of the images
 
     def layers(self) -> list[Layer]:
         exact, cell, layers = self.exact, self.columns // self.exact.grid**2, []

@@ -23,9 +23,8 @@ SMOOTH = 1e-12  # of k(x, x), the error allowed in the polynomials of a kernel o
 
 def kernel_rows(kernel: Kernel, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Return rows as `kernel_block` needs them: unit rows and lengths if the kernel is homogeneous, else the rows."""
-    if not _homogeneous(kernel):
+    if not isinstance(kernel, ZonalKernel) or not getattr(kernel, "homogeneous", True):
         return np.ascontiguousarray(x), None
-    assert isinstance(kernel, ZonalKernel)
     return normalised(gpu.array_module(x).ascontiguousarray(kernel.rows(flat(x))))
 
 
@@ -39,7 +38,9 @@ def kernel_block(kernel: Kernel, params: Params, u: NDArray[Any]) -> NDArray[Any
     """Compute k(u, Z), (n, r), in u's dtype."""
     z = numbers(params["rows"])
     if "near" not in params:
-        return np.ascontiguousarray(_without_bias(kernel)(u, z), u.dtype)
+        if getattr(kernel, "bias", 0.0):  # rows have their bias column already
+            kernel = msgspec.structs.replace(kernel, bias=0.0)
+        return np.ascontiguousarray(kernel(u, z), u.dtype)
     t = u @ z.T
     loops.zonal(t, u, z, numbers(params["near"]), numbers(params["far"]))
     return t
@@ -74,15 +75,6 @@ def polynomials(kernel: Kernel) -> tuple[F8, F8] | None:
             return None
         fits.append(c)
     return fits[0], fits[1]
-
-
-def _homogeneous(kernel: Kernel) -> bool:
-    return isinstance(kernel, ZonalKernel) and bool(getattr(kernel, "homogeneous", True))
-
-
-def _without_bias(kernel: Kernel) -> Kernel:
-    """Return the kernel for rows that already have their bias column."""
-    return msgspec.structs.replace(kernel, bias=0.0) if getattr(kernel, "bias", 0.0) else kernel
 
 
 def kernel_diagonal(kernel: Kernel, x: F8) -> F8:

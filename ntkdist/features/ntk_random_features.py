@@ -105,9 +105,9 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         if self.depth > 1 or self.variant == "paper":
             return super().prefix(k, input_shape)
         d = int(np.prod(input_shape)) + (self.bias != 0)
-        p, [(m1, ms)] = self._columns(d)
+        p, [(_, _, m1, ms)] = self._layers(d)
         fewer = msgspec.structs.replace(self, n_components=k) if self._smallest() <= k <= self.n_components else None
-        q, [(n1, ns)] = fewer._columns(d) if fewer else (0, [(0, 0)])
+        q, [(_, _, n1, ns)] = fewer._layers(d) if fewer else (0, [(0, 0, 0, 0)])
         if not (0 < q <= p and (q < d or p == d) and 0 < n1 <= m1 and 0 < ns <= ms):
             raise self._too_few(k, 2 * (1 + d) if p == d else self._smallest())
         starts, widths, wholes = (0, p, p + 1, p + 1 + m1), (q, 1, n1, ns), (p, 1, m1, ms)
@@ -120,7 +120,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         if self.variant == "paper":
             m1, ms = self._paper_widths()
             return size * (3 * d + 6 * m1 + 2 * self.n_components) + tensor_sketch_bytes(m1, m1 + ms + d, ms, size)
-        products = (srht_values(deep, ms) + deep for _, deep, _, ms in self._layers(d)[1:])
+        products = (srht_values(deep, ms) + deep for _, deep, _, ms in self._layers(d)[1][1:])
         return size * (4 * d + 2 * self.n_components + max(products, default=0))
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
@@ -133,54 +133,51 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
         shapes = self._default_shapes(d)
         kept = sum(wide * columns for wide, columns in shapes)
         widest = max(wide * (3 * columns + 6 * wide) for wide, columns in shapes)
-        products = [drawn_values(deep, ms) for _, deep, _, ms in self._layers(d)[1:]]
+        products = [drawn_values(deep, ms) for _, deep, _, ms in self._layers(d)[1][1:]]
         return (8 + size) * kept + 8 * max([widest, *products]) + 24 * sum(products) + 40 * (d + self.n_components)
 
     def kept_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         if self.variant == "paper":
             return super().kept_bytes(input_shape, dtype)
         d, size = int(np.prod(input_shape)) + (self.bias != 0), np.dtype(dtype).itemsize
-        products = sum(drawn_values(deep, ms) for _, deep, _, ms in self._layers(d)[1:])
+        products = sum(drawn_values(deep, ms) for _, deep, _, ms in self._layers(d)[1][1:])
         directions = sum(wide * columns for wide, columns in self._default_shapes(d))
         return size * directions + 24 * products + 40 * (d + self.n_components)
 
     # The default variant.
 
-    def _columns(self, d: int) -> tuple[int, list[tuple[int, int]]]:
-        """Return the columns of the linear part, and of the |t| and sgn blocks of each layer: three sgn for one |t|."""
-        p = d if 2 * (1 + d) <= self.n_components else self.n_components // 4
-        rest, ends = self.n_components - 1 - p, [0]
-        for h in range(self.depth):
-            ends.append(rest * (2 ** (h + 1) - 1) // (2**self.depth - 1))
-        widths = np.diff(ends)
-        return p, [(int(w) // 4, int(w) - int(w) // 4) for w in widths]
+    def _layers(self, d: int) -> tuple[int, list[tuple[int, int, int, int]]]:
+        """Return the columns of the linear part and, of each layer, lengths before it and columns that it adds.
 
-    def _layers(self, d: int) -> list[tuple[int, int, int, int]]:
-        """List the lengths of φ and ψ before each layer, and the |t| and sgn columns that it adds."""
-        layers, wide, deep = [], d, d
-        for h, (m1, ms) in enumerate(self._columns(d)[1]):
+        They are the lengths of φ and ψ, and the columns of |t| and of sgn: three of sgn for one of |t|.
+        """
+        p = d if 2 * (1 + d) <= self.n_components else self.n_components // 4
+        rest, start, layers, wide, deep = self.n_components - 1 - p, 0, [], d, d
+        for h in range(self.depth):
+            end = rest * (2 ** (h + 1) - 1) // (2**self.depth - 1)
+            m1 = (end - start) // 4
+            ms = end - start - m1
             layers.append((wide, deep, m1, ms))
-            wide, deep = wide + (h == 0) + m1, deep + (h == 0) + m1 + ms
-        return layers
+            start, wide, deep = end, wide + (h == 0) + m1, deep + (h == 0) + m1 + ms
+        return p, layers
 
     def _default_shapes(self, d: int) -> list[tuple[int, int]]:
         """List the dimension and number of the directions of each array that is drawn."""
-        p, layers = self._columns(d)[0], self._layers(d)
+        p, layers = self._layers(d)
         shapes = [(d, p)] if p < d else []
         for wide, _, m1, ms in layers:
             shapes += [(wide, m1), (wide, ms)]
         return [*shapes, (d, layers[0][3])]
 
     def _draw_default(self, d: int) -> Params:
-        p, layers = self._columns(d)
+        p, layers = self._layers(d)
         params: Params = {"project": random.directions(d, p, self.seed, 0, INPUT) * math.sqrt(d / p)} if p < d else {}
         # Factors of the blocks [u | 1 | |t|-blocks | sgn-blocks] in φ (row 0) and in ψ (row 1).  The directions include
         # them, so that every block is computed once and never scaled again.
         u, one, r, s = np.ones((2, d)), np.zeros((2, 1)), np.empty((2, 0)), np.empty((2, 0))
-        for h, (m1, ms) in enumerate(layers):
+        for h, (wide, deep, m1, ms) in enumerate(layers):
             phi = np.concatenate([u, one, r] if h else [u], axis=1)[0]
             psi = np.concatenate([u, one, r, s] if h else [u], axis=1)[1]
-            wide, deep = len(phi), len(psi)
             relu = random.directions(wide, m1, self.seed, h, RELU) * math.sqrt(wide / (2 * m1))
             params[f"relu{h}"] = relu * phi[:, None]
             params[f"step{h}"] = random.directions(wide, ms, self.seed, h, STEP) * phi[:, None]
@@ -199,12 +196,12 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
 
     def _apply_default(self, params: Params, u: NDArray[Any], out: NDArray[Any]) -> None:
         d, xp = u.shape[1], gpu.array_module(u)
-        p, layers = self._columns(d)
-        first_s = p + 1 + sum(m1 for m1, _ in layers)
+        p, layers = self._layers(d)
+        first_s = p + 1 + sum(m1 for _, _, m1, _ in layers)
         end_r, end_s = p + 1, first_s
         out[:, :p] = u @ params["project"] if p < d else u
         out[:, p] = 1
-        for h, (m1, ms) in enumerate(layers):
+        for h, (_, _, m1, ms) in enumerate(layers):
             # All of φ so far: the input itself (its projection is for the output only), then the blocks in ``out``.
             phi = [u, out[:, p:end_r]] if h else [u]
             r = _times(phi, params[f"relu{h}"], out[:, end_r : end_r + m1])

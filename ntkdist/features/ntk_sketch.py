@@ -28,11 +28,18 @@ UNIT = 2.0**-20  # coefficients are multiples of it, so that they do not depend 
 
 
 class Columns(NamedTuple):
-    """The allocation of columns: exact degrees up to e, and m_j columns for each sketched degree j."""
+    """The allocation of columns, and the chain of products that it needs."""
 
-    exact: int
-    sketched: dict[int, int]
+    exact: int  # e
+    sketched: dict[int, int]  # m_j of each sketched degree j
     state: int  # columns of the state that sketches of higher degrees start from
+    dims: list[int]  # lengths of the rows and of their powers that are exact
+    chain: list[sketch.Step]  # products that lead to the sketched degrees above 1
+
+    @property
+    def factors(self) -> list[tuple[int, int]]:
+        """The input and output length of each factor of the chain."""
+        return [(self.dims[-1], self.state), *((self.dims[r - 1], m) for _, r, m in self.chain)] if self.chain else []
 
 
 class NTKSketch(FeatureMap, frozen=True):
@@ -99,8 +106,8 @@ class NTKSketch(FeatureMap, frozen=True):
             params["factor1"] = root[1:2]
             draw = sketch.draw_osnap if d > sketch.WIDE else sketch.draw_srht
             params["linear"] = draw(d, m, self.seed, LINEAR, 0)
-        if chain := self._chain(columns):
-            params["poly"] = sketch.draw_poly(self._dims(d, columns), scales, chain, columns.state, self.seed)
+        if columns.chain:
+            params["poly"] = sketch.draw_poly(columns.dims, scales, columns.chain, columns.state, self.seed)
             params |= {
                 f"factor{j}": root[j : j + 1] * math.sqrt(columns.state / m)
                 for j, m in columns.sketched.items()
@@ -127,9 +134,10 @@ class NTKSketch(FeatureMap, frozen=True):
                 z = _dense(powers[-1])
                 put(z, z.shape[1], factor)
         if m := columns.sketched.get(1, 0):
-            put(_sketch(params["linear"], u, m), m, params["factor1"])
-        if chain := self._chain(columns):
-            for j, z in sketch.poly_sketch(params["poly"], powers, chain, columns.state):
+            z = sketch.osnap(params["linear"], u, m) if issparse(u) else sketch.srht(params["linear"], u)
+            put(z, m, params["factor1"])
+        if columns.chain:
+            for j, z in sketch.poly_sketch(params["poly"], powers, columns.chain, columns.state):
                 if m := columns.sketched.get(j, 0):
                     put(z, m, params[f"factor{j}"])
         out[:, at:] = 0
@@ -144,12 +152,11 @@ class NTKSketch(FeatureMap, frozen=True):
     def sparse_row_bytes(self, input_shape: tuple[int, ...], dtype: Any, nonzeros: int) -> int:
         d, size = self._width(input_shape), np.dtype(dtype).itemsize
         columns = self._columns(d)
-        powers = columns.exact * d if d > sketch.WIDE else d + sum(self._dims(d, columns))
+        powers = columns.exact * d if d > sketch.WIDE else d + sum(columns.dims)
         values = self.n_components + powers
-        if chain := self._chain(columns):
-            factors = self._factors(d, columns, chain)
-            values += 3 * columns.state
-            values += max(3 * columns.state, *(sketch.factor_values(q, k, d > sketch.WIDE) for q, k in factors))
+        if columns.chain:
+            factors = (sketch.factor_values(q, k, d > sketch.WIDE) for q, k in columns.factors)
+            values += 3 * columns.state + max(3 * columns.state, *factors)
         if m := columns.sketched.get(1, 0):
             values += sketch.factor_values(d, m, d > sketch.WIDE)
         return size * values + (3 * size + 24) * nonzeros + 64
@@ -157,12 +164,12 @@ class NTKSketch(FeatureMap, frozen=True):
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = self._width(input_shape), np.dtype(dtype).itemsize
         columns = self._columns(d)
-        factors = self._factors(d, columns, self._chain(columns))
+        factors = columns.factors
         if m := columns.sketched.get(1, 0):
             factors.append((d, m))
         kept = [sketch.drawn_values(q, k, d > sketch.WIDE) for q, k in factors] or [0]
         # Multinomials are made one by one, as Python's numbers.
-        return (8 + size) * sum(kept) + 16 * max(kept) + 300 * sum(self._dims(d, columns)[1:]) + 2**18
+        return (8 + size) * sum(kept) + 16 * max(kept) + 300 * sum(columns.dims[1:]) + 2**18
 
     def _width(self, input_shape: tuple[int, ...]) -> int:
         return math.prod(input_shape) + (self.bias != 0)
@@ -181,20 +188,10 @@ class NTKSketch(FeatureMap, frozen=True):
         weights = c[degrees]
         ends = np.floor((left - len(degrees)) * np.cumsum([0.0, *weights]) / max(weights.sum(), UNIT)).astype(int)
         sketched = {j: 1 + int(m) for j, m in zip(degrees, np.diff(ends), strict=True)}
-        return Columns(e, sketched, sketch.next_power(max((m for j, m in sketched.items() if j > 1), default=1)))
-
-    def _chain(self, columns: Columns) -> list[sketch.Step]:
-        higher = {j: m for j, m in columns.sketched.items() if j > 1}
-        return sketch.steps(max(columns.exact, 1), higher, columns.state) if higher else []
-
-    def _dims(self, d: int, columns: Columns) -> list[int]:
-        """List the lengths of the rows and of the powers that are exact."""
-        return [monomials.count(d, j) for j in range(1, max(columns.exact, 1) + 1)]
-
-    def _factors(self, d: int, columns: Columns, chain: list[sketch.Step]) -> list[tuple[int, int]]:
-        """List the input and output length of each factor of the chain."""
-        dims = self._dims(d, columns)
-        return [(dims[-1], columns.state), *((dims[r - 1], m) for _, r, m in chain)] if chain else []
+        higher = {j: m for j, m in sketched.items() if j > 1}
+        state = sketch.next_power(max(higher.values(), default=1))
+        dims = [monomials.count(d, j) for j in range(1, max(e, 1) + 1)]
+        return Columns(e, sketched, state, dims, sketch.steps(len(dims), higher, state) if higher else [])
 
 
 def _unit_rows(x: NDArray[Any] | csr_array, bias: float) -> tuple[Any, NDArray[Any]]:
@@ -214,10 +211,6 @@ def _unit_rows(x: NDArray[Any] | csr_array, bias: float) -> tuple[Any, NDArray[A
 
 def _dense(x: Any) -> NDArray[Any]:
     return x.toarray() if issparse(x) else flat(np.asarray(x))
-
-
-def _sketch(s: dict[str, NDArray[Any]], u: Any, m: int) -> NDArray[Any]:
-    return sketch.osnap(s, u, m) if issparse(u) else sketch.srht(s, u)
 
 
 @cache

@@ -216,9 +216,10 @@ def coefficients(kernel: ZonalKernel, d: int, degree: int = DEGREE) -> F8:
     x, w = _nodes(NODES)
     theta = np.pi / 2 + min(np.pi / 2, 12 / math.sqrt(d)) * x
     w = w * np.sin(theta) ** (d - 2)
-    root_n = _orthonormal(np.ones(1), d, degree)[:, 0]
+    root_n = np.array(_recurrence(1.0, 1.0, degree + 1, d))
     reliable = root_n * 2.0**-52 <= ROUNDING
-    b = root_n * (_orthonormal(np.cos(theta), d, degree) @ (w / w.sum() * kernel.zonal(theta)))
+    p = np.array(_recurrence(np.cos(theta), np.ones(NODES), degree + 1, d))
+    b = root_n * (p @ (w / w.sum() * kernel.zonal(theta)))
     return np.maximum(b[reliable], 0)
 
 
@@ -262,11 +263,6 @@ def reach(d: int) -> float:
 def _polynomials(count: int, d: int) -> tuple[Polynomial, ...]:
     """Return p_0 … p_{count−1} as polynomials of t."""
     return tuple(_recurrence(Polynomial([0, 1]), Polynomial([1.0]), count, d))
-
-
-def _orthonormal(t: F8, d: int, degree: int) -> F8:
-    """Evaluate p_0 … p_degree at the cosines t, (degree + 1, len(t))."""
-    return np.array(_recurrence(t, np.ones_like(t), degree + 1, d))
 
 
 def _recurrence(t: Any, one: Any, count: int, d: int) -> list[Any]:

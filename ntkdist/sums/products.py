@@ -95,10 +95,7 @@ class Folds(NamedTuple):
 
 @dataclass(frozen=True)
 class ProductsOf(OverMappedRows):
-    """A summand: Σ w [z 1]ᵀ(zv − shift), (m + 1, k), each column over the rows of its training set.
-
-    Blocks are multiplied in the features' precision and added in float64.
-    """
+    """A summand: Σ w [z 1]ᵀ(zv − shift), (m + 1, k), each column over the rows of its training set."""
 
     folds: Folds
     v: NDArray[Any]  # (m, k)

@@ -70,8 +70,8 @@ def worker_bytes(m: int, t: int, tile: int, workers: int, count: int) -> int:
 class TileSums:
     """A sum over rows, in float64, of some tiles of A: a value with ``+`` and a size.
 
-    Float32 blocks are multiplied in float32 and added in float64, as in `NormalEquations`.  Only the lower triangle of
-    a tile on the diagonal is valid. ``rounding`` is the sum of `block_rounding` over blocks.
+    Blocks are multiplied and added as in `NormalEquations`.  Only the lower triangle of a tile on the diagonal is
+    valid.  ``rounding`` is the sum of `block_rounding` over blocks.
     """
 
     def __init__(self, tiles: dict[Place, F8], rounding: float = 0.0) -> None:
