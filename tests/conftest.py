@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import threadpoolctl
 from command_line import Command, in_process
-from distributed import Client, LocalCluster
+from distributed import Client
 from gpu_stand_in import MISSING, strict
 from hypothesis import settings
 from numpy.typing import NDArray
+from servers import local_cluster
 from stored import MakeDataset
 
 import ntkdist as nd
@@ -59,13 +60,16 @@ def table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return x * [1, 10, 100, 1e-3, 1] + [0, 5, -2000, 0, 1], y * [1, 30] + [100, -4]
 
 
+@pytest.fixture
+def xy(table: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """600 rows of the table, with its first target."""
+    return table[0][:600], table[1][:600, 0]
+
+
 @pytest.fixture(scope="session")
 def two_workers() -> Any:
     """A client of a cluster of two worker processes of one thread each, which only those use that are given it."""
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_cluster() as cluster, Client(cluster, set_as_default=False) as client:
         yield client
 
 

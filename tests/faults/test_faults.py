@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
+from servers import local_cluster
 
 import ntkdist as nd
 
@@ -51,7 +52,7 @@ def test_a_worker_killed_in_the_middle_leaves_the_same_bits(make_dataset: Any, a
     plan = big_job(make_dataset)
     calm = nd.fit(plan)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        local_cluster() as cluster,
         Client(cluster) as client,
     ):
         kill = KillOnce(client, after_rows, after_rows % 2)
@@ -82,7 +83,7 @@ def test_a_task_that_kills_every_worker_is_named(make_dataset: Any) -> None:
 
     dataset = nd.Dataset(make_dataset(np.ones((20, 2)), np.ones(20)))
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        local_cluster(1) as cluster,
         Client(cluster) as client,
         pytest.raises(nd.ClusterError, match=r"Task ntkdist-shard-.* each died"),
     ):
