@@ -95,7 +95,7 @@ def test_a_chunk_lost_after_planning_ends_the_run_with_its_name(
 ) -> None:
     plan = big_job(make_dataset)
     shutil.move(Path(plan.dataset.store) / "x" / "c" / "7", tmp_path / "lost")
-    with pytest.raises(nd.DataError, match=r"chunk x/c/7/0 is missing \(rows 6944–7935\); restore it or convert again"):
+    with pytest.raises(nd.DataError, match=r"chunk x/c/7/0 is missing \(rows 14000–15999\); restore it or convert again"):
         nd.fit(plan, client=two_workers, out=str(tmp_path / "run"))
     left = {p.name for p in (tmp_path / "run").iterdir()} if (tmp_path / "run").exists() else set()
     assert left <= {"job.json", "checkpoint"}  # what other tasks had finished
