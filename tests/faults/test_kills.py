@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 def data(make_dataset: Any, rows: int = 10_000) -> str:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, 8))
-    store: str = make_dataset(x, np.abs(x).sum(axis=1) + rng.standard_normal(rows))
+    store: str = make_dataset(x, np.abs(x).sum(axis=1) + rng.standard_normal(rows), rows_per_partition=rows // 20)
     return store
 
 
