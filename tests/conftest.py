@@ -1,5 +1,6 @@
 """Fixtures that several files share."""
 
+import functools
 import os
 
 for library in ("OPENBLAS", "OMP", "MKL"):  # tests run two at a time, and threads that wait for each other spin
@@ -14,13 +15,12 @@ import numpy as np
 import pytest
 import threadpoolctl
 from command_line import Command, in_process
-from distributed import Client, LocalCluster
+from distributed import Client
 from gpu_stand_in import MISSING, strict
 from hypothesis import settings
-from numpy.typing import NDArray
-from stored import MakeDataset
+from servers import local_cluster
+from stored import F8, MakeDataset, regression, write_dataset
 
-import ntkdist as nd
 from ntkdist import gpu
 from ntkdist.cluster import connect
 
@@ -31,41 +31,26 @@ settings.load_profile("shared machine")
 
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> MakeDataset:
-    """Write arrays as a dataset in source order, and return its path."""
-
-    def make(x: NDArray[Any], y: NDArray[Any] | None = None, name: str = "data", **options: Any) -> str:
-        source = tmp_path / f"{name}.npz"
-        weight = options.pop("weights", None)
-        arrays = {"x": x} | ({} if y is None else {"y": y}) | ({} if weight is None else {"w": weight})
-        beside = {role: options.pop(role) for role in ("groups", "holdout") if role in options}
-        np.savez(source, **arrays, **beside)
-        options = {"target": () if y is None else ["y"], "shuffle_seed": None} | options
-        options |= {role: role for role in beside}
-        if weight is not None:
-            options["weight"] = "w"
-        nd.convert(str(source), str(tmp_path / f"{name}.zarr"), **options)
-        return str(tmp_path / f"{name}.zarr")
-
-    return make
+    """Write arrays as a dataset in the test's directory, and return its path."""
+    return functools.partial(write_dataset, tmp_path)
 
 
 @pytest.fixture
-def table() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A regression problem that a line cannot solve: 900 rows, 5 columns of very different scales, 2 targets."""
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((900, 5))
-    signal = np.stack([np.abs(x[:, 0]) + x[:, 1] * x[:, 2], np.abs(x[:, 3]) - x[:, 4]], axis=1)
-    y = signal + 0.1 * rng.standard_normal((900, 2))
-    return x * [1, 10, 100, 1e-3, 1] + [0, 5, -2000, 0, 1], y * [1, 30] + [100, -4]
+def table() -> tuple[F8, F8]:
+    """900 rows, which a test may change."""
+    return regression()
+
+
+@pytest.fixture
+def xy(table: Any) -> tuple[F8, F8]:
+    """600 rows of the table, with its first target."""
+    return table[0][:600], table[1][:600, 0]
 
 
 @pytest.fixture(scope="session")
 def two_workers() -> Any:
     """A client of a cluster of two worker processes of one thread each, which only those use that are given it."""
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
+    with local_cluster() as cluster, Client(cluster, set_as_default=False) as client:
         yield client
 
 

@@ -19,6 +19,8 @@ NO_VERBS = {
 }
 VERBS = {"assess", "compress", "express", "guess", "pass", "process", "embed", "feed", "need", "seed", "bring"}
 NO_NOUNS = NO_VERBS - {
+    "least",
+    "some",
     "a",
     "an",
     "the",

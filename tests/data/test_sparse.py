@@ -184,7 +184,12 @@ def test_sites_add_their_moments(dataset: nd.Dataset, tmp_path: Path) -> None:
     for name, cut in (("here", slice(0, 400)), ("there", slice(400, N))):
         save_npz(tmp_path / "x.npz", csr_array(rows.x[cut]))
         np.save(tmp_path / "y.npy", rows.y[cut])
-        nd.convert(str(tmp_path / "x.npz"), str(tmp_path / f"{name}.zarr"), target=[str(tmp_path / "y.npy")])
+        nd.convert(
+            str(tmp_path / "x.npz"),
+            str(tmp_path / f"{name}.zarr"),
+            target=[str(tmp_path / "y.npy")],
+            rows_per_partition=50,
+        )
         here = msgspec.structs.replace(job, dataset=nd.Dataset(str(tmp_path / f"{name}.zarr")))
         nd.fit(here, out=str(tmp_path / f"{name}-run"))
     reuse = Preprocess(reuse=f"{tmp_path}/here-run + {tmp_path}/there-run")

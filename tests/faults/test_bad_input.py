@@ -1,6 +1,7 @@
 """Bad input at the command line: one sentence that names what is wrong, an exit code, nothing left behind."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,36 @@ from command_line import FEATURES, Command, assert_refused, columns, in_process,
 from numpy.typing import NDArray
 
 import ntkdist as nd
-from ntkdist.cluster import launch
+from ntkdist.cluster import connect, launch
 
 Table = dict[str, NDArray[Any]]
 
 
-@pytest.fixture
-def table(command: Command) -> Table:
-    """A table, converted to ``train.zarr`` in the current directory: 20 partitions of 12 rows."""
-    found = columns()
-    convert(command, found, "train", "y")
-    return found
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with ``train.zarr`` of 20 partitions of 12 rows, and a model fitted on it in ``run``."""
+    place = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(connect, "_active_client", lambda: None)
+        convert(in_process, columns(), "train", "y")
+        fit(in_process, write_job())
+    return place
 
 
 @pytest.fixture
-def fitted(command: Command, table: Table) -> Table:
-    """The same with a fitted regression model in ``run``."""
-    fit(command, write_job())
+def table(command: Command, made: Path) -> Table:
+    """A table, converted to ``train.zarr`` in the current directory."""
+    shutil.copy(made / "train.csv", ".")
+    shutil.copytree(made / "train.zarr", "train.zarr")
+    return columns()
+
+
+@pytest.fixture
+def fitted(table: Table, made: Path) -> Table:
+    """The same with a fitted regression model in ``run``, and its job in ``job.toml``."""
+    shutil.copy(made / "job.toml", ".")
+    shutil.copytree(made / "run", "run")
     return table
 
 

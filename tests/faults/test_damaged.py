@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_line import Command, write_job
 from numpy.typing import NDArray
-from stored import MakeDataset
+from stored import MakeDataset, regression, write_dataset
 
 import ntkdist as nd
 
@@ -18,14 +18,33 @@ SIZE, LOST = 45, (3, 7)
 LEFT = np.flatnonzero(~np.isin(np.arange(900) // SIZE, LOST))
 
 
-@pytest.fixture
-def damaged(make_dataset: MakeDataset, table: tuple[F8, F8]) -> nd.Dataset:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("damaged")
+
+
+@pytest.fixture(scope="module")
+def damaged(place: Path) -> nd.Dataset:
     """900 rows, of which two partitions of 45 cannot be read: an input's chunk is cut short, a target's is gone."""
-    store = make_dataset(*table, rows_per_partition=SIZE)
+    store = write_dataset(place, *regression(), rows_per_partition=SIZE)
     cut, gone = (Path(store) / name / "c" / str(i) / "0" for name, i in zip("xy", LOST, strict=True))
     cut.write_bytes(cut.read_bytes()[:-20])
     gone.unlink()
     return nd.Dataset(store, damaged="skip")
+
+
+@pytest.fixture(scope="module")
+def left(place: Path) -> str:
+    """The rows that are left."""
+    return write_dataset(place, *(each[LEFT] for each in regression()), name="left", rows_per_partition=SIZE)
+
+
+@pytest.fixture(scope="module")
+def model(left: str) -> nd.RidgeModel:
+    job = nd.Job(nd.Dataset(left), MAP, alphas=(1.0,), plan=nd.PlanTable(folds=2, dtype="float64"))
+    found = nd.fit(job)
+    assert found.equations is not None
+    return nd.solve(found.equations, alphas=[1.0], keep_factor=True)[0]
 
 
 @pytest.fixture
@@ -35,19 +54,6 @@ def labels(make_dataset: MakeDataset, table: tuple[F8, F8]) -> nd.Dataset:
     (Path(store) / "x" / "c" / str(LOST[0]) / "0").unlink()
     (Path(store) / "y" / "c" / str(LOST[1])).unlink()
     return nd.Dataset(store, damaged="skip")
-
-
-@pytest.fixture
-def left(make_dataset: MakeDataset, table: tuple[F8, F8]) -> str:
-    """The rows that are left."""
-    return make_dataset(*(each[LEFT] for each in table), name="left", rows_per_partition=SIZE)
-
-
-@pytest.fixture
-def model(left: str) -> nd.RidgeModel:
-    found = nd.fit(nd.Job(nd.Dataset(left), MAP, alphas=(1.0,), plan=nd.PlanTable(folds=2, dtype="float64")))
-    assert found.equations is not None
-    return nd.solve(found.equations, alphas=[1.0], keep_factor=True)[0]
 
 
 def test_evaluate(damaged: nd.Dataset, left: str, model: nd.RidgeModel, caplog: Any) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
+from servers import local_cluster
 
 import ntkdist as nd
 
@@ -21,7 +22,7 @@ def big_job(make_dataset: Any) -> nd.Plan:
     """A plan of 20 shards that take long enough to be killed in."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((20_000, 8))
-    store = make_dataset(x, np.abs(x).sum(axis=1) + rng.standard_normal(len(x)))
+    store = make_dataset(x, np.abs(x).sum(axis=1) + rng.standard_normal(len(x)), rows_per_partition=1000)
     table = nd.PlanTable(folds=4, shards=20, threads=1, fan_in=2)
     return nd.plan(nd.Job(nd.Dataset(store), nd.NTKRandomFeatures(512), plan=table, alphas=(1.0,)))
 
@@ -51,7 +52,7 @@ def test_a_worker_killed_in_the_middle_leaves_the_same_bits(make_dataset: Any, a
     plan = big_job(make_dataset)
     calm = nd.fit(plan)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        local_cluster() as cluster,
         Client(cluster) as client,
     ):
         kill = KillOnce(client, after_rows, after_rows % 2)
@@ -82,7 +83,7 @@ def test_a_task_that_kills_every_worker_is_named(make_dataset: Any) -> None:
 
     dataset = nd.Dataset(make_dataset(np.ones((20, 2)), np.ones(20)))
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        local_cluster(1) as cluster,
         Client(cluster) as client,
         pytest.raises(nd.ClusterError, match=r"Task ntkdist-shard-.* each died"),
     ):
@@ -94,7 +95,7 @@ def test_a_chunk_lost_after_planning_ends_the_run_with_its_name(
 ) -> None:
     plan = big_job(make_dataset)
     shutil.move(Path(plan.dataset.store) / "x" / "c" / "7", tmp_path / "lost")
-    with pytest.raises(nd.DataError, match=r"chunk x/c/7/0 is missing \(rows 6944–7935\); restore it or convert again"):
+    with pytest.raises(nd.DataError, match=r"chunk x/c/7/0 is missing \(rows 7000–7999\); restore it or convert again"):
         nd.fit(plan, client=two_workers, out=str(tmp_path / "run"))
     left = {p.name for p in (tmp_path / "run").iterdir()} if (tmp_path / "run").exists() else set()
     assert left <= {"job.json", "checkpoint"}  # what other tasks had finished

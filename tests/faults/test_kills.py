@@ -15,20 +15,19 @@ import dask
 import numpy as np
 import pytest
 from command_line import Command, assert_one_line, start, write_job
-from distributed import Client, LocalCluster
+from distributed import Client
 from interrupted import same
-from servers import scheduler_and_worker
+from servers import local_cluster, scheduler_and_worker
 
 import ntkdist as nd
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
-LOCAL = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
 
 
 def data(make_dataset: Any, rows: int = 10_000) -> str:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((rows, 8))
-    store: str = make_dataset(x, np.abs(x).sum(axis=1) + rng.standard_normal(rows))
+    store: str = make_dataset(x, np.abs(x).sum(axis=1) + rng.standard_normal(rows), rows_per_partition=rows // 20)
     return store
 
 
@@ -59,7 +58,7 @@ class After:
 def test_workers_killed_at_random_moments(make_dataset: Any, seed: int) -> None:
     """SIGKILL to one worker or both, while they map, add or send."""
     p, chance, killed = plan(make_dataset), random.Random(seed), []
-    with LocalCluster(**LOCAL) as cluster, Client(cluster) as client:
+    with local_cluster() as cluster, Client(cluster) as client:
 
         def kill() -> None:
             time.sleep(0.1 * chance.random())
@@ -157,7 +156,7 @@ def test_workers_that_pause_and_spill(make_dataset: Any) -> None:
     memory = {"target": 0.004, "spill": False, "pause": 0.7, "terminate": False}
     with (
         dask.config.set({f"distributed.worker.memory.{key}": value for key, value in memory.items()}),
-        LocalCluster(**LOCAL, memory_limit=10**9) as cluster,
+        local_cluster(memory_limit=10**9) as cluster,
         Client(cluster) as client,
     ):
         first = next(iter(client.scheduler_info()["workers"]))

@@ -4,17 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maps import F8, PAPER, rows
+from maps import F8, PAPER, estimate, rows
 
 from ntkdist import NTK, NTKRandomFeatures
 
 LEVERAGE: dict[str, Any] = {"variant": "paper", "leverage_scores": True}
-
-
-def estimate(features: NTKRandomFeatures, x: F8) -> F8:
-    """The kernel matrix of the features, drawn without keeping."""
-    z = features.apply(features.draw(x.shape[1:]), x)
-    return z @ z.T
 
 
 def error(x: F8, m: int, seeds: int, **options: Any) -> float:

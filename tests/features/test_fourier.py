@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from maps import rows
+from maps import estimate, rows, slow
 from numpy.typing import NDArray
 
 from ntkdist import GammaExponential, Gaussian, Laplace, RandomFourier, SpecError, random
@@ -17,15 +17,6 @@ F8 = NDArray[np.float64]
 KERNELS = [Gaussian(1.5), Laplace(2.0), *(GammaExponential(2.0, gamma) for gamma in (0.5, 1.0, 1.5, 2.0))]
 HOMOGENEOUS = [msgspec.structs.replace(k, homogeneous=True) for k in KERNELS]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS + HOMOGENEOUS, ids=encode)
-
-
-def slow(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
-def estimate(features: RandomFourier, x: F8) -> F8:
-    z = features.apply(features.draw(x.shape[1:]), x)
-    return z @ z.T
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from angles import every_kernel, gegenbauer
-from maps import rows
+from maps import estimate, rows, slow
 from numpy.typing import NDArray
 
 from ntkdist import NNGP, NTK, GammaExponential, Gaussian, Laplace, NTKRandomFeatures, SpecError, ZonalFeatures
-from ntkdist.features import FeatureMap, loops
+from ntkdist.features import loops
 from ntkdist.kernels import ZonalKernel
 
 F8 = NDArray[np.float64]
-
-
-def slow(*value: Any) -> Any:
-    return pytest.param(*value, marks=pytest.mark.slow)
 
 
 def truncated(features: ZonalFeatures, x: F8) -> F8:
@@ -26,11 +22,6 @@ def truncated(features: ZonalFeatures, x: F8) -> F8:
     u, d = x / np.where(r == 0, 1, r), x.shape[1]
     b = features._coefficients(d)
     return r * sum(v * gegenbauer(k, d, u @ u.T) for k, v in enumerate(b)) * r.T
-
-
-def estimate(features: FeatureMap, x: F8) -> F8:
-    z = features.apply(features.draw(x.shape[1:]), x)
-    return z @ z.T
 
 
 def error(make: Any, x: F8, seeds: int, target: F8 | None = None) -> float:

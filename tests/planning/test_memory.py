@@ -34,7 +34,7 @@ def test_memory_does_not_grow_with_rows(make_dataset: Any) -> None:
     x = normals(600_000, 8)
     peaks = []
     for rows in (60_000, 600_000):
-        store = make_dataset(x[:rows], x[:rows, 0], name=str(rows))
+        store = make_dataset(x[:rows], x[:rows, 0], name=str(rows), rows_per_partition=None)
         peak, projected = peak_and_projection(store, nd.NTKRandomFeatures(512))
         assert LEAST * projected <= peak <= projected
         peaks.append(peak)
@@ -72,8 +72,8 @@ def test_the_peak_is_at_most_what_was_projected(
     make_dataset: Any, rows: int, shape: Any, features: Any, options: dict[str, Any]
 ) -> None:
     x, options = normals(rows, *np.atleast_1d(shape)), dict(options)
-    size = {name: options.pop(name) for name in ("rows_per_partition",) if name in options}
-    store = make_dataset(x, x.reshape(rows, -1)[:, 0], **size)
+    size = options.pop("rows_per_partition", None)  # as many as are chosen unless told otherwise
+    store = make_dataset(x, x.reshape(rows, -1)[:, 0], rows_per_partition=size)
     peak, projected = peak_and_projection(store, features, **options)
     assert LEAST * projected <= peak <= projected
 
@@ -82,7 +82,7 @@ def test_the_peak_is_at_most_what_was_projected(
 @pytest.mark.cluster
 def test_the_peak_of_weighted_and_of_sparse_rows(make_dataset: Any, tmp_path: Any) -> None:
     x = normals(30_000, 16)
-    store = make_dataset(x, x[:, 0], weights=np.abs(x[:, 1]))
+    store = make_dataset(x, x[:, 0], weights=np.abs(x[:, 1]), rows_per_partition=None)
     peak, projected = peak_and_projection(store, nd.NTKRandomFeatures(1024), weight="weight")
     assert LEAST * projected <= peak <= projected
     rows = random_array((20_000, 2000), density=0.01, format="csr", dtype=np.float32, rng=np.random.default_rng(0))

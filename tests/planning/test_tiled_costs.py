@@ -1,6 +1,5 @@
 """What a fit by tiles costs: operations, calls and bytes as planned, and as they are."""
 
-import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from maps import peak_bytes
 from plans import plan_of
 
 import ntkdist as nd
@@ -66,13 +66,7 @@ def test_what_is_alive_at_the_peak_is_projected(make_dataset: Any, panels: int) 
     table = nd.PlanTable(folds=2, shards=4, tile=400, block_rows=64)
     job = nd.Job(nd.Dataset(make_dataset(x, x[:, 0])), nd.NTKRandomFeatures(1200), alphas=(1.0, 2.0), plan=table)
     p = msgspec.structs.replace(nd.plan(job), panels=panels)
-    nd.fit(msgspec.structs.replace(job, features=nd.NTKRandomFeatures(64), plan=nd.PlanTable(folds=2, tile=32)))
-    tracemalloc.start()
-    try:
-        nd.fit(p)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    peak = peak_bytes(lambda: nd.fit(p))
     parts = p.memory(process=2**18)  # Python's own objects
     parts["signs"] = p.driver_memory()["signs"]  # by which this process compares losses
     projected = sum(parts.values()) - parts.get("replaced tiles", 0)  # which are there only until a worker hears of it

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from command_line import Command, assert_one_line, assert_refused, columns, write_csv, write_job
 from comparisons import NTK, ZONAL, job
+from folds import scaled
 
 import ntkdist as nd
 from ntkdist.kernels.error import SpectralError, frobenius_error, gram_of
@@ -18,10 +19,6 @@ from ntkdist.report import comparison_plots
 from ntkdist.report.comparison import Comparison, Row
 
 pytestmark = pytest.mark.usefixtures("few_rounds_on_one_thread")
-
-
-def scaled(x: Any) -> Any:
-    return (x - x.mean(axis=0)) / x.std(axis=0)
 
 
 # The errors of a kernel.

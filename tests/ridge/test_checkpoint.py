@@ -159,7 +159,8 @@ def test_a_sum_that_cannot_be_written_is_one_sentence(make_dataset: Any, tmp_pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert not list((tmp_path / "kept").glob(".shard*"))
+    while list((tmp_path / "kept").glob(".shard*")):  # of tasks that were still at work when the first failed
+        time.sleep(0.05)
     same(nd.fit(asked), straight)
 
 
@@ -170,7 +171,7 @@ def test_a_process_killed_at_any_moment(make_dataset: Any, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((40_000, 6))
-    store = make_dataset(x, np.abs(x).sum(axis=1))
+    store = make_dataset(x, np.abs(x).sum(axis=1), rows_per_partition=2000)
     tables = "[plan]\nfolds = 2\nshards = 20\n[cluster]\nworkers = 2"
     path = write_job(
         store=store, top="alphas = [1.0]", features='type = "ZonalFeatures"\nn_components = 512', tables=tables

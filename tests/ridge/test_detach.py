@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import FEATURES, Command, write_job
-from distributed import Client, LocalCluster
+from distributed import Client
+from servers import local_cluster
 from stored import MakeDataset
 
 import ntkdist as nd
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Start a cluster of two worker processes without a client here, and yield its scheduler's address."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+    with local_cluster() as cluster:
         yield cluster.scheduler_address
 
 
@@ -95,7 +96,7 @@ def test_a_cancelled_fit_keeps_finished_shards(command: Command, make_dataset: M
 def test_the_driver_moves_when_its_worker_dies(command: Command, make_dataset: MakeDataset) -> None:
     """SIGKILL of the worker that drives; the fit ends with the sums of an undisturbed one."""
     job = job_of(make_dataset, 1024, 40)
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+    with local_cluster() as cluster:
         nd.submit(nd.Job.read(job), "run", scheduler=cluster.scheduler_address)
         until(lambda: any(Path("run/checkpoint").glob("shard-*.zarr")))
         with Client(cluster) as client:

@@ -19,12 +19,6 @@ HELD = np.arange(600) % 4 == 1
 GROUPS = np.random.default_rng(2).integers(0, 50, 600)
 
 
-@pytest.fixture
-def xy(table: tuple[F8, F8]) -> tuple[F8, F8]:
-    """600 rows of the table, with its first target."""
-    return table[0][:600], table[1][:600, 0]
-
-
 def refit(x: F8, y: F8, out: NDArray[np.bool_], alpha: float) -> F8:
     """Predict the rows ``out`` by the ridge of the others."""
     z = PHI(scaled(x))

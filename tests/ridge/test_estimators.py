@@ -53,12 +53,6 @@ def test_scikit_learns_checks_with_sparse_rows(estimator: Any, check: Any) -> No
     check(estimator)
 
 
-@pytest.fixture
-def xy(table: tuple[F8, F8]) -> tuple[F8, F8]:
-    """600 rows of the table, with its first target."""
-    return table[0][:600], table[1][:600, 0]
-
-
 def kinds(x: F8, y: F8, tmp_path: Path) -> dict[str, tuple[Any, Any]]:
     """Return the same rows in every kind that is accepted in place of an array."""
     frame, target = pd.DataFrame(x, columns=NAMES), pd.Series(y, name="y")

@@ -46,7 +46,7 @@ def test_a_dataset_is_read_and_a_model_evaluated_on_it(predictions: dict[str, An
     np.testing.assert_array_equal(dataset.read(dataset.layout(), 0, 12).x, X[12:])
     found = nd.evaluate(nd.load("numbers-there-run/model.zarr"), "numbers-there.zarr")
     error = np.asarray(predictions["numbers-there"])[12:24] - Y[12:]
-    np.testing.assert_allclose(found["rmse"], np.sqrt(np.mean(error**2)), rtol=1e-9)
+    np.testing.assert_allclose(found["rmse"], np.sqrt(np.mean(error**2, axis=0)).mean(), rtol=1e-9)
     assert (found["rows"], found["clipped_rows"]) == (12, 0)
 
 

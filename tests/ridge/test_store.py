@@ -1,28 +1,32 @@
 """Saved models and equations: equal after loading, refused where they cannot be equal."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stored import regression, write_dataset
 
 import ntkdist as nd
 from ntkdist.data import zarr_groups
 
 
-@pytest.fixture
-def run(make_dataset: Any, table: Any, tmp_path: Path) -> Path:
-    x, y = table
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, which tests only copy."""
+    place, (x, y) = tmp_path_factory.mktemp("store"), regression()
     names = np.array(["low", "high"])[(y[:, 0] > y[:, 0].mean()).astype(int)]
-    job = nd.Job(
-        nd.Dataset(make_dataset(x, names)),
-        nd.NTKRandomFeatures(64, depth=2),
-        alphas=(0.1, 1.0),
-        plan=nd.PlanTable(folds=3),
-    )
-    nd.fit(job, out=str(tmp_path / "run"))
-    return tmp_path / "run"
+    dataset = nd.Dataset(write_dataset(place, x, names))
+    job = nd.Job(dataset, nd.NTKRandomFeatures(64, depth=2), alphas=(0.1, 1.0), plan=nd.PlanTable(folds=3))
+    nd.fit(job, out=str(place / "run"))
+    return place / "run"
+
+
+@pytest.fixture
+def run(fitted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(fitted, tmp_path / "run"))
 
 
 def edit_attributes(group: Path, **changes: Any) -> None:

@@ -1,7 +1,5 @@
 """A Gram in tiles against one that is whole: sums, solves, and fits; memory, failures and resuming."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interrupted import Cut, CutAfter
+from iterative import same_bits
 from plans import plan_of
 
 import ntkdist as nd
@@ -47,12 +47,6 @@ def assert_same(a: nd.FitResult, b: nd.FitResult) -> None:
         np.testing.assert_allclose(a.cv.mse / b.cv.spread, b.cv.mse / b.cv.spread, atol=1e-8)
         np.testing.assert_allclose(a.cv.rmse, b.cv.rmse, rtol=1e-8)
         assert (a.cv.note, a.cv.scored, a.cv.best.tolist()) == (b.cv.note, b.cv.scored, b.cv.best.tolist())
-
-
-def same_bits(a: nd.FitResult, b: nd.FitResult) -> None:
-    np.testing.assert_array_equal(a.model.coef, b.model.coef)
-    np.testing.assert_array_equal(a.model.intercept, b.model.intercept)
-    np.testing.assert_array_equal(a.cv.mse, b.cv.mse)
 
 
 def sums(m: int, t: int = 2, rows: int = 300, weighted: bool = True) -> tuple[Any, Any, Any]:
@@ -242,35 +236,19 @@ def test_an_alpha_too_small_to_factor_loses_and_does_not_fail(make_dataset: Any,
     assert found.model.alpha[0] > 0
 
 
-class Cut(Exception):
-    """What cuts a run off here."""
-
-
 @pytest.mark.parametrize("after", [1, 5])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(
     make_dataset: Any, table: Any, tmp_path: Path, after: int
 ) -> None:
     """Also with other panels: then what was kept of those before is not there, and is summed again."""
     plan, out = float32_plan(make_dataset(*table), 3), str(tmp_path / "run")
-
-    @contextmanager
-    def cut(phase: str, rows: int) -> Iterator[Any]:
-        left = [after]
-
-        def done(count: int) -> None:
-            left[0] -= phase == "equations"
-            if left[0] == 0:
-                raise Cut
-
-        yield done
-
     straight = nd.fit(plan)
     with pytest.raises(Cut):
-        nd.fit(plan, out=out, watch=cut)
+        nd.fit(plan, out=out, watch=CutAfter(after))
     kept = len(list((tmp_path / "run" / "checkpoint").glob("shard-*.zarr")))
     assert after <= kept < 12
     with pytest.raises(Cut):
-        nd.fit(msgspec.structs.replace(plan, panels=4), out=out, watch=cut)
+        nd.fit(msgspec.structs.replace(plan, panels=4), out=out, watch=CutAfter(after))
     result = nd.fit(plan, out=out, resume=True)
     same_bits(result, straight)
     assert f"{kept} of 12 shards were finished before" in " ".join(result.report["notes"])

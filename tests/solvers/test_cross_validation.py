@@ -83,7 +83,9 @@ def test_groups_are_dealt_evenly(make_dataset: Any) -> None:
 
 
 def test_groups_give_the_same_bits_everywhere(make_dataset: Any, table: Any, two_workers: Any) -> None:
-    job = job_on(make_dataset(*table, groups=GROUPS), {"dtype": "float32", "shards": 12}, groups="groups")
+    job = job_on(
+        make_dataset(*table, groups=GROUPS, rows_per_partition=45), {"dtype": "float32", "shards": 12}, groups="groups"
+    )
     plan = nd.plan(job)
     with dask.config.set(scheduler="synchronous"):
         here = nd.fit(plan)

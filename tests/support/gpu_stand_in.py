@@ -37,7 +37,9 @@ def job(make_dataset: Any, device: str = "gpu", features: Any = None, **table: A
     """Return a small weighted job for a device."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((600, 4))
-    store = make_dataset(x, np.abs(x).sum(axis=1), weights=rng.uniform(size=600), name="of-a-job")
+    store = make_dataset(
+        x, np.abs(x).sum(axis=1), weights=rng.uniform(size=600), name="of-a-job", rows_per_partition=30
+    )
     known = {"folds": 2, "shards": 4, "dtype": "float64"} | table
     dataset = nd.Dataset(store, weight="weight")
     plan = nd.PlanTable(device=device, **known)

@@ -44,6 +44,17 @@ def same_rows(a: NDArray[Any], b: NDArray[Any]) -> None:
     assert (np.linalg.norm(a.astype(np.float64) - b, axis=1) <= ROUNDING[b.dtype.type] * norms).all()
 
 
+def slow(*values: Any) -> Any:
+    """Make a slow case of some parameters."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def estimate(features: FeatureMap, x: F8) -> F8:
+    """Return the kernel matrix of the features, drawn without keeping."""
+    z = features.apply(features.draw(x.shape[1:]), x)
+    return z @ z.T
+
+
 def peak_bytes(call: Callable[[], Any]) -> int:
     """Measure the peak of the calmer of two calls: other threads, such as those of a client, allocate, too."""
 

@@ -11,8 +11,10 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
+from distributed import LocalCluster
 
 START_SECONDS = 120
 DASK = Path(sys.executable).with_name("dask")
@@ -83,6 +85,11 @@ def processes_in(place: Path) -> list[str]:
         except psutil.Error:  # it has just ended
             continue
     return found
+
+
+def local_cluster(workers: int = 2, **options: Any) -> LocalCluster:
+    """Start a cluster of worker processes of one thread each."""
+    return LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0", **options)
 
 
 def free_ports(count: int) -> int:
