@@ -346,15 +346,15 @@ def test_the_same_through_fsspec(server: Server, place: str, tmp_path: Path, pac
 import sys
 sys.modules["obstore"] = sys.modules["obstore.store"] = None
 import ntkdist as nd
-from ntkdist import clouds, groups, places
+from ntkdist.data import object_store, storage
 nd.convert({str(tmp_path / "data.npz")!r}, {place!r} + "/again.zarr")
 model = nd.load({place!r} + "/run/model.zarr")
 nd.predict(model, {place!r} + "/again.zarr", {place!r} + "/predictions")
-told = [places.claim({place!r} + "/claimed", str(i)) for i in range(3)]
+told = [storage.claim({place!r} + "/claimed", str(i)) for i in range(3)]
 assert told == ["0"] * 3, told
-places.remove({place!r} + "/claimed")
-assert places.read_text({place!r} + "/claimed") is None
-assert type(clouds.open_bucket({server.url!r})).__name__ == "FsspecStore"
+storage.remove({place!r} + "/claimed")
+assert storage.read_text({place!r} + "/claimed") is None
+assert type(object_store.open_bucket({server.url!r})).__name__ == "FsspecStore"
 """
     subprocess.run([sys.executable, "-c", code], env=os.environ | server.env, check=True)
     nd.predict(nd.load(f"{place}/run/model.zarr"), here.dataset, str(tmp_path / "predictions"))

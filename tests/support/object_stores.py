@@ -115,7 +115,7 @@ class Seaweed(_Process):
     def make_bucket(self) -> None:
         """SeaweedFS makes the bucket that an administrator writes to."""
         # Seen once: one that ended in the usual way was aborted after the write, beside its driver's threads.
-        code = "import os; from ntkdist import places; places.write_text('s3://tests/made', ''); os._exit(0)"
+        code = "import os; from ntkdist.data import storage; storage.write_text('s3://tests/made', ''); os._exit(0)"
         subprocess.run([sys.executable, "-c", code], env=os.environ | self.env | self.maker, check=True)
 
 
