@@ -206,16 +206,15 @@ def _resolved(place: str, job: Job, resolve: Callable[[Plan | None], Plan]) -> P
 def _kept_plan(place: str, url: str, text: str, job: Job) -> Plan:
     """Decode the plan in a checkpoint, and refuse that of another job."""
     try:
-        kept = json.loads(text)
-        theirs, builtins = kept["digest"], kept["plan"]
+        builtins = json.loads(text)["plan"]
+        builtins["job"]["preprocess"].setdefault("clip", "none")  # as it was before there was a choice
     except (ValueError, LookupError, TypeError):
         raise StoreError(f"{url} is damaged; remove the checkpoint and start anew") from None
     plan: Plan = decode(builtins, Plan, url)
-    if theirs != sums_digest(job):
-        layouts = plan.layout, job.dataset.layout()
-        differs = difference(*(identity(of_sums(j), at) for j, at in zip((plan.job, job), layouts, strict=True)))
+    theirs, ours = identity(of_sums(plan.job), plan.layout), identity(of_sums(job), job.dataset.layout())
+    if theirs["digest"] != ours["digest"]:
         raise StoreError(
-            f"{place} is the checkpoint of another job or of other data{differs}; "
+            f"{place} is the checkpoint of another job or of other data{difference(theirs, ours)}; "
             "choose another checkpoint, or remove it"
         )
     return plan
@@ -231,8 +230,9 @@ def prepared(place: str, p: Plan, prepare: Callable[[], Equations]) -> tuple[Equ
         empty = store.load(_kept(place, "prepared"))
         if empty.features == made.features:
             empty = replace(empty, features=made.features)  # which may be large: one of two
+    begun_as = json.loads(storage.read_text(storage.join(place, "plan.json")) or "")["digest"]  # maybe by older code
     of = digest(
-        *(sums_digest(p.job), p.folds, p.block_rows, p.dtype, p.skip),
+        *(begun_as, p.folds, p.block_rows, p.dtype, p.skip),
         *(empty.features.digest(), empty.preprocessing.digest()),
     )
     return empty, Kept(place, of)

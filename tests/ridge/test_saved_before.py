@@ -1,4 +1,4 @@
-"""What an earlier version saved: runs and models are read as they were, and a checkpoint is refused and left."""
+"""What an earlier version saved: runs and models are read as they were, and a checkpoint is continued."""
 
 from pathlib import Path
 from typing import Any
@@ -82,11 +82,15 @@ def test_a_run_that_is_not_clipped_is_reused_so(predictions: dict[str, Any], mak
     assert model.preprocessing.digest() == nd.load("numbers-here-run/model.zarr").preprocessing.digest()
 
 
-def test_a_checkpoint_and_a_run_directory_are_refused_and_left(predictions: dict[str, Any]) -> None:
-    """The digest of a job is of all its keys, and ``preprocess.clip`` is younger than they are."""
+def test_a_checkpoint_is_continued_as_it_was_begun(predictions: dict[str, Any]) -> None:
+    """Inputs were not clipped then; a job that would clip them is another one, and the checkpoint is left as it is."""
+    job = checkpointed("numbers-here.zarr", CHECKPOINT)
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-    with pytest.raises(nd.StoreError, match=r"is the checkpoint of another job .*; choose another checkpoint"):
-        nd.fit(checkpointed("numbers-here.zarr", CHECKPOINT))
+    with pytest.raises(nd.StoreError, match='another job .*: preprocess.clip is "none" there and "range" here; choose'):
+        nd.fit(job)
     with pytest.raises(nd.StoreError, match=r"holds another run .*; choose another --out or remove it"):
         nd.fit(job_on("numbers-here.zarr"), out="numbers-here-run")
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    result = nd.fit(msgspec.structs.replace(job, preprocess=nd.Preprocess(clip="none")))
+    assert any(note.startswith("2 of 4 shards were finished before") for note in result.report["notes"])
+    assert near(result.model(NEW), predictions["numbers-here"])
