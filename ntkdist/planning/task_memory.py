@@ -39,7 +39,7 @@ def of_task(p: Cut, k: int, samples: int) -> int:
 
 
 def _reading(p: Cut) -> Step:
-    """Count reading: Zarr holds a partition as stored, as chunks, as a shard and as rows, beside the rest of the last."""
+    """Count reading: Zarr holds a partition as stored, as chunks, a shard and rows, beside the rest of the last."""
     return Step([*_block(p), *4 * [_partition_rows(p) * p.layout.row_bytes], _partition_rows(p) * _beside_bytes(p)])
 
 

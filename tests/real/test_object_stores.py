@@ -132,14 +132,19 @@ def test_a_demo_and_a_comparison_in_the_bucket(place: str, tmp_path: Path) -> No
     assert_one_line(again.stderr, [f"{place}/demo exists already"])
 
 
+def bucket_and_key(url: str) -> tuple[str, str]:
+    scheme, _, bucket, key = url.split("/", 3)
+    return f"{scheme}//{bucket}", key
+
+
 def put(url: str, content: bytes) -> None:
     """An object as somebody else would write it."""
-    root, key = storage._split(url)
+    root, key = bucket_and_key(url)
     sync(object_store.open_bucket(root).set(key, default_buffer_prototype().buffer.from_bytes(content)))
 
 
 def get(url: str) -> bytes:
-    root, key = storage._split(url)
+    root, key = bucket_and_key(url)
     found = sync(object_store.open_bucket(root).get(key, default_buffer_prototype()))
     assert found is not None, url
     return found.to_bytes()
