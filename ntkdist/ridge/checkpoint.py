@@ -223,8 +223,3 @@ def prepared(place: str, p: Plan, prepare: Callable[[], Equations]) -> tuple[Equ
         *(empty.features.digest(), empty.preprocessing.digest()),
     )
     return empty, Kept(place, of)
-
-
-def remove(place: str) -> None:
-    """Remove a checkpoint whose run is complete."""
-    storage.remove(place)
