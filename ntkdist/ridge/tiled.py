@@ -1,9 +1,9 @@
-"""Fitting with a Gram in tiles: the tiles of every fold summed on the workers, then factorisations where they lie.
+"""Fits with a Gram in tiles: the tiles of every fold are summed on the workers, and factored where they are.
 
-No process ever has the Gram.  The rows are read and mapped once for each panel of tiles; a tile's bits do not depend on
-the panel that it is in, nor on the workers.
+No process holds the whole Gram.  The rows are read and mapped once for each panel of tiles; a tile's bits do not depend
+on its panel, nor on the workers.
 
-Legend: as in `ntkdist.sums.tiles`; S a training set, all folds but one or all of them; x (m, t) coefficients.
+Legend: as in `ntkdist.sums.tiles`; a training set is all folds but one, or all of them; x (m, t) coefficients.
 """
 
 import functools
@@ -42,13 +42,7 @@ F8 = NDArray[np.float64]
 
 
 def fit(p: Plan, prepared: Prepared) -> Fitted:
-    """Fit by factorisations of tiles that stay on the workers.
-
-    Raises
-    ------
-    NotPositiveDefinite
-        If no penalty could be solved.
-    """
+    """Fit by factorisations of tiles that stay on the workers; raise NotPositiveDefinite if no penalty is solved."""
     client, watch, pre, clock = prepared.client, prepared.watch, prepared.empty.preprocessing, Clock()
     home = TilePlacement(client, p.threads, runs(p.m, p.tile))
     timeline: list[tuple[float, int]] = []
@@ -71,10 +65,10 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
 
 
 class TilePlacement:
-    """Calls functions of tiles, each on the worker where the tiles of its place are at home, or in this process.
+    """The assignment of tiles to workers; a call runs a function of tiles on the worker that owns its place.
 
-    Tiles are dealt to the workers in `turn`; those of one place in different matrices are at home on the same one.  A
-    worker that is gone has its tiles made anew elsewhere.
+    Places are assigned by `owner_index`, so tiles of one place in different matrices are on one worker.  If a worker
+    dies, Dask makes its tiles again on another.  Without a client, everything runs in this process.
     """
 
     def __init__(self, client: Client | None, threads: int, last: int) -> None:
@@ -83,7 +77,7 @@ class TilePlacement:
         self.id, self.calls = uuid.uuid4().hex[:8], itertools.count()
 
     def __call__(self, place: Place, function: Any, *args: Any) -> Any:
-        """The function's value, or a future of it."""
+        """Run a function on the owner of a place; return its value, or a future of it."""
         if self.client is None:
             return on_threads(self.threads, function, *args)
         worker = self.workers[owner_index(place, self.last) % len(self.workers)]
@@ -94,7 +88,7 @@ class TilePlacement:
         )
 
     def beside(self, function: Any, *args: Any) -> Any:
-        """The same where the arguments are, before all else."""
+        """Run a function where its arguments are, before all other tasks; return its value, or a future of it."""
         if self.client is None:
             return function(*args)
         return self.client.submit(function, *args, key=self._key(function), priority=10)
@@ -106,7 +100,7 @@ class TilePlacement:
 def sum_tiles(
     p: Plan, prepared: Prepared, home: TilePlacement, done: Progress
 ) -> tuple[list[dict[Place, Any]], list[float], Tally]:
-    """Sum the tiles of every fold on their workers, panel by panel, and what `block_rounding` says of its rows."""
+    """Sum the tiles of every fold on their workers, panel by panel; return them, each fold's rounding, and a tally."""
     mapped = RowMapper(prepared.empty.features, prepared.empty.preprocessing, p.dtype, "", 0)
     folds: list[dict[Place, Any]] = [{} for _ in range(p.folds)]
     roundings: list[float] = []
@@ -121,7 +115,7 @@ def sum_tiles(
         roundings = [rounding for _, rounding in counts]
         panel_tally = functools.reduce(operator.add, (counted for counted, _ in counts))
         tally = (tally + panel_tally).of_rows(panel_tally)
-        del parts, part  # before the next panel takes their room
+        del parts, part  # before the next panel needs the memory
         settle(home.client, [fold[place] for fold in folds for place in panel])
     return folds, roundings, tally
 
@@ -133,7 +127,7 @@ def _squares(p: Plan, fold: dict[Place, Any], home: TilePlacement) -> F8:
 
 
 def _cross_sums(p: Plan, fold: dict[Place, Any], squares: F8, home: TilePlacement) -> CrossSums:
-    """What a fold's tiles know beside the Gram, and its trace, in this process."""
+    """Fetch the sums of a fold beside its Gram, and the Gram's trace, to this process."""
     n = runs(p.m, p.tile)
     cross = fetch(home.client, [fold[n, j] for j in range(n + 1)])
     traces = [squares[run(p.m, p.tile, i)].sum() for i in range(n)]
@@ -141,28 +135,15 @@ def _cross_sums(p: Plan, fold: dict[Place, Any], squares: F8, home: TilePlacemen
 
 
 class TiledPath(Grid):
-    """Penalties scored by factorisations of the tiles of every training set, one after another.
-
-    Parameters
-    ----------
-    p : Plan
-    folds : sequence of dict of place to tile
-    sums : sequence of CrossSums
-        Of the same folds.
-    squares : sequence of (m,) array
-        The diagonals of their Grams.
-    roundings : sequence of float
-        Those of their sums, relative.
-    home : Home
-    """
+    """Penalties scored by factorisations of the tiles of every training set, one after another."""
 
     def __init__(
         self,
         p: Plan,
-        folds: Sequence[dict[Place, Any]],
+        folds: Sequence[dict[Place, Any]],  # tiles, or futures of them
         sums: Sequence[CrossSums],
-        squares: Sequence[F8],
-        roundings: Sequence[float],
+        squares: Sequence[F8],  # diagonals (m,) of the Grams
+        roundings: Sequence[float],  # relative, of the sums
         home: TilePlacement,
     ) -> None:
         total = functools.reduce(operator.add, sums)
@@ -174,7 +155,7 @@ class TiledPath(Grid):
     def choose(
         self, alphas: Sequence[float] | str, alphas_per_row: Sequence[float] | None, per_target: bool
     ) -> tuple[CVResult | None, F8]:
-        """Scores, unless there is one fold, and the penalty of every target; arguments as in `cross_validate`."""
+        """Score the penalties, unless there is one fold, and choose one for every target; see `cross_validate`."""
         grid, self.per_row = penalties(self.total, alphas, alphas_per_row)
         if len(self.folds) == 1:
             return None, np.full(self.total.t, grid[0] * self.scale(self.total))
@@ -183,7 +164,7 @@ class TiledPath(Grid):
         return cv, cv.alpha
 
     def scale(self, each: TargetSums) -> float:
-        """What a penalty of the grid is multiplied by for a training set."""
+        """Return the factor of the grid's penalties for a training set."""
         return each.weight if self.per_row else 1.0
 
     def add(self, grid: Sequence[float]) -> None:
@@ -204,7 +185,7 @@ class TiledPath(Grid):
             self.put(alpha, each)
 
     def of_all_rows(self, alpha: F8) -> tuple[F8, F8]:
-        """Coefficients (m, t) and intercept (t,) of all rows, each target with its penalty."""
+        """Solve for all rows, each target with its penalty; return coefficients (m, t) and intercepts (t,)."""
         coef = np.empty((self.m, len(alpha)))
         tiles = self.centred(self.folds, self.total)
         for each in set(alpha.tolist()):
@@ -213,7 +194,7 @@ class TiledPath(Grid):
         return coef, self._intercept(self.total, coef)
 
     def centred(self, folds: Sequence[dict[Place, Any]], train: TargetSums) -> dict[Place, Any]:
-        """The tiles of a training set about its means."""
+        """Add the tiles of a training set's folds, centred at its means."""
         total = np.concatenate([train.z_sum, train.y_sum, [train.weight]])
 
         def means(i: int) -> F8:
@@ -226,9 +207,11 @@ class TiledPath(Grid):
         }
 
     def _solve(self, tiles: dict[Place, Any], alpha: float) -> tuple[F8, list[Any]]:
-        """Coefficients in this process, and by runs of columns where they were made."""
+        """Solve for coefficients; return them, and their parts, by runs of columns, on the workers."""
         parts = solve_tiles(tiles, self.m, self.tile, alpha, self.home)
-        return np.hstack(fetch(self.home.client, parts)).T[:, :-1], parts  # the last are of the 1, and are zero
+        return np.hstack(fetch(self.home.client, parts)).T[
+            :, :-1
+        ], parts  # the last column is of the constant 1, and is zero
 
     def _intercept(self, train: TargetSums, coef: F8) -> F8:
         return (train.y_sum - train.z_sum @ coef) / train.weight
@@ -244,13 +227,13 @@ class TiledPath(Grid):
 
 
 def on_threads(threads: int, function: Any, *args: Any) -> Any:
-    """A function's value, with this process's tasks set to a number of threads."""
+    """Call a function with a number of threads for this process's tasks."""
     backend.use_threads(threads)
     return function(*args)
 
 
 def taken(part: Part, place: Place) -> F8:
-    """A tile of a sum, with both triangles if it is on the diagonal."""
+    """Return a tile of a sum, with both triangles if it is on the diagonal."""
     tile: F8 = part.total.tiles[place]
     if place[0] == place[1]:
         tile = tile.copy()
@@ -259,12 +242,12 @@ def taken(part: Part, place: Place) -> F8:
 
 
 def _counts(part: Part) -> tuple[Tally, float]:
-    """Return what was counted of the rows of a sum, and the rounding of its products."""
+    """Return the tally of a sum, and the rounding of its products."""
     return part.tally, float(part.total.rounding)
 
 
 def added_and_centred(tiles: Sequence[F8], sums: F8, means: F8) -> F8:
-    """The sum of some folds' tiles about the means of its columns."""
+    """Add some folds' tiles, centred at the means of their columns."""
     total = np.outer(sums, -means)
     for tile in tiles:
         total += tile
@@ -272,5 +255,5 @@ def added_and_centred(tiles: Sequence[F8], sums: F8, means: F8) -> F8:
 
 
 def quadratic(tile: F8, left: F8, right: F8) -> F8:
-    """xᵢᵀ G_ij xⱼ of every target, from xᵢᵀ (t, rows) and xⱼᵀ (t, columns)."""
+    """Compute xᵢᵀ G_ij xⱼ of every target, from xᵢᵀ (t, rows) and xⱼᵀ (t, columns)."""
     return np.einsum("tj,tj->t", left @ tile, right)
