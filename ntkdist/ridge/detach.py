@@ -118,16 +118,15 @@ def drive(job: str, out: str) -> str:
     with client_of_task() as client, _reporting(out, len(client.nthreads())) as watch:
         try:
             fit(decoded, out=out, client=client, watch=watch)
+            end = Status("done")
         except Cancelled:
-            state, said = "cancelled", ""
+            end = Status("cancelled")
         except NtkdistError as error:
-            state, said = "failed", str(error)
+            end = Status("failed", said=str(error))
         except Exception as error:  # nothing else would report it
-            state, said = "failed", f"{type(error).__name__}: {error}"
-        else:
-            state, said = "done", ""
-    _write(out, Status(state, said=said))  # type: ignore[arg-type]
-    return state
+            end = Status("failed", said=f"{type(error).__name__}: {error}")
+    _write(out, end)
+    return end.state
 
 
 def status(run: str) -> Status:

@@ -135,7 +135,7 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
         iterations=path.iterations,
         mean_iterations=float(path.each.mean()),
         sample_rows=near.s,
-        largest_residual=max(path.residual.values()),
+        largest_residual=path.largest_residual(path.residuals),
         unconverged=path.unconverged(),
         remembered_bytes=max(remembered, default=0),
     )
@@ -181,10 +181,8 @@ class Path(Grid):
         self.passes, self.solver, self.near, self.done, self.first = passes, solver, near, done, grid
         self.sets = [*(total - fold for fold in sums), total] if len(sums) > 1 else [total]
         self.left_out = np.array([*range(len(self.sets) - 1), -1])
-        # By penalty of the grid:
-        self.coef: dict[float, F8] = {}  # for all rows, (m, t)
-        self.residual: dict[float, float] = {}  # the largest of any training set and target
-        self.of_all: dict[float, F8] = {}  # residuals for all rows, (t,)
+        self.coef: dict[float, F8] = {}  # (m, t) for all rows, by penalty of the grid
+        self.residuals: dict[float, F8] = {}  # relative, (training sets, t), by penalty of the grid; all rows are last
         self.iterations, self.each = 0, np.zeros(0, np.int64)  # of the slowest columns, and of every one
         self.keeping: Callable[[list[float]], KeepsState] | None = None  # keeps the iterations of some penalties
 
@@ -222,9 +220,8 @@ class Path(Grid):
         self.each = np.append(self.each, solved.iterations)
         residual = solved.residual.reshape(shape)
         coef = solved.x.reshape(-1, *shape)
-        self.residual.update(zip(grid, residual.max(axis=(0, 2)).tolist(), strict=True))
-        self.of_all.update(zip(grid, residual[-1], strict=True))
-        self.coef.update((a, coef[:, -1, i].copy()) for i, a in enumerate(grid))
+        for i, a in enumerate(grid):
+            self.coef[a], self.residuals[a] = coef[:, -1, i].copy(), residual[:, i]
         if sets > 1:
             scored = np.flatnonzero(self.left_out[of] >= 0)
             losses = self._losses(solved.x[:, scored], of[scored], np.tile(np.arange(t), sets * len(grid))[scored])
@@ -246,13 +243,17 @@ class Path(Grid):
 
     def unconverged(self) -> list[float]:
         """List the penalties that have not converged for every training set and target, ascending."""
-        return sorted(a for a, residual in self.residual.items() if residual > self.solver.tol)
+        return sorted(a for a, residual in self.residuals.items() if residual.max() > self.solver.tol)
+
+    def largest_residual(self, grid: Iterable[float]) -> float:
+        """Return the largest residual of some penalties, of any training set and target."""
+        return max(float(self.residuals[a].max()) for a in grid)
 
     def note(self) -> str:
         """Return a note of penalties that have not converged."""
         if not (late := self.unconverged()):
             return ""
-        said = not_converged(self.solver, late, max(self.residual[a] for a in late))
+        said = not_converged(self.solver, late, self.largest_residual(late))
         return f"{said}{' (alphas per row)' if self.per_row else ''}; their scores are of what was reached"
 
 
@@ -260,9 +261,9 @@ def _model(
     path: Path, cv: CVResult | None, alphas: list[float], pre: Preprocessing, features: AnyMap, dtype: str
 ) -> RidgeModel:
     """Return the model of all rows, each target with its penalty; raise NotConverged if that is asked for."""
-    late = [a for j, a in enumerate(alphas) if path.of_all[a][j] > path.solver.tol]
+    late = [a for j, a in enumerate(alphas) if path.residuals[a][-1, j] > path.solver.tol]
     if late and path.solver.unconverged == "error":
-        worst = max(float(path.of_all[a].max()) for a in late)
+        worst = max(float(path.residuals[a][-1].max()) for a in late)
         raise NotConverged(f"The chosen {not_converged(path.solver, sorted(set(late)), worst)}")
     total = path.total
     coef = np.stack([path.coef[a][:, j] for j, a in enumerate(alphas)], axis=1)

@@ -104,7 +104,7 @@ class RidgeModel:
 
         Parameters
         ----------
-        x : as of calling
+        x : as in calling
         noise : bool
             Add s², for the deviation of a target instead of the function's.
 

@@ -44,18 +44,18 @@ F8 = NDArray[np.float64]
 def fit(p: Plan, prepared: Prepared) -> Fitted:
     """Fit by factorisations of tiles that stay on the workers; raise NotPositiveDefinite if no penalty is solved."""
     client, watch, pre, clock = prepared.client, prepared.watch, prepared.empty.preprocessing, Clock()
-    home = TilePlacement(client, p.threads, runs(p.m, p.tile))
+    placement = TilePlacement(client, p.threads, runs(p.m, p.tile))
     timeline: list[tuple[float, int]] = []
     with phase("equations", p.panels * p.reads * p.layout.rows, client, watch) as done:
-        folds, squared, tally = sum_tiles(p, prepared, home, timed(done, timeline))
-    squares = [_squares(p, fold, home) for fold in folds]
-    sums = [_cross_sums(p, *of, home) for of in zip(folds, squares, strict=True)]
+        folds, squared, tally = sum_tiles(p, prepared, placement, timed(done, timeline))
+    squares = [_squares(p, fold, placement) for fold in folds]
+    sums = [_cross_sums(p, *of, placement) for of in zip(folds, squares, strict=True)]
     on_each_worker(client, memory.give_back)  # what sums of shards have left free between tiles that stay
     check_sums(functools.reduce(operator.add, sums))
     roundings = [relative_rounding(r, fold.weight) for r, fold in zip(squared, sums, strict=True)]
     clock.lap("equations")
     with phase("factorisations", 0, client, watch):
-        path = TiledPath(p, folds, sums, squares, roundings, home)
+        path = TiledPath(p, folds, sums, squares, roundings, placement)
         cv, alpha = path.choose(p.job.alphas, p.job.alphas_per_row, p.job.alpha_per_target)
         coef, intercept = path.of_all_rows(alpha)
     clock.lap("solve")
@@ -81,11 +81,9 @@ class TilePlacement:
         if self.client is None:
             return on_threads(self.threads, function, *args)
         worker = self.workers[owner_index(place, self.last) % len(self.workers)]
-        where = {"workers": worker, "allow_other_workers": True}
         first = int(function in (factor, divide))  # a column is factored as soon as it can be: all others wait for it
-        return self.client.submit(
-            on_threads, self.threads, function, *args, key=self._key(function), priority=first, **where
-        )
+        options = {"key": self._key(function), "workers": worker, "allow_other_workers": True, "priority": first}
+        return self.client.submit(on_threads, self.threads, function, *args, **options)
 
     def beside(self, function: Any, *args: Any) -> Any:
         """Run a function where its arguments are, before all other tasks; return its value, or a future of it."""
@@ -98,7 +96,7 @@ class TilePlacement:
 
 
 def sum_tiles(
-    p: Plan, prepared: Prepared, home: TilePlacement, done: Progress
+    p: Plan, prepared: Prepared, placement: TilePlacement, done: Progress
 ) -> tuple[list[dict[Place, Any]], list[float], Tally]:
     """Sum the tiles of every fold on their workers, panel by panel; return them, each fold's rounding, and a tally."""
     mapped = RowMapper(prepared.empty.features, prepared.empty.preprocessing, p.dtype, "", 0)
@@ -108,28 +106,28 @@ def sum_tiles(
     for panel in panels(p.m, p.tile, p.panels):
         summand = TilesOf(mapped, p.tile, tuple(panel))
         keep = prepared.kept and prepared.kept.tiles(p.tile, panel)
-        parts = sums_in_place(Pass(prepared.source, summand, prepared.shards, p.fan_in, done, keep), home.client)
+        parts = sums_in_place(Pass(prepared.source, summand, prepared.shards, p.fan_in, done, keep), placement.client)
         for fold, part in zip(folds, parts, strict=True):
-            fold.update({place: home(place, identity, home.beside(taken, part, place)) for place in panel})
-        counts = fetch(home.client, [home.beside(_counts, part) for part in parts])
+            fold.update({place: placement(place, identity, placement.beside(taken, part, place)) for place in panel})
+        counts = fetch(placement.client, [placement.beside(_counts, part) for part in parts])
         roundings = [rounding for _, rounding in counts]
         panel_tally = functools.reduce(operator.add, (counted for counted, _ in counts))
         tally = (tally + panel_tally).of_rows(panel_tally)
         del parts, part  # before the next panel needs the memory
-        settle(home.client, [fold[place] for fold in folds for place in panel])
+        settle(placement.client, [fold[place] for fold in folds for place in panel])
     return folds, roundings, tally
 
 
-def _squares(p: Plan, fold: dict[Place, Any], home: TilePlacement) -> F8:
+def _squares(p: Plan, fold: dict[Place, Any], placement: TilePlacement) -> F8:
     """Fetch the diagonal of a fold's Gram, (m,), to this process."""
     places = [(i, i) for i in range(runs(p.m, p.tile))]
-    return np.concatenate(fetch(home.client, [home(place, np.diagonal, fold[place]) for place in places]))
+    return np.concatenate(fetch(placement.client, [placement(place, np.diagonal, fold[place]) for place in places]))
 
 
-def _cross_sums(p: Plan, fold: dict[Place, Any], squares: F8, home: TilePlacement) -> CrossSums:
+def _cross_sums(p: Plan, fold: dict[Place, Any], squares: F8, placement: TilePlacement) -> CrossSums:
     """Fetch the sums of a fold beside its Gram, and the Gram's trace, to this process."""
     n = runs(p.m, p.tile)
-    cross = fetch(home.client, [fold[n, j] for j in range(n + 1)])
+    cross = fetch(placement.client, [fold[n, j] for j in range(n + 1)])
     traces = [squares[run(p.m, p.tile, i)].sum() for i in range(n)]
     return CrossSums(np.hstack(cross[:n]).T, cross[n], float(sum(traces)))
 
@@ -144,12 +142,12 @@ class TiledPath(Grid):
         sums: Sequence[CrossSums],
         squares: Sequence[F8],  # diagonals (m,) of the Grams
         roundings: Sequence[float],  # relative, of the sums
-        home: TilePlacement,
+        placement: TilePlacement,
     ) -> None:
         total = functools.reduce(operator.add, sums)
         super().__init__(sums, p.scored or tuple(range(len(folds))), total, False)
         self.m, self.tile, self.n = p.m, p.tile, runs(p.m, p.tile)
-        self.folds, self.sums, self.squares, self.roundings, self.home = folds, sums, squares, roundings, home
+        self.folds, self.sums, self.squares, self.roundings, self.placement = folds, sums, squares, roundings, placement
         self.precision = max(roundings)
 
     def choose(
@@ -201,17 +199,18 @@ class TiledPath(Grid):
             return total[self.m :] if i == self.n else total[run(self.m, self.tile, i)]
 
         return {
-            (i, j): self.home((i, j), added_and_centred, [fold[i, j] for fold in folds], means(i), means(j) / total[-1])
+            (i, j): self.placement(
+                (i, j), added_and_centred, [fold[i, j] for fold in folds], means(i), means(j) / total[-1]
+            )
             for i, j in folds[0]
             if j < self.n
         }
 
     def _solve(self, tiles: dict[Place, Any], alpha: float) -> tuple[F8, list[Any]]:
         """Solve for coefficients; return them, and their parts, by runs of columns, on the workers."""
-        parts = solve_tiles(tiles, self.m, self.tile, alpha, self.home)
-        return np.hstack(fetch(self.home.client, parts)).T[
-            :, :-1
-        ], parts  # the last column is of the constant 1, and is zero
+        parts = solve_tiles(tiles, self.m, self.tile, alpha, self.placement)
+        coef = np.hstack(fetch(self.placement.client, parts)).T
+        return coef[:, :-1], parts  # the last column is of the constant 1, and zero
 
     def _intercept(self, train: TargetSums, coef: F8) -> F8:
         return (train.y_sum - train.z_sum @ coef) / train.weight
@@ -221,7 +220,7 @@ class TiledPath(Grid):
         coef, x = self._solve(tiles, alpha)
         fold, intercept = self.sums[k], self._intercept(train, coef)
         gram = [(place, tile) for place, tile in self.folds[k].items() if place[0] < self.n]
-        squares = fetch(self.home.client, [self.home((i, j), quadratic, g, x[i], x[j]) for (i, j), g in gram])
+        squares = fetch(self.placement.client, [self.placement((i, j), quadratic, g, x[i], x[j]) for (i, j), g in gram])
         square = sum(s * (1 if i == j else 2) for ((i, j), _), s in zip(gram, squares, strict=True))[:-1]
         return fold.loss_of(coef, intercept, square, self.squares[k], self.roundings[k])
 

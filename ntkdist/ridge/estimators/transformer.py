@@ -40,7 +40,7 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
         self.features, self.inputs, self.clip = features, inputs, clip
 
     def fit(self, X: Any, y: Any = None) -> "FeatureTransformer":
-        """Fit the scaling, and the map if it needs a sample of rows; y is ignored.  X is as of `NTKRidge.fit`."""
+        """Fit the scaling, and the map if it needs a sample of rows; y is ignored.  X is as in `NTKRidge.fit`."""
         with as_value_errors():
             rows: Arrays | Dataset = dataset(X, None) if is_dataset(X) else training_rows(self, X).without_targets()
             self.preprocessing_, self.features_ = fit_map(rows, self.feature_map, self.preprocess)
