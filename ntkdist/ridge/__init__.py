@@ -1,1 +1,1 @@
-"""Where all meet: fit, the model, predict, and what keeps a run alive."""
+"""Ridge regression on features: fits, models, predictions, run directories and checkpoints."""

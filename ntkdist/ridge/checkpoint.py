@@ -1,17 +1,20 @@
-"""Finished shards kept, so that a run that was cut off, at any moment, goes on from there to the same bits.
+"""Checkpoints: finished shards are kept, so that a run that was interrupted continues from them to the same bits.
 
-A checkpoint is a directory, or what is below a URL: ``plan.json``, what was resolved; the scaling and the feature map
-as fitted; and the sum of every finished shard, named by its content: the job, the data, the scaling, the map, the fold
-and the rows.  Who makes the same thing as somebody else at the same time writes a group of his own; it counts if he
-is the first to write the small ``.kept`` file that names it, and no more than one can be.
+A checkpoint is a directory, or a prefix of an object store.  It holds ``plan.json``, the resolved plan; the fitted
+scaling and feature map; and the sum of every finished shard, named by a digest of its content: the job, the data, the
+scaling, the map, the fold and the rows.
+
+Processes may write the same value at the same time.  Each writes a group with a name of its own; the group that counts
+is the one in the small ``.kept`` file, which only one process can create.
 """
 
+import functools
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -30,53 +33,45 @@ from ntkdist.spec import decode, digest
 from ntkdist.sums import NormalEquations, TileSums
 from ntkdist.sums.tiles import Place
 
+T = TypeVar("T")
+ArraysByName = dict[str, NDArray[Any]]
 PART, STATE = "ntkdist.part", "ntkdist.state"
-KEPT = ("shard-", "iterate-")
+PROGRESS = ("shard-", "iterate-")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Where the sums of shards are kept, and what they are sums of; a task loads or saves its own."""
+    """The kept sums of shards; a task loads and saves its own."""
 
     place: str
     of: str  # digest of everything but the rows
     kind: type[NormalEquations] | type[TileSums] = NormalEquations
 
     def tiles(self, tile: int, panel: Sequence[Place]) -> "Kept":
-        """Where the sums of some tiles are kept."""
+        """Return the kept sums of some tiles."""
         return Kept(self.place, digest(self.of, tile, panel), TileSums)
 
     def state(self, *of: object) -> "KeptState":
-        """Where the state of iterations is kept that depend on more beside."""
+        """Return the kept state of iterations, which depend on ``of`` too."""
         return KeptState(self.place, digest(self.of, *of))
 
     def load(self, shard: Shard) -> Part | None:
-        """The sum, if it was finished; one that is damaged counts as missing."""
-        name = self._name(shard)
-        if not (url := _kept(self.place, name)):
+        """Load the sum of a shard; None if it is not finished, or damaged."""
+        if (group := _load(self.place, self._name(shard), functools.partial(_read_group, PART))) is None:
             return None
-        try:
-            _, attrs = zarr_groups.read_attributes(url, (PART,))
-            arrays = {name: zarr_groups.read_whole(url, name) for name in attrs["arrays"]}
-        except DataError:
-            _forget(self.place, name)
-            return None
+        arrays, attrs = group
         return Part(self.kind.of_arrays(arrays), replace(Tally(**attrs["tally"]), resumed=1))
 
     def save(self, shard: Shard, part: Part) -> None:
-        """Keep a sum; if another task has kept the same one meanwhile, that is as good.
+        """Keep the sum of a shard, unless another task has kept it meanwhile.
 
-        Raises
-        ------
-        StoreError
-            If it cannot be written, as on a full disk.
+        Raises StoreError if it cannot be written, as on a full disk.
         """
         counted = asdict(replace(part.tally, read_seconds=0.0, work_seconds=0.0, workers={}, worked={}))
-        arrays: dict[str, NDArray[np.float64]] = part.total.arrays()
-        attrs = {"tally": counted, "arrays": list(arrays)}
+        arrays: ArraysByName = part.total.arrays()
 
         def write(url: str) -> None:
-            with zarr_groups.new_group(url, PART, attrs) as place:
+            with zarr_groups.new_group(url, PART, {"tally": counted}) as place:
                 for name, array in arrays.items():
                     zarr_groups.write_whole(place, name, array)
 
@@ -96,34 +91,26 @@ class Kept:
 
 @dataclass(frozen=True)
 class KeptState:
-    """Where the state of iterations is kept, and what of; one process saves it, each time in place of the last."""
+    """The kept state of iterations; one process saves it, each time in place of the last."""
 
     place: str
     of: str  # digest of all that the iterations depend on
 
-    def load(self) -> dict[str, NDArray[Any]] | None:
-        """The arrays that were saved last; if they are damaged, none were."""
-        name = f"iterate-{self.of}"
-        if not (url := _kept(self.place, name)):
-            return None
-        try:
-            _, attrs = zarr_groups.read_attributes(url, (STATE,))
-            whole = {k: zarr_groups.read_whole(url, k) for k in attrs["arrays"]}
-        except DataError:
-            _forget(self.place, name)
-            return None
-        return {k: np.zeros(shape, dtype) for k, (shape, dtype) in attrs["empty"].items()} | whole
+    @property
+    def _name(self) -> str:
+        return f"iterate-{self.of}"
 
-    def save(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Keep arrays in place of those before.
+    def load(self) -> ArraysByName | None:
+        """Load the arrays that were saved last; None if there are none, or one is damaged."""
+        if (group := _load(self.place, self._name, functools.partial(_read_group, STATE))) is None:
+            return None
+        arrays, attrs = group
+        return {k: np.zeros(shape, dtype) for k, (shape, dtype) in attrs["empty"].items()} | arrays
 
-        Raises
-        ------
-        StoreError
-            If they cannot be written, as on a full disk.
-        """
-        marker = storage.join(self.place, f"iterate-{self.of}.kept")
-        before, mine = storage.read_text(marker), f"iterate-{self.of}-{uuid.uuid4().hex}.zarr"
+    def save(self, arrays: ArraysByName) -> None:
+        """Keep arrays in place of those before; raise StoreError if they cannot be written."""
+        marker = storage.join(self.place, f"{self._name}.kept")
+        before, mine = storage.read_text(marker), f"{self._name}-{uuid.uuid4().hex}.zarr"
         empty = {k: (array.shape, array.dtype.name) for k, array in arrays.items() if not array.size}
         with zarr_groups.new_group(storage.join(self.place, mine), STATE, {"empty": empty}) as url:
             for name in arrays.keys() - empty:
@@ -133,46 +120,43 @@ class KeptState:
             storage.remove(storage.join(self.place, before))
 
 
-def _keep(place: str, name: str, write: Callable[[str], None]) -> None:
-    """Write a group and its marker; if somebody else has kept the same meanwhile, that is the one kept."""
+def _keep(place: str, name: str, write: Callable[[str], None]) -> str:
+    """Write a group and claim a name for it, unless another process was first; return the URL of the kept group."""
     mine = f"{name}-{uuid.uuid4().hex}.zarr"
     write(storage.join(place, mine))
-    if storage.claim(storage.join(place, f"{name}.kept"), mine) != mine:
+    first = storage.claim(storage.join(place, f"{name}.kept"), mine)
+    if first != mine:
         storage.remove(storage.join(place, mine))
+    return storage.join(place, first)
 
 
-def _kept(place: str, name: str) -> str:
-    """The group that was kept under a name, or ''."""
-    found = storage.read_text(storage.join(place, f"{name}.kept"))
-    return storage.join(place, found) if found else ""
-
-
-def _forget(place: str, name: str) -> None:
-    """Remove what was kept under a name."""
-    url = _kept(place, name)
-    storage.remove(storage.join(place, f"{name}.kept"))
-    if url:
+def _load(place: str, name: str, read: Callable[[str], T]) -> T | None:
+    """Read the group that is kept under a name; a damaged one is removed and counts as missing."""
+    marker = storage.join(place, f"{name}.kept")
+    if not (group := storage.read_text(marker)):
+        return None
+    url = storage.join(place, group)
+    try:
+        return read(url)
+    except DataError:
+        storage.remove(marker)
         storage.remove(url)
+        return None
+
+
+def _read_group(kind: str, url: str) -> tuple[ArraysByName, dict[str, Any]]:
+    """Read the arrays and the attributes of a group."""
+    _, attrs = zarr_groups.read_attributes(url, (kind,))
+    return {name: zarr_groups.read_whole(url, name) for name in attrs["arrays"]}, attrs
 
 
 @contextmanager
 def open_checkpoint(place: str, job: Job, resolve: Callable[[Plan | None], Plan]) -> Iterator[Plan]:
-    """Start or go on: yield the plan of a job, with what decides its bits as the checkpoint has it.
+    """Open or create a checkpoint, and yield the plan of a job; what decides the bits is as the checkpoint has it.
 
-    What fails before a shard or an iterate is kept leaves no checkpoint.
-
-    Parameters
-    ----------
-    place : str
-        "" for no checkpoint.
-    job : Job
-    resolve : callable
-        Resolves the job to a plan, given the plan that was kept, if any was.
-
-    Raises
-    ------
-    StoreError
-        If the checkpoint is of another job, or of the same job on other data.
+    ``resolve`` makes the plan, given the kept one if there is one; without a ``place`` there is no checkpoint.  A run
+    that fails before a shard or an iterate is kept leaves none.  Raises StoreError if the checkpoint is of another job,
+    or of the same job on other data.
     """
     if not place:
         yield resolve(None)
@@ -181,8 +165,8 @@ def open_checkpoint(place: str, job: Job, resolve: Callable[[Plan | None], Plan]
     try:
         yield p
     except BaseException:
-        with suppress(StoreError):  # as where the store is what failed
-            if not any(name.startswith(KEPT) and name.endswith(".kept") for name in storage.names(place)):
+        with suppress(StoreError):  # the store may be what failed
+            if not any(name.startswith(PROGRESS) and name.endswith(".kept") for name in storage.names(place)):
                 storage.remove(place)
         raise
 
@@ -221,32 +205,21 @@ def _kept_plan(place: str, url: str, text: str, job: Job) -> Plan:
 
 
 def prepared(place: str, p: Plan, prepare: Callable[[], Equations]) -> tuple[Equations, Kept | None]:
-    """Equations without a fold, with scaling and map, as kept or else made now and kept; and where shards are kept."""
+    """Load the fitted scaling and map, or make and keep them; return them as equations without a fold, and the `Kept`.
+
+    Without a ``place``, nothing is kept.
+    """
     if not place:
         return prepare(), None
-    if (empty := _prepared_before(place)) is None:
+    empty: Equations | None = _load(place, "prepared", store.load)
+    if empty is None:
         made = prepare()
-        _keep(place, "prepared", lambda url: store.save(made, url))
-        empty = store.load(_kept(place, "prepared"))
-        if empty.features == made.features:
-            empty = replace(empty, features=made.features)  # which may be large: one of two
+        kept: Equations = store.load(_keep(place, "prepared", lambda url: store.save(made, url)))
+        same = kept.features == made.features
+        empty = replace(kept, features=made.features) if same else kept  # the arrays may be large: hold them once
     begun_as = json.loads(storage.read_text(storage.join(place, "plan.json")) or "")["digest"]  # maybe by older code
     of = digest(
         *(begun_as, p.folds, p.block_rows, p.dtype, p.skip),
         *(empty.features.digest(), empty.preprocessing.digest()),
     )
     return empty, Kept(place, of)
-
-
-def _prepared_before(place: str) -> Equations | None:
-    """What is kept, unless it is damaged: then it counts as missing, as a sum does."""
-    try:
-        return store.load(url) if (url := _kept(place, "prepared")) else None
-    except DataError:
-        _forget(place, "prepared")
-        return None
-
-
-def remove(place: str) -> None:
-    """Remove a checkpoint whose run is complete."""
-    storage.remove(place)

@@ -1,4 +1,4 @@
-"""Fitting with a Gram that fits a worker: one pass sums the equations of every fold, and this process solves them."""
+"""Dense fits: one pass sums the equations of every fold, with a Gram that fits a worker; this process solves them."""
 
 import functools
 import operator
@@ -17,7 +17,7 @@ from ntkdist.sums.equations import EquationsOf, EquationsOnGpu
 
 
 def fit(p: Plan, prepared: Prepared) -> Fitted:
-    """Sum the equations of every fold; solving is left for when the workers are gone."""
+    """Sum the equations of every fold; `Fitted.solve` solves them later."""
     of, clock = (prepared.empty.features, prepared.empty.preprocessing, p.dtype), Clock()
     summand = EquationsOf(*of) if p.device == "cpu" else EquationsOnGpu(*of, tf32=p.device == "gpu-tf32")
     timeline: list[tuple[float, int]] = []
@@ -30,11 +30,11 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
     clock.lap("equations")
     weights = [fold.weight for fold in equations.folds]
     statistics = FitStatistics(equations.preprocessing, weights, tally, clock.seconds, None, timeline)
-    return Fitted(statistics, lambda: _solved(p, equations, statistics), equations)
+    return Fitted(statistics, lambda: _solve(p, equations, statistics), equations)
 
 
-def _solved(p: Plan, equations: Equations, statistics: FitStatistics) -> Solved:
-    """Choose the penalty, solve, and score fewer features for their curve."""
+def _solve(p: Plan, equations: Equations, statistics: FitStatistics) -> Solved:
+    """Choose the penalty, solve, and score prefixes of the map for the curve."""
     job, clock = p.job, Clock()
     with phases.phase("solve", None):
         model, cv = solve(

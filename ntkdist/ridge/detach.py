@@ -32,31 +32,19 @@ SILENT_SECONDS = 60  # without a write, after which the status warns
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The state of a detached run.
-
-    Attributes
-    ----------
-    state : {"waiting", "running", "done", "failed", "cancelled"}
-    phase : str
-        The pass that it is in, with ``rows`` done ``of`` all.
-    workers : int
-    beat : float
-        Time of writing, in seconds since 1970.
-    said : str
-        The error of a failed run.
-    """
+    """The state of a detached run."""
 
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
-    phase: str = ""
-    rows: int = 0
-    of: int = 0
+    phase: str = ""  # the current pass over the data
+    rows: int = 0  # done in this phase
+    of: int = 0  # all rows of this phase
     workers: int = 0
-    beat: float = 0.0
-    said: str = ""
+    beat: float = 0.0  # time of writing, in seconds since 1970
+    said: str = ""  # the error of a failed run
 
     @property
     def over(self) -> bool:
-        """The end of the run, by success or not."""
+        """A flag: the run has ended, by success or not."""
         return self.state in ("done", "failed", "cancelled")
 
     @property
@@ -83,10 +71,16 @@ def submit(job: Job, out: str, *, scheduler: str = "", client: Client | None = N
     Parameters
     ----------
     job : Job
-        Dataset and ``out`` must be places that every worker can reach.
+        Every worker must be able to read its dataset.
     out : str
+        Run directory; every worker must be able to write it.
     scheduler, client
         As in `fit`.
+
+    Returns
+    -------
+    str
+        ``out`` as an absolute path or URL.
 
     Raises
     ------
@@ -119,31 +113,24 @@ def submit(job: Job, out: str, *, scheduler: str = "", client: Client | None = N
 
 
 def drive(job: str, out: str) -> str:
-    """Run the fit in a task and write its status; errors are not raised, so that Dask does not retry."""
+    """Run the fit in a task, and write its status; return its state instead of errors, so that Dask does not retry."""
     decoded: Job = decode(msgspec.json.decode(job), Job, "job")
     with client_of_task() as client, _reporting(out, len(client.nthreads())) as watch:
         try:
             fit(decoded, out=out, client=client, watch=watch)
+            end = Status("done")
         except Cancelled:
-            state, said = "cancelled", ""
+            end = Status("cancelled")
         except NtkdistError as error:
-            state, said = "failed", str(error)
-        except Exception as error:  # the status is the only place where it is seen
-            state, said = "failed", f"{type(error).__name__}: {error}"
-        else:
-            state, said = "done", ""
-    _write(out, Status(state, said=said))  # type: ignore[arg-type]
-    return state
+            end = Status("failed", said=str(error))
+        except Exception as error:  # nothing else would report it
+            end = Status("failed", said=f"{type(error).__name__}: {error}")
+    _write(out, end)
+    return end.state
 
 
 def status(run: str) -> Status:
-    """Read the status of a detached run.
-
-    Raises
-    ------
-    DataError
-        If there is no such run.
-    """
+    """Read the status of a detached run from its run directory; raise DataError if there is none."""
     text = storage.read_text(storage.join(run, STATUS))
     if text is None:
         if storage.exists(storage.join(run, "report.json")):
@@ -153,7 +140,10 @@ def status(run: str) -> Status:
 
 
 def attach(run: str, watch: Watch | None = None, poll_seconds: float = 0.5) -> Status:
-    """Show the progress of a run until it is over, and return its last status; the run is not affected."""
+    """Show the progress of a detached run until it is over, and return its last status; the run is not affected.
+
+    The status is read every ``poll_seconds``; ``watch`` is as in `fit`.
+    """
     current = status(run)
     while not current.over:
         if not current.phase:
@@ -186,7 +176,7 @@ def cancel(run: str) -> None:
 
 @contextmanager
 def _reporting(out: str, workers: int) -> Iterator[Watch]:
-    """Provide a watch whose progress a thread writes to the status every 2 s, and which stops the fit on a cancel."""
+    """Yield a watch: a thread writes its progress to the status every 2 s, and it stops the fit on a cancel."""
     now, over, cancelled = Status("running", workers=workers), threading.Event(), threading.Event()
 
     def beat() -> None:

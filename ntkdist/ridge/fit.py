@@ -1,7 +1,7 @@
 """Fitting: moments → scaling (→ landmarks) → normal equations of every fold → penalty → weights.
 
-Every arrow up to the equations is a pass of the one mapper, `ntkdist.cluster.reduce`; the others never see the data.
-Start here, then `prepare` and `dense`.
+Every arrow up to the equations is a pass of the mapper, `ntkdist.cluster.reduce`; the others do not need the data.
+Read `prepare` and `dense` next.
 """
 
 import functools
@@ -19,9 +19,9 @@ from ntkdist.planning import resolve
 from ntkdist.planning.job import Job, job_digest
 from ntkdist.planning.plan import Plan
 from ntkdist.ridge import checkpoint, dense, iterative, run_directory, tiled
-from ntkdist.ridge.fitted import Clock
+from ntkdist.ridge.fitted import Clock, Fitted
 from ntkdist.ridge.model import Equations, RidgeModel
-from ntkdist.ridge.prepare import prepare, verified
+from ntkdist.ridge.prepare import Prepared, prepare, verified
 from ntkdist.solvers.cv_result import CVResult
 from ntkdist.sums import NormalEquations
 
@@ -30,7 +30,18 @@ FITS = {"gram": dense.fit, "tiles": tiled.fit, "products": iterative.fit}  # by 
 
 @dataclass(frozen=True)
 class FitResult:
-    """A model, the scores of its penalty, a report of plain objects, and the equations, if any were formed."""
+    """The result of a fit.
+
+    Attributes
+    ----------
+    model : RidgeModel
+    cv : CVResult, optional
+        Scores of the penalties; absent with a single fold.
+    report : dict
+        The contents of ``report.json``, as plain objects.
+    equations : Equations, optional
+        Absent if the solver formed no Gram, or left it in tiles on the workers.
+    """
 
     model: RidgeModel
     cv: CVResult | None
@@ -52,70 +63,89 @@ def fit(
 
     The data are read twice: once for the moments of the columns and once for the Gram, which serves every fold and
     penalty.  A map that is fitted to a sample of rows needs one more read, or two if leverage scores draw its landmarks
-    (none with ``preprocess.reuse``); ``damaged="skip"`` one before all others.  In place of the Gram's one,
-    `TiledCholesky` reads once for every panel of tiles, and rows that are dealt to folds by groups are read once for
+    (none with ``preprocess.reuse``); ``damaged="skip"`` needs one before all others.  `TiledCholesky` reads once for
+    every panel of tiles in place of once for the Gram, and rows that are assigned to folds by groups are read once for
     every fold.  `PCG` forms no Gram: it reads once for the right-hand sides, once for the preconditioner, and in every
-    iteration what the workers do not remember.
+    iteration those rows that do not fit the workers' memory.
 
     Parameters
     ----------
     what : Job or Plan
-        A plan fixes what decides the bits; a job is resolved against the workers' machines: without a solver the
+        A plan fixes what decides the bits.  A job is resolved against the workers' machines: without a solver the
         first that fits their memory is taken, and with the device "auto" their GPUs where each has one.
     out : str
         Run directory for ``model.zarr``, ``equations.zarr`` and ``report.json``.  A complete run of the same job is
-        loaded, an incomplete one goes on from the shards that it finished, to the same bits; another's is refused.
+        loaded; an incomplete one continues from its finished shards, to the same bits; another job's is refused.
     resume : bool
-        Insist that there is something to go on from.
+        Refuse to start without a checkpoint to continue from.
     client : distributed.Client, optional
     scheduler : str
-        Address of a scheduler.  For what happens without either see `connect`.
+        Address of a scheduler.  Without this and a client, see `connect`.
     watch : callable, optional
-        Shows progress; by default a bar where somebody looks.
+        Shows progress; by default a bar in a terminal or a notebook.
     performance_report : bool
-        Save what Dask saw of the cluster as ``performance.html`` in the run directory; needs bokeh.
+        Save Dask's report of the cluster as ``performance.html`` in the run directory; needs bokeh.
 
     Raises
     ------
     PlanTooLarge
         If the projected memory does not fit; nothing has run then.
-    DataError, ClusterError, NotPositiveDefinite, NotConverged, StoreError
-        One sentence each.
+    DataError
+        If the data cannot be read, or do not suit the job.
+    ClusterError
+        If there is no cluster, its workers die, or the connection is lost.
+    NotPositiveDefinite, NotConverged
+        If the equations cannot be solved with any, or with the chosen penalty.
+    StoreError
+        If ``out`` or the checkpoint is of another job, or cannot be written.
     """
     job = what.job if isinstance(what, Plan) else what
     if out and (done := run_directory.existing_run(out, job)):
         model, cv, report, equations = done
         return FitResult(model, cv, report.to_dict(), equations)
-    keep, page, clock = _kept_at(job, out, resume), _seen_at(out, performance_report), Clock()
+    keep, page, clock = _checkpoint_place(job, out, resume), _report_place(out, performance_report), Clock()
     with phases.run(job_digest(job)) as run:
-        with connect(job.cluster, scheduler, client) as client:
-            machines = resources(client, job.warm, job.plan.device != "cpu")
-
-            def plan_on_machines(kept: Plan | None) -> Plan:
-                return verified(resolve.resolve(what, machines, kept), client=client, watch=watch)
-
-            opened = run_directory.open_run(out, job), phases.performance_report(page, client)
-            with opened[0], opened[1], checkpoint.open_checkpoint(keep, job, plan_on_machines) as p:
-                prepared = prepare(p, machines, client, watch, keep)
-                fitted = FITS[p.solver.sums](p, prepared)
-            statistics = fitted.statistics
-            statistics.tally.saw(on_each_worker(client, memory.peak))
-            if not statistics.products:
-                spent = min(0.2, statistics.seconds["equations"] / 10)
-                rate = functools.partial(backend.product_rate, p.m, p.block_rows, p.dtype, p.threads, p.device, spent)
-                statistics = statistics._replace(syrk_rates=on_each_worker(client, rate))
+        with (
+            connect(job.cluster, scheduler, client) as client,
+            run_directory.open_run(out, job),
+            phases.performance_report(page, client),
+        ):
+            p, prepared, fitted = _fit_on_cluster(what, keep, client, watch)
         model, cv, curve = fitted.solve()
     clock.lap("total")
+    statistics = fitted.statistics
     statistics.seconds.update(clock.seconds, prepare=prepared.seconds)
-    report = run_directory.report(p, machines, statistics, model, cv, curve, run)
+    report = run_directory.report(p, prepared.resources, statistics, model, cv, curve, run)
     if out:
         run_directory.write_run(out, model, fitted.equations, report)
-        checkpoint.remove(keep)
+        storage.remove(keep)
     return FitResult(model, cv, report.to_dict(), fitted.equations)
 
 
+def _fit_on_cluster(
+    what: Job | Plan, keep: str, client: Client | None, watch: Watch | None
+) -> tuple[Plan, Prepared, Fitted]:
+    """Resolve the plan, pass over the data, and measure the workers; solving dense equations is left."""
+    job = what.job if isinstance(what, Plan) else what
+    machines = resources(client, job.warm, job.plan.device != "cpu")
+
+    def plan_on_machines(kept: Plan | None) -> Plan:
+        return verified(resolve.resolve(what, machines, kept), client=client, watch=watch)
+
+    with checkpoint.open_checkpoint(keep, job, plan_on_machines) as p:
+        prepared = prepare(p, machines, client, watch, keep)
+        fitted = FITS[p.solver.sums](p, prepared)
+    statistics = fitted.statistics
+    statistics.tally.saw(on_each_worker(client, memory.peak))
+    if not statistics.products:
+        spent = min(0.2, statistics.seconds["equations"] / 10)
+        rate = functools.partial(backend.product_rate, p.m, p.block_rows, p.dtype, p.threads, p.device, spent)
+        statistics = statistics._replace(syrk_rates=on_each_worker(client, rate))
+    return p, prepared, fitted._replace(statistics=statistics)
+
+
 def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEquations]:
-    """Return the sums of every fold of a plan, over scaled inputs and targets."""
+    """Sum the equations of every fold of a plan, over scaled inputs and targets; client and errors as in `fit`."""
     with connect(p.job.cluster, "", client) as client:
         p = verified(p, client=client, watch=progress.silent)
         prepared = prepare(p, resources(client), client, progress.silent)
@@ -124,8 +154,8 @@ def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEqu
     return equations.folds
 
 
-def _kept_at(job: Job, out: str, resume: bool) -> str:
-    """Return where the checkpoint of a fit is; "" if it has no place of its own."""
+def _checkpoint_place(job: Job, out: str, resume: bool) -> str:
+    """Return the place of a fit's checkpoint, or "" for none; refuse to resume without one."""
     keep = job.plan.checkpoint or (out and storage.join(out, "checkpoint"))
     keep = keep and storage.absolute(keep)
     if resume and not (keep and storage.exists(keep)):
@@ -135,8 +165,8 @@ def _kept_at(job: Job, out: str, resume: bool) -> str:
     return keep
 
 
-def _seen_at(out: str, asked: bool) -> str:
-    """Return where Dask's report of a fit goes, if it was asked for."""
+def _report_place(out: str, asked: bool) -> str:
+    """Return the place of Dask's report, or "" if it was not asked for."""
     if asked and not out:
         raise SpecError("performance_report is given but no run directory to write it to; give out")
     return storage.join(out, "performance.html") if asked else ""

@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 
 class Curve(msgspec.Struct):
-    """The cross-validated error against the number of features; see `PrefixCurve`."""
+    """The cross-validated error against the number of features, see `PrefixCurve`."""
 
     m: list[int]
     rmse: list[float]  # in target units, averaged over targets

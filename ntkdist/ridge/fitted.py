@@ -1,4 +1,4 @@
-"""Parts of the three ways to fit: their outcome, and a clock for their phases."""
+"""Types that dense, tiled and iterative fits share: their outcome, and a clock for their phases."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,35 +14,28 @@ Solved = tuple[RidgeModel, CVResult | None, Curve | None]  # with the curve of f
 
 
 class FitStatistics(NamedTuple):
-    """Statistics of the passes over the data: the fitted scaling, counts, seconds and the rate of bare ``syrk``.
-
-    ``products`` holds the counts of a solver that formed no Gram.
-    """
+    """Statistics of the passes over the data."""
 
     preprocessing: Preprocessing
     fold_weights: list[float]
     tally: Tally
     seconds: dict[str, float]
-    products: Products | None
+    products: Products | None  # counts of a solver that formed no Gram
     timeline: Sequence[tuple[float, int]] = ()  # seconds into the pass, and rows, of every shard that ended
-    syrk_rates: Sequence[float] = ()
+    syrk_rates: Sequence[float] = ()  # flop/s of each worker
 
     @property
     def remembered(self) -> dict[str, int]:
-        """The most that a worker kept beyond what the plan projects."""
+        """The largest memory of mapped rows on a worker, in bytes; the plan does not project it."""
         return {"remembered rows": self.products.remembered_bytes} if self.products else {}
 
 
 class Fitted(NamedTuple):
-    """The outcome of a fit under the cluster.
-
-    ``solve`` gives model, scores and curve; it is called once the workers of a local cluster are gone, whose memory a
-    dense factorisation can use.  ``equations`` is what a dense fit can save, add and solve again.
-    """
+    """The outcome of a fit under the cluster."""
 
     statistics: FitStatistics
-    solve: Callable[[], Solved]
-    equations: Equations | None = None
+    solve: Callable[[], Solved]  # called after a local cluster has ended: a factorisation can use its memory
+    equations: Equations | None = None  # of a dense fit
 
 
 class Clock:
@@ -53,6 +46,6 @@ class Clock:
         self.last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """End a phase."""
+        """End a phase, and begin the next."""
         now = time.perf_counter()
         self.seconds[name], self.last = now - self.last, now

@@ -1,6 +1,7 @@
-"""Fitting without a Gram: sums of the right-hand sides, a preconditioner, then one pass over the data an iteration.
+"""Fits without a Gram: sums of the right-hand sides, a preconditioner, then one pass over the data in each iteration.
 
-Legend: m features, t targets, a penalties; S training sets: the data without fold k for every k, and all of it.
+Legend: m features, t targets, c columns that are iterated on: one for each training set, penalty and target.  Training
+sets are the data without fold k, for every k, and all data.
 """
 
 import functools
@@ -43,15 +44,7 @@ I8 = NDArray[np.int64]
 
 
 class Passes:
-    """The rows of a run, to be summed over again and again.
-
-    Attributes
-    ----------
-    count : int
-        Passes so far.
-    tally : Tally
-        Of all passes; its rows are those of one.
-    """
+    """Repeated passes over the rows of a run; ``count`` is their number, ``tally`` of all, with the rows of one."""
 
     def __init__(
         self, source: Source, shards: Sequence[Shard], fan_in: int, client: Client | None, mapped: RowMapper
@@ -62,51 +55,41 @@ class Passes:
         self.folds = Folds(source.layout.rows_per_partition, tuple(of[p] for p in range(source.layout.partitions)))
 
     def cross(self, progress: Progress) -> list[CrossSums]:
-        """The sums of every fold."""
+        """Sum the right-hand sides of every fold."""
         return self._sum(CrossOf(self.mapped), self.shards, progress)
 
     def total(self, summand: OverMappedRows, progress: Progress) -> F8:
-        """One sum over all rows."""
+        """Sum over all rows."""
         total: F8
         (total,) = self._sum(summand, [shard._replace(group=0) for shard in self.shards], progress)
         return total
 
     def _sum(self, summand: Any, shards: Iterable[Shard], progress: Progress) -> list[Any]:
         parts = reduce(Pass(self.source, summand, list(shards), self.fan_in, progress), self.client)
-        tally = self.tally
-        for part in parts:
-            tally = tally + part.tally
-        if self.count:
-            tally = tally.of_rows(self.tally)
-        self.tally, self.count = tally, self.count + 1
+        tally = functools.reduce(operator.add, (part.tally for part in parts), self.tally)
+        self.tally, self.count = tally.of_rows(self.tally) if self.count else tally, self.count + 1
         return [part.total for part in parts]
 
 
 class DataGram:
-    """The centred Gram of every column, over the data: a `GramOperator`.
-
-    Parameters
-    ----------
-    passes : Passes
-    sets : sequence of CrossSums
-        Sums of the training sets.
-    of : (c,) integer array
-        Training set of every column.
-    left_out : (c,) integer array
-        The fold that it leaves out, or −1.
-    rhs : (m, c) array
-    progress : callable
-    """
+    """The centred Gram of every column as an operator: each product is a pass over the data."""
 
     def __init__(
-        self, passes: Passes, sets: Sequence[CrossSums], of: I8, left_out: I8, rhs: F8, progress: Progress
+        self,
+        passes: Passes,
+        sets: Sequence[CrossSums],  # of the training sets
+        of: I8,  # (c,) training set of every column
+        left_out: I8,  # (c,) the fold that it leaves out, or −1
+        rhs: F8,  # (m, c)
+        progress: Progress,
     ) -> None:
         self.passes, self.of, self.left_out, self.rhs, self.progress = passes, of, left_out, rhs, progress
         self.means = np.stack([each.z_sum / each.weight for each in sets], axis=1)
         self.dtype = np.dtype(passes.mapped.dtype)
 
     def matmul(self, v: NDArray[Any], columns: I8) -> F8:
-        """Σ w (z − z̄)(z − z̄)ᵀv: only one factor need be centred, but centring the rounded sum too keeps it exact."""
+        """Compute Σ w (z − z̄)(z − z̄)ᵀv for some columns."""
+        # Centring one factor is enough in exact arithmetic; centring the rounded sum too keeps it accurate.
         means = self.means[:, self.of[columns]]
         shift = np.einsum("ij,ij->j", means, v)
         summand = ProductsOf(self.passes.mapped, self.passes.folds, v, shift, self.left_out[columns])
@@ -120,10 +103,7 @@ class DataGram:
 def fit(p: Plan, prepared: Prepared) -> Fitted:
     """Fit by conjugate gradients over the data.
 
-    Raises
-    ------
-    NotConverged
-        If the chosen penalty has not converged for all rows, and that is an error.
+    Raises NotConverged if the chosen penalty has not converged for all rows, unless the solver only notes that.
     """
     assert isinstance(p.solver, PCG)
     solver, features, pre = p.solver, prepared.empty.features, prepared.empty.preprocessing
@@ -155,7 +135,7 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
         iterations=path.iterations,
         mean_iterations=float(path.each.mean()),
         sample_rows=near.s,
-        largest_residual=max(path.residual.values()),
+        largest_residual=path.largest_residual(path.residuals),
         unconverged=path.unconverged(),
         remembered_bytes=max(remembered, default=0),
     )
@@ -166,7 +146,7 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
 
 
 def preconditioner(p: Plan, solver: PCG, passes: Passes, total: CrossSums, watch: Watch | None) -> LowRank:
-    """From rows drawn in proportion to their weights, about the mean of all."""
+    """Make the preconditioner from a sample of rows, drawn by weight and centred at the mean of all."""
     mapped = passes.mapped
     summand = SampleOf(
         solver.sample_rows,
@@ -183,15 +163,7 @@ def preconditioner(p: Plan, solver: PCG, passes: Passes, total: CrossSums, watch
 
 
 class Path(Grid):
-    """Solutions of every penalty for every training set, and their errors on the rows that the set leaves out.
-
-    Attributes
-    ----------
-    coef : dict of float to (m, t) array
-        For all rows, by penalty of the grid.
-    residual : dict of float to float
-        The largest of any training set and target.
-    """
+    """Solutions of every penalty for every training set, and their errors on the rows that the set leaves out."""
 
     def __init__(
         self,
@@ -209,20 +181,17 @@ class Path(Grid):
         self.passes, self.solver, self.near, self.done, self.first = passes, solver, near, done, grid
         self.sets = [*(total - fold for fold in sums), total] if len(sums) > 1 else [total]
         self.left_out = np.array([*range(len(self.sets) - 1), -1])
-        self.coef: dict[float, F8] = {}
-        self.residual: dict[float, float] = {}
-        self.of_all: dict[float, F8] = {}  # residuals for all rows, (t,)
+        self.coef: dict[float, F8] = {}  # (m, t) for all rows, by penalty of the grid
+        self.residuals: dict[float, F8] = {}  # relative, (training sets, t), by penalty of the grid; all rows are last
         self.iterations, self.each = 0, np.zeros(0, np.int64)  # of the slowest columns, and of every one
-        self.keeping: Callable[[list[float]], KeepsState] | None = (
-            None  # where the iterations of some penalties are kept
-        )
+        self.keeping: Callable[[list[float]], KeepsState] | None = None  # keeps the iterations of some penalties
 
     def scale(self, each: CrossSums | NormalEquations) -> float:
-        """What a penalty of the grid is multiplied by for a training set."""
+        """Return the factor of the grid's penalties for a training set."""
         return each.weight if self.per_row else 1.0
 
     def choose(self, per_target: bool) -> tuple[CVResult | None, list[float]]:
-        """Scores, unless there is one fold, and the chosen penalty of every target, as the grid has it."""
+        """Score the penalties, unless there is one fold, and choose one of the grid for every target."""
         self.add(self.first)
         if len(self.sets) == 1:
             return None, self.first * self.total.t
@@ -237,7 +206,7 @@ class Path(Grid):
         alphas = np.repeat([[self.scale(each) * a for a in grid] for each in self.sets], t)
         weights = np.array([each.weight for each in self.sets])
         shifts = np.maximum(alphas, FLOOR * np.array([each.trace() for each in self.sets])[of])
-        shifts[shifts <= 0] = 1.0  # features without variance: anything will do
+        shifts[shifts <= 0] = 1.0  # features without variance: any shift serves
         scales = weights[of] / self.near.s
         rhs = np.hstack([np.tile(each.centred_rhs(), len(grid)) for each in self.sets])
 
@@ -251,9 +220,8 @@ class Path(Grid):
         self.each = np.append(self.each, solved.iterations)
         residual = solved.residual.reshape(shape)
         coef = solved.x.reshape(-1, *shape)
-        self.residual.update(zip(grid, residual.max(axis=(0, 2)).tolist(), strict=True))
-        self.of_all.update(zip(grid, residual[-1], strict=True))
-        self.coef.update((a, coef[:, -1, i].copy()) for i, a in enumerate(grid))
+        for i, a in enumerate(grid):
+            self.coef[a], self.residuals[a] = coef[:, -1, i].copy(), residual[:, i]
         if sets > 1:
             scored = np.flatnonzero(self.left_out[of] >= 0)
             losses = self._losses(solved.x[:, scored], of[scored], np.tile(np.arange(t), sets * len(grid))[scored])
@@ -261,7 +229,7 @@ class Path(Grid):
             self.mse.update(zip(grid, mse.swapaxes(0, 1), strict=True))
 
     def _losses(self, coef: F8, of: I8, target: I8) -> F8:
-        """Σ w (y − ŷ)² of every column over the fold that its training set leaves out."""
+        """Sum w (y − ŷ)² of every column over the fold that its training set leaves out."""
         means = np.stack([each.z_sum / each.weight for each in self.sets], axis=1)[:, of]
         y_means = np.stack([each.y_sum / each.weight for each in self.sets])[of, target]
         intercept = y_means - np.einsum("ij,ij->j", means, coef)
@@ -270,28 +238,32 @@ class Path(Grid):
         return self.passes.total(summand, self.done)
 
     def may_grow(self) -> bool:
-        """Not where it has not converged: beyond, it would less."""
+        """Return whether all penalties have converged: beyond the grid, convergence is slower."""
         return not self.unconverged()
 
     def unconverged(self) -> list[float]:
-        """Penalties of the grid that have not converged for every training set and target, ascending."""
-        return sorted(a for a, residual in self.residual.items() if residual > self.solver.tol)
+        """List the penalties that have not converged for every training set and target, ascending."""
+        return sorted(a for a, residual in self.residuals.items() if residual.max() > self.solver.tol)
+
+    def largest_residual(self, grid: Iterable[float]) -> float:
+        """Return the largest residual of some penalties, of any training set and target."""
+        return max(float(self.residuals[a].max()) for a in grid)
 
     def note(self) -> str:
-        """What a reader should know of them."""
+        """Return a note of penalties that have not converged."""
         if not (late := self.unconverged()):
             return ""
-        said = not_converged(self.solver, late, max(self.residual[a] for a in late))
+        said = not_converged(self.solver, late, self.largest_residual(late))
         return f"{said}{' (alphas per row)' if self.per_row else ''}; their scores are of what was reached"
 
 
 def _model(
     path: Path, cv: CVResult | None, alphas: list[float], pre: Preprocessing, features: AnyMap, dtype: str
 ) -> RidgeModel:
-    """The model of all rows, each target with its penalty."""
-    late = [a for j, a in enumerate(alphas) if path.of_all[a][j] > path.solver.tol]
+    """Return the model of all rows, each target with its penalty; raise NotConverged if that is asked for."""
+    late = [a for j, a in enumerate(alphas) if path.residuals[a][-1, j] > path.solver.tol]
     if late and path.solver.unconverged == "error":
-        worst = max(float(path.of_all[a].max()) for a in late)
+        worst = max(float(path.residuals[a][-1].max()) for a in late)
         raise NotConverged(f"The chosen {not_converged(path.solver, sorted(set(late)), worst)}")
     total = path.total
     coef = np.stack([path.coef[a][:, j] for j, a in enumerate(alphas)], axis=1)

@@ -1,4 +1,4 @@
-"""The results of a fit: a model that maps raw rows to predictions, and the equations it was solved from.
+"""The results of a fit: a model that maps raw rows to predictions, and the equations that it solves.
 
 Legend: z features, m their number, t targets (or classes).
 """
@@ -38,11 +38,11 @@ class RidgeModel:
         In target units.
     intercept : (t,) float64 array
     alpha : (t,) float64 array
-        The penalty that each target was solved with.
+        The penalty of each target.
     dtype : str
         Of the features.
     factor : Factor, optional
-        Needed by `std`, if it was kept: m² numbers.
+        Needed by `std`: m² numbers.
     """
 
     preprocessing: Preprocessing
@@ -77,12 +77,16 @@ class RidgeModel:
         Returns
         -------
         (n,) or (n, t) array in target units, or (n, k) scores of k classes
+
+        Raises
+        ------
+        DataError
+            If a prediction is not finite.
         """
-        out = self.scores(csr_array(x) if issparse(x) else np.asarray(x))
-        return out if self.classes or self.preprocessing.vector_target else out[:, 0]
+        return self._without_axis(self.scores(csr_array(x) if issparse(x) else np.asarray(x)))
 
     def scores(self, x: NDArray[Any] | csr_array) -> F8:
-        """Predict with both axes, (n, t), block by block in bounded memory."""
+        """Predict as in calling, but always (n, t), block by block in bounded memory."""
         out = np.empty((x.shape[0], len(self.intercept)))
         for block, z in self._mapped(x):
             out[block] = z @ self.coef.astype(z.dtype)
@@ -93,14 +97,14 @@ class RidgeModel:
         return out
 
     def std(self, x: NDArray[Any] | csr_array, noise: bool = False) -> F8:
-        """Return standard deviations of predictions, of the shape of the predictions.
+        """Return standard deviations of predictions, of the shape of the predictions and in target units.
 
-        Their squares, of the Bayesian linear model in feature space: s²·[1/Σw + (φ − z̄)ᵀ(G_c + alpha)⁻¹(φ − z̄)], s²
-        the mean squared error out of fold.
+        Their squares are those of the Bayesian linear model in feature space,
+        s²·[1/Σw + (φ − z̄)ᵀ(G_c + alpha)⁻¹(φ − z̄)], with s² the mean squared error out of fold.
 
         Parameters
         ----------
-        x : as of calling
+        x : as in calling
         noise : bool
             Add s², for the deviation of a target instead of the function's.
 
@@ -111,8 +115,7 @@ class RidgeModel:
         """
         spread = self.spread(x)
         assert self.factor is not None
-        out = np.sqrt(np.multiply.outer(spread + noise, self.factor.noise))
-        return out if self.classes or self.preprocessing.vector_target else out[:, 0]
+        return self._without_axis(np.sqrt(np.multiply.outer(spread + noise, self.factor.noise)))
 
     def spread(self, x: NDArray[Any] | csr_array) -> F8:
         """Return the variance of predictions in units of s², (n,); times a row's weight, its leverage."""
@@ -126,6 +129,10 @@ class RidgeModel:
             out[block] = self.factor.spread(z)
         return out
 
+    def _without_axis(self, out: F8) -> F8:
+        """Drop the axis of targets if the data have none."""
+        return out if self.classes or self.preprocessing.vector_target else out[:, 0]
+
     def _mapped(self, x: NDArray[Any] | csr_array) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield the features of rows, block by block in bounded memory."""
         shape, n = self.preprocessing.input_shape, x.shape[0]
@@ -138,7 +145,7 @@ class RidgeModel:
             yield slice(i, i + rows), self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
 
     def predict(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Return class names of raw rows, (n,), as integers if all names are; or predictions of numbers.
+        """Return class names of raw rows, (n,), as integers if all names spell one; for numbers, predict as in calling.
 
         Parameters
         ----------
@@ -159,8 +166,8 @@ def class_labels(classes: tuple[str, ...]) -> NDArray[Any]:
 class Equations:
     """The sums of every fold, with their map and scaling: enough to choose a penalty and solve, without the data.
 
-    They add and subtract fold by fold if features, scaling and folds are the same, and no dataset is added or
-    subtracted twice.
+    ``+`` and ``-`` work fold by fold.  They raise DataError if features, scaling or folds differ, or if a dataset is
+    added or subtracted twice.
 
     Attributes
     ----------
@@ -171,7 +178,7 @@ class Equations:
     scored : tuple of int, optional
         The folds whose error a penalty is chosen by; all if absent.
     moments : Moments, optional
-        Of the raw rows, not the scaled ones: inputs, then targets; equations of older versions have none.
+        Of the raw rows: inputs, then targets; absent in equations of older versions.
     datasets : dict of str to int
         How often the rows of each dataset, by its fingerprint, are in the sums: 1, or −1 if they were only subtracted.
     """
@@ -205,7 +212,7 @@ class Equations:
         return left
 
     def _combine(self, other: "Equations", sign: int) -> "Equations":
-        """Add or subtract, or refuse sums of another kind."""
+        """Add or subtract; refuse sums of another kind."""
         for what, mine, theirs in (
             ("features", self.features.digest(), other.features.digest()),
             ("scaling", self.preprocessing.digest(), other.preprocessing.digest()),
@@ -226,7 +233,7 @@ class Equations:
 
 
 def added(mine: dict[str, int], theirs: dict[str, int], sign: int = 1) -> dict[str, int]:
-    """Add or subtract the counts of datasets in two sums, see `Equations`; refuse to take rows twice."""
+    """Add or subtract the counts of datasets in two sums, see `Equations`; refuse the same rows twice."""
     both = {name: mine.get(name, 0) + sign * theirs.get(name, 0) for name in mine | theirs}
     if twice := [name for name, count in both.items() if abs(count) > 1]:
         do = "add" if sign > 0 else "subtract"

@@ -1,4 +1,4 @@
-"""Using a model or a map: evaluate, predict, featurize.  Each is a pass of the mapper; writers sum digests."""
+"""Uses of a model or a map: evaluate, predict, featurize.  Each is a pass of the mapper; writers sum digests."""
 
 import time
 from dataclasses import dataclass
@@ -36,14 +36,20 @@ def evaluate(
     scheduler: str = "",
     watch: Watch | None = None,
 ) -> dict[str, float]:
-    """Errors of a model on a labelled dataset.
+    """Compute the errors of a model on a labelled dataset.
+
+    Parameters
+    ----------
+    model : RidgeModel
+    dataset : Dataset or str
+    client, scheduler, watch
+        As in `fit`.
 
     Returns
     -------
     dict
-        ``rmse``, ``mae``, ``r2`` or ``accuracy``, ``log_loss``; ``rows``, ``clipped_rows`` (those with values outside
-        the range that the model has seen) and ``seconds``; where the dataset says that damaged partitions are skipped,
-        ``skipped_rows``.
+        ``rmse``, ``mae``, ``r2`` or ``accuracy``, ``log_loss``; ``rows``, ``clipped_rows`` (with values outside the
+        range of the rows that the model was fitted to) and ``seconds``; with ``damaged="skip"``, ``skipped_rows``.
 
     Raises
     ------
@@ -54,14 +60,14 @@ def evaluate(
     start = time.perf_counter()
     with connect(None, scheduler, client) as client:
         source = verified_source(Source(dataset, dataset.layout(), 0, 1), client, watch)
-        found = errors_on(model, source, client, watch)
+        errors = errors_on(model, source, client, watch)
     if dataset.damaged == "skip":
-        found["skipped_rows"] = source.layout.rows_of(source.skip)
-    return found | {"seconds": time.perf_counter() - start}
+        errors["skipped_rows"] = source.layout.rows_of(source.skip)
+    return errors | {"seconds": time.perf_counter() - start}
 
 
 def errors_on(model: RidgeModel, source: Source, client: Client | None, watch: Watch | None) -> dict[str, float]:
-    """Errors of a model on the labelled rows of a dataset, as `evaluate` gives them, and the number of rows."""
+    """Compute the errors that `evaluate` returns, over the rows of a source."""
     layout = source.layout
     theirs, ours = target_kind(layout.classes, layout.targets), target_kind(model.classes, len(model.intercept))
     if theirs != ours:
@@ -89,17 +95,27 @@ def predict(
 
     Arrays: ``prediction`` in target units, or class codes with their names in the attribute ``classes`` and the scores
     in ``score``; ``std`` of numbers, if the model has its factor (see `RidgeModel.std`); ``row``, ``groups`` and
-    ``holdout`` as far as the dataset has them.  A row with a NaN, or one that cannot be read, is an error whatever the
-    dataset says of them: every row gets its prediction.
+    ``holdout`` as far as the dataset has them.
 
-    The attribute ``order`` is "source": entry i is that of row i of what was converted, or "dataset" where the dataset
-    has no array ``row`` that says so, or one that is not a permutation of its rows.  The attribute ``clipped_rows``
-    counts the rows with values outside the range that the model has seen.
+    The attribute ``order`` is "source" if entry i is that of row i of what was converted.  It is "dataset" if the
+    dataset has no array ``row``, or one that is not a permutation of its rows.  The attribute ``clipped_rows`` counts
+    the rows with values outside the range of the rows that the model was fitted to.
+
+    Parameters
+    ----------
+    model : RidgeModel
+    dataset : Dataset or str
+    out : str
+        Path or URL of the new group.
+    client, scheduler, watch
+        As in `fit`.
 
     Raises
     ------
     StoreError
         If ``out`` exists.
+    DataError
+        If a row has a NaN or cannot be read, whatever the dataset's settings: every row gets a prediction.
     """
     dataset = msgspec.structs.replace(_dataset(dataset), nan="error")
     layout = dataset.layout(labelled=False)
@@ -109,11 +125,13 @@ def predict(
     with connect(None, scheduler, client) as client:
         threads = resources(client).threads
         source = Source(dataset.absolute(), layout, 0, threads, labelled=False, range=matching.range)
-        table = Predictions(model, matching, source, _beside(dataset))
+        others = dataset.others().items()
+        copied = tuple((k, kind, shape[1:]) for k, (shape, kind) in others if k in ("row", "groups", "holdout"))
+        table = Predictions(model, matching, source, copied)
         with zarr_groups.new_group(out, PREDICTIONS, attrs) as place:
-            lies = source_order.order_of(source, client, watch)
-            attrs["order"] = "dataset" if lies == "dataset" else "source"
-            part = source_order.write(table, source, place, lies == "shuffled", client, watch)
+            order = source_order.order_of(source, client, watch)
+            attrs["order"] = "dataset" if order == "dataset" else "source"
+            part = source_order.write(table, source, place, order == "shuffled", client, watch)
             attrs |= {"content": part.total.to_dict(), "clipped_rows": part.tally.clipped}
 
 
@@ -128,19 +146,27 @@ def featurize(
     scheduler: str = "",
     watch: Watch | None = None,
 ) -> None:
-    """Write the features of every row to a new dataset, shard by shard, with its targets and all else it has.
-
-    A row with a NaN, or one that cannot be read, is an error whatever the dataset says of them.
+    """Write the features of every row to a new dataset, shard by shard, and copy all other arrays.
 
     Parameters
     ----------
     dataset : Dataset or str
     features : FeatureMap
     out : str
-        Where; refused if it exists.
+        Path or URL of the new dataset.
     preprocess : Preprocess, optional
-        Scaling of the inputs first; automatic by default, as in `fit`.
+        Scaling of the inputs; automatic by default, as in `fit`.
     dtype : {"float32", "float64"}
+        Of the features.
+    client, scheduler, watch
+        As in `fit`.
+
+    Raises
+    ------
+    StoreError
+        If ``out`` exists.
+    DataError
+        If a row has a NaN or cannot be read, whatever the dataset's settings.
     """
     dataset = msgspec.structs.replace(_dataset(dataset), nan="error")
     layout, others, m = dataset.layout(), dataset.others(), features.n_components
@@ -170,13 +196,13 @@ def _dataset(dataset: Dataset | str) -> Dataset:
 
 
 def target_kind(classes: tuple[str, ...], targets: int) -> str:
-    """What the targets of a dataset or a model are, in words."""
+    """Describe the targets of a dataset or a model."""
     return "class labels" if classes else f"numbers, {max(targets, 1)} a row"
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of rows, and what their dataset has beside them: a `Table`."""
+    """A `Table` of predictions, with the arrays ``copied`` from the dataset."""
 
     model: RidgeModel
     matching: Matching
@@ -193,23 +219,22 @@ class Predictions:
         return np.dtype([*self.copied, ("prediction", "f8", shape), *std])
 
     def __call__(self, rows: Rows) -> NDArray[Any]:
-        model, x = self.model, self.matching(rows).x
-        found = np.empty(rows.n, self.record)
+        model, x, records = self.model, self.matching(rows).x, np.empty(rows.n, self.record)
         for name, _, _ in self.copied:
-            found[name] = source_order.column(self.source, name, rows.start, rows.start + rows.n)
-        scores = model.scores(x)
+            records[name] = source_order.column(self.source, name, rows.start, rows.start + rows.n)
         if model.classes:
-            found["score"], found["prediction"] = scores, scores.argmax(axis=1)
-            return found
-        found["prediction"] = scores if model.preprocessing.vector_target else scores[:, 0]
+            records["score"] = scores = model.scores(x)
+            records["prediction"] = scores.argmax(axis=1)
+            return records
+        records["prediction"] = model(x)
         if model.factor:
-            found["std"] = model.std(x)
-        return found
+            records["std"] = model.std(x)
+        return records
 
 
 @dataclass(frozen=True)
 class WriteFeatures:
-    """Features written in place, other arrays copied; the sum is the content."""
+    """A summand that writes features and copies other arrays; the sum is the content."""
 
     features: AnyMap
     preprocessing: Preprocessing
@@ -226,13 +251,6 @@ class WriteFeatures:
         x = self.features(self.preprocessing.inputs(rows.x, self.dtype))
         total += zarr_groups.write_content(self.place, "x", start, x)
         for name in self.copied:
-            total += zarr_groups.write_content(
-                self.place, name, start, source_order.column(self.source, name, start, stop)
-            )
+            values = source_order.column(self.source, name, start, stop)
+            total += zarr_groups.write_content(self.place, name, start, values)
         return total
-
-
-def _beside(dataset: Dataset) -> Fields:
-    """The arrays of a dataset that go with its predictions."""
-    others = dataset.others().items()
-    return tuple((k, kind, shape[1:]) for k, (shape, kind) in others if k in ("row", "groups", "holdout"))

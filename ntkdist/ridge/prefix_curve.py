@@ -1,6 +1,6 @@
 """The error against the number of features, from one Gram: it shows whether more features would help.
 
-A map of independent draws holds smaller maps in its columns; their equations are submatrices of its own.
+The columns of a map of independent draws contain smaller maps, whose equations are submatrices.
 """
 
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ def prefix_curve(
             columns, scale = features.prefix(int(k), shape)
         except SpecError:
             if sizes is None and len(results) > 1:
-                break  # fewer than the exact columns, which no prefix can drop
+                break  # the size is below the number of exact columns, which every prefix has
             raise
         if k < m:
             folds = [fold.subset(columns, scale) for fold in equations.folds]
@@ -117,7 +117,7 @@ def prefix_curve(
 
 
 def curve_of(equations: Equations, cv: CVResult | None, per_target: bool = False) -> Curve | None:
-    """Return `prefix_curve` for a report; None without cross-validation or prefixes."""
+    """Compute `prefix_curve` for a report; return None without cross-validation or prefixes."""
     if cv is None:
         return None
     try:

@@ -1,12 +1,11 @@
-"""Fit what the main pass needs: the scaling, and maps that need a sample of rows (landmarks, whitening)."""
+"""Preparation of the main pass: the scaling, and maps that are fitted to a sample of rows (landmarks, whitening)."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 from ntkdist import backend
 from ntkdist.cluster import Client, phases
@@ -14,72 +13,47 @@ from ntkdist.cluster.connect import Resources
 from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.reduce import reduce_all
 from ntkdist.cluster.shards import Source
-from ntkdist.data import storage
 from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
 from ntkdist.data.moments import Mode, Moments, MomentsOf
-from ntkdist.data.scaling import Preprocess, Preprocessing, column_names
-from ntkdist.data.zarr_groups import find
-from ntkdist.errors import Damaged, DataError, SpecError
+from ntkdist.data.scaling import Preprocess, Preprocessing
+from ntkdist.errors import Damaged, DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.planning.plan import Plan, by_fold, source_of
-from ntkdist.ridge import checkpoint, run_directory, store
+from ntkdist.ridge import checkpoint, earlier
 from ntkdist.ridge.checkpoint import Kept
-from ntkdist.ridge.model import Equations, added
-from ntkdist.sums import NormalEquations
+from ntkdist.ridge.model import Equations
 from ntkdist.sums.sample import WEIGHTED, SampleOf
 
 
 class Prepared(NamedTuple):
-    """Where the main pass of a fit starts from.
+    """The start of a fit's main pass."""
 
-    Attributes
-    ----------
-    empty : Equations
-        Scaling, feature map and moments; no fold yet.
-    source : Source
-    shards : list of Shard
-        Their groups are the folds.
-    resources : Resources
-    client : distributed.Client, optional
-    watch : callable, optional
-    kept : Kept, optional
-        Where finished shards are kept.
-    seconds : float
-        Taken to prepare.
-    """
-
-    empty: Equations
+    empty: Equations  # scaling, feature map and moments; no fold yet
     source: Source
-    shards: list[Shard]
+    shards: list[Shard]  # their groups are the folds
     resources: Resources
     client: Client | None
     watch: Watch | None
     kept: Kept | None
-    seconds: float
+    seconds: float  # taken to prepare
 
 
 def prepare(
     p: Plan, machines: Resources, client: Client | None, watch: Watch | None, checkpoint_at: str = ""
 ) -> Prepared:
-    """Fit scaling and map to the data of a plan, or take them from its checkpoint.
-
-    Raises
-    ------
-    DataError
-        If a fold gets no rows, or nothing can be learnt from those that are there.
-    """
+    """Fit scaling and map to the data of a plan, or load them from its checkpoint; raise DataError if that fails."""
     start = time.perf_counter()
     source, shards = by_fold(p)
     check_folds(p)
     whole = source._replace(folds=0)
-    empty, kept = checkpoint.prepared(checkpoint_at, p, lambda: _learn(p, whole, client, watch))
-    if p.job.preprocess.reuse:  # else the range was learnt from these rows, and none is clipped
+    empty, kept = checkpoint.prepared(checkpoint_at, p, lambda: _fit_scaling_and_map(p, whole, client, watch))
+    if p.job.preprocess.reuse:  # otherwise the range is that of these rows, and none is clipped
         source = source._replace(range=empty.preprocessing.range)
     return Prepared(empty, source, shards, machines, client, watch, kept, time.perf_counter() - start)
 
 
-def _learn(p: Plan, source: Source, client: Client | None, watch: Watch | None) -> Equations:
-    """Return scaling, map and the moments of the rows as equations without a fold."""
+def _fit_scaling_and_map(p: Plan, source: Source, client: Client | None, watch: Watch | None) -> Equations:
+    """Fit the scaling and the map; return them, and the moments of the rows, as equations without a fold."""
     job = p.job
     pre, moments = scaling(job.preprocess, source, client, watch, bool(job.class_weight))
     features = fitted(job.features, job.preprocess, source, pre, client, watch)
@@ -91,27 +65,23 @@ def scaling(
 ) -> tuple[Preprocessing, Moments]:
     """Fit or reuse the scaling of a dataset, and sum the moments of its own rows, which a later run may add to others'.
 
-    Parameters
-    ----------
-    balanced : bool, optional
-        Whether classes are weighted alike; None: as is reused.
+    ``balanced`` asks for classes of equal weight; None takes the weights that are reused.
     """
-    mode, urls = preprocess.resolve(source.layout), preprocess.reuse.split(" + ")
-    if len(urls) > 1:
-        together = _moments_of_runs(urls, MomentsOf(mode, source.layout), source, balanced)
-        own = _moments_in(source, mode, client, watch)
-        return Preprocessing.fit(mode, source.layout, together, bool(balanced), preprocess.clip), own
-    if not preprocess.reuse:
-        own = _moments_in(source, mode, client, watch)
-        return Preprocessing.fit(mode, source.layout, own, bool(balanced), preprocess.clip), own
-    pre = _reused(preprocess.reuse, _before(preprocess.reuse).preprocessing, source, balanced)
-    if pre.range.bounded and preprocess.clip == "none":
-        raise DataError(f'clip is "none" but {preprocess.reuse} clips inputs; leave out clip, or reuse')
-    return pre, moments_of(source, pre, client, watch)
+    mode, reuse = preprocess.resolve(source.layout), preprocess.reuse
+    if reuse and " + " not in reuse:
+        pre = earlier.scaling(reuse, source, balanced)
+        if pre.range.bounded and preprocess.clip == "none":
+            raise DataError(f'clip is "none" but {reuse} clips inputs; leave out clip, or reuse')
+        return pre, moments_of(source, pre, client, watch)
+    together = earlier.moments(reuse.split(" + "), MomentsOf(mode, source.layout), source, balanced) if reuse else None
+    own = _moments_in(source, mode, client, watch)
+    return Preprocessing.fit(
+        mode, source.layout, own if together is None else together, bool(balanced), preprocess.clip
+    ), own
 
 
 def moments_of(source: Source, pre: Preprocessing, client: Client | None, watch: Watch | None) -> Moments:
-    """Sum the moments of rows that others' scaling is for, in one pass."""
+    """Sum the moments of rows in one pass, in the columns of a scaling that was fitted to others."""
     return _moments_in(source, "channels" if pre.by_channel else "columns", client, watch)
 
 
@@ -119,80 +89,6 @@ def _moments_in(source: Source, mode: Mode, client: Client | None, watch: Watch 
     summand, size = MomentsOf(mode, source.layout), source.layout.rows_per_partition
     moments: Moments = reduce_all(source, summand, size, client, "moments", watch).total
     return moments
-
-
-def _reused(url: str, pre: Preprocessing, source: Source, balanced: bool | None) -> Preprocessing:
-    """The scaling of an earlier run, if it can be that of a dataset."""
-    layout = source.layout
-    pre.match(layout, source.dataset.store)
-    if pre.classes != layout.classes or pre.columns != layout.columns:
-        raise DataError(f"{source.dataset.store}: classes or columns differ from those of {url}")
-    if balanced is not None and balanced != bool(pre.class_weight):
-        does, change = ("does not weigh", "leave out") if balanced else ("weighs", "set")
-        raise DataError(
-            f"{url} {does} classes, unlike this job, so their sums would not add; {change} "
-            'class_weight = "balanced", or leave out [preprocess] reuse'
-        )
-    return pre
-
-
-def _moments_of_runs(urls: Sequence[str], summand: MomentsOf, source: Source, balanced: bool | None) -> Moments:
-    """Add the moments of the rows of earlier runs.
-
-    Raises
-    ------
-    DataError
-        If runs hold the same rows, or moments of other columns than these.
-    """
-    total, datasets = summand.zero(), dict[str, int]()
-    for url in urls:
-        moments, theirs = _moments(url, source, balanced)
-        if len(moments.mean) != len(total.mean):
-            raise DataError(
-                f"{url} holds moments of {len(moments.mean)} input and target columns, expected {len(total.mean)}; "
-                "fit it with the same [preprocess] inputs"
-            )
-        total, datasets = total + moments, added(datasets, theirs)
-    return total
-
-
-def _moments(url: str, source: Source, balanced: bool | None) -> tuple[Moments, dict[str, int]]:
-    """Load the moments of an earlier run's rows, and whose rows these are.
-
-    Equations saved without moments tell them if the run scaled by its own rows, as only its report says.
-    """
-    before = store.load(find(url, "equations.zarr"))
-    if not isinstance(before, Equations):
-        raise DataError(f"{url} holds a {type(before).__name__}; to add its scaling to another's it needs equations")
-    pre = _reused(url, before.preprocessing, source, balanced)
-    if before.moments is not None:
-        return before.moments, before.datasets
-    asked = run_directory.read_report(url).plan if storage.exists(storage.join(url, "report.json")) else None
-    how = asked["job"]["preprocess"] if asked else {"inputs": "none"}
-    if how["inputs"] == "none" or how["reuse"] or source.layout.sparse:
-        raise DataError(
-            f"{url} was saved without the moments of its rows, and its scaling does not tell them; fit that run again"
-        )
-    assert asked is not None
-    return _recovered_moments(pre, source.layout, before.total), {asked["layout"]["fingerprint"]: 1}
-
-
-def _recovered_moments(pre: Preprocessing, layout: Layout, sums: NormalEquations) -> Moments:
-    """Recover the moments that a scaling was fitted to from the sums of the scaled rows; their range stays unknown.
-
-    For equations saved without it; right only if means and deviations are those of the same rows.
-    """
-    weight, pixels = sums.weight, int(np.prod(layout.input_shape)) // len(pre.x_mean)
-    constant = np.isin(column_names(layout, len(pre.x_mean)), pre.constant)
-    x = np.full(len(pre.x_mean), weight * pixels)
-    deviation, counts, mean = np.where(constant, 0.0, x * pre.x_scale**2), np.zeros(0), pre.x_mean
-    if pre.classes:
-        counts = pre.y_mean * weight
-    else:
-        x, mean = np.append(x, np.full(pre.t, weight)), np.append(mean, pre.y_mean)
-        y_deviation = np.diagonal(sums.yy) - sums.y_sum**2 / weight
-        deviation = np.append(deviation, pre.y_scale**2 * y_deviation)
-    return Moments(0, x, mean, deviation, np.full(len(x), -np.inf), np.full(len(x), np.inf), counts)
 
 
 def fitted(
@@ -203,19 +99,11 @@ def fitted(
     client: Client | None,
     watch: Watch | None,
 ) -> AnyMap:
-    """A map that is ready to use: itself, or fitted to a sample of the scaled rows, or as an earlier run left it."""
+    """Return a map ready to use: itself, or fitted to a sample of the scaled rows, or as an earlier run fitted it."""
     if not features.sample_rows:
         return features
-    if " + " in preprocess.reuse:
-        raise SpecError(f"what {type(features).__name__} learnt in several runs does not add; reuse one run")
     if preprocess.reuse:
-        before: AnyMap = _before(preprocess.reuse).features
-        if before.spec != features:
-            raise DataError(
-                f"{preprocess.reuse} holds another feature map, so what it learnt cannot be reused; use the same "
-                "[features], or leave out [preprocess] reuse"
-            )
-        return before
+        return earlier.fitted_map(preprocess.reuse, features)
     size, seed = features.sample_rows, getattr(features, "seed", 0)
     rows = sample(SampleOf(size, seed, pre), source, client, watch, "landmarks")
     if (weights := features.row_weights(rows)) is not None:
@@ -225,25 +113,15 @@ def fitted(
         return features.fit(rows)
 
 
-def sample(summand: "SampleOf", source: Source, client: Client | None, watch: Watch | None, phase: str) -> Any:
-    """The rows of a seeded sample, scaled, (k, *input_shape)."""
+def sample(summand: SampleOf, source: Source, client: Client | None, watch: Watch | None, phase: str) -> Any:
+    """Draw a seeded sample of the scaled rows, (k, *input_shape)."""
     return reduce_all(source, summand, source.layout.rows_per_partition, client, phase, watch).total.x
 
 
-def _before(url: str) -> Any:
-    """The earlier run that is reused."""
-    return store.load(find(url, "model.zarr"))
-
-
 def verified(p: Plan, *, client: Client | None, watch: Watch | None) -> Plan:
-    """The plan with the damaged partitions to skip, if that is what the dataset says; then everything is read once.
+    """Return the plan with the partitions that `verified_source` skips.
 
-    Found once and before all else, so that every pass, and a run that goes on from this one, skips the same.
-
-    Raises
-    ------
-    DataError
-        If all are damaged.
+    They are found once, before all else, so that every pass, and a run that continues this one, skips the same.
     """
     if p.dataset.damaged == "error" or p.skip is not None:
         return p
@@ -251,14 +129,10 @@ def verified(p: Plan, *, client: Client | None, watch: Watch | None) -> Plan:
 
 
 def verified_source(source: Source, client: Client | None, watch: Watch | None) -> Source:
-    """The source that skips the damaged partitions, if that is what its dataset says; then everything is read once.
+    """Return a source that skips damaged partitions, if the dataset asks for that; this reads everything once.
 
-    Every pass over the rows of a dataset begins here, but those that owe every row something: predict and featurize.
-
-    Raises
-    ------
-    DataError
-        If all are damaged.
+    All passes over a dataset begin here, except those with a result for every row: predict and featurize.  Raises
+    DataError if all partitions are damaged.
     """
     dataset, layout = source.dataset, source.layout
     if not isinstance(dataset, Dataset) or dataset.damaged == "error":
@@ -275,7 +149,7 @@ def verified_source(source: Source, client: Client | None, watch: Watch | None) 
 
 @dataclass(frozen=True)
 class DamagedOf:
-    """The partitions, one a span, that cannot be read as they were written: a sum of tuples."""
+    """A summand that lists the damaged partitions, one a span; a sum is a tuple."""
 
     dataset: Dataset
     layout: Layout
@@ -285,7 +159,7 @@ class DamagedOf:
         return ()
 
     def blocks(self, shard: Shard, read: Iterator[Rows]) -> Iterator[Any]:
-        """In place of what would be read up to the first that is damaged: the spans of all that are."""
+        """Yield the spans of damaged partitions instead of rows, which end at the first that is damaged."""
         for start, stop in shard.spans:
             try:
                 self.dataset.read(self.layout, start, stop, labelled=self.labelled)
@@ -299,13 +173,7 @@ class DamagedOf:
 
 
 def check_folds(p: Plan) -> None:
-    """Read which fold each row is in, up to where all folds have been seen, and refuse a fold without rows.
-
-    Raises
-    ------
-    DataError
-        If one gets none.
-    """
+    """Read the fold of each row until all folds are seen; raise DataError if one gets no rows."""
     if not (name := p.dataset.fold_array):
         return
     seen: set[int] = set()

@@ -1,6 +1,6 @@
-"""Predictions of rows by models that have not seen them, for residuals, calibration and intervals.
+"""Predictions of rows by models that were not fitted to them, for residuals, calibration and intervals.
 
-By the model of the other folds, or by the model without the one row.  Each takes one more pass over the data; no sum is
+A row's model is that of the other folds, or that of all other rows.  Each takes one more pass over the data; no sum is
 formed again.
 
 Legend: w weight, h as in `ntkdist.solvers.uncertainty`, so that wh is the leverage, ŷ the prediction; the prediction of
@@ -40,28 +40,22 @@ FULL = 1 - 1e-9  # largest leverage: the prediction rests on the row alone
 Block = tuple[NDArray[np.int64], dict[str, NDArray[Any]]]
 
 
+@dataclass(frozen=True, eq=False)
 class Rowwise:
-    """Arrays with one entry a row, and the places of the rows: a value with ``+``, kept in blocks until it is read.
+    """Arrays with one entry a row, and the rows' positions: a value with ``+``, kept in blocks until it is read."""
 
-    Attributes
-    ----------
-    blocks : sequence of (places, values)
-        Each as `places` and `values`.
-    """
-
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        self.blocks = tuple(blocks)
+    blocks: tuple[Block, ...]  # positions (n,) of rows, and arrays (n, ...) by name
 
     @classmethod
     def of(cls, places: NDArray[np.int64], values: dict[str, NDArray[Any]]) -> "Rowwise":
-        """Wrap one block of rows: their places (n,), and arrays (n, ...) by name."""
-        return cls([(places, values)])
+        """Wrap one block of rows."""
+        return cls(((places, values),))
 
     def __add__(self, other: "Rowwise") -> "Rowwise":
         return Rowwise(self.blocks + other.blocks)
 
     def in_order(self) -> "Rowwise":
-        """Return all rows as one block, by ascending place."""
+        """Return all rows as one block, by ascending position."""
         order = np.argsort(places := self.places, kind="stable")
         return Rowwise.of(places[order], {k: v[order] for k, v in self.values.items()})
 
@@ -80,7 +74,7 @@ class Rowwise:
 
 
 def fold_models(solver: AnySolver, equations: Equations, cv: CVResult) -> dict[int, RidgeModel]:
-    """Solve the model of each scored fold from the sums of the other folds: one factorisation each."""
+    """Solve a model for each scored fold from the sums of the other folds; each takes one factorisation."""
     total, models = equations.total, {}
     for k in cv.scored:
         train = total - equations.folds[k]
@@ -100,8 +94,7 @@ def out_of_fold(
 ) -> Rowwise:
     """Predict every row by its fold's model, in one pass: ``y``, ``weight`` and ``prediction`` (n, t).
 
-    The shards are those of the equations, their groups the folds (`by_fold`); rows of folds without a model are left
-    out.
+    The groups of the shards are the folds, as in `by_fold`.  Rows of folds without a model are left out.
     """
     with (watch or default_watch())("out of fold", sum(shard.rows for shard in shards)) as done:
         parts = reduce(Pass(source, OutOfFold(models), shards, MAP_FAN_IN, done), client)
@@ -110,16 +103,10 @@ def out_of_fold(
 
 
 def temperature(scores: F8, codes: NDArray[np.int64], weight: F8 | None = None) -> float:
-    """Return the β > 0 for which softmax(β·scores) has the least log loss of the true classes; no rank changes.
+    """Return the β > 0 for which softmax(β·scores) has the least log loss of the true classes; ranks stay.
 
-    Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", ICML 2017.
-
-    Parameters
-    ----------
-    scores : (n, k) array
-        Out of fold.
-    codes : (n,) integer array
-    weight : (n,) array, optional
+    ``scores`` (n, k) are out of fold, ``codes`` (n,) number the true classes, ``weight`` is (n,).  Guo, Pleiss, Sun,
+    Weinberger, "On calibration of modern neural networks", ICML 2017.
     """
     w = np.ones(len(codes)) if weight is None else weight
     rows = np.arange(len(codes))
@@ -141,25 +128,29 @@ def leave_one_out(
 ) -> Rowwise:
     """Compute the leverage of each row that a model was fitted to, and the model's error without it, in one pass.
 
-    Exact for the ridge at its alpha and scaling: as if each row had been left out, and the others solved again.
+    The error is exact for the ridge at its alpha and scaling, as if the other rows were solved again.
 
     Parameters
     ----------
     model : RidgeModel
         With its factor; see ``keep_factor`` of `solve`.
     rows : Dataset or str
-        The rows that it was fitted to; with ``damaged="skip"``, damaged partitions are skipped.
+        The rows that the model was fitted to; with ``damaged="skip"``, damaged partitions are skipped.
+    client, scheduler, watch
+        As in `fit`.
 
     Returns
     -------
     Rowwise
-        By place: ``y`` (n, t), for classes one-hot; ``weight``; ``prediction`` (n, t); ``leverage`` (n,), between 0 and
-        1; and ``left_out`` (n, t), the prediction of the model without the row.  Residuals are ``y`` less either.
+        By position: ``y`` (n, t), for classes one-hot; ``weight``; ``prediction`` (n, t); ``leverage`` (n,), between 0
+        and 1; and ``left_out`` (n, t), the prediction of the model without the row.  Residuals are ``y`` less either.
 
     Raises
     ------
     SpecError
         If the model has no factor.
+    DataError
+        If rows cannot be read, or columns or classes do not match the model's.
     """
     dataset = Dataset(rows) if isinstance(rows, str) else rows
     if model.factor is None:
@@ -171,7 +162,7 @@ def leave_one_out(
 
 
 def left_out(model: RidgeModel, source: Source, client: Client | None, watch: Watch | None) -> Rowwise:
-    """Pass once over rows as `leave_one_out` does, less those that the source skips."""
+    """Compute `leave_one_out` over the rows of a source, without those that it skips."""
     layout = source.layout
     source = source._replace(block_rows=max(1024, model.features.n_components), threads=resources(client).threads)
     summand = LeftOut(model, model.preprocessing.match(layout, source.dataset.store))
@@ -181,7 +172,7 @@ def left_out(model: RidgeModel, source: Source, client: Client | None, watch: Wa
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """A summand of each fold: predictions by its model."""
+    """A summand that differs by fold: predictions by the fold's model."""
 
     models: dict[int, RidgeModel]
 
@@ -191,7 +182,7 @@ class OutOfFold:
 
 @dataclass(frozen=True)
 class PredictionsOf:
-    """A summand of predictions by one model, beside the targets; of no row unless ``wanted``."""
+    """A summand of targets and predictions by one model; it holds no rows unless they are ``wanted``."""
 
     model: RidgeModel
     wanted: bool = True

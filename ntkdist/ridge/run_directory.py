@@ -1,4 +1,4 @@
-"""Run directories: one job's model, equations and report, whole or not at all."""
+"""Run directories: the model, equations and report of one job, complete or absent."""
 
 import datetime
 import json
@@ -27,9 +27,9 @@ Done = tuple[RidgeModel, CVResult | None, FitReport, Equations | None]
 
 
 def existing_run(out: str, job: Job) -> Done | None:
-    """Read what a complete run of the same job left, or return None where one can be written; write nothing.
+    """Read a complete run of the same job; return None where one can be written.  Nothing is written.
 
-    Refuse a directory that holds another run or something else, or cannot be written to (StoreError).
+    Raises StoreError for a directory that holds another run or something else, or cannot be written to.
     """
     storage.check_directory(out)
     if storage.empty(out):
@@ -43,7 +43,7 @@ def existing_run(out: str, job: Job) -> Done | None:
 
 
 def read_run(run: str) -> Done:
-    """Read what a complete run left; raise StoreError if there is none."""
+    """Read a complete run; raise StoreError if there is none."""
     try:
         report = read_report(run)
     except (OSError, ValueError):
@@ -65,9 +65,9 @@ def _check_same(out: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
 
 @contextmanager
 def open_run(out: str, job: Job) -> Iterator[None]:
-    """Open a run directory: write down its job before anything runs; remove it if that fails with nothing kept.
+    """Create a run directory with its job before anything runs; remove it if the run fails and nothing was kept.
 
-    Refuse it if another job began there meanwhile (StoreError).
+    Raises StoreError if another job began there meanwhile.
     """
     if not out:
         yield
@@ -79,14 +79,14 @@ def open_run(out: str, job: Job) -> Iterator[None]:
         _check_same(out, json.loads(storage.claim(mine, as_json(ours))), ours)
         yield
     except BaseException:
-        with suppress(StoreError):  # as where the store is what failed
+        with suppress(StoreError):  # the store may be what failed
             if set(storage.names(out)) <= {"job.json"}:
                 storage.remove(out if made else mine)
         raise
 
 
 def write_run(out: str, model: RidgeModel, equations: Equations | None, report: FitReport) -> None:
-    """Write a run's results over what a run that was cut off left; the report, written last, marks it complete."""
+    """Write a run's results, in place of those of an interrupted run; the report comes last and marks it complete."""
     for name, value in (("model.zarr", model), ("equations.zarr", equations)):
         storage.remove(storage.join(out, name))
         if value is not None:
@@ -95,7 +95,7 @@ def write_run(out: str, model: RidgeModel, equations: Equations | None, report: 
 
 
 def without_equations(out: str) -> bool:
-    """Tell whether a directory is a complete run whose solver formed no Gram, or left it in tiles on the workers."""
+    """Return whether a directory is a complete run without equations, of a solver that tiles the Gram or forms none."""
     try:
         return not read_report(out).formed_gram
     except (OSError, ValueError):
@@ -103,46 +103,24 @@ def without_equations(out: str) -> bool:
 
 
 def as_json(value: Any, indent: int = 0) -> str:
-    """Encode as strict JSON: a number that there is not, such as r2 of constant targets, is null."""
+    """Encode as strict JSON, with null for NaN, such as r2 of constant targets."""
     return msgspec.json.format(msgspec.json.encode(value, enc_hook=float), indent=indent).decode()
 
 
 def report(
     p: Plan,
-    found: Resources,
-    passed: FitStatistics,
+    machines: Resources,
+    statistics: FitStatistics,
     model: RidgeModel,
     cv: CVResult | None,
     curve: Curve | None,
     run: str,
 ) -> FitReport:
-    """Write down all that a reader of a run may ask."""
-    tally = passed.tally
-    notes = [cv.note] if cv is not None and cv.note else []
-    if why := resolve_gpu.why_not(p, found):
-        notes.append(f"computed on the CPU: {why}")
-    if p.solver.sums != "gram":
-        does = "keeps" if p.solver.sums == "tiles" else "forms"
-        notes.append(f"solver {type(p.solver).__name__} {does} no Gram: there are no equations to save or solve again")
-    if constant := passed.preprocessing.constant:
-        notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
-    if tally.resumed:
-        notes.append(
-            f"{tally.resumed} of {len(p.tasks()) * p.panels} shards were finished before and taken from the checkpoint"
-        )
-    if p.dataset.holdout:
-        notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
-    skip = p.skip or ()
-    skipped = p.layout.rows_of(skip)
-    if skip:
-        notes.append(f"{skipped:,} rows of the damaged partitions {', '.join(map(str, skip))} were skipped, as asked")
-    if tally.dropped:
-        notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
-    if tally.clipped:
-        notes.append(f"{tally.clipped:,} rows had values outside the range reused, clipped to it: {_most(tally)}")
+    """Return the report of a fit."""
+    tally, pre, skip = statistics.tally, statistics.preprocessing, p.skip or ()
     return FitReport(
         digest=job_digest(p.job),
-        notes=notes,
+        notes=_notes(p, machines, statistics, cv),
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         plan=msgspec.to_builtins(p),
         data=DataReport(
@@ -151,49 +129,76 @@ def report(
             dropped_rows=tally.dropped,
             clipped_rows=tally.clipped,
             clipped_columns=tally.clipped_in,
-            skipped_rows=skipped,
+            skipped_rows=p.layout.rows_of(skip),
             skipped_partitions=list(skip),
-            constant_columns=list(constant),
-            classes=list(passed.preprocessing.classes),
-            class_weight=list(passed.preprocessing.class_weight),
+            constant_columns=list(pre.constant),
+            classes=list(pre.classes),
+            class_weight=list(pre.class_weight),
             folds={"count": p.folds, "dealt_by": p.dataset.fold_array, "contiguous": p.job.plan.contiguous},
-            fold_weights=passed.fold_weights,
+            fold_weights=statistics.fold_weights,
         ),
         cv=None if cv is None else cv.to_dict(),
         alpha=model.alpha.tolist(),
-        alpha_per_row=(model.alpha / sum(passed.fold_weights)).tolist(),
+        alpha_per_row=(model.alpha / sum(statistics.fold_weights)).tolist(),
         run=RunReport(
             id=run,
-            seconds=passed.seconds,
+            seconds=statistics.seconds,
             bytes_read=tally.nbytes,
-            timeline=list(passed.timeline),
+            timeline=list(statistics.timeline),
             read_share=tally.read_seconds / max(tally.read_seconds + tally.work_seconds, 1e-9),
-            workers=found.workers,
+            workers=machines.workers,
             peak_memory_bytes=tally.workers,
             worker_rows_per_second=tally.rates(),
-            projected_memory_bytes=p.memory(*found.shape) | passed.remembered,
-            **_rates(p, passed),
+            projected_memory_bytes=p.memory(*machines.shape) | statistics.remembered,
+            **_rates(p, statistics),
         ),
         versions=versions(),
         curve=curve,
     )
 
 
+def _notes(p: Plan, machines: Resources, statistics: FitStatistics, cv: CVResult | None) -> list[str]:
+    """List what a reader should know of a run, a sentence each."""
+    tally = statistics.tally
+    notes = [cv.note] if cv is not None and cv.note else []
+    if why := resolve_gpu.why_not(p, machines):
+        notes.append(f"computed on the CPU: {why}")
+    if p.solver.sums != "gram":
+        does = "keeps" if p.solver.sums == "tiles" else "forms"
+        notes.append(f"solver {type(p.solver).__name__} {does} no Gram: there are no equations to save or solve again")
+    if constant := statistics.preprocessing.constant:
+        notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
+    if tally.resumed:
+        notes.append(
+            f"{tally.resumed} of {len(p.tasks()) * p.panels} shards were finished before and taken from the checkpoint"
+        )
+    if p.dataset.holdout:
+        notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
+    if p.skip:
+        damaged = ", ".join(map(str, p.skip))
+        notes.append(f"{p.layout.rows_of(p.skip):,} rows of the damaged partitions {damaged} were skipped, as asked")
+    if tally.dropped:
+        notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
+    if tally.clipped:
+        notes.append(f"{tally.clipped:,} rows had values outside the range reused, clipped to it: {_most(tally)}")
+    return notes
+
+
 def _most(tally: Tally) -> str:
-    """Name the columns in which most rows were clipped."""
+    """Name the three columns in which most rows were clipped."""
     most = sorted(tally.clipped_in, key=lambda name: (-tally.clipped_in[name], name))
     said = ", ".join(f"{tally.clipped_in[name]:,} in {name}" for name in most[:3])
     return said if len(most) <= 3 else f"{said}, fewer in {len(most) - 3:,} others"
 
 
-def _rates(p: Plan, passed: FitStatistics) -> dict[str, Any]:
-    """Compute the rate of adding rows, and that of bare products on the same machines."""
-    rows, seconds = passed.tally.rows, passed.seconds
-    if passed.products:
-        per_second = rows * passed.products.passes / (seconds["sums"] + seconds["iterations"])
-        return {"rows_per_second": per_second, "products": passed.products}
+def _rates(p: Plan, statistics: FitStatistics) -> dict[str, Any]:
+    """Compute the rate of the pass over the rows, and that of bare products on the same machines."""
+    rows, seconds = statistics.tally.rows, statistics.seconds
+    if statistics.products:
+        per_second = rows * statistics.products.passes / (seconds["sums"] + seconds["iterations"])
+        return {"rows_per_second": per_second, "products": statistics.products}
     operations = rows * backend.gram_operations(p.m, p.device)
-    gram, syrk = operations / seconds["equations"], sum(passed.syrk_rates)
+    gram, syrk = operations / seconds["equations"], sum(statistics.syrk_rates)
     return {
         "rows_per_second": rows / seconds["equations"],
         "syrk_flops_per_second": syrk,

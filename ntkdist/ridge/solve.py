@@ -31,12 +31,25 @@ def solve(
     ----------
     equations : Equations
     solver, alphas, alphas_per_row, per_target
-        As in `cross_validate`.  With a single fold there must be a single penalty, and there is no CVResult.
+        As in `cross_validate`.  With a single fold there must be a single penalty.
     keep_factor : bool
-        Keep what the standard deviation of predictions needs, `RidgeModel.std`: m² numbers, saved with the model.
+        Keep the factor that `RidgeModel.std` needs: m² numbers, saved with the model.
+
+    Returns
+    -------
+    model : RidgeModel
+    cv : CVResult, optional
+        In target units; None with a single fold.
+
+    Raises
+    ------
+    SpecError
+        If a single fold has several penalties, or is to keep the factor.
+    NotPositiveDefinite
+        If no penalty can be solved.
     """
     pre, several = equations.preprocessing, len(equations.folds) > 1
-    one = max(equations.folds, key=lambda fold: fold.weight)  # of several, only the number of penalties counts
+    one = max(equations.folds, key=lambda fold: fold.weight)  # of several folds, any gives the number of penalties
     grid, per_row = penalties(one, alphas, alphas_per_row)
     solver = solver or choose(equations.folds[0].m, len(grid))
     if several:
@@ -54,7 +67,7 @@ def solve(
         cv, alpha = None, np.full(total.t, grid[0] * (total.weight if per_row else 1.0))
     else:
         raise SpecError(f"a single fold leaves nothing to choose among {len(grid)} alphas by; give one alpha")
-    total = equations.total  # now, not before: two sums of all folds would not always fit
+    total = equations.total  # after cross-validation, which holds a sum of its own: memory may not hold two
     coef, intercept = solve_at(solver, total, alpha)
     model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
     if keep_factor:
@@ -65,7 +78,7 @@ def solve(
 
 
 def solve_at(solver: AnySolver, equations: NormalEquations, alpha: F8) -> tuple[F8, F8]:
-    """Return weights (m, t) and intercepts (t,) of targets with a penalty each, (t,)."""
+    """Solve for weights (m, t) and intercepts (t,), with one penalty for each target, (t,)."""
     each = sorted(set(alpha.tolist()))
     solutions = dict(zip(each, solver.solve(equations, each), strict=True))
     coef = np.stack([solutions[a].coef[:, j] for j, a in enumerate(alpha.tolist())], axis=1)

@@ -30,7 +30,7 @@ Sorted = tuple[int, NDArray[np.int64]]  # first row of a span, and offsets in it
 
 
 class Table(Protocol):
-    """A function from rows to records, whose fields become arrays."""
+    """A function from rows to records; each field becomes an array."""
 
     @property
     def record(self) -> np.dtype[Any]:
@@ -80,7 +80,7 @@ def write(table: Table, source: Source, place: str, shuffled: bool, client: Clie
 
 @dataclass(frozen=True)
 class PlacesOf:
-    """The sum of hashes of ``row`` less those of positions, 0 for a permutation, and the number of moved rows."""
+    """A summand: hashes of ``row`` less those of positions, in sum 0 for a permutation, and a count of moved rows."""
 
     source: Source
 

@@ -23,7 +23,7 @@ from ntkdist.spec import decode, versions
 from ntkdist.sums import NormalEquations
 
 MODEL, EQUATIONS = "ntkdist.model", "ntkdist.equations"
-VERSION = 2  # version 1 had no range of inputs, no moments and no count of rounding
+VERSION = 2  # version 1 had no range of inputs, no moments, no rounding
 SUMS = ("triangle", "cross", "inner", "rounding")  # arrays of a fold, see `NormalEquations.arrays`
 PLAIN = ("input_shape", "classes", "columns", "target_names", "vector_target", "constant", "class_weight")
 SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
@@ -39,6 +39,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
     ----------
     value : RidgeModel or Equations
     url : str
+        A path, or the URL of an object store.
 
     Raises
     ------
@@ -100,9 +101,7 @@ def load(url: str) -> Any:
         raise StoreError(
             f"{url}: saved in format {attrs['version']}, this ntkdist reads up to {VERSION}; update ntkdist"
         )
-
     array = functools.partial(zarr_groups.read_whole, url)
-
     features: AnyMap = decode(attrs["features"], AnyFeatureMap, url)
     if attrs["learnt"]:
         features = FittedMap(features.spec, {name: array(f"features.{name}") for name in attrs["learnt"]})
@@ -136,7 +135,7 @@ def fingerprint(features: AnyMap, input_shape: tuple[int, ...], dtype: str) -> N
 def _check_fingerprint(
     url: str, features: AnyMap, input_shape: tuple[int, ...], attrs: Any, saved: NDArray[Any]
 ) -> None:
-    """Refuse features that differ from the saved ones by more than rounding."""
+    """Refuse a map that computes other features of the probe rows than the saved ones, beyond rounding."""
     computed = fingerprint(features, input_shape, attrs["dtype"])
     norms = np.linalg.norm(saved, axis=1)  # 0 for a fitted map that has no directions left
     apart = float(np.max(np.linalg.norm(computed - saved, axis=1) / np.where(norms == 0, 1, norms)))

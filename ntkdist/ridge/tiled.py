@@ -1,9 +1,9 @@
-"""Fitting with a Gram in tiles: the tiles of every fold summed on the workers, then factorisations where they lie.
+"""Fits with a Gram in tiles: the tiles of every fold are summed on the workers, and factored where they are.
 
-No process ever has the Gram.  The rows are read and mapped once for each panel of tiles; a tile's bits do not depend on
-the panel that it is in, nor on the workers.
+No process holds the whole Gram.  The rows are read and mapped once for each panel of tiles; a tile's bits do not depend
+on its panel, nor on the workers.
 
-Legend: as in `ntkdist.sums.tiles`; S a training set, all folds but one or all of them; x (m, t) coefficients.
+Legend: as in `ntkdist.sums.tiles`; a training set is all folds but one, or all of them; x (m, t) coefficients.
 """
 
 import functools
@@ -42,26 +42,20 @@ F8 = NDArray[np.float64]
 
 
 def fit(p: Plan, prepared: Prepared) -> Fitted:
-    """Fit by factorisations of tiles that stay on the workers.
-
-    Raises
-    ------
-    NotPositiveDefinite
-        If no penalty could be solved.
-    """
+    """Fit by factorisations of tiles that stay on the workers; raise NotPositiveDefinite if no penalty is solved."""
     client, watch, pre, clock = prepared.client, prepared.watch, prepared.empty.preprocessing, Clock()
-    home = TilePlacement(client, p.threads, runs(p.m, p.tile))
+    placement = TilePlacement(client, p.threads, runs(p.m, p.tile))
     timeline: list[tuple[float, int]] = []
     with phase("equations", p.panels * p.reads * p.layout.rows, client, watch) as done:
-        folds, squared, tally = sum_tiles(p, prepared, home, timed(done, timeline))
-    squares = [_squares(p, fold, home) for fold in folds]
-    sums = [_cross_sums(p, *of, home) for of in zip(folds, squares, strict=True)]
+        folds, squared, tally = sum_tiles(p, prepared, placement, timed(done, timeline))
+    squares = [_squares(p, fold, placement) for fold in folds]
+    sums = [_cross_sums(p, *of, placement) for of in zip(folds, squares, strict=True)]
     on_each_worker(client, memory.give_back)  # what sums of shards have left free between tiles that stay
     check_sums(functools.reduce(operator.add, sums))
     roundings = [relative_rounding(r, fold.weight) for r, fold in zip(squared, sums, strict=True)]
     clock.lap("equations")
     with phase("factorisations", 0, client, watch):
-        path = TiledPath(p, folds, sums, squares, roundings, home)
+        path = TiledPath(p, folds, sums, squares, roundings, placement)
         cv, alpha = path.choose(p.job.alphas, p.job.alphas_per_row, p.job.alpha_per_target)
         coef, intercept = path.of_all_rows(alpha)
     clock.lap("solve")
@@ -71,10 +65,10 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
 
 
 class TilePlacement:
-    """Calls functions of tiles, each on the worker where the tiles of its place are at home, or in this process.
+    """The assignment of tiles to workers; a call runs a function of tiles on the worker that owns its place.
 
-    Tiles are dealt to the workers in `turn`; those of one place in different matrices are at home on the same one.  A
-    worker that is gone has its tiles made anew elsewhere.
+    Places are assigned by `owner_index`, so tiles of one place in different matrices are on one worker.  If a worker
+    dies, Dask makes its tiles again on another.  Without a client, everything runs in this process.
     """
 
     def __init__(self, client: Client | None, threads: int, last: int) -> None:
@@ -83,18 +77,16 @@ class TilePlacement:
         self.id, self.calls = uuid.uuid4().hex[:8], itertools.count()
 
     def __call__(self, place: Place, function: Any, *args: Any) -> Any:
-        """The function's value, or a future of it."""
+        """Run a function on the owner of a place; return its value, or a future of it."""
         if self.client is None:
             return on_threads(self.threads, function, *args)
         worker = self.workers[owner_index(place, self.last) % len(self.workers)]
-        where = {"workers": worker, "allow_other_workers": True}
         first = int(function in (factor, divide))  # a column is factored as soon as it can be: all others wait for it
-        return self.client.submit(
-            on_threads, self.threads, function, *args, key=self._key(function), priority=first, **where
-        )
+        options = {"key": self._key(function), "workers": worker, "allow_other_workers": True, "priority": first}
+        return self.client.submit(on_threads, self.threads, function, *args, **options)
 
     def beside(self, function: Any, *args: Any) -> Any:
-        """The same where the arguments are, before all else."""
+        """Run a function where its arguments are, before all other tasks; return its value, or a future of it."""
         if self.client is None:
             return function(*args)
         return self.client.submit(function, *args, key=self._key(function), priority=10)
@@ -104,9 +96,9 @@ class TilePlacement:
 
 
 def sum_tiles(
-    p: Plan, prepared: Prepared, home: TilePlacement, done: Progress
+    p: Plan, prepared: Prepared, placement: TilePlacement, done: Progress
 ) -> tuple[list[dict[Place, Any]], list[float], Tally]:
-    """Sum the tiles of every fold on their workers, panel by panel, and what `block_rounding` says of its rows."""
+    """Sum the tiles of every fold on their workers, panel by panel; return them, each fold's rounding, and a tally."""
     mapped = RowMapper(prepared.empty.features, prepared.empty.preprocessing, p.dtype, "", 0)
     folds: list[dict[Place, Any]] = [{} for _ in range(p.folds)]
     roundings: list[float] = []
@@ -114,67 +106,54 @@ def sum_tiles(
     for panel in panels(p.m, p.tile, p.panels):
         summand = TilesOf(mapped, p.tile, tuple(panel))
         keep = prepared.kept and prepared.kept.tiles(p.tile, panel)
-        parts = sums_in_place(Pass(prepared.source, summand, prepared.shards, p.fan_in, done, keep), home.client)
+        parts = sums_in_place(Pass(prepared.source, summand, prepared.shards, p.fan_in, done, keep), placement.client)
         for fold, part in zip(folds, parts, strict=True):
-            fold.update({place: home(place, identity, home.beside(taken, part, place)) for place in panel})
-        counts = fetch(home.client, [home.beside(_counts, part) for part in parts])
+            fold.update({place: placement(place, identity, placement.beside(taken, part, place)) for place in panel})
+        counts = fetch(placement.client, [placement.beside(_counts, part) for part in parts])
         roundings = [rounding for _, rounding in counts]
         panel_tally = functools.reduce(operator.add, (counted for counted, _ in counts))
         tally = (tally + panel_tally).of_rows(panel_tally)
-        del parts, part  # before the next panel takes their room
-        settle(home.client, [fold[place] for fold in folds for place in panel])
+        del parts, part  # before the next panel needs the memory
+        settle(placement.client, [fold[place] for fold in folds for place in panel])
     return folds, roundings, tally
 
 
-def _squares(p: Plan, fold: dict[Place, Any], home: TilePlacement) -> F8:
+def _squares(p: Plan, fold: dict[Place, Any], placement: TilePlacement) -> F8:
     """Fetch the diagonal of a fold's Gram, (m,), to this process."""
     places = [(i, i) for i in range(runs(p.m, p.tile))]
-    return np.concatenate(fetch(home.client, [home(place, np.diagonal, fold[place]) for place in places]))
+    return np.concatenate(fetch(placement.client, [placement(place, np.diagonal, fold[place]) for place in places]))
 
 
-def _cross_sums(p: Plan, fold: dict[Place, Any], squares: F8, home: TilePlacement) -> CrossSums:
-    """What a fold's tiles know beside the Gram, and its trace, in this process."""
+def _cross_sums(p: Plan, fold: dict[Place, Any], squares: F8, placement: TilePlacement) -> CrossSums:
+    """Fetch the sums of a fold beside its Gram, and the Gram's trace, to this process."""
     n = runs(p.m, p.tile)
-    cross = fetch(home.client, [fold[n, j] for j in range(n + 1)])
+    cross = fetch(placement.client, [fold[n, j] for j in range(n + 1)])
     traces = [squares[run(p.m, p.tile, i)].sum() for i in range(n)]
     return CrossSums(np.hstack(cross[:n]).T, cross[n], float(sum(traces)))
 
 
 class TiledPath(Grid):
-    """Penalties scored by factorisations of the tiles of every training set, one after another.
-
-    Parameters
-    ----------
-    p : Plan
-    folds : sequence of dict of place to tile
-    sums : sequence of CrossSums
-        Of the same folds.
-    squares : sequence of (m,) array
-        The diagonals of their Grams.
-    roundings : sequence of float
-        Those of their sums, relative.
-    home : Home
-    """
+    """Penalties scored by factorisations of the tiles of every training set, one after another."""
 
     def __init__(
         self,
         p: Plan,
-        folds: Sequence[dict[Place, Any]],
+        folds: Sequence[dict[Place, Any]],  # tiles, or futures of them
         sums: Sequence[CrossSums],
-        squares: Sequence[F8],
-        roundings: Sequence[float],
-        home: TilePlacement,
+        squares: Sequence[F8],  # diagonals (m,) of the Grams
+        roundings: Sequence[float],  # relative, of the sums
+        placement: TilePlacement,
     ) -> None:
         total = functools.reduce(operator.add, sums)
         super().__init__(sums, p.scored or tuple(range(len(folds))), total, False)
         self.m, self.tile, self.n = p.m, p.tile, runs(p.m, p.tile)
-        self.folds, self.sums, self.squares, self.roundings, self.home = folds, sums, squares, roundings, home
+        self.folds, self.sums, self.squares, self.roundings, self.placement = folds, sums, squares, roundings, placement
         self.precision = max(roundings)
 
     def choose(
         self, alphas: Sequence[float] | str, alphas_per_row: Sequence[float] | None, per_target: bool
     ) -> tuple[CVResult | None, F8]:
-        """Scores, unless there is one fold, and the penalty of every target; arguments as in `cross_validate`."""
+        """Score the penalties, unless there is one fold, and choose one for every target; see `cross_validate`."""
         grid, self.per_row = penalties(self.total, alphas, alphas_per_row)
         if len(self.folds) == 1:
             return None, np.full(self.total.t, grid[0] * self.scale(self.total))
@@ -183,7 +162,7 @@ class TiledPath(Grid):
         return cv, cv.alpha
 
     def scale(self, each: TargetSums) -> float:
-        """What a penalty of the grid is multiplied by for a training set."""
+        """Return the factor of the grid's penalties for a training set."""
         return each.weight if self.per_row else 1.0
 
     def add(self, grid: Sequence[float]) -> None:
@@ -204,7 +183,7 @@ class TiledPath(Grid):
             self.put(alpha, each)
 
     def of_all_rows(self, alpha: F8) -> tuple[F8, F8]:
-        """Coefficients (m, t) and intercept (t,) of all rows, each target with its penalty."""
+        """Solve for all rows, each target with its penalty; return coefficients (m, t) and intercepts (t,)."""
         coef = np.empty((self.m, len(alpha)))
         tiles = self.centred(self.folds, self.total)
         for each in set(alpha.tolist()):
@@ -213,22 +192,25 @@ class TiledPath(Grid):
         return coef, self._intercept(self.total, coef)
 
     def centred(self, folds: Sequence[dict[Place, Any]], train: TargetSums) -> dict[Place, Any]:
-        """The tiles of a training set about its means."""
+        """Add the tiles of a training set's folds, centred at its means."""
         total = np.concatenate([train.z_sum, train.y_sum, [train.weight]])
 
         def means(i: int) -> F8:
             return total[self.m :] if i == self.n else total[run(self.m, self.tile, i)]
 
         return {
-            (i, j): self.home((i, j), added_and_centred, [fold[i, j] for fold in folds], means(i), means(j) / total[-1])
+            (i, j): self.placement(
+                (i, j), added_and_centred, [fold[i, j] for fold in folds], means(i), means(j) / total[-1]
+            )
             for i, j in folds[0]
             if j < self.n
         }
 
     def _solve(self, tiles: dict[Place, Any], alpha: float) -> tuple[F8, list[Any]]:
-        """Coefficients in this process, and by runs of columns where they were made."""
-        parts = solve_tiles(tiles, self.m, self.tile, alpha, self.home)
-        return np.hstack(fetch(self.home.client, parts)).T[:, :-1], parts  # the last are of the 1, and are zero
+        """Solve for coefficients; return them, and their parts, by runs of columns, on the workers."""
+        parts = solve_tiles(tiles, self.m, self.tile, alpha, self.placement)
+        coef = np.hstack(fetch(self.placement.client, parts)).T
+        return coef[:, :-1], parts  # the last column is of the constant 1, and zero
 
     def _intercept(self, train: TargetSums, coef: F8) -> F8:
         return (train.y_sum - train.z_sum @ coef) / train.weight
@@ -238,19 +220,19 @@ class TiledPath(Grid):
         coef, x = self._solve(tiles, alpha)
         fold, intercept = self.sums[k], self._intercept(train, coef)
         gram = [(place, tile) for place, tile in self.folds[k].items() if place[0] < self.n]
-        squares = fetch(self.home.client, [self.home((i, j), quadratic, g, x[i], x[j]) for (i, j), g in gram])
+        squares = fetch(self.placement.client, [self.placement((i, j), quadratic, g, x[i], x[j]) for (i, j), g in gram])
         square = sum(s * (1 if i == j else 2) for ((i, j), _), s in zip(gram, squares, strict=True))[:-1]
         return fold.loss_of(coef, intercept, square, self.squares[k], self.roundings[k])
 
 
 def on_threads(threads: int, function: Any, *args: Any) -> Any:
-    """A function's value, with this process's tasks set to a number of threads."""
+    """Call a function with a number of threads for this process's tasks."""
     backend.use_threads(threads)
     return function(*args)
 
 
 def taken(part: Part, place: Place) -> F8:
-    """A tile of a sum, with both triangles if it is on the diagonal."""
+    """Return a tile of a sum, with both triangles if it is on the diagonal."""
     tile: F8 = part.total.tiles[place]
     if place[0] == place[1]:
         tile = tile.copy()
@@ -259,12 +241,12 @@ def taken(part: Part, place: Place) -> F8:
 
 
 def _counts(part: Part) -> tuple[Tally, float]:
-    """Return what was counted of the rows of a sum, and the rounding of its products."""
+    """Return the tally of a sum, and the rounding of its products."""
     return part.tally, float(part.total.rounding)
 
 
 def added_and_centred(tiles: Sequence[F8], sums: F8, means: F8) -> F8:
-    """The sum of some folds' tiles about the means of its columns."""
+    """Add some folds' tiles, centred at the means of their columns."""
     total = np.outer(sums, -means)
     for tile in tiles:
         total += tile
@@ -272,5 +254,5 @@ def added_and_centred(tiles: Sequence[F8], sums: F8, means: F8) -> F8:
 
 
 def quadratic(tile: F8, left: F8, right: F8) -> F8:
-    """xᵢᵀ G_ij xⱼ of every target, from xᵢᵀ (t, rows) and xⱼᵀ (t, columns)."""
+    """Compute xᵢᵀ G_ij xⱼ of every target, from xᵢᵀ (t, rows) and xⱼᵀ (t, columns)."""
     return np.einsum("tj,tj->t", left @ tile, right)

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from scipy.linalg.blas import dtrsm
 
 from ntkdist import backend
-from ntkdist.data.partitions import evenly
 from ntkdist.errors import SpecError
 from ntkdist.solvers.base import Sizes, Solver, cholesky
 from ntkdist.sums.rounding import SKETCH
-from ntkdist.sums.tiles import Place, nbytes, panels, places, run, runs, worker_bytes
+from ntkdist.sums.tiles import Place, panel_bytes, panels, places, run, runs, worker_bytes
 
 F8 = NDArray[np.float64]
 Call = Callable[..., Any]  # (place, function, *arguments) → the function's value, or a handle of it
@@ -64,7 +63,7 @@ class TiledCholesky(Solver, frozen=True):
 
     def sum_bytes(self, sizes: Sizes) -> int:
         """Return the bytes of the largest panel."""
-        return max(map(sum, evenly(nbytes(sizes.m, sizes.t, sizes.tile), sizes.panels)))
+        return panel_bytes(sizes.m, sizes.t, sizes.tile, sizes.panels)
 
     def worker_bytes(self, summing: dict[str, int], sizes: Sizes, workers: int, tasks_at_once: int) -> dict[str, int]:
         """Return the more of summing the last panel beside the tiles of those before, and of solving."""

@@ -42,6 +42,11 @@ def panels(m: int, tile: int, count: int) -> list[Sequence[Place]]:
     return evenly(places(m, tile), count)
 
 
+def panel_bytes(m: int, t: int, tile: int, count: int) -> int:
+    """Return the bytes of the largest of the panels."""
+    return max(map(sum, evenly(nbytes(m, t, tile), count)))
+
+
 def owner_index(place: Place, last: int) -> int:
     """Return the round-robin index of the worker that owns a tile.
 

@@ -1,5 +1,6 @@
 """The base classes of the estimators: one maps rows block by block, the other fits a ridge to them."""
 
+import abc
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -19,14 +20,7 @@ from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import InputError, SpecError
 from ntkdist.features import AnyFeatureMap, FeatureMap, ZonalFeatures
 from ntkdist.kernels import NTK
-from ntkdist.ridge.estimators.fitting import (
-    FitOutcome,
-    FitSettings,
-    choose_penalty,
-    fit_rows,
-    fold_array,
-    sum_equations,
-)
+from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, choose_penalty, fit_dataset, sum_equations
 from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.ridge.model import Equations
 from ntkdist.ridge.source_order import column, order_of
@@ -73,7 +67,7 @@ class KernelEstimator(BaseEstimator):
     ) -> Any:
         """Apply a function to blocks of rows; it returns (n, columns), or (n,) if ``columns`` is 0.
 
-        Lazily for Dask's rows; those of a dataset come in the order of its source.
+        For Dask's rows the result is lazy; for a dataset it is in the order of its source.
         """
         check_is_fitted(self)
         if is_dataset(x):
@@ -97,7 +91,7 @@ class KernelEstimator(BaseEstimator):
         return function(x)
 
 
-class RidgeEstimator(KernelEstimator):
+class RidgeEstimator(KernelEstimator, abc.ABC):
     """A ridge on the features of a kernel, fitted to rows or to the sums of earlier rows and new ones."""
 
     keep_equations: bool
@@ -109,20 +103,19 @@ class RidgeEstimator(KernelEstimator):
         ----------
         X : (n, d) array or frame, or images (n, height, width, channels)
             NumPy, pandas, polars, SciPy sparse (if the map takes it), Dask, a Zarr array; or the place of a dataset in
-            Zarr (str, path or `Dataset`), which holds its own targets, and is fitted as `ntkdist.fit` does.
+            Zarr (str, path or `Dataset`), which holds its own targets, and is fitted by `ntkdist.fit`.
         y : (n,) or (n, t) array
-            Of a classifier (n,) labels: strings, integers or booleans.
+            For a classifier (n,) labels: strings, integers or booleans.
         sample_weight : (n,) array, optional
             A row of weight k counts as k rows.
         """
         with as_value_errors():
-            rows: Arrays | Dataset
             if is_dataset(X):
-                rows = dataset(X, y, sample_weight)
-                self._check_dataset(rows)
-            else:
-                rows = self._training_arrays(X, y, sample_weight)
-            return self._store(fit_rows(rows, self._settings()), rows, self.keep_equations)
+                data = dataset(X, y, sample_weight)
+                self._check_dataset(data)
+                return self._store(fit_dataset(data, self._settings()), data, self.keep_equations)
+            rows, settings = self._training_arrays(X, y, sample_weight), self._settings()
+            return self._store(choose_penalty(sum_equations(rows, settings), settings), rows, self.keep_equations)
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, **labels: Any) -> Self:
         """Add the sums of rows to those of earlier calls, and solve."""
@@ -133,27 +126,28 @@ class RidgeEstimator(KernelEstimator):
             outcome = choose_penalty(equations if before is None else before + equations, self._settings())
             return self._store(outcome, rows, True)
 
+    @abc.abstractmethod
     def _settings(self) -> FitSettings:
         """Return the settings of the fit, or refuse the estimator's parameters."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _check_dataset(self, rows: Dataset) -> None:
         """Refuse a dataset whose targets are of another kind."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _training_arrays(self, X: Any, y: Any, weight: Any, *, reset: bool = True, **labels: Any) -> Arrays:
         """Return validated rows; ``reset`` is false for rows that are added to others."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _set_results(self, outcome: FitOutcome, rows: Arrays | Dataset) -> None:
-        """Set the attributes of a fit beside the model and the sums."""
-        raise NotImplementedError
+        """Set the attributes of a fit that are not of every ridge."""
 
     def _store(self, outcome: FitOutcome, rows: Arrays | Dataset, keep: bool) -> Self:
         """Set all attributes of a fit."""
         if isinstance(rows, Dataset):
             self._set_columns(outcome.model.preprocessing)
-        self.model_, self.cv_, self._fold_array = outcome.model, outcome.cv, fold_array(rows, outcome)
+        self.model_, self.cv_ = outcome.model, outcome.cv
+        self._fold_array = rows.fold_array if isinstance(rows, Dataset) and len(outcome.equations.folds) > 1 else ""
         self._set_results(outcome, rows)
         if keep:
             self.equations_ = outcome.equations
@@ -162,7 +156,7 @@ class RidgeEstimator(KernelEstimator):
         return self
 
     def _previous_equations(self, x: Any) -> Equations | None:
-        """Return the sums that those of rows x can be added to; None before the first call."""
+        """Return the sums of earlier calls, None before the first; refuse where those of x cannot be added."""
         if is_dataset(x):
             raise InputError(
                 "X is the place of a dataset, but partial_fit adds rows of arrays; use fit, or add the sums of two "
@@ -188,7 +182,7 @@ class RidgeEstimator(KernelEstimator):
 
 
 def _apply(x: Any, function: BlockFunction) -> NDArray[Any]:
-    """Call a function that comes as an argument, for Dask to compute it first."""
+    """Call a function that is an argument, because Dask computes arguments first."""
     return function(x)
 
 

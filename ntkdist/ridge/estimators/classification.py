@@ -23,25 +23,25 @@ from ntkdist.ridge.residuals import temperature
 
 
 class NTKRidgeClassifier(ClassifierMixin, RidgeEstimator):
-    """A classifier by the largest score of a ridge on the features of a kernel; cross-validation chooses the penalty.
+    """A classifier that takes the largest score of a ridge on kernel features; cross-validation chooses the penalty.
 
     Parameters
     ----------
     features, alphas, folds, inputs, clip, keep_equations
-        As of `NTKRidgeCV`.
+        As in `NTKRidgeCV`.
     class_weight : dict or "balanced", optional
-        The weight of each label, by which the weights of its rows are multiplied; 1 for labels not in the dict.
-        Balanced, the rows of each label have the same total weight.
+        Factor of the weights of each label's rows; 1 for labels not in the dict.  With "balanced", the rows of each
+        label have the same total weight.
     calibrated : bool
         Fit the temperature of probabilities to predictions out of fold (of the rows held out, for a dataset with a
-        holdout), by one more pass over X; needs two folds or more.  Else `predict_proba` returns scores that are
-        clipped and made to sum to one.
+        holdout), by one more pass over X; needs two folds or more.  Otherwise `predict_proba` clips the scores and
+        scales them to sum to one.
 
     Attributes
     ----------
     classes_ : (k,) array
     model_, cv_, equations_
-        As of `NTKRidgeCV`.
+        As in `NTKRidgeCV`.
     temperature_ : float
         Probabilities are softmax(temperature_ · scores); nan if not calibrated.
     """
@@ -67,14 +67,14 @@ class NTKRidgeClassifier(ClassifierMixin, RidgeEstimator):
         """Add rows to those of earlier calls: the sums are added, and the solution is that of all rows.
 
         The scaling, the range that X is clipped to, the class means and weights, and the fit of the map, if it needs
-        one, are those of the first rows, the temperature that of the last; warns if later rows lie outside that range.
+        one, are those of the first rows, the temperature that of the last.  Warns if later rows lie outside the range.
 
         Parameters
         ----------
-        X, y, sample_weight : as of `fit`
-            X is no dataset; refused after a dataset whose groups or holdout deal its rows to folds.
+        X, y, sample_weight : as in `fit`
+            X cannot be a dataset; refused after a dataset whose groups or holdout assign its rows to folds.
         classes : (k,) array, optional
-            All labels of this and later calls, at the first; by default the labels of its rows.  Later the same, or
+            In the first call, the labels of this and all later calls, by default those of its rows; later the same, or
             absent.
         """
         return self._partial_fit(X, y, sample_weight, classes=classes)
@@ -110,7 +110,7 @@ class NTKRidgeClassifier(ClassifierMixin, RidgeEstimator):
         return replace(rows, y=codes.astype(np.min_scalar_type(len(names))), classes=tuple(str(name) for name in names))
 
     def _check_weights(self, labels: list[Any]) -> None:
-        """Refuse weights of unknown labels where known labels have none, for a name may be misspelt."""
+        """Refuse weights of unknown labels if known labels have none: a name may be misspelt."""
         assert isinstance(self.class_weight, dict)
         unknown, missing = self.class_weight.keys() - set(labels), set(labels) - self.class_weight.keys()
         if unknown and missing:

@@ -1,4 +1,4 @@
-"""Fitting to arrays and to datasets: arrays by the passes of `ntkdist.fit`, datasets by `ntkdist.fit` itself."""
+"""Fits to arrays, by the mapper's passes, and to datasets, by `ntkdist.fit`."""
 
 import math
 import warnings
@@ -39,7 +39,7 @@ SHARD_BYTES = 64 * 2**20  # fewest bytes of Dask rows that one task sums
 
 
 class FitSettings(NamedTuple):
-    """The map, the scaling, the folds and the penalties that an estimator asks for."""
+    """An estimator's map, scaling, folds and penalties."""
 
     features: AnyFeatureMap
     preprocess: Preprocess
@@ -50,7 +50,7 @@ class FitSettings(NamedTuple):
 
 
 class FitOutcome(NamedTuple):
-    """A fitted model and the sums that it was solved from."""
+    """A fitted model, and the sums that it solves."""
 
     model: RidgeModel
     cv: CVResult | None
@@ -74,7 +74,7 @@ class FitOutcome(NamedTuple):
     def with_factor(self, rows: Arrays | Dataset, folds: int) -> tuple[RidgeModel, F8, F8]:
         """Return the model with its factor, residuals (n, t) by models without the row, and weights (n,).
 
-        Takes one more pass.
+        This takes one more pass.
         """
         model, total = self.model, self.equations.total
         if self.cv is not None:
@@ -90,29 +90,17 @@ class FitOutcome(NamedTuple):
         return replace(model, factor=factor), residuals, weight
 
 
-def fold_array(rows: Arrays | Dataset, outcome: FitOutcome) -> str:
-    """Return the name of the dataset's array that deals rows to folds; empty if there is none, or one fold."""
-    return rows.fold_array if isinstance(rows, Dataset) and len(outcome.equations.folds) > 1 else ""
-
-
 def as_grid(alphas: Any) -> str | tuple[float, ...]:
     """Return penalties as floats, or their keyword."""
     return alphas if isinstance(alphas, str) else tuple(float(a) for a in alphas)
 
 
-def fit_rows(rows: Arrays | Dataset, settings: FitSettings) -> FitOutcome:
-    """Fit to arrays or to a dataset."""
-    if isinstance(rows, Dataset):
-        return _fit_dataset(rows, settings)
-    return choose_penalty(sum_equations(rows, settings), settings)
-
-
 def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None = None) -> Equations:
-    """Sum the equations of every fold, with the scaling and the map of ``before``, to which they can then be added.
+    """Sum the equations of every fold, with the scaling and the map of ``before``, so that the sums add.
 
-    Warns of rows that are clipped to the range of those before.
+    Warns of rows that are clipped to the range of earlier rows.
     """
-    folds = _plan_table(rows, settings.folds, rows.dtype).folds or 1
+    folds = _plan_table(rows, settings.folds, rows.dtype).folds or 1  # refuses a wrong number
     with _client(rows) as client:
         source, shards = _source_and_shards(rows, settings.features.n_components, folds, client)
         settings.features.check_shape(source.layout.input_shape, rows.store)
@@ -162,7 +150,7 @@ def choose_penalty(equations: Equations, settings: FitSettings) -> FitOutcome:
     return FitOutcome(model, cv, equations)
 
 
-def _fit_dataset(dataset: Dataset, settings: FitSettings) -> FitOutcome:
+def fit_dataset(dataset: Dataset, settings: FitSettings) -> FitOutcome:
     """Fit to a dataset by `ntkdist.fit`, with a solver that forms equations."""
     dtype = "float32" if dataset.layout().x_dtype == "float32" else "float64"
     grid = AUTO_GRID if isinstance(settings.alphas, str) else settings.alphas
@@ -193,10 +181,11 @@ def _plan_table(rows: Arrays | Dataset, folds: int, dtype: Any) -> PlanTable:
 
 
 def _source_and_shards(rows: Arrays, m: int, folds: int, client: Any) -> tuple[Source, list[Shard]]:
-    """Return the source and the shards, with folds as groups: one shard a fold, several for Dask's rows."""
+    """Cut arrays into shards, whose groups are the folds: one shard a fold, several for Dask's rows."""
     layout = rows.layout()
     block_rows = max(1024, m)
-    threads = 1 if layout.rows <= block_rows else resources(client).threads  # one block ends before threads start
+    # Starting threads would take longer than a single block.
+    threads = 1 if layout.rows <= block_rows else resources(client).threads
     source = Source(rows, layout, block_rows, threads, folds=folds if folds > 1 else 0)
     spans = [layout.span(i) for i in range(layout.partitions)]
     count = math.ceil(layout.rows * layout.row_bytes / max(SHARD_BYTES, 8 * m**2)) if rows.lazy else 1
@@ -204,7 +193,7 @@ def _source_and_shards(rows: Arrays, m: int, folds: int, client: Any) -> tuple[S
 
 
 def _client(rows: Arrays | Dataset) -> Any:
-    """Return a context with the active client, or with none where the rows are in this process only."""
+    """Return a context of the active client, or of None where only this process holds the rows."""
     return connect() if isinstance(rows, Dataset) or rows.lazy else nullcontext()
 
 

@@ -48,7 +48,7 @@ def training_rows(
 ) -> Arrays:
     """Validate training rows, and set scikit-learn's attributes of the columns, or compare them if ``reset`` is false.
 
-    Labels stay as they are.  Raises ValueError or TypeError of scikit-learn, or `InputError`.
+    Labels are not converted.  Raises scikit-learn's ValueError or TypeError, or `InputError`.
     """
     y = np.asarray(y) if is_outside(y) and (labels or not is_outside(x)) else y
     if is_outside(x):
@@ -125,10 +125,8 @@ def _outside(estimator: Any, x: Any, reset: bool, lengths: bool = False) -> tupl
 
 
 def _with_lengths(x: Any) -> Any:
-    """Convert a Dask frame to an array, and compute the numbers of rows of its chunks if they are unknown.
-
-    From the array, not the frame: Dask counts a frame's rows by another expression, whose partitions may differ.
-    """
+    """Convert a Dask frame to an array, and compute the numbers of rows of its chunks if they are unknown."""
+    # Not from the frame: Dask counts its rows by another expression, whose partitions may differ.
     x = x.to_dask_array() if hasattr(x, "to_dask_array") else x
     return x.compute_chunk_sizes() if is_lazy(x) and np.isnan(x.shape[0]) else x
 

@@ -19,7 +19,7 @@ from ntkdist.solvers.uncertainty import conformal_radius
 
 
 class _Regressor(MultiOutputMixin, RegressorMixin, RidgeEstimator):
-    """A ridge on numbers; subclasses say how alpha is chosen."""
+    """A ridge on numbers; subclasses choose alpha."""
 
     keep_factor: bool
 
@@ -27,12 +27,12 @@ class _Regressor(MultiOutputMixin, RegressorMixin, RidgeEstimator):
         """Add rows to those of earlier calls: the sums are added, and the solution is that of all rows.
 
         The scaling, the range that X is clipped to, and the fit of the map, if it needs one, are those of the first
-        rows; warns if later rows lie outside that range.
+        rows.  Warns if later rows lie outside the range.
 
         Parameters
         ----------
-        X, y, sample_weight : as of `fit`
-            X is no dataset; refused after a dataset whose groups or holdout deal its rows to folds.
+        X, y, sample_weight : as in `fit`
+            X cannot be a dataset; refused after a dataset whose groups or holdout assign its rows to folds.
         """
         return self._partial_fit(X, y, sample_weight)
 
@@ -56,14 +56,14 @@ class _Regressor(MultiOutputMixin, RegressorMixin, RidgeEstimator):
 
         Parameters
         ----------
-        X : as of `fit`
-            For the place of a dataset, results are in the order of its source, as of `ntkdist.predict`.  For Dask, the
-            result is a lazy array of the same blocks; where a client is active, a model above a megabyte goes to its
-            cluster at once, and the array is to be computed there.
+        X : as in `fit`
+            For the place of a dataset, results are in the order of its source, as in `ntkdist.predict`.  For Dask, the
+            result is a lazy array of the same blocks.  If a client is active, a model above a megabyte is sent to its
+            cluster at once, and the array must be computed there.
         return_std : bool
             Needs ``keep_factor``.
         noise : bool
-            Return the deviation of a target, instead of the function's.
+            Return deviations of targets instead of the function.
         """
         check_is_fitted(self)
         if noise and not return_std:
@@ -79,8 +79,8 @@ class _Regressor(MultiOutputMixin, RegressorMixin, RidgeEstimator):
     def predict_interval(self, X: Any, coverage: float = 0.9) -> tuple[Any, Any]:
         """Return the ends of intervals that hold a share ``coverage`` of targets: predictions ± `conformal_radius`.
 
-        They come from residuals by models that have not seen the row: valid for any distribution of errors, and of one
-        width everywhere.  Need ``keep_factor``.  X is as of `predict`.
+        The radius comes from residuals by models that were not fitted to the row: it is valid for any distribution of
+        errors, and the same everywhere.  Needs ``keep_factor``.  X is as in `predict`.
         """
         mean = self.predict(X)
         self._check_factor("predict_interval")
@@ -90,7 +90,7 @@ class _Regressor(MultiOutputMixin, RegressorMixin, RidgeEstimator):
         return mean - radius, mean + radius
 
     def _check_factor(self, what: str) -> None:
-        """Refuse what needs the factor, if it was not kept."""
+        """Refuse a method or an option that needs the factor, if it was not kept."""
         if self.model_.factor is None:
             raise InputError(f"{what} needs what fit did not keep; set keep_factor=True and fit again")
 
@@ -104,15 +104,16 @@ class _Regressor(MultiOutputMixin, RegressorMixin, RidgeEstimator):
 class NTKRidge(_Regressor):
     """Ridge regression on the features of a kernel, with a given penalty.
 
-    X and y are scaled first (`ntkdist.Preprocess`), as `ntkdist.fit` does.  Computes in float32 for X of float32, else
-    in float64.
+    X and y are scaled first (`ntkdist.Preprocess`), as in `ntkdist.fit`.  Features are float32 for X of float32, else
+    float64.
 
     Parameters
     ----------
     features : FeatureMap, optional
         By default ``ZonalFeatures(512, NTK(depth=2, bias=1.0))``.
     alpha : float
-        Of ‖y − Zw − b‖² + alpha‖w‖², as of `sklearn.linear_model.Ridge`, for scaled X; the intercept is not penalised.
+        The penalty in ‖y − Zw − b‖² + alpha‖w‖², as in `sklearn.linear_model.Ridge`, for scaled X; the intercept is not
+        penalised.
     inputs : {"auto", "columns", "channels", "none"}
         Scaling of X, see `ntkdist.Preprocess`.
     clip : {"range", "none"}
@@ -122,8 +123,8 @@ class NTKRidge(_Regressor):
         Keep the sums, m² numbers for a map of m columns, which `partial_fit` needs after `fit`; without them, the
         estimator is small to pickle.
     keep_factor : bool
-        Keep what ``predict(return_std=True)`` and `predict_interval` need: m² numbers and, by one more pass over X, the
-        error of every row by a model without it.
+        Compute m² numbers and, by one more pass over X, the error of every row by a model without it, for
+        ``predict(return_std=True)`` and `predict_interval`.
 
     Attributes
     ----------
@@ -135,8 +136,8 @@ class NTKRidge(_Regressor):
     equations_ : Equations
         If kept.
     residuals_ : (n, t) array
-        Of the rows of the last call, by models that have not seen them, if the factor is kept; for a dataset with a
-        holdout, of the rows held out.
+        Errors of the rows of the last call by models that were not fitted to them, if the factor is kept; for a dataset
+        with a holdout, of the rows held out.
     """
 
     def __init__(
@@ -166,19 +167,19 @@ class NTKRidgeCV(_Regressor):
     Parameters
     ----------
     features : FeatureMap, optional
-        As of `NTKRidge`.
+        As in `NTKRidge`.
     alphas : sequence of float, or "auto"
-        As of `ntkdist.cross_validate`.
+        As in `ntkdist.cross_validate`.
     folds : int
     alpha_per_target : bool
         Choose a penalty for each target instead of one for all.
     inputs, clip, keep_equations, keep_factor
-        As of `NTKRidge`; the sums are m² numbers a fold, and residuals are out of fold.
+        As in `NTKRidge`; the sums are m² numbers a fold, and residuals are out of fold.
 
     Attributes
     ----------
     model_, coef_, intercept_, equations_, residuals_
-        As of `NTKRidge`.
+        As in `NTKRidge`.
     alpha_ : float, or (t,) array
     cv_ : CVResult
         Errors of every penalty on every fold; ``cv_.rmse`` in units of y.

@@ -1,5 +1,6 @@
-"""The features of a kernel as a step of a pipeline."""
+"""Kernel features as a step of a scikit-learn pipeline."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset
 
 
 class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, KernelEstimator):
-    """A transformer to φ of scaled rows, with φ(x)·φ(y) ≈ k(x, y): a linear model on it is one of the kernel.
+    """A transformer from rows to features, φ(x)·φ(y) ≈ k(x, y): a linear model of them approximates a kernel method.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
         self.features, self.inputs, self.clip = features, inputs, clip
 
     def fit(self, X: Any, y: Any = None) -> "FeatureTransformer":
-        """Fit the scaling, and the map if it needs a sample of rows; y is ignored.  X is as of `NTKRidge.fit`."""
+        """Fit the scaling, and the map if it needs a sample of rows; y is ignored.  X is as in `NTKRidge.fit`."""
         with as_value_errors():
             rows: Arrays | Dataset = dataset(X, None) if is_dataset(X) else training_rows(self, X).without_targets()
             self.preprocessing_, self.features_ = fit_map(rows, self.feature_map, self.preprocess)
@@ -52,7 +53,7 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
         """Return features, (n, n_components), in float32 for X of float32, else float64; lazily for Dask's X."""
         check_is_fitted(self)
         dtype = np.dtype(np.float32 if getattr(X, "dtype", None) == np.float32 else np.float64)
-        call = _Features(self.preprocessing_, self.features_)
+        call = functools.partial(_features, self.preprocessing_, self.features_)
         return self._map_rows(X, call, self.features_.n_components, self.preprocessing_, dtype)
 
     def __sklearn_tags__(self) -> Any:
@@ -61,12 +62,7 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
         return tags
 
 
-class _Features:
-    """A function of raw rows: their features."""
-
-    def __init__(self, preprocessing: Preprocessing, features: AnyMap) -> None:
-        self.preprocessing, self.features = preprocessing, features
-
-    def __call__(self, x: Any) -> NDArray[Any]:
-        dtype = np.float32 if x.dtype == np.float32 else np.float64
-        return self.features(self.preprocessing.inputs(x, dtype))
+def _features(preprocessing: Preprocessing, features: AnyMap, x: Any) -> NDArray[Any]:
+    """Compute the features of raw rows."""
+    dtype = np.float32 if x.dtype == np.float32 else np.float64
+    return features(preprocessing.inputs(x, dtype))
