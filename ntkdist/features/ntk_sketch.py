@@ -104,7 +104,7 @@ class NTKSketch(FeatureMap, frozen=True):
         params |= {f"exact{j}": root[j] * scales[j - 1] for j in range(1, columns.exact + 1) if root[j] > 0}
         if m := columns.sketched.get(1, 0):
             params["factor1"] = root[1:2]
-            draw = sketch.draw_osnap if d > sketch.WIDE else sketch.draw_srht
+            draw = sketch.draw_buckets if d > sketch.WIDE else sketch.draw_srht
             params["linear"] = draw(d, m, self.seed, LINEAR, 0)
         if columns.chain:
             params["poly"] = sketch.draw_poly(columns.dims, scales, columns.chain, columns.state, self.seed)
@@ -134,7 +134,7 @@ class NTKSketch(FeatureMap, frozen=True):
                 z = _dense(powers[-1])
                 put(z, z.shape[1], factor)
         if m := columns.sketched.get(1, 0):
-            z = sketch.osnap(params["linear"], u, m) if issparse(u) else sketch.srht(params["linear"], u)
+            z = sketch.sparse_count_sketch(params["linear"], u, m) if issparse(u) else sketch.srht(params["linear"], u)
             put(z, m, params["factor1"])
         if columns.chain:
             for j, z in sketch.poly_sketch(params["poly"], powers, columns.chain, columns.state):

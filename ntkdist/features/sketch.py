@@ -18,7 +18,6 @@ the tree, the relative variance grows with the number of products, not exponenti
 import math
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,27 +74,16 @@ def tensor_sketch_bytes(p: int, q: int, m: int, itemsize: int) -> int:
     return itemsize * (2 * max(p, q) + 5 * m)
 
 
-def draw_osnap(d: int, m: int, seed: int, layer: int, role: int, scale: float = 1.0, nonzeros: int = 1) -> Drawn:
-    """Draw a sparse sketch R^d → R^m of ``scale`` · x: a coordinate is added to ``nonzeros`` buckets, with signs.
-
-    Each is in its own range of buckets: the block construction of Nelson, Nguyen, "OSNAP", FOCS 2013.  With one, it is
-    a CountSketch; more give lighter tails at the same variance, and cost in proportion.
-    """
-    edges = [i * m // nonzeros for i in range(nonzeros + 1)]
-    bucket = [a + random.integers(b - a, d, seed, layer, role, 2 * i) for i, (a, b) in enumerate(pairwise(edges))]
-    sign = [random.signs(d, seed, layer, role, 2 * i + 1) for i in range(nonzeros)]
-    return {"bucket": np.array(bucket, np.int32), "sign": np.array(sign) * (scale / math.sqrt(nonzeros))}
+def draw_buckets(d: int, m: int, seed: int, layer: int, role: int, scale: float = 1.0) -> Drawn:
+    """Draw a CountSketch R^d → R^m of ``scale`` · x for sparse rows, by coordinate: its bucket and its sign."""
+    bucket = random.integers(m, d, seed, layer, role, 0)
+    return {"bucket": bucket.astype(np.int32), "sign": random.signs(d, seed, layer, role, 1) * scale}
 
 
-def osnap(s: Drawn, x: csr_array, m: int) -> NDArray[Any]:
+def sparse_count_sketch(s: Drawn, x: csr_array, m: int) -> NDArray[Any]:
     """Sketch sparse rows x (n, d) to (n, m), at a cost in proportion to their non-zeros."""
-    moved = (
-        csr_array((x.data * sign[x.indices], bucket[x.indices], x.indptr), (x.shape[0], m))
-        for bucket, sign in zip(s["bucket"], s["sign"], strict=True)
-    )
-    out: NDArray[Any] = next(moved).toarray()  # adds the values that share a bucket
-    for each in moved:
-        out += each.toarray()
+    moved = csr_array((x.data * s["sign"][x.indices], s["bucket"][x.indices], x.indptr), (x.shape[0], m))
+    out: NDArray[Any] = moved.toarray()  # adds the values that share a bucket
     return out
 
 
@@ -157,17 +145,6 @@ def srht_values(d: int, m: int) -> int:
     return m if w <= DENSE else m + 3 * w * -(-m // w)
 
 
-def tensor_srht(s: Drawn, x: NDArray[Any], t: Drawn, y: NDArray[Any]) -> NDArray[Any]:
-    """Sketch the rows x ⊗ y, never formed, to (n, m): the product, column by column, of their transforms.
-
-    Unbiased: the expected inner product of two outputs is ⟨x, x'⟩⟨y, y'⟩, if one of the transforms was drawn with
-    ``scale`` √m.  Ahle et al., "Oblivious sketching of high-degree polynomial kernels", SODA 2020, section 4.
-    """
-    z = srht(t, y)
-    z *= srht(s, x)
-    return z
-
-
 # Of tensor powers, for many degrees at once.
 
 
@@ -191,14 +168,14 @@ def draw_factor(d: int, m: int, seed: int, layer: int, role: int, scale: float |
     if not hashed:
         return draw_srht(d, m, seed, layer, role, scale)
     assert isinstance(scale, float)
-    return draw_osnap(d, next_power(m), seed, layer, role, scale / math.sqrt(m))
+    return draw_buckets(d, next_power(m), seed, layer, role, scale / math.sqrt(m))
 
 
 def factor(s: Drawn, x: NDArray[Any] | csr_array, m: int) -> NDArray[Any]:
     """Compute the factor (n, m) of rows x."""
     if "bucket" not in s:
         return srht(s, x)
-    return mix(osnap(s, x if issparse(x) else csr_array(x), next_power(m)))[:, :m]
+    return mix(sparse_count_sketch(s, x if issparse(x) else csr_array(x), next_power(m)))[:, :m]
 
 
 def factor_values(d: int, m: int, hashed: bool) -> int:
