@@ -34,7 +34,7 @@ from ntkdist.solvers.cg import FLOOR, KeepsState, LowRank, conjugate_gradients, 
 from ntkdist.solvers.cross_validation import CVResult, check_folds, penalties
 from ntkdist.solvers.grid import Grid
 from ntkdist.spec import digest
-from ntkdist.sums import CrossSums, NormalEquations
+from ntkdist.sums import CrossSums
 from ntkdist.sums.mapped_rows import OverMappedRows, RowMapper, forget
 from ntkdist.sums.products import CrossOf, Folds, LossesOf, ProductsOf
 from ntkdist.sums.sample import PRECONDITIONER, SampleOf
@@ -186,10 +186,6 @@ class Path(Grid):
         self.iterations, self.each = 0, np.zeros(0, np.int64)  # of the slowest columns, and of every one
         self.keeping: Callable[[list[float]], KeepsState] | None = None  # keeps the iterations of some penalties
 
-    def scale(self, each: CrossSums | NormalEquations) -> float:
-        """Return the factor of the grid's penalties for a training set."""
-        return each.weight if self.per_row else 1.0
-
     def choose(self, per_target: bool) -> tuple[CVResult | None, list[float]]:
         """Score the penalties, unless there is one fold, and choose one of the grid for every target."""
         self.add(self.first)
@@ -203,7 +199,7 @@ class Path(Grid):
         t, sets = self.total.t, len(self.sets)
         shape = (sets, len(grid), t)
         of = np.repeat(np.arange(sets), len(grid) * t)
-        alphas = np.repeat([[self.scale(each) * a for a in grid] for each in self.sets], t)
+        alphas = np.repeat([[self.scale(each.weight) * a for a in grid] for each in self.sets], t)
         weights = np.array([each.weight for each in self.sets])
         shifts = np.maximum(alphas, FLOOR * np.array([each.trace() for each in self.sets])[of])
         shifts[shifts <= 0] = 1.0  # features without variance: any shift serves
@@ -268,5 +264,5 @@ def _model(
     total = path.total
     coef = np.stack([path.coef[a][:, j] for j, a in enumerate(alphas)], axis=1)
     intercept = (total.y_sum - total.z_sum @ coef) / total.weight
-    alpha = np.array(alphas) * path.scale(total)
+    alpha = np.array(alphas) * path.scale(total.weight)
     return RidgeModel.of_scaled(pre, features, coef, intercept, alpha, dtype)

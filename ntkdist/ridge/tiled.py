@@ -156,14 +156,10 @@ class TiledPath(Grid):
         """Score the penalties, unless there is one fold, and choose one for every target; see `cross_validate`."""
         grid, self.per_row = penalties(self.total, alphas, alphas_per_row)
         if len(self.folds) == 1:
-            return None, np.full(self.total.t, grid[0] * self.scale(self.total))
+            return None, np.full(self.total.t, grid[0] * self.scale(self.total.weight))
         check_folds(self.sums)
         cv = self.search(grid, alphas_per_row is None and isinstance(alphas, str), True, per_target)
         return cv, cv.alpha
-
-    def scale(self, each: TargetSums) -> float:
-        """Return the factor of the grid's penalties for a training set."""
-        return each.weight if self.per_row else 1.0
 
     def add(self, grid: Sequence[float]) -> None:
         losses: list[list[Loss | None]] = [[None] * len(self.scored) for _ in grid]
@@ -174,7 +170,7 @@ class TiledPath(Grid):
             tiles = self.centred([self.folds[i] for i in others], train)
             for a, alpha in enumerate(grid):
                 try:
-                    losses[a][n] = self._loss(k, tiles, train, alpha * self.scale(train))
+                    losses[a][n] = self._loss(k, tiles, train, alpha * self.scale(train.weight))
                 except NotPositiveDefinite as error:
                     failed = error
         if failed and not self.mse and not any(all(each) for each in losses):

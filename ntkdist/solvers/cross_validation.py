@@ -142,13 +142,13 @@ class _Scores(Grid):
             k, some = place
             fold = self.folds[k]
             train = self.equations - fold
-            scale = train.weight if self.per_row else 1.0
+            scale = self.scale(train.weight)
             for i, coef, intercept in _solve_some(self.solver, train, [grid[i] * scale for i in some]):
                 losses[some[i]][k] = fold.rounded_loss(coef, intercept)
 
         backend.parallel_map(score, places, min(self.threads, len(places)))
         if not self.mse and not any(all(each) for each in losses):
-            self.solver.solve(self.equations, [max(grid) * (self.equations.weight if self.per_row else 1.0)])
+            self.solver.solve(self.equations, [max(grid) * self.scale(self.equations.weight)])
             raise NotPositiveDefinite(
                 f"No alpha up to {max(grid):g} could be solved in every fold; use larger alphas or float64"
             )

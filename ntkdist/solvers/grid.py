@@ -43,6 +43,10 @@ class Grid(abc.ABC):
     def add(self, grid: Sequence[float]) -> None:
         """Score more penalties: set their errors (k, t) in ``mse``, or `put` losses that are evaluated from sums."""
 
+    def scale(self, weight: float) -> float:
+        """Return the factor of the grid's penalties for a training set of some weight."""
+        return weight if self.per_row else 1.0
+
     def put(self, alpha: float, losses: Sequence[Loss | None]) -> None:
         """Set a penalty's loss on each scored fold, evaluated from sums; None where it was not solved."""
         t = self.total.t
@@ -87,7 +91,7 @@ class Grid(abc.ABC):
             rounding=np.stack([self.rounding[a] for a in alphas]) if self.rounding else None,
         )
         lowest, best = self.choice(result, per_target)
-        scale = total.weight if self.per_row else 1.0
+        scale = self.scale(total.weight)
         result = replace(result, best=best, alpha=alphas[best] * scale)
         if not note and result.at_edge:
             note = f"the best alpha ({alphas[best].min():g}) is at the edge of the grid"
@@ -129,7 +133,7 @@ class Grid(abc.ABC):
 
     def extend(self, per_target: bool) -> str:
         """Add penalties beyond the edge that holds the best, while that gains; return a note of it."""
-        grown, whole = 0, self.total.trace() / (self.total.weight if self.per_row else 1.0)
+        grown, whole = 0, self.total.trace() / self.scale(self.total.weight)
         for _ in range(EXTENSIONS):
             before = self.result(per_target)
             grid = before.alphas[before.alphas > 0]
