@@ -10,6 +10,7 @@ from sklearn.linear_model import Ridge
 from stored import MakeDataset
 
 import ntkdist as nd
+from ntkdist import memory
 from ntkdist.cluster import connect
 from ntkdist.ridge.residuals import temperature
 
@@ -84,7 +85,7 @@ def test_equations_beyond_the_memory_are_refused(
     xy: Any, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Estimators keep equations; `ntkdist.fit` takes conjugate gradients there, which form none."""
-    monkeypatch.setattr(connect, "MEMORY_LIMIT", 600 * 2**20)
+    monkeypatch.setattr(connect, "MEMORY_LIMIT", memory.resident_bytes() + 400 * 2**20)
     with pytest.raises(nd.PlanTooLarge, match=r"what fits here is solver PCG"):
         nd.NTKRidgeCV(nd.ZonalFeatures(4096)).fit(make_dataset(*xy))
     with pytest.raises(ValueError, match="n_components is 40000, of which sums are too large for an estimator to keep"):
