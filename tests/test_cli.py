@@ -124,6 +124,7 @@ def test_solving_again_from_the_equations(command: Command, train: dict[str, NDA
     assert np.abs(nd.load("strong.zarr").coef).sum() < np.abs(nd.load("per.zarr").coef).sum()
 
 
+@pytest.mark.slow
 def test_equations_of_several_runs_add_and_subtract(command: Command) -> None:
     """New days and withdrawn rows, without a pass over what was there: the model of the rows that are left."""
     table = columns(360)

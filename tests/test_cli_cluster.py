@@ -45,6 +45,7 @@ def assert_like_here(run: str, workers: int) -> None:
     assert 1 <= len(report["peak_memory_bytes"]) <= workers
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_runs_already(command: Command, job: str) -> None:
     with servers.scheduler_and_worker() as address:
         finish(start("fit", job, "--scheduler", address, "--out", "named", "--json"))
@@ -89,6 +90,7 @@ def test_local_workers(job: str) -> None:
     assert not Path("damaged/model.zarr").exists()
 
 
+@pytest.mark.slow
 def test_the_demo(command: Command) -> None:
     out, err = (process := start("demo", "--out", "demo")).communicate(timeout=240)
     assert (process.returncode, err) == (0, "")

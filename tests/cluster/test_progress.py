@@ -61,6 +61,7 @@ def test_a_notebook_shows_its_own_bar(make_dataset: Any) -> None:
     assert "rows/s, 1 worker, 0 s left" in shown[1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_workers_and_says_how_to_go_on(make_dataset: Any, tmp_path: Path) -> None:
     """In a terminal, with two worker processes: one sentence, exit code 130, no process left, what was done is kept."""
     rng = np.random.default_rng(0)

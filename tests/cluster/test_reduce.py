@@ -135,6 +135,7 @@ print(seen == 3 * [{1}, {2}, {1}])
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
+@pytest.mark.slow
 def test_fits_at_once_leave_the_threads_of_the_process(make_dataset: Any, table: Any) -> None:
     """In a process of its own: the one that began first ends first, ends last, or fails, while the other is inside.
 

@@ -214,6 +214,7 @@ def test_rows_in_less_precision_are_within_the_range_of_themselves(
     assert nd.evaluate(model, single)["clipped_rows"] == 0
 
 
+@pytest.mark.slow
 def test_the_command_line_tells_of_clipped_rows(command: Command) -> None:
     """By name, where the new rows have their columns in another order and one more."""
     table = columns()

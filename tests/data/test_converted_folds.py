@@ -110,6 +110,7 @@ def test_rows_without_a_group_are_named(tmp_path: Path, suffix: str, block: int,
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_from_table_to_predictions(command: Command) -> None:
     """Converted with both, fitted by either; features and predictions keep them."""
     table = columns() | {"who": np.repeat([f"p{i}" for i in range(40)], 6), "late": (np.arange(240) > 180).astype(int)}

@@ -76,6 +76,7 @@ def test_sparse_rows_by_their_content(tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_features_by_their_content_whoever_made_them(source: str, tmp_path: Path, two_workers: Any) -> None:
     convert(source, str(tmp_path / "d"), rows_per_partition=20)
@@ -150,6 +151,7 @@ DIFFERENCES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True], ids=["run", "checkpoint"])
 def test_what_differs_is_said(fit: Callable[..., nd.FitResult], kept: bool) -> None:
     """What is refused leaves what is there, for the next and for the same again."""
@@ -162,6 +164,7 @@ def test_what_differs_is_said(fit: Callable[..., nd.FitResult], kept: bool) -> N
     np.testing.assert_array_equal(fit({}, checkpoint=kept).model.coef, before.model.coef)
 
 
+@pytest.mark.slow
 def test_penalties_differ_between_runs_but_not_between_sums(fit: Callable[..., nd.FitResult]) -> None:
     fit({}, checkpoint=True)
     fit({"alphas": (2.0,)}, checkpoint=True)

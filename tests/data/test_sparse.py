@@ -178,6 +178,7 @@ def test_fit_save_predict_and_featurize(dataset: nd.Dataset, tmp_path: Path, sou
     np.testing.assert_allclose(z, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sites_add_their_moments(dataset: nd.Dataset, tmp_path: Path) -> None:
     rows, job = dataset.read(dataset.layout(), 0, N), nd.Job(dataset, nd.NTKSketch(64), alphas=(1.0,))
     nd.fit(job, out=str(tmp_path / "all-run"))

@@ -220,6 +220,7 @@ def test_destinations_that_exist(command: Command, fitted: Table) -> None:
         assert_refused(args, "train.zarr exists already", "choose another destination or remove it")
 
 
+@pytest.mark.slow
 def test_data_that_do_not_match_the_model(command: Command, fitted: Table) -> None:
     convert(command, fitted, "words", "word")
     convert(command, fitted, "narrow", "y", "ac")

@@ -77,6 +77,7 @@ class Fatal:
         return total
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_every_worker_is_named(make_dataset: Any) -> None:
     from ntkdist.cluster.reduce import reduce_all
     from ntkdist.cluster.shards import Source

@@ -116,6 +116,7 @@ def test_damaged_partitions_are_skipped_as_if_their_rows_had_no_weight(
         nd.fit(strict)
 
 
+@pytest.mark.slow
 def test_what_is_skipped_is_found_once(make_dataset: Any, table: Any, tmp_path: Path) -> None:
     """A run that goes on skips what it skipped, also where it could be read again."""
     store = make_dataset(*table, rows_per_partition=45)

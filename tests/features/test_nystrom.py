@@ -232,6 +232,7 @@ def test_a_fit_is_the_dense_ridge(make_dataset: Any, table: Any, kind: Any) -> N
     np.testing.assert_allclose(result.model(x), (centred @ w) * y.std(0) + y.mean(0), rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_kind
 def test_landmarks_are_a_function_of_the_data_and_the_seed(
     make_dataset: Any, table: Any, two_workers: Any, kind: Any
@@ -269,6 +270,7 @@ def test_a_saved_model_predicts_the_same_bits_in_another_process(make_dataset: A
     assert nd.load(str(tmp_path / "model.zarr")).features == model.features
 
 
+@pytest.mark.slow
 def test_sums_add_with_the_landmarks_of_an_earlier_run_and_not_without(
     make_dataset: Any, table: Any, tmp_path: Any
 ) -> None:

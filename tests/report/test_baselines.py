@@ -28,6 +28,7 @@ def test_dual_ridge_is_ridge_on_features_with_weights_and_intercept() -> None:
     np.testing.assert_allclose(new @ z.T @ a + b, ridge.predict(new), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_yardsticks_of_a_regression_are_those_of_scikit_learn(make_dataset: Any, table: Any) -> None:
     x, y, x_test, y_test = table[0][:600], table[1][:600, 0], table[0][600:], table[1][600:, 0]
     store, test = make_dataset(x, y), make_dataset(x_test, y_test, name="test")
@@ -70,6 +71,7 @@ def test_yardsticks_of_a_regression_are_those_of_scikit_learn(make_dataset: Any,
         assert rows[name].test["rmse"] < 0.8 * rows["linear"].test["rmse"]
 
 
+@pytest.mark.slow
 def test_what_is_too_many_rows_for_the_exact_kernel_is_left_out_and_said(make_dataset: Any, table: Any) -> None:
     store = make_dataset(table[0][:200], table[1][:200])  # two targets
     found = nd.compare(store, [job(NTK)], seeds=1, sample=50, exact_rows=199)

@@ -178,6 +178,7 @@ def test_the_text_fits_a_terminal_and_odd_numbers_have_words() -> None:
 # The command.
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes(command: Command) -> None:
     write_csv("train.csv", columns(), "a", "b", "c", "y")
     command("convert", "train.csv", "train.zarr", "--target", "y")

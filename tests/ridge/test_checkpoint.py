@@ -83,6 +83,7 @@ def test_a_damaged_sum_is_made_again(make_dataset: Any, tmp_path: Path, what: st
     assert "9 of 10 shards were finished before" in " ".join(again.report["notes"])
 
 
+@pytest.mark.slow
 def test_another_job_or_other_data_is_refused(make_dataset: Any, tmp_path: Path) -> None:
     asked = job(make_dataset, checkpoint=str(tmp_path / "kept"))
     nd.fit(asked)

@@ -53,6 +53,7 @@ def test_balanced_classes_are_scikit_learns(make_dataset: Any, uneven: Any, weig
     assert plain["accuracy"] == pytest.approx((result.model.predict(x) == names).mean())  # metrics do not weigh classes
 
 
+@pytest.mark.slow
 def test_weights_of_classes_are_saved_and_reused(make_dataset: Any, uneven: Any, tmp_path: Path) -> None:
     x, names, _ = uneven
     job = job_on(make_dataset(x, names), {"folds": 2}, (1.0,))

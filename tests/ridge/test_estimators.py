@@ -160,6 +160,7 @@ def test_predictions_for_dask_are_lazy_and_in_blocks(xy: tuple[F8, F8]) -> None:
     np.testing.assert_allclose(classifier.predict_proba(lazy).compute(), classifier.predict_proba(x), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_lazy_blocks_share_what_was_fitted_as_the_result_of_one_task(xy: tuple[F8, F8], two_workers: Client) -> None:
     """The graph that is sent holds the arrays once; two schedulers give the same results."""
     x, y = xy

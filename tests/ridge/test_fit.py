@@ -169,6 +169,7 @@ def test_scaling_can_be_reused_so_that_sums_of_other_data_add(make_dataset: Any,
         first.equations - whole.equations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["numbers", "classes"])
 def test_sites_add_their_moments_and_then_their_sums(make_dataset: Any, table: Any, tmp_path: Path, kind: str) -> None:
     """Two sites that see each other's sums only get the scaling and the model of all rows."""
@@ -193,6 +194,7 @@ def test_sites_add_their_moments_and_then_their_sums(make_dataset: Any, table: A
         nd.fit(msgspec.structs.replace(runs["here"], features=nd.Nystrom(16), preprocess=reuse))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["numbers", "classes"])
 def test_a_run_lends_the_moments_of_its_own_rows(make_dataset: Any, tmp_path: Path, kind: str) -> None:
     """It does so whatever it was scaled by."""

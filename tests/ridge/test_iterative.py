@@ -70,6 +70,7 @@ def test_a_run_that_was_cut_off_goes_on_from_the_iterate_kept_last(
     assert after["passes"] < before["passes"] / 2
 
 
+@pytest.mark.slow
 def test_an_iterate_serves_only_the_iterations_that_it_is_of(make_dataset: Any, table: Any, tmp_path: Path) -> None:
     """A larger number of them goes on; another penalty, preconditioner or tolerance begins anew; so does damage."""
     plan = msgspec.structs.replace(EXACT, shards=4, checkpoint=str(tmp_path / "kept"))
@@ -142,6 +143,7 @@ def test_the_same_bits_on_two_workers(make_dataset: Any, table: Any, two_workers
     assert alone / 2 <= most < alone  # of the two, each has its own shards
 
 
+@pytest.mark.slow
 def test_the_same_bits_from_memory_and_mapped_anew_on_any_threads(make_dataset: Any, table: Any) -> None:
     """One fit has a share of the memory that holds nothing."""
     plan = float32_plan(make_dataset(*table))

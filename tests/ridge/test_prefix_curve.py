@@ -99,6 +99,7 @@ def test_the_curve_is_that_of_refits(phi: FeatureMap, table: tuple[F8, F8], make
         assert (curve.band > 0).all()
 
 
+@pytest.mark.slow
 def test_a_run_reports_it(make_dataset: MakeDataset, table: tuple[F8, F8], command: Command, tmp_path: Path) -> None:
     store = make_dataset(*table)
     job = '[dataset]\nstore = "{}"\n[features]\ntype = "{}"\nn_components = {}\n{}\n[plan]\nfolds = 3\n'

@@ -195,6 +195,7 @@ def test_panels_change_no_bits(make_dataset: Any, table: Any) -> None:
     assert one.report["data"] == each.report["data"]
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_fit_on_workers_of_its_own_needs_no_client_of_the_caller(make_dataset: Any) -> None:
     x = np.random.default_rng(0).standard_normal((200, 4))

@@ -69,6 +69,7 @@ def test_leave_one_out_and_leverage_are_those_of_refits() -> None:
     np.testing.assert_allclose(fitted.model_.factor.noise, w @ fitted.residuals_**2 / w.sum())
 
 
+@pytest.mark.slow
 def test_std_of_a_model_from_a_dataset_is_saved_and_written(
     make_dataset: MakeDataset, command: Command, tmp_path: Path
 ) -> None:

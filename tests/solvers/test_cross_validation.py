@@ -82,6 +82,7 @@ def test_groups_are_dealt_evenly(make_dataset: Any) -> None:
     assert ((counts - 1000) ** 2 / 1000).sum() < 24  # chi-squared with 4 degrees of freedom: 24 has probability 1e-4
 
 
+@pytest.mark.slow
 def test_groups_give_the_same_bits_everywhere(make_dataset: Any, table: Any, two_workers: Any) -> None:
     job = job_on(
         make_dataset(*table, groups=GROUPS, rows_per_partition=45), {"dtype": "float32", "shards": 12}, groups="groups"
