@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from command_line import EXECUTABLE, FEATURES, write_job
 
 FIT = """
+import pytest
+
 import ntkdist as nd
 nd.fit(nd.Job(nd.Dataset({store!r}), nd.NTKRandomFeatures(64), alphas=(1.0,)))
 """
