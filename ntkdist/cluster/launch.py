@@ -104,7 +104,11 @@ def _cluster(table: AnyCluster) -> Any:
     if isinstance(table, Local):
         limit = MEMORY_LIMIT // (table.workers + 1)  # the driver, which solves, needs its share
         options = {"memory_limit": limit, "dashboard_address": "127.0.0.1:0"}
-        with dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1}):  # see backend.keep_heap
+        frugal = {
+            "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,  # see backend.keep_heap
+            "distributed.worker.profile.cycle": "1 minute",  # of a second, its profiles fill an hour's list
+        }
+        with dask.config.set(frugal):
             return LocalCluster(n_workers=table.workers, threads_per_worker=1, **options)
     kinds: dict[type, Callable[[Any], Any]] = {
         Cuda: _cuda,
