@@ -243,7 +243,7 @@ MEMORY = """
 import sys
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
-from ntkdist.convert import convert
+from ntkdist.data.convert import convert
 before = peak()
 convert(sys.argv[1], sys.argv[2])
 print(peak() - before)
