@@ -6,10 +6,14 @@ from typing import Any
 from ntkdist.cluster import Client
 from ntkdist.cluster.connect import Resources, resources
 from ntkdist.planning import resolve, resolve_gpu
-from ntkdist.planning.costs import COSTS, cost_of
+from ntkdist.planning.dense_cost import GramCost
+from ntkdist.planning.iterative_cost import ProductsCost
 from ntkdist.planning.job import Job
 from ntkdist.planning.plan import GB, Plan
-from ntkdist.planning.rates import measured, of_solver
+from ntkdist.planning.rates import Rates, measured
+from ntkdist.planning.tiled_cost import TilesCost
+
+COSTS = {"gram": GramCost, "tiles": TilesCost, "products": ProductsCost}  # by `Solver.sums`
 
 
 def planned(job: Job, client: Client | None, price: float = 0.0) -> tuple[Plan, Resources, dict[str, Any]]:
@@ -26,10 +30,9 @@ def cost(p: Plan, machines: Resources, price: float = 0.0, client: Client | None
     send are timed.  ``price`` is that of an hour of a worker's node.
     """
     rates = measured(p, client)
-    other = {
-        type(q.solver).__name__: cost_of(q, machines, of_solver(rates, q)) for q in resolve.alternatives(p, machines)
-    }
-    one = cost_of(p, machines, rates)
+    one, *others = (
+        COSTS[q.solver.sums](q, machines, of_solver(rates, q)) for q in (p, *resolve.alternatives(p, machines))
+    )
     each, memory = one.seconds(), p.memory(*machines.shape) | one.remembered
     seconds = sum(each.values())
     return {
@@ -47,7 +50,7 @@ def cost(p: Plan, machines: Resources, price: float = 0.0, client: Client | None
         "syrk_flops_per_second": rates.syrk,
         "seconds": seconds,
         "seconds_of": each,
-        "seconds_with": {name: sum(cost.seconds().values()) for name, cost in other.items()},
+        "seconds_with": {type(other.p.solver).__name__: sum(other.seconds().values()) for other in others},
         **({"price": price * machines.workers * seconds / 3600} if price else {}),
         "worker_memory_bytes": memory,
         "projected_memory_bytes": sum(memory.values()),
@@ -56,6 +59,11 @@ def cost(p: Plan, machines: Resources, price: float = 0.0, client: Client | None
         "device": p.device,
         **({} if p.device == "cpu" else {"gpu_memory_bytes": resolve_gpu.memory(p)}),
     }
+
+
+def of_solver(rates: Rates, p: Plan) -> Rates:
+    """Return the rates with those of a plan's solver."""
+    return COSTS[p.solver.sums].timed(rates, p)
 
 
 def table(p: Plan, machines: Resources, cost: dict[str, Any]) -> str:

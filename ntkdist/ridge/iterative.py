@@ -22,7 +22,7 @@ from ntkdist.data.dataset import Shard
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.errors import NotConverged
 from ntkdist.features import AnyMap
-from ntkdist.planning.costs import cache_bytes
+from ntkdist.planning.iterative_cost import cache_bytes
 from ntkdist.planning.plan import Plan
 from ntkdist.ridge import prepare
 from ntkdist.ridge.fit_report import Products

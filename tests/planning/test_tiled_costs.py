@@ -103,6 +103,7 @@ def test_every_call_is_counted(make_dataset: Any, monkeypatch: pytest.MonkeyPatc
     assert len(nd.fit(p, watch=watch).cv.alphas) == 3
     seconds = dict.fromkeys(Rates._fields, 0.0) | {"syrk": np.inf, "task": 2.0}
     monkeypatch.setattr(estimate, "measured", lambda *_: Rates(**seconds))
+    monkeypatch.setattr(estimate, "of_solver", lambda rates, _: rates)
     found = estimate.cost(p, resources(None))["seconds_of"]
     slots = min(resources(None).tasks_at_once, p.shards)
     assert found["solve"] == calls["solve"]
