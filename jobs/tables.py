@@ -68,7 +68,7 @@ def promises(results: Results) -> str:
 
 PROMISES = {  # and how the claim begins
     "Cross-validation is exact.": "cross-validated errors beside",
-    "Partitions and shards change a sum by rounding only.": "sums over other partitions",
+    "Memory does not grow with the rows, and is what was projected.": "peak of a worker",
     "A plan fixes the bits, on any workers.": "one plan: ",
     "A pass reaches most of the speed of its matrix product.": "a pass (read",
     "Intervals cover what they claim.": "unseen rows within conformal intervals",
