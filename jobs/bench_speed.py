@@ -29,6 +29,7 @@ from ntkdist import backend
 from ntkdist.cluster.shards import Source, run_shard
 from ntkdist.data.dataset import Rows, Shard
 from ntkdist.data.scaling import Preprocessing
+from ntkdist.features.landmarks import kernel_block, kernel_params, kernel_rows
 from ntkdist.solvers.cross_validation import penalties
 from ntkdist.sums import NormalEquations
 from ntkdist.sums.equations import EquationsOf
@@ -183,14 +184,14 @@ def compare(
 
 def landmark_block(m: int, d: int) -> Map:
     """Return x ↦ k(x, Z) of m landmarks Z, as `Nystrom` computes it, in pieces on the threads of the task."""
-    spec = nd.Nystrom(m, nd.NTK(3))
-    params = spec._kernel_at(spec._rows(np.random.default_rng(2).standard_normal((m, d)))[0])
+    kernel = nd.NTK(3)
+    params = kernel_params(kernel, kernel_rows(kernel, np.random.default_rng(2).standard_normal((m, d)))[0])
     params = {name: value.astype(np.float32) for name, value in params.items()}
     out: dict[int, Any] = {}
 
     def call(x: Any) -> None:
         def piece(start: int) -> None:
-            out[start] = spec._block(params, spec._rows(x[start : start + 256])[0])
+            out[start] = kernel_block(kernel, params, kernel_rows(kernel, x[start : start + 256])[0])
 
         backend.parallel_for(piece, range(0, len(x), 256))
 
