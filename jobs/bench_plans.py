@@ -46,8 +46,10 @@ PLANS: dict[str, tuple[int, tuple[int, ...], Any, dict[str, Any], dict[str, Any]
 @options(only=("zonal",), scale=0.05)
 def main(only: tuple[str, ...], scale: float, out: str) -> None:
     """Run plans of many kinds, and compare memory and seconds with what was projected."""
-    result = Result("Plans, projected and measured", [{"name": "normals"}], out)
-    for name in only or PLANS:
+    names = only or tuple(PLANS)
+    rows = [{"name": f"random numbers for {name}", "rows": int(PLANS[name][0] * scale)} for name in names]
+    result = Result("Plans, projected and measured", rows, out)
+    for name in names:
         result.add(one(name, scale))
     memory = {row["plan"]: row["peak"] / row["projected"] for row in result.rows}
     off = 100 * float(np.median([abs(row["predicted_s"] / row["seconds"] - 1) for row in result.rows]))
