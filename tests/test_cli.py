@@ -153,6 +153,7 @@ def test_equations_of_several_runs_add_and_subtract(command: Command) -> None:
         assert command("solve", *wrong).exit_code == 2
 
 
+@pytest.mark.slow
 def test_classes_are_matched_by_name(command: Command) -> None:
     table, test = columns(), columns(80, seed=1)
     some = {k: v[test["word"] != "low"] for k, v in test.items()}
@@ -258,6 +259,7 @@ def test_the_default_run_directory_is_named_after_the_job(command: Command, trai
     assert Path("job-run/report.json").exists()
 
 
+@pytest.mark.slow
 def test_grids_of_either_kind(command: Command, train: dict[str, NDArray[Any]]) -> None:
     for i, (grid, unit) in enumerate((("alphas", 1), ("alphas_per_row", 240))):
         job = write_job(top=f"{grid} = [1e-9, {2.4 / unit}, 1e9]", tables=STRICT)

@@ -57,6 +57,7 @@ def in_span(client: Any, run: dict[str, Any], phase: str) -> list[str]:
     return [group.name for group in span.groups]
 
 
+@pytest.mark.slow
 def test_tasks_are_in_the_span_of_their_phase_while_sums_of_another_are_held(make_dataset, table, two_workers) -> None:
     """Dask counts all tasks of a group to the span of the first."""
     job = job_on(make_dataset(*table), solver=nd.TiledCholesky(tile=8))

@@ -24,6 +24,7 @@ nd.fit(nd.Job(nd.Dataset({store!r}), nd.NTKRandomFeatures(64), alphas=(1.0,)))
 """
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_phases_rates_and_time_left(make_dataset: Any) -> None:
     store = make_dataset(np.eye(60), np.arange(60.0))
     driver, terminal = pty.openpty()
@@ -42,6 +43,7 @@ def test_a_terminal_shows_phases_rates_and_time_left(make_dataset: Any) -> None:
         assert said in shown
 
 
+@pytest.mark.slow
 def test_nothing_is_shown_to_a_file(make_dataset: Any) -> None:
     store = make_dataset(np.eye(60), np.arange(60.0))
     done = subprocess.run([sys.executable, "-c", FIT.format(store=store)], capture_output=True, check=True)
@@ -49,6 +51,7 @@ def test_nothing_is_shown_to_a_file(make_dataset: Any) -> None:
     assert done.stdout == b""
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_its_own_bar(make_dataset: Any) -> None:
     import nbclient
     import nbformat

@@ -99,6 +99,7 @@ def test_every_library_gets_its_threads_back() -> None:
         libraries[0].set_num_threads(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calm", [True, False], ids=["alone", "within a limit of the caller's"])
 def test_blas_gets_one_thread_whichever_thread_asks(calm: bool) -> None:
     """In a process of its own, in which no other library has changed BLAS before."""
@@ -200,6 +201,7 @@ print(*map(at_once, ("first", "last", "fails")))
     assert (done.stdout, done.stderr) == (" ".join(3 * ["(True, {2}, True)"]) + "\n", "")
 
 
+@pytest.mark.slow
 def test_a_piece_may_be_cut_again() -> None:
     """A kernel of images inside a map: pieces that wait for pieces would hold all threads for ever."""
     code = """

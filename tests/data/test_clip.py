@@ -68,6 +68,7 @@ def test_rows_without_weight_and_cuts_do_not_change_a_range(table: tuple[F8, F8]
     np.testing.assert_array_equal((total - parts[2]).high, total.high)  # the wider one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["table", "images", "unscaled"])
 def test_clipping_changes_no_bit_of_a_fit(make_dataset: MakeDataset, table: tuple[F8, F8], kind: str) -> None:
     x, y = (table[0].astype(np.float32), table[1][:, 0])
@@ -126,6 +127,7 @@ def test_one_wild_row_does_not_spoil_the_test_error(make_dataset: MakeDataset) -
     assert nd.evaluate(plain, test)["rmse"] > 1.5 * expected
 
 
+@pytest.mark.slow
 def test_images_are_clipped_by_channel_unless_scaled_by_pixel(make_dataset: MakeDataset) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(20, 200, (200, 3, 3, 2)).astype(np.uint8)
@@ -145,6 +147,7 @@ def test_images_are_clipped_by_channel_unless_scaled_by_pixel(make_dataset: Make
         assert nd.evaluate(model, make_dataset(far, y, name=f"far-{how}"))["clipped_rows"] == clipped
 
 
+@pytest.mark.slow
 def test_sparse_rows_stay_sparse(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = csr_array(random_array((300, 50), density=0.1, format="csr", rng=rng, data_sampler=rng.standard_normal))
@@ -169,6 +172,7 @@ def test_sparse_rows_stay_sparse(tmp_path: Path) -> None:
         Range(np.ones(50), np.full(50, 2.0)).clip(far)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [None, nd.TiledCholesky(tile=40), nd.PCG()], ids=["dense", "tiled", "pcg"])
 def test_a_fit_that_reuses_a_range_tells_what_it_clips(
     make_dataset: MakeDataset, table: tuple[F8, F8], tmp_path: Path, solver: Any

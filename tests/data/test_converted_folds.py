@@ -29,6 +29,7 @@ HELD = GROUPS % 3 == 0
 CITIES = np.array(["Rome", "Oslo", "Bern"])[GROUPS % 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["npz", "npy", "sparse", "csv", "parquet"])
 def test_groups_and_holdouts_are_converted_as_they_are(tmp_path: Path, suffix: str) -> None:
     x = np.random.default_rng(0).standard_normal((900, 2))

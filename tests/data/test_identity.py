@@ -173,6 +173,7 @@ def test_penalties_differ_between_runs_but_not_between_sums(fit: Callable[..., n
         fit({"alphas": (2.0,)})
 
 
+@pytest.mark.slow
 def test_a_run_of_before_says_no_more_than_its_digest(fit: Callable[..., nd.FitResult], tmp_path: Path) -> None:
     name = fit({}).report["digest"]
     (tmp_path / "run" / "job.json").write_text(json.dumps({"digest": name}))

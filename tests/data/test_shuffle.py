@@ -66,6 +66,7 @@ def test_bucket_of_a_row_depends_on_its_number_only() -> None:
     assert np.abs(np.bincount(whole) * 7 / 200_000 - 1).max() < 0.03
 
 
+@pytest.mark.slow
 def test_shuffle_is_uniform(tmp_path: Path, monkeypatch: Any) -> None:
     """Over seeds, a row is as likely in one quarter of the dataset as in another."""
     monkeypatch.setattr(convert_module, "BUCKET_BYTES", 200)

@@ -50,6 +50,7 @@ def test_every_row_is_stored_once_with_its_target(dataset: nd.Dataset, source: t
     np.testing.assert_array_equal(rows.y, y[order])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (3, 40), (34, 35), (30, 105), (690, 700)])
 def test_any_rows_are_read(dataset: nd.Dataset, start: int, stop: int) -> None:
     layout = dataset.layout()
@@ -97,6 +98,7 @@ def test_damage_is_seen(dataset: nd.Dataset) -> None:
         dataset.read(layout, first, first + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_is_refused_or_dropped(tmp_path: Path, source: tuple[csr_array, F8], value: float) -> None:
     x, _ = source
@@ -148,6 +150,7 @@ def dense_twin(dataset: nd.Dataset, tmp_path: Path) -> nd.Dataset:
     return nd.Dataset(str(tmp_path / "dense.zarr"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("features", [nd.NTKSketch(200, 2), nd.NTKSketch(100, bias=1.0)], ids=str)
 def test_fit_is_that_of_dense_rows(dataset: nd.Dataset, tmp_path: Path, features: Any) -> None:
     options: dict[str, Any] = {"alphas": (1.0, 30.0), "preprocess": Preprocess(inputs="none")}
@@ -161,6 +164,7 @@ def test_fit_is_that_of_dense_rows(dataset: nd.Dataset, tmp_path: Path, features
     assert found["rmse"] == pytest.approx(expected["rmse"], rel=1e-8)
 
 
+@pytest.mark.slow
 def test_fit_save_predict_and_featurize(dataset: nd.Dataset, tmp_path: Path, source: tuple[csr_array, F8]) -> None:
     x, y = source
     model = nd.fit(nd.Job(dataset, nd.NTKSketch(250), alphas_per_row=(1e-3, 1e-1))).model

@@ -157,6 +157,7 @@ def test_chunks_that_are_missing_or_short(command: Command, fitted: Table) -> No
     assert command("predict", "run", "train.zarr", "new.zarr").exit_code == 0  # needs no targets
 
 
+@pytest.mark.slow
 def test_rows_that_are_not_finite(command: Command, table: Table) -> None:
     table["a"][[3, 8]] = np.nan
     table["y"][10] = np.inf
@@ -197,6 +198,7 @@ def test_one_class_only(command: Command, table: Table) -> None:
     assert_refused(["fit", write_job(store="one.zarr")], "'same'", "at least two")
 
 
+@pytest.mark.slow
 def test_a_column_without_variance_is_harmless(command: Command, table: Table) -> None:
     linear = 'type = "Linear"\nn_components = {}'
     fit(command, write_job(features=linear.format(3)), "without")

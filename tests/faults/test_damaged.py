@@ -56,6 +56,7 @@ def labels(make_dataset: MakeDataset, table: tuple[F8, F8]) -> nd.Dataset:
     return nd.Dataset(store, damaged="skip")
 
 
+@pytest.mark.slow
 def test_evaluate(damaged: nd.Dataset, left: str, model: nd.RidgeModel, caplog: Any) -> None:
     with caplog.at_level(logging.WARNING, "ntkdist"):
         found = nd.evaluate(model, damaged)
@@ -84,6 +85,7 @@ def test_feature_transformer(damaged: nd.Dataset, table: tuple[F8, F8]) -> None:
         found.transform(damaged)  # which owes every row its features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", [nd.NTKRidge(MAP, keep_factor=True), nd.NTKRidgeCV(MAP, folds=3, keep_factor=True)]
 )
@@ -101,6 +103,7 @@ def test_calibration_of_classifiers(labels: nd.Dataset, table: tuple[F8, F8]) ->
     assert fitted.score(labels) == pytest.approx(fitted.score(table[0][LEFT], (table[1][LEFT, 0] > 101).astype(str)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_rounds_on_one_thread")
 def test_compare(make_dataset: MakeDataset, table: tuple[F8, F8]) -> None:
     """Jobs and yardsticks, learning from and tested on a dataset of which a sixth is damaged."""
@@ -117,6 +120,7 @@ def test_compare(make_dataset: MakeDataset, table: tuple[F8, F8]) -> None:
     assert tested["exact kernel"] < table[1][:120, 0].std()
 
 
+@pytest.mark.slow
 def test_report(command: Command, damaged: nd.Dataset) -> None:
     store = damaged.store
     tables = '[plan]\nfolds = 2\n[preprocess]\ninputs = "columns"'

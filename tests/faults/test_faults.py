@@ -91,6 +91,7 @@ def test_a_task_that_kills_every_worker_is_named(make_dataset: Any) -> None:
         reduce_all(Source(dataset, dataset.layout(), 0, 1), Fatal(), 20, client, "moments", None)
 
 
+@pytest.mark.slow
 def test_a_chunk_lost_after_planning_ends_the_run_with_its_name(
     make_dataset: Any, two_workers: Any, tmp_path: Path
 ) -> None:

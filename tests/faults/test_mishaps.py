@@ -70,6 +70,7 @@ def test_what_another_try_would_not_change_is_not_tried_again(make_dataset: Any,
     assert [p.read_text() for p in notes.iterdir()] == ["."]
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_task_that_fails_on_a_cluster(make_dataset: Any, two_workers: Any, tmp_path: Path) -> None:
     dataset, notes = nd.Dataset(make_dataset(np.ones((60, 2)), np.ones(60))), tmp_path / "notes"
@@ -89,6 +90,7 @@ def damage(store: str) -> None:
     chunks[1].write_bytes(chunks[1].read_bytes()[:-20])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "dealt"), [(nd.Cholesky(), ""), (nd.Cholesky(), "groups"), (nd.PCG(sample_rows=64, tol=1e-12), "")]
 )

@@ -45,6 +45,7 @@ def test_scale_is_stable(alpha: float) -> None:
             assert abs(sample.mean() - np.exp(-(s**alpha))) <= 4.5 * sample.std() / np.sqrt(200_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 3, 50])
 def test_frequencies_of_the_gaussian_are_normal(d: int) -> None:
     """Mean of squares d, of fourth powers d(d + 2), and orthogonal within a block."""

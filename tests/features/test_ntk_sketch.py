@@ -96,6 +96,7 @@ def test_columns_are_all_spent_and_exact_degrees_are_worth_it(d: int, m: int, de
     assert variance(columns.exact) <= min(variance(e) for e in range(int(held), 9)) * 1.0001
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d", "depth", "bias"), [(5, 1, 0.0), (5, 3, 0.7), (40, 1, 0.7), (40, 3, 0.0)])
 def test_unbiased_for_the_polynomial_that_it_names(d: int, depth: int, bias: float) -> None:
     x = unit_rows(4, d) * [[1], [2], [0.5], [1]]

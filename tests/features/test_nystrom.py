@@ -319,6 +319,7 @@ def test_featurize_evaluate_predict_and_plan(make_dataset: Any, table: Any, tmp_
     assert 0 < estimate.cost(plan, resources(None))["seconds"] < 60
 
 
+@pytest.mark.slow
 def test_what_a_worker_holds_of_a_leverage_pass_is_small() -> None:
     import pickle
 

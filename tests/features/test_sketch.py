@@ -97,6 +97,7 @@ def test_count_sketch_is_unbiased_with_its_variance(m: int) -> None:
     np.testing.assert_allclose(estimates.var(0), exact, rtol=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", [4, 16, 37])
 def test_tensor_sketch_is_unbiased_within_its_variance_bound(m: int) -> None:
     """Var ≤ (3² − 1)/m ‖x‖²‖x'‖²‖y‖²‖y'‖² (Pham, Pagh, 2013), over 4000 seeds; and no better than a tenth of it."""
@@ -197,6 +198,7 @@ def test_sketches_are_unbiased_and_their_error_falls_like_a_root(kind: str, leas
     assert least <= errors[1] / errors[0] < most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dims", "degrees"), [(1, (2,)), (1, (2, 3, 4, 6, 8)), (2, (3, 7)), (3, (2, 3, 4, 6, 8))], ids=str
 )

@@ -40,6 +40,7 @@ def naive(kernel: CNTK, x: F8, y: F8) -> F8:
     return np.array([[float(exact_cntk(kernel, a, b)) for b in y] for a in x])
 
 
+@pytest.mark.slow
 @every_kernel
 def test_matches_the_recursion_entry_by_entry(kernel: CNTK) -> None:
     """With a patch of zeros in one image."""
@@ -83,6 +84,7 @@ def test_homogeneous_and_zero_images(kernel: CNTK) -> None:
     assert k[0, 0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel",
     [CNTK(2, 3), CNTK(3, 2, "valid"), CNTK(2, 3, ends=True), CNTK(3, 3, pool=(1, 2, 1)), CNTK(2, 3, grid=2, ends=True)],
@@ -114,6 +116,7 @@ def test_threads_and_blocks_do_not_show() -> None:
         np.testing.assert_array_equal(kernel(x), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "side"), [(30, 8), (12, 16), (2, 32)])
 @pytest.mark.parametrize("pool", [(), (2, 1)])
 def test_memory_is_bounded(n: int, side: int, pool: tuple[int, ...]) -> None:

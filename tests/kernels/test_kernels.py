@@ -173,6 +173,7 @@ def test_gradients_of_the_reference_network(depth: int) -> None:
             assert (values[0] - values[1]) / 2e-6 == pytest.approx(gradient[index], abs=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [1, 2])
 def test_kernels_of_a_wide_network(depth: int) -> None:
     """A network of width 4096: its tangent kernel is the NTK, the covariance of its outputs the NNGP.

@@ -73,6 +73,7 @@ def test_workers_and_tasks_share_the_memory_of_a_gpu() -> None:
     assert shared == [400, 400, 1200, None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "what"),
     [

@@ -167,6 +167,7 @@ def test_a_plan_tells_the_seconds_of_other_solvers_that_fit(make_dataset, monkey
     assert one["PCG"] < iterative["PCG"]
 
 
+@pytest.mark.slow
 def test_the_bytes_of_the_tree_are_those_that_additions_take(make_dataset) -> None:
     """Each addition finds one of its sums where it is; the last sum of every fold goes to the driver."""
     job = nd.Job(nd.Dataset(make_dataset(np.ones((500, 3)), np.arange(500.0), rows_per_partition=5)), nd.Linear(3))

@@ -59,6 +59,7 @@ def test_bytes_are_those_of_the_arrays(m: int, tile: int, classes: int, workers:
     assert worker_bytes(m, p.t, tile, workers, len(dealt)) == max(homes.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("panels", [1, 10])
 def test_what_is_alive_at_the_peak_is_projected(make_dataset: Any, panels: int) -> None:
     """Of arrays, in this process alone: blocks are small, so that tiles are what counts."""
@@ -73,6 +74,7 @@ def test_what_is_alive_at_the_peak_is_projected(make_dataset: Any, panels: int) 
     assert 0.85 * projected <= peak <= projected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scored", ["all", "one"])
 def test_every_call_is_counted(make_dataset: Any, monkeypatch: pytest.MonkeyPatch, scored: str) -> None:
     """Where a call takes two seconds, of which one is another's, and nothing else takes any time."""

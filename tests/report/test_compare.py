@@ -61,6 +61,7 @@ def test_errors_of_kernels_that_agree_or_cannot_be_compared() -> None:
     assert frobenius_error(ones, 0 * ones) == np.inf
 
 
+@pytest.mark.slow
 def test_kernel_errors_are_those_of_dense_numpy_for_every_redraw(make_dataset: Any, table: Any) -> None:
     x, y = table[0][:300], table[1][:300]
     store = make_dataset(x, y)
@@ -92,6 +93,7 @@ def test_maps_that_learn_are_learnt_again_for_every_redraw(make_dataset: Any, ta
     assert min(few.frobenius) > 1e-3 > 1e-8 > max(all_rows.frobenius)
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_same_for_all_jobs_and_curves_have_every_m(make_dataset: Any, table: Any) -> None:
     store = make_dataset(table[0][:300], table[1][:300])
     jobs = [job(nd.ZonalFeatures(50)), job(nd.ZonalFeatures(50)), job(nd.Linear(5))]
@@ -124,6 +126,7 @@ FOUND = Comparison(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found", [FOUND, dataclasses.replace(FOUND, test="")], ids=["test", "cv"])
 def test_everything_is_written_whole(found: Comparison, tmp_path: Path) -> None:
     if not found.test:

@@ -148,6 +148,7 @@ def test_without_the_data(command: Command, run: str) -> None:
     assert 'id="figure-truth"' not in page
 
 
+@pytest.mark.slow
 def test_a_report_of_an_earlier_version_is_read(command: Command, run: str) -> None:
     """Without what later versions added, and with a field of a version to come."""
     path = Path(run, "report.json")
@@ -163,6 +164,7 @@ def test_a_report_of_an_earlier_version_is_read(command: Command, run: str) -> N
     assert all(again[name] == report[name] for name in report.keys() - {"data", "run"})
 
 
+@pytest.mark.slow
 def test_other_data_are_refused(command: Command, run: str) -> None:
     data = columns(seed=5)
     write_csv("train.csv", data, *"abcy")

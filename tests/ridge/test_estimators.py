@@ -181,6 +181,7 @@ def test_lazy_blocks_share_what_was_fitted_as_the_result_of_one_task(xy: tuple[F
         np.testing.assert_array_equal(two_workers.compute(result).result(), result.compute(scheduler="synchronous"))
 
 
+@pytest.mark.slow
 def test_a_large_model_goes_to_the_cluster_once_and_not_with_every_graph(two_workers: Client) -> None:
     """Dask does not warn of large graphs (an error here); the model that two predictions share is held once."""
     rng = np.random.default_rng(0)

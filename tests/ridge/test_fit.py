@@ -148,6 +148,7 @@ def test_a_column_without_variance_is_harmless(make_dataset: Any, table: Any) ->
     assert np.isfinite(plus.model(shifted)).all()
 
 
+@pytest.mark.slow
 def test_scaling_can_be_reused_so_that_sums_of_other_data_add(make_dataset: Any, table: Any, tmp_path: Any) -> None:
     x, y = table
     whole = nd.fit(job_on(make_dataset(x, y, rows_per_partition=45)), out=str(tmp_path / "whole"))
@@ -270,6 +271,7 @@ def test_images_are_scaled_by_channel(make_dataset: Any) -> None:
 SOLVED = [nd.Cholesky(), nd.Eigh(), nd.TiledCholesky(40), nd.PCG(256, tol=1e-9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVED)
 def test_every_target_has_its_own_penalty_if_asked(make_dataset: Any, solver: Any) -> None:
     rng = np.random.default_rng(0)

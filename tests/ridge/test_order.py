@@ -33,6 +33,7 @@ def saved_order(place: Path) -> str:
     return str(read_attributes(str(place), ("ntkdist.predictions",))[1]["order"])
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.parametrize("ranges", [1, 7])
 def test_numbers_are_sorted(

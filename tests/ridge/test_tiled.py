@@ -237,6 +237,7 @@ def test_an_alpha_too_small_to_factor_loses_and_does_not_fail(make_dataset: Any,
     assert found.model.alpha[0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 5])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(
     make_dataset: Any, table: Any, tmp_path: Path, after: int

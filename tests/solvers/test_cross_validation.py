@@ -61,6 +61,7 @@ def test_scores_by_group_are_those_of_refitting(make_dataset: Any, table: Any) -
     np.testing.assert_allclose(result.model(x), ridge.predict(FEATURES(scaled(x))), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows_per_partition", "folds"), [(13, 5), (50, 2), (50, 9), (300, 1)])
 def test_no_group_crosses_folds_and_every_row_is_in_one(make_dataset: Any, rows_per_partition, folds) -> None:
     rng = np.random.default_rng(folds)
