@@ -180,11 +180,14 @@ def _reduce_on_cluster(one: Pass, client: Client) -> list[Any]:
     summand: Any = one.summand
     if is_large(summand):
         summand = upload_once(summand, client, (f"ntkdist-summand-{pass_id}", 0))
-    at_once = 2 * max(1, sum(client.nthreads().values()))
+    threads = client.nthreads()
+    at_once, workers = 2 * max(1, sum(threads.values())), sorted(threads)
     running = as_completed(loop=client.loop)  # the default would be the default client's
     serves = isinstance(one.summand, ServesRows)
-    homes = sorted(client.scheduler_info(n_workers=-1)["workers"]) if serves else []
     rows: dict[tuple[str, int], int] = {}
+
+    def in_turn(number: int) -> dict[str, Any]:
+        return {"workers": workers[number % len(workers)], "allow_other_workers": True} if workers else {}
 
     def finish_one() -> None:
         future = next(running)
@@ -201,10 +204,9 @@ def _reduce_on_cluster(one: Pass, client: Client) -> list[Any]:
             wait_for_room()
             key = f"ntkdist-shard-{pass_id}", i
             rows[key] = one.shards[i].rows
-            home = {"workers": homes[i % len(homes)], "allow_other_workers": True} if homes else {}
             # What is bound here is not searched for futures, which would take longer than all else of a submission.
             run = functools.partial(run_shard, one.source, shard=one.shards[i], keep=one.keep)
-            future = client.submit(run, summand, key=key, **home)
+            future = client.submit(run, summand, key=key, **(in_turn(i) if serves else {}))
             running.add(future)
             yield future
 
@@ -212,9 +214,7 @@ def _reduce_on_cluster(one: Pass, client: Client) -> list[Any]:
         key = f"ntkdist-add-{pass_id}", next(additions)
         rows[key] = 0
         # In turn, as the projected memory counts them: Dask would gather all sums on the worker that has most of them.
-        workers = sorted(client.nthreads())
-        home = workers[key[1] % len(workers)] if workers else None
-        future = client.submit(add_parts, parts, key=key, priority=10, workers=home, allow_other_workers=bool(home))
+        future = client.submit(add_parts, parts, key=key, priority=10, **in_turn(key[1]))
         running.add(future)  # with what it adds: else shards would run ahead of additions that wait for theirs
         return future
 

@@ -3,6 +3,7 @@
 import textwrap
 from typing import Any
 
+from ntkdist import backend
 from ntkdist.cluster import Client
 from ntkdist.cluster.connect import Resources, resources
 from ntkdist.planning import resolve, resolve_gpu
@@ -63,7 +64,8 @@ def cost(p: Plan, machines: Resources, price: float = 0.0, client: Client | None
 
 def of_solver(rates: Rates, p: Plan) -> Rates:
     """Return the rates with those of a plan's solver."""
-    return COSTS[p.solver.sums].timed(rates, p)
+    with backend.own_threads():
+        return COSTS[p.solver.sums].timed(rates, p)
 
 
 def table(p: Plan, machines: Resources, cost: dict[str, Any]) -> str:

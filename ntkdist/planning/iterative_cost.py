@@ -21,8 +21,7 @@ class ProductsCost(GramCost):
 
     @staticmethod
     def timed(rates: Rates, p: Plan) -> Rates:
-        with backend.own_threads():
-            return rates._replace(multiplied=_multiplied(p))
+        return rates._replace(multiplied=_multiplied(p))
 
     @property
     def solver(self) -> PCG:

@@ -13,8 +13,7 @@ class TilesCost(GramCost):
 
     @staticmethod
     def timed(rates: Rates, p: Plan) -> Rates:
-        with backend.own_threads():
-            return rates._replace(solved=_solved(p))
+        return rates._replace(solved=_solved(p))
 
     @property
     def network_bytes(self) -> int:
