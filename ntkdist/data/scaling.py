@@ -1,4 +1,4 @@
-"""Scaling and clipping of inputs, scaling of targets: fitted to `Moments`, and part of the model.
+"""Scaling, clipping and metric of inputs, scaling of targets: fitted to the data, and part of the model.
 
 With its scaling in the model, predict takes raw rows.
 """
@@ -65,7 +65,7 @@ class Preprocess(Spec, frozen=True):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Fitted scaling: x ↦ (clip(x) − x_mean)/x_scale, y ↦ (y − y_mean)/y_scale, classes ↦ centred one-hot."""
+    """Fitted scaling: x ↦ ((clip(x) − x_mean)/x_scale)·P, y ↦ (y − y_mean)/y_scale, classes ↦ centred one-hot."""
 
     input_shape: tuple[int, ...]
     x_mean: F8  # (d,), or (c,) for channels
@@ -80,6 +80,7 @@ class Preprocessing:
     class_weight: tuple[float, ...] = ()  # factor of the weights of each class's rows; empty if all are 1
     x_low: F8 = field(default_factory=lambda: np.full(1, -np.inf))  # clipping limits, as x_mean; (1,) without
     x_high: F8 = field(default_factory=lambda: np.full(1, np.inf))
+    metric: F8 = field(default_factory=lambda: np.zeros(0))  # P, (d, d), or its diagonal, (d,); empty for the identity
 
     @classmethod
     def fit(
@@ -126,17 +127,23 @@ class Preprocessing:
         return len(self.x_mean) != int(np.prod(self.input_shape))
 
     @property
+    def mapped_shape(self) -> tuple[int, ...]:
+        """The shape of a row that the feature map takes."""
+        return self.input_shape
+
+    @property
     def t(self) -> int:
         return len(self.y_mean)
 
     def digest(self) -> str:
         """Return a short hash, equal for equal scalings."""
         limits = self.range if self.range.bounded else ()
-        arrays = [a.tolist() for a in (self.x_mean, self.x_scale, self.y_mean, self.y_scale, *limits)]
+        metric = (self.metric,) if self.metric.size else ()
+        arrays = [a.tolist() for a in (self.x_mean, self.x_scale, self.y_mean, self.y_scale, *limits, *metric)]
         return digest(self.input_shape, arrays, self.classes, self.columns, self.class_weight)
 
     def inputs(self, x: NDArray[Any] | csr_array, dtype: Any) -> NDArray[Any] | csr_array:
-        """Scale and clip rows, computed in float64 and then cast; sparse rows stay sparse."""
+        """Scale and clip rows, and apply the metric, in float64, and then cast; sparse rows stay sparse."""
         if x.shape[1:] != self.input_shape:
             raise DataError(f"Rows have shape {x.shape[1:]}; the model was fitted on {self.input_shape}")
         if issparse(x):
@@ -150,6 +157,8 @@ class Preprocessing:
             scaled = x - mean
             scaled /= scale
         self.range.scaled(self.x_mean, self.x_scale).clip(scaled)  # in place, hence after scaling: same bits
+        if self.metric.size:
+            scaled = scaled @ self.metric if self.metric.ndim == 2 else scaled * self.metric
         return scaled.astype(dtype, copy=False)
 
     def targets(self, y: NDArray[Any]) -> F8:

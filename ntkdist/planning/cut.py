@@ -61,6 +61,11 @@ class Cut(Spec, frozen=True, tag=False):
         return self.features.n_components
 
     @property
+    def mapped_shape(self) -> tuple[int, ...]:
+        """The shape of a row that the feature map takes; an upper bound where the data decide."""
+        return self.layout.input_shape
+
+    @property
     def t(self) -> int:
         return len(self.layout.classes) or max(self.layout.targets, 1)
 

@@ -37,7 +37,7 @@ class Plan(Cut, frozen=True, tag=False):
         process : int
             Bytes that it has before it starts, as measured by `resources`.
         """
-        shape, one = self.layout.input_shape, self.sum_bytes
+        shape, one = self.mapped_shape, self.sum_bytes
         kept = self.features.kept_bytes(shape, self.dtype)
         tasks = [self.tasks_of(fold) for fold in range(self.folds)]
         summing = {
@@ -76,7 +76,7 @@ class Plan(Cut, frozen=True, tag=False):
 
         Where half of the free memory holds more, more penalties are solved at once than one.
         """
-        shape = self.layout.input_shape
+        shape = self.mapped_shape
         process += self.features.learnt_bytes(shape, self.dtype)
         if self.solver.sums != "gram":  # rows are mapped here, too
             process += self.features.draw_bytes(shape, self.dtype)

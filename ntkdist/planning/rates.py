@@ -95,7 +95,7 @@ def _sent(client: Client | None) -> tuple[float, float]:
 
 def _mapped(p: Plan) -> tuple[float, float, float] | None:
     """Time drawing, learning, and mapping a row; None where drawing takes too much for a rehearsal."""
-    shape, each = p.layout.input_shape, p.features.row_bytes(p.layout.input_shape, p.dtype)
+    shape, each = p.mapped_shape, p.features.row_bytes(p.mapped_shape, p.dtype)
     room = SAMPLE_BYTES - p.features.draw_bytes(shape, p.dtype)
     if p.layout.sparse:
         each = p.features.sparse_row_bytes(shape, p.dtype, p.layout.row_values)
@@ -122,8 +122,8 @@ def _mapped(p: Plan) -> tuple[float, float, float] | None:
 def _rows(p: Plan, rows: int) -> Any:
     """Return normals, or for sparse rows as many non-zeros as theirs."""
     if not p.layout.sparse:
-        return random.normals((rows, *p.layout.input_shape), 0, 0, 0).astype(p.dtype)
-    (d,), k = p.layout.input_shape, p.layout.row_values
+        return random.normals((rows, *p.mapped_shape), 0, 0, 0).astype(p.dtype)
+    (d,), k = p.mapped_shape, p.layout.row_values
     places = (random.uniforms(rows * k, 0, 0, 2) * d).astype(np.int64)
     return csr_array((np.ones(rows * k, p.dtype), places, np.arange(rows + 1) * k), shape=(rows, d))
 

@@ -72,7 +72,7 @@ def memory(p: Plan) -> dict[str, int]:
     A batch counts both mapping and multiplying, though one is over when the other begins: CuPy's pool keeps the blocks
     of either, which have other sizes.
     """
-    size, m, panel, shape = np.dtype(p.dtype).itemsize, p.m, min(p.m, gpu.PANEL), p.layout.input_shape
+    size, m, panel, shape = np.dtype(p.dtype).itemsize, p.m, min(p.m, gpu.PANEL), p.mapped_shape
     row = p.features.gpu_row_bytes(shape, p.dtype)
     # Of several panels, the columns of one and those up to its end are copied to be contiguous; then their product.
     multiplied = size * (p.block_rows * (panel + m) * (m > panel) + panel * max(m, p.t + 1))
@@ -109,8 +109,8 @@ def _obstacle(p: Plan, machines: Resources) -> WhyNotGpu | None:
     if p.solver.sums != "gram":
         what = f"solver {type(p.solver).__name__} computes on the CPU only"
         return WhyNotGpu(SpecError, what, 'use solver Cholesky or Eigh, or device "cpu"')
-    if p.layout.sparse or not p.features.runs_on_gpu(p.layout.input_shape):
-        rows = "sparse rows" if p.layout.sparse else f"rows of shape {p.layout.input_shape}"
+    if p.layout.sparse or not p.features.runs_on_gpu(p.mapped_shape):
+        rows = "sparse rows" if p.layout.sparse else f"rows of shape {p.mapped_shape}"
         what = f"{type(p.features).__name__} maps {rows} on the CPU only"
         return WhyNotGpu(SpecError, what, 'use another map, or device "cpu"')
     if not any(machines.gpus):

@@ -57,7 +57,7 @@ def _scaling(p: Cut) -> Step:
 
 def _drawing(p: Cut) -> int:
     """Count drawing the map, once a process, beside the first block; the heap is trimmed before and after."""
-    shape = p.layout.input_shape
+    shape = p.mapped_shape
     made = p.features.draw_bytes(shape, p.dtype) - p.features.kept_bytes(shape, p.dtype)
     return sum([*_partition(p), *_block(p), _scaled(p), made])
 
@@ -67,7 +67,7 @@ def _summing(p: Cut, k: int) -> Step:
 
     Each thread maps a piece of the block, then multiplies it tile by tile.
     """
-    size, shape, rows = np.dtype(p.dtype).itemsize, p.layout.input_shape, _block_rows(p)
+    size, shape, rows = np.dtype(p.dtype).itemsize, p.mapped_shape, _block_rows(p)
     if p.layout.sparse:
         mapped = p.features.sparse_row_bytes(shape, p.dtype, p.layout.row_values)
     else:

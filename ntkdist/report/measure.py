@@ -88,7 +88,7 @@ def _measure_one(bench: Bench, name: str, job: Job) -> tuple[Row, Preprocessing]
         gram_seconds=adding,
         fit_seconds=report.run.seconds["total"],
         model_bytes=_saved_bytes(model),
-        drawn_bytes=_nbytes(model.features.draw(p.layout.input_shape), np.dtype(p.dtype).itemsize),
+        drawn_bytes=_nbytes(model.features.draw(p.mapped_shape), np.dtype(p.dtype).itemsize),
     )
     return row, model.preprocessing
 

@@ -103,7 +103,7 @@ def _kernel(
     p: Plan, pre: Preprocessing, features: AnyMap, report: FitReport, client: Client | None, watch: Watch | None
 ) -> pictures.Picture:
     """Draw both kernels of a sample of rows; for images, of as few rows as the exact kernel's cost allows."""
-    rows, shape = KERNEL_ROWS, p.layout.input_shape
+    rows, shape = KERNEL_ROWS, p.mapped_shape
     if isinstance(p.features, CNTKRandomFeatures | CNTKSketch):
         pair = (shape[0] * shape[1]) ** 2 * p.features.depth * p.features.filter_size**2
         rows = int(np.clip(np.sqrt(IMAGE_WORK / pair), 4, KERNEL_ROWS))

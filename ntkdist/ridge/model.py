@@ -135,7 +135,7 @@ class RidgeModel:
 
     def _mapped(self, x: NDArray[Any] | csr_array) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield the features of rows, block by block in bounded memory."""
-        shape, n = self.preprocessing.input_shape, x.shape[0]
+        shape, n = self.preprocessing.mapped_shape, x.shape[0]
         if isinstance(x, csr_array):
             row_bytes = self.features.spec.sparse_row_bytes(shape, self.dtype, -(-x.nnz // max(n, 1)))
         else:

@@ -90,7 +90,7 @@ def prefix_curve(
     SpecError
         If the map has no prefixes, or none of such a size.
     """
-    features, shape = equations.features.spec, equations.preprocessing.input_shape
+    features, shape = equations.features.spec, equations.preprocessing.mapped_shape
     m = features.n_components
     results = {m: cv}
     for k in [m >> i for i in range(1, HALVINGS + 1)] if sizes is None else sizes:

@@ -28,6 +28,7 @@ SUMS = ("triangle", "cross", "inner", "rounding")  # arrays of a fold, see `Norm
 PLAIN = ("input_shape", "classes", "columns", "target_names", "vector_target", "constant", "class_weight")
 SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
 RANGE = ("x_low", "x_high")
+METRIC = "metric"  # absent for the identity
 PROBES, PROBE_ROLE = 8, 1000
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # relative to the norm of a probe's features
 
@@ -57,7 +58,9 @@ def save(value: RidgeModel | Equations, url: str) -> None:
     }
     arrays = {name: getattr(pre, name) for name in (*SCALES, *RANGE)}
     arrays |= {f"features.{name}": array for name, array in value.features.arrays.items()}
-    arrays["fingerprint"] = fingerprint(value.features, pre.input_shape, value.dtype)
+    if pre.metric.size:
+        arrays[METRIC] = pre.metric
+    arrays["fingerprint"] = fingerprint(value.features, pre.mapped_shape, value.dtype)
     if isinstance(value, RidgeModel):
         kind = MODEL
         arrays |= {"coef": value.coef, "intercept": value.intercept, "alpha": value.alpha}
@@ -106,9 +109,11 @@ def load(url: str) -> Any:
     if attrs["learnt"]:
         features = FittedMap(features.spec, {name: array(f"features.{name}") for name in attrs["learnt"]})
     scales: dict[str, Any] = {name: array(name) for name in (SCALES if attrs["version"] < 2 else (*SCALES, *RANGE))}
+    if METRIC in attrs["arrays"]:
+        scales[METRIC] = array(METRIC)
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in attrs["preprocessing"].items()}
     preprocessing = Preprocessing(**plain, **scales)
-    _check_fingerprint(url, features, preprocessing.input_shape, attrs, array("fingerprint"))
+    _check_fingerprint(url, features, preprocessing.mapped_shape, attrs, array("fingerprint"))
     if kind == MODEL:
         factor = None
         if kept := attrs.get("factor"):
@@ -126,17 +131,17 @@ def load(url: str) -> Any:
     )
 
 
-def fingerprint(features: AnyMap, input_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:
+def fingerprint(features: AnyMap, mapped_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:
     """Compute φ of fixed probe rows, (8, m), to compare a map with the one that was saved."""
-    probes = random.normals((PROBES, *input_shape), 0, 0, PROBE_ROLE)
+    probes = random.normals((PROBES, *mapped_shape), 0, 0, PROBE_ROLE)
     return features(probes.astype(dtype)).astype(np.float64)
 
 
 def _check_fingerprint(
-    url: str, features: AnyMap, input_shape: tuple[int, ...], attrs: Any, saved: NDArray[Any]
+    url: str, features: AnyMap, mapped_shape: tuple[int, ...], attrs: Any, saved: NDArray[Any]
 ) -> None:
     """Refuse a map that computes other features of the probe rows than the saved ones, beyond rounding."""
-    computed = fingerprint(features, input_shape, attrs["dtype"])
+    computed = fingerprint(features, mapped_shape, attrs["dtype"])
     norms = np.linalg.norm(saved, axis=1)  # 0 for a fitted map that has no directions left
     apart = float(np.max(np.linalg.norm(computed - saved, axis=1) / np.where(norms == 0, 1, norms)))
     if not apart <= TOLERANCE[attrs["dtype"]]:

@@ -53,7 +53,7 @@ class SampleOf:
     sparse: bool = False  # whether the inputs are sparse
 
     def zero(self) -> RowSample:
-        shape = (0, *self.preprocessing.input_shape)
+        shape = (0, *self.preprocessing.mapped_shape)
         return RowSample(self.size, np.empty(0), csr_array(shape) if self.sparse else np.empty(shape))
 
     def update(self, total: RowSample, rows: Rows) -> RowSample:
