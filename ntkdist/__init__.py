@@ -32,7 +32,7 @@ from ntkdist.features import (
     ZonalFeatures,
 )
 from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace
-from ntkdist.planning.job import Job, PlanTable
+from ntkdist.planning.job import Job, Metric, PlanTable
 from ntkdist.planning.plan import Plan, plan
 from ntkdist.report.compare import compare
 from ntkdist.report.comparison import Comparison
@@ -79,6 +79,7 @@ __all__ = [
     "Laplace",
     "Linear",
     "Local",
+    "Metric",
     "NTKRandomFeatures",
     "NTKRidge",
     "NTKRidgeCV",

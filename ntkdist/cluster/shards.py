@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ntkdist import backend, memory
+from ntkdist import backend, memory, random
 from ntkdist.cluster.tally import Tally
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
@@ -17,6 +18,7 @@ from ntkdist.data.scaling import column_names
 from ntkdist.data.sparse import concatenate
 from ntkdist.errors import ClusterError, NtkdistError
 
+SHARE = 1002  # key of the random stream that picks a share of the rows: a layer that no map uses
 PAUSES = (0.5, 2.0)  # seconds until a task that failed is tried again
 
 
@@ -84,7 +86,8 @@ class Source(NamedTuple):
     0.
 
     With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
-    Rows of the partitions in ``skip`` are left out.  With a ``range``, rows with values outside are counted.
+    Rows of the partitions in ``skip`` are left out, and so are all but a ``share`` of the others, which a hash of the
+    positions picks.  With a ``range``, rows with values outside are counted.
     """
 
     dataset: Dataset | Arrays
@@ -95,6 +98,17 @@ class Source(NamedTuple):
     folds: int = 0
     skip: tuple[int, ...] = ()
     range: Range | None = None
+    share: float = 1.0
+
+    def kept(self, start: int, stop: int, fold: int) -> NDArray[np.bool_] | None:
+        """Mark the rows of a span that belong to a fold and to the share; None for all."""
+        keep = None
+        if self.folds:
+            keep = self.dataset.folds(self.layout, start, stop, self.folds) == fold
+        if self.share < 1:
+            picked = random.uniforms_of(np.arange(start, stop), 0, SHARE, 0) < self.share
+            keep = picked if keep is None else keep & picked
+        return keep
 
 
 def run_shard(source: Source, summand: AnySummand, shard: Shard, keep: KeepsShards | None = None) -> Part:
@@ -158,7 +172,7 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold:
         if start // source.layout.rows_per_partition in source.skip:
             continue
         began = time.perf_counter()
-        keep = source.dataset.folds(source.layout, start, stop, source.folds) == fold if source.folds else None
+        keep = source.kept(start, stop, fold)
         if keep is not None and not keep.any():
             continue
         rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled, keep=keep)

@@ -4,7 +4,7 @@ With its scaling in the model, predict takes raw rows.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,15 @@ class Preprocess(Spec, frozen=True):
         return "columns" if len(layout.input_shape) == 1 else "channels"
 
 
+class Round(NamedTuple):
+    """A round in which a metric was learned."""
+
+    scale: float  # the length of a row, of those tried, with the least error
+    rmse: float  # of the rows held out, in units of the targets, averaged over them
+    alpha: float  # per unit of training weight
+    kept: bool = False  # whether the metric is that of this round
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Fitted scaling: x ↦ ((clip(x) − x_mean)/x_scale)·P, y ↦ (y − y_mean)/y_scale, classes ↦ centred one-hot."""
@@ -81,6 +90,7 @@ class Preprocessing:
     x_low: F8 = field(default_factory=lambda: np.full(1, -np.inf))  # clipping limits, as x_mean; (1,) without
     x_high: F8 = field(default_factory=lambda: np.full(1, np.inf))
     metric: F8 = field(default_factory=lambda: np.zeros(0))  # P, (d, d), or its diagonal, (d,); empty for the identity
+    rounds: tuple[Round, ...] = ()  # in which the metric was learned, the first with a multiple of the identity
 
     @classmethod
     def fit(
@@ -144,6 +154,10 @@ class Preprocessing:
 
     def inputs(self, x: NDArray[Any] | csr_array, dtype: Any) -> NDArray[Any] | csr_array:
         """Scale and clip rows, and apply the metric, in float64, and then cast; sparse rows stay sparse."""
+        return self.measured(self.scaled(x)).astype(dtype, copy=False)
+
+    def scaled(self, x: NDArray[Any] | csr_array) -> Any:
+        """Scale and clip rows, in float64; sparse rows stay sparse."""
         if x.shape[1:] != self.input_shape:
             raise DataError(f"Rows have shape {x.shape[1:]}; the model was fitted on {self.input_shape}")
         if issparse(x):
@@ -157,9 +171,13 @@ class Preprocessing:
             scaled = x - mean
             scaled /= scale
         self.range.scaled(self.x_mean, self.x_scale).clip(scaled)  # in place, hence after scaling: same bits
-        if self.metric.size:
-            scaled = scaled @ self.metric if self.metric.ndim == 2 else scaled * self.metric
-        return scaled.astype(dtype, copy=False)
+        return scaled
+
+    def measured(self, scaled: Any) -> Any:
+        """Apply the metric to scaled rows."""
+        if not self.metric.size:
+            return scaled
+        return scaled @ self.metric if self.metric.ndim == 2 else scaled * self.metric
 
     def targets(self, y: NDArray[Any]) -> F8:
         """Scale targets, or encode classes as centred one-hot codes, (n, t)."""

@@ -99,7 +99,7 @@ class Cut(Spec, frozen=True, tag=False):
     @property
     def scored(self) -> tuple[int, ...] | None:
         """The folds whose error a penalty is chosen by; None for all."""
-        return (1,) if self.dataset.holdout else None
+        return (self.folds - 1,) if self.dataset.holdout or self.job.metric.rounds else None
 
     @property
     def reads(self) -> int:

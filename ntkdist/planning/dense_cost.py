@@ -74,7 +74,7 @@ class GramCost:
     def seconds(self) -> dict[str, float]:
         """Estimate the seconds of every phase."""
         solve, solves = self.rates.solved, self.solves
-        equations = self._summing() + 2 * self.rates.task + self._collected * self.rates.moved
+        equations = self.summing + 2 * self.rates.task + self._collected * self.rates.moved
         # Fewer features, a half and so on, are solved as well, for their curve.
         return self._prepare() | {"equations": equations, "solve": solves * solve, "curve": (solves - 1) * solve / 7}
 
@@ -85,7 +85,9 @@ class GramCost:
         reading = p.layout.rows * (rates.read + rates.moments) * reads / self.slots
         return {"prepare": reading + rates.learnt + tasks * rates.task / 2}
 
-    def _summing(self) -> float:
+    @property
+    def summing(self) -> float:
+        """The seconds of a pass that sums."""
         p, rates = self.p, self.rates
         row = p.panels * (p.reads * rates.read + rates.mapped) + rates.added
         shards = p.shards * (rates.shard + p.panels * rates.task / 2)

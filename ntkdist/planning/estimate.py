@@ -1,6 +1,7 @@
 """Estimates of a plan: counted from its shapes, timed on a few rows of this machine."""
 
 import textwrap
+from dataclasses import replace
 from typing import Any
 
 from ntkdist import backend
@@ -10,10 +11,11 @@ from ntkdist.planning import resolve, resolve_gpu
 from ntkdist.planning.dense_cost import GramCost
 from ntkdist.planning.iterative_cost import ProductsCost
 from ntkdist.planning.job import Job
-from ntkdist.planning.plan import GB, Plan
+from ntkdist.planning.plan import GB, Plan, of_rounds
 from ntkdist.planning.rates import Rates, measured
 from ntkdist.planning.tiled_cost import TilesCost
 
+GRADIENT_COST = 2.5  # gradients of a function, in units of mapping its row
 COSTS = {"gram": GramCost, "tiles": TilesCost, "products": ProductsCost}  # by `Solver.sums`
 
 
@@ -34,7 +36,7 @@ def cost(p: Plan, machines: Resources, price: float = 0.0, client: Client | None
     one, *others = (
         COSTS[q.solver.sums](q, machines, of_solver(rates, q)) for q in (p, *resolve.alternatives(p, machines))
     )
-    each, memory = one.seconds(), p.memory(*machines.shape) | one.remembered
+    each, memory = _metric_seconds(p, machines) | one.seconds(), p.memory(*machines.shape) | one.remembered
     seconds = sum(each.values())
     return {
         "rows": p.layout.rows,
@@ -60,6 +62,19 @@ def cost(p: Plan, machines: Resources, price: float = 0.0, client: Client | None
         "device": p.device,
         **({} if p.device == "cpu" else {"gpu_memory_bytes": resolve_gpu.memory(p)}),
     }
+
+
+def _metric_seconds(p: Plan, machines: Resources) -> dict[str, float]:
+    """Estimate the seconds of all rounds for a metric, if there are any."""
+    if (one := of_rounds(p)) is None:
+        return {}
+    rates = of_solver(measured(one), one)
+    cost, metric = GramCost(one, machines, rates), p.job.metric
+    share = min(1.0, metric.rows / p.layout.rows)
+    thinned = rates._replace(mapped=share * rates.mapped, added=share * rates.added)
+    trial = replace(cost, rates=thinned).summing + cost.solves * rates.solved
+    gradients = p.layout.rows * (rates.read + GRADIENT_COST * thinned.mapped) / cost.slots
+    return {"metric": (metric.rounds + 1) * len(metric.scales) * trial + metric.rounds * gradients}
 
 
 def of_solver(rates: Rates, p: Plan) -> Rates:

@@ -62,6 +62,43 @@ class PlanTable(Spec, frozen=True, tag=False):
     device: Device | Literal["auto"] = "auto"
 
 
+class Metric(Spec, frozen=True, tag=False):
+    """The ``[metric]`` of a job: a linear map P of the scaled inputs, learned from the gradients of fits in rounds.
+
+    Each round fits a ridge on u = xP, and takes the next P from the average outer product of its gradients (a recursive
+    feature machine).  The last fold, or the rows held out, are never among the rows that P is learned from: their error
+    chooses the round, the length and the penalty, and is the one that the fit reports.
+
+    Parameters
+    ----------
+    rounds : int
+        The most rounds; they end earlier where one gains less than a thousandth.  0 learns no metric.
+    form : {"full", "diagonal"}
+        A matrix, or a factor for every column.
+    n_components : int
+        Features of the fits of the rounds; 2,048, or those of the job if they are fewer, if absent.
+    rows : int
+        Rows that the rounds use, about; a hash of the positions picks them.
+    scales : tuple of float
+        Lengths (root of the mean square) that u is tried with in each round.  They stand for the bias of an NTK and the
+        length scale of a radial kernel; a homogeneous kernel does not depend on them.
+    """
+
+    rounds: Annotated[int, Meta(ge=0)] = 0
+    form: Literal["full", "diagonal"] = "full"
+    n_components: Positive | None = None
+    rows: Positive = 2**17
+    scales: tuple[Annotated[float, Meta(gt=0)], ...] = (1 / 3, 1.0, 3.0)
+
+    def components(self, m: int) -> int:
+        """Return the features of the fits of the rounds, where the job has m."""
+        return self.n_components or min(m, 2048)
+
+    def validate(self) -> None:
+        if not self.scales:
+            raise SpecError("metric.scales is empty; expected one or more lengths, such as [1.0]")
+
+
 class Job(Spec, frozen=True, tag=False):
     """A job: the TOML file of a user, decoded.
 
@@ -78,6 +115,7 @@ class Job(Spec, frozen=True, tag=False):
         Rows of a class k weigh n/(K·n_k) more, of n rows in K classes; n_k counts by weight where rows have weights.
     plan : PlanTable
     preprocess : Preprocess
+    metric : Metric
     solver : Solver, optional
         Chosen by m and the number of alphas if absent.
     cluster : Local or Address, optional
@@ -92,6 +130,7 @@ class Job(Spec, frozen=True, tag=False):
     class_weight: Literal["balanced"] | None = None
     plan: PlanTable = PlanTable()
     preprocess: Preprocess = Preprocess()
+    metric: Metric = Metric()
     solver: AnySolver | None = None
     cluster: AnyCluster | None = None
 
@@ -143,8 +182,24 @@ class Job(Spec, frozen=True, tag=False):
                 f"solver {type(self.solver).__name__} takes folds of whole partitions, but '{self.dataset.fold_array}' "
                 f"deals rows; leave out {'groups' if self.dataset.groups else 'holdout'}, or use a direct solver"
             )
+        if self.metric.rounds:
+            self._check_metric()
         if self.solver:
             self.solver.tile_size(self.features.n_components, self.plan.tile)
+
+    def _check_metric(self) -> None:
+        if self.plan.folds == 1:
+            raise SpecError("folds = 1 leaves no rows to choose a metric by; give more folds, or metric.rounds = 0")
+        if " + " in self.preprocess.reuse:
+            raise SpecError(
+                "metric.rounds is given, but the metrics of several runs do not add; reuse one run, or leave out rounds"
+            )
+        if (m := self.metric.n_components or 0) > self.features.n_components:
+            raise SpecError(
+                f"metric.n_components is {m}, more than the {self.features.n_components} of the features; give fewer"
+            )
+        if not self.features.has_gradient:
+            self.features.refuse_gradient()
 
     def grid(self) -> tuple[float, ...] | None:
         """Return the penalties given, of either kind; None for "auto"."""

@@ -4,6 +4,7 @@ Legend: as in `ntkdist.planning.cut`.
 """
 
 import bisect
+import math
 
 import msgspec
 
@@ -13,9 +14,10 @@ from ntkdist.data.dataset import Shard
 from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.planning import task_memory
 from ntkdist.planning.cut import Cut
-from ntkdist.planning.job import Job
+from ntkdist.planning.job import Job, Metric
 from ntkdist.solvers import TiledCholesky, choose
 from ntkdist.solvers.cross_validation import AUTO_GRID
+from ntkdist.sums.gradients import GradientSums
 
 GB = 1e9
 FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choose: Dask pauses workers above
@@ -26,7 +28,7 @@ class Plan(Cut, frozen=True, tag=False):
     """A resolved job, and the memory that it needs.  Made by `plan`; see `Cut`."""
 
     def memory(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> dict[str, int]:
-        """Return the peak bytes of a worker, by part.
+        """Return the peak bytes of a worker, by part: of the pass, or of a round for a metric, where that needs more.
 
         Parameters
         ----------
@@ -37,17 +39,39 @@ class Plan(Cut, frozen=True, tag=False):
         process : int
             Bytes that it has before it starts, as measured by `resources`.
         """
-        shape, one = self.mapped_shape, self.sum_bytes
+        peaks = [self._pass_memory(workers, tasks_at_once, process)]
+        if (one := of_rounds(self)) is not None:
+            peaks.append(one._pass_memory(workers, tasks_at_once, process))
+            peaks.append(one._gradients_memory(self.job.metric.form == "full", workers, tasks_at_once, process))
+        return max(peaks, key=lambda parts: sum(parts.values()))
+
+    def _pass_memory(self, workers: int, tasks_at_once: int, process: int) -> dict[str, int]:
+        task = task_memory.of_task(self, self.columns, self.sample_rows)
+        summing = self._summing_memory(self.sum_bytes, task, workers, tasks_at_once, process)
+        return self.solver.worker_bytes(summing, self.sizes, workers, tasks_at_once)
+
+    def _gradients_memory(self, full: bool, workers: int, tasks_at_once: int, process: int) -> dict[str, int]:
+        nbytes = GradientSums.bytes_of(self.t, math.prod(self.mapped_shape), full)
+        task = task_memory.of_gradients(self, nbytes)
+        name = "metric" if full else "metric's diagonal"
+        parts = self._summing_memory(nbytes, task, workers, tasks_at_once, process)
+        sums = parts.pop("accumulator") + parts.pop("waiting sums")
+        return parts | {name: sums}
+
+    def _summing_memory(
+        self, one: int, task: int, workers: int, tasks_at_once: int, process: int
+    ) -> dict[str, int]:
+        """Return the peak bytes of a worker in a pass, whose sums have ``one`` bytes, and tasks ``task`` beside."""
+        shape = self.mapped_shape
         kept = self.features.kept_bytes(shape, self.dtype)
         tasks = [self.tasks_of(fold) for fold in range(self.folds)]
-        summing = {
+        return {
             "process": process,
             "map": kept + self.features.learnt_bytes(shape, self.dtype),
             "accumulator": tasks_at_once * one,
             "waiting sums": one * most_held(tasks, self.fan_in, tasks_at_once, workers),
-            "batch": tasks_at_once * task_memory.of_task(self, self.columns, self.sample_rows),
+            "batch": tasks_at_once * task,
         }
-        return self.solver.worker_bytes(summing, self.sizes, workers, tasks_at_once)
 
     def with_panels(self, limit: int, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> "Plan":
         """Return the plan with more panels, as many as a worker's ``limit`` bytes ask for and as need less memory."""
@@ -99,6 +123,8 @@ class Plan(Cut, frozen=True, tag=False):
         if total > limit:
             said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
             more = "more or " if self.solver.sums == "tiles" else ""
+            if "metric" in parts:
+                more = f'use metric.form = "diagonal", or {more}'
             raise PlanTooLarge(
                 f"Plan needs {total / GB:.1f} GB per worker ({said}) but the limit is {limit / GB:.1f} GB; "
                 f"lower n_components, folds, fan_in or block_rows, or use {more}larger workers"
@@ -180,6 +206,21 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         tile=solver.tile_size(m, table.tile),
         device="cpu" if table.device == "auto" else table.device,
     )
+
+
+def of_rounds(p: Plan) -> Plan | None:
+    """Return the plan of the fit of a round in which a metric is learned; None if there is no round."""
+    job = p.job
+    if not job.metric.rounds or job.preprocess.reuse:
+        return None
+    m = job.metric.components(p.m)
+    features = p.features if m == p.m else msgspec.structs.replace(p.features, n_components=m)
+    solver = choose(m, len(AUTO_GRID))
+    table = msgspec.structs.replace(job.plan, tile=None, block_rows=None, device="cpu")
+    small = {"features": features, "solver": None, "metric": Metric(), "alphas": "auto", "alphas_per_row": None}
+    rows = min(solver.block_rows(m), p.layout.rows)
+    cut = {"block_rows": rows, "solver": solver, "tile": 0, "panels": 1, "device": "cpu"}
+    return msgspec.structs.replace(p, job=msgspec.structs.replace(job, plan=table, **small), **cut)
 
 
 def by_fold(p: Plan) -> tuple[Source, list[Shard]]:

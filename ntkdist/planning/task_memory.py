@@ -6,6 +6,7 @@ the most of the one comes on top of the most of the other, whichever steps they 
 Legend: as in `ntkdist.planning.cut`; d numbers of a row as read; k columns that the Gram is multiplied with.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from ntkdist import backend
 from ntkdist.features.base import PIECE_BYTES
 from ntkdist.planning.cut import Cut
+from ntkdist.sums.gradients import PIECE_BYTES as GRADIENT_BYTES
 
 
 class Step(NamedTuple):
@@ -36,6 +38,15 @@ def of_task(p: Cut, k: int, samples: int) -> int:
     steps = [_reading(p), _before(p, samples), _scaling(p), _summing(p, k)]
     both = [max(step.heap(kept) for step in steps) + max(step.large(kept) for step in steps) for kept in (True, False)]
     return max(_drawing(p), *both)
+
+
+def of_gradients(p: Cut, sum_bytes: int) -> int:
+    """Return the most bytes of a task that sums outer products of gradients, beside its sum of so many bytes."""
+    rows, d = _block_rows(p), math.prod(p.mapped_shape)
+    inputs = [*_partition(p), *_block(p), _scaled(p), 3 * 8 * rows * d, 8 * p.m * p.t]
+    piece = p.features.gradient_bytes(p.mapped_shape, p.dtype, p.t)
+    gradients = 3 * max(GRADIENT_BYTES, 8 * p.t * d) + p.threads * max(PIECE_BYTES, piece)
+    return max(_drawing(p), sum(inputs) + gradients + 2 * sum_bytes)
 
 
 def _reading(p: Cut) -> Step:

@@ -34,7 +34,7 @@ class TilesCost(GramCost):
         tasks = sets * (each - 1) + solves * calls + (solves - 1) * n * (n + 1) // 2
         solve = solves * rates.solved * spread + sets * p.folds / 2 * rates.shard / workers
         return self._prepare() | {
-            "equations": self._summing() + p.folds * (2 * each + p.panels + n) * rates.task / 2,
+            "equations": self.summing + p.folds * (2 * each + p.panels + n) * rates.task / 2,
             "solve": solve + tasks * rates.task / 2 + self.network_bytes * rates.moved,
         }
 

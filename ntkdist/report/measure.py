@@ -29,9 +29,9 @@ from ntkdist.report.comparison import Row
 from ntkdist.ridge import store
 from ntkdist.ridge.fit import fit
 from ntkdist.ridge.fit_report import FitReport
+from ntkdist.ridge.fitted_map import fitted
 from ntkdist.ridge.model import RidgeModel
 from ntkdist.ridge.predict import errors_on
-from ntkdist.ridge.prepare import fitted
 from ntkdist.solvers.cv_result import CVResult
 from ntkdist.sums import NormalEquations
 from ntkdist.sums.sample import SampleOf

@@ -24,7 +24,7 @@ from ntkdist.report import pictures
 from ntkdist.report.out_of_fold import OutOfFold, bin_edges, predict_out_of_fold
 from ntkdist.ridge import run_directory
 from ntkdist.ridge.fit_report import FitReport
-from ntkdist.ridge.prepare import sample
+from ntkdist.ridge.fitted_map import sample
 from ntkdist.solvers.cv_result import CVResult
 from ntkdist.spec import decode, encode
 from ntkdist.sums.sample import SampleOf

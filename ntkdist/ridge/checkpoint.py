@@ -36,7 +36,7 @@ from ntkdist.sums.tiles import Place
 T = TypeVar("T")
 ArraysByName = dict[str, NDArray[Any]]
 PART, STATE = "ntkdist.part", "ntkdist.state"
-PROGRESS = ("shard-", "iterate-")
+PROGRESS = ("shard-", "iterate-", "round-")
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,28 @@ class KeptState:
         storage.write_text(marker, mine)
         if before:
             storage.remove(storage.join(self.place, before))
+
+
+@dataclass(frozen=True)
+class KeptRounds:
+    """The kept rounds of a search for a metric."""
+
+    place: str
+
+    def load(self, number: int) -> ArraysByName | None:
+        """Load the arrays of a round; None if it is not finished, or damaged."""
+        group = _load(self.place, f"round-{number}", functools.partial(_read_group, STATE))
+        return None if group is None else group[0]
+
+    def save(self, number: int, arrays: ArraysByName) -> None:
+        """Keep the arrays of a round; raise StoreError if they cannot be written."""
+
+        def write(url: str) -> None:
+            with zarr_groups.new_group(url, STATE, {}) as place:
+                for name, array in arrays.items():
+                    zarr_groups.write_whole(place, name, array)
+
+        _keep(self.place, f"round-{number}", write)
 
 
 def _keep(place: str, name: str, write: Callable[[str], None]) -> str:

@@ -24,7 +24,7 @@ from ntkdist.errors import NotConverged
 from ntkdist.features import AnyMap
 from ntkdist.planning.iterative_cost import cache_bytes
 from ntkdist.planning.plan import Plan
-from ntkdist.ridge import prepare
+from ntkdist.ridge import fitted_map
 from ntkdist.ridge.fit_report import Products
 from ntkdist.ridge.fitted import Clock, FitStatistics, Fitted
 from ntkdist.ridge.model import RidgeModel
@@ -156,7 +156,7 @@ def preconditioner(p: Plan, solver: PCG, passes: Passes, total: CrossSums, watch
         by_weight=True,
         sparse=p.layout.sparse,
     )
-    rows = prepare.sample(summand, passes.source, passes.client, watch, "sample")
+    rows = fitted_map.sample(summand, passes.source, passes.client, watch, "sample")
     z = mapped.features(rows.astype(p.dtype)).astype(np.float64)
     z -= total.z_sum / total.weight
     return LowRank(z, whole=len(z) == passes.tally.rows)

@@ -20,8 +20,9 @@ from ntkdist.data.scaling import Matching, Preprocess, Preprocessing
 from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.ridge import source_order
+from ntkdist.ridge.fitted_map import fitted
 from ntkdist.ridge.model import RidgeModel
-from ntkdist.ridge.prepare import fitted, scaling, verified_source
+from ntkdist.ridge.prepare import scaling, verified_source
 from ntkdist.sums.metrics import MetricsOf
 
 PREDICTIONS = "ntkdist.predictions"

@@ -1,13 +1,12 @@
 """Preparation of the main pass: the scaling, and maps that are fitted to a sample of rows (landmarks, whitening)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 
-from ntkdist import backend
 from ntkdist.cluster import Client, phases
 from ntkdist.cluster.connect import Resources
 from ntkdist.cluster.progress import Watch
@@ -17,12 +16,12 @@ from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
 from ntkdist.data.moments import Mode, Moments, MomentsOf
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import Damaged, DataError
-from ntkdist.features import AnyFeatureMap, AnyMap
-from ntkdist.planning.plan import Plan, by_fold, source_of
+from ntkdist.planning.plan import Plan, by_fold, of_rounds, source_of
 from ntkdist.ridge import checkpoint, earlier
-from ntkdist.ridge.checkpoint import Kept
+from ntkdist.ridge.checkpoint import Kept, KeptRounds
+from ntkdist.ridge.fitted_map import fitted
+from ntkdist.ridge.metric import MetricSearch
 from ntkdist.ridge.model import Equations
-from ntkdist.sums.sample import WEIGHTED, SampleOf
 
 
 class Prepared(NamedTuple):
@@ -46,16 +45,38 @@ def prepare(
     source, shards = by_fold(p)
     check_folds(p)
     whole = source._replace(folds=0)
-    empty, kept = checkpoint.prepared(checkpoint_at, p, lambda: _fit_scaling_and_map(p, whole, client, watch))
+    search = metric_search(p, client, watch)
+    rounds = KeptRounds(checkpoint_at) if checkpoint_at else None
+
+    def fit() -> Equations:
+        return _fit_scaling_and_map(p, whole, client, watch, lambda pre: search.learn(pre, rounds) if search else pre)
+
+    empty, kept = checkpoint.prepared(checkpoint_at, p, fit)
     if p.job.preprocess.reuse:  # otherwise the range is that of these rows, and none is clipped
         source = source._replace(range=empty.preprocessing.range)
     return Prepared(empty, source, shards, machines, client, watch, kept, time.perf_counter() - start)
 
 
-def _fit_scaling_and_map(p: Plan, source: Source, client: Client | None, watch: Watch | None) -> Equations:
-    """Fit the scaling and the map; return them, and the moments of the rows, as equations without a fold."""
+def metric_search(p: Plan, client: Client | None, watch: Watch | None) -> MetricSearch | None:
+    """Return the search for a metric that a plan asks for; None if it learns none, or reuses that of another run."""
+    if (one := of_rounds(p)) is None:
+        return None
+    source, shards = by_fold(one)
+    source = source._replace(share=min(1.0, p.job.metric.rows / p.layout.rows))
+    return MetricSearch(p.job.metric, one.features, source, shards, one.fan_in, one.dtype, client, watch)
+
+
+def _fit_scaling_and_map(
+    p: Plan,
+    source: Source,
+    client: Client | None,
+    watch: Watch | None,
+    learn: Callable[[Preprocessing], Preprocessing],
+) -> Equations:
+    """Fit scaling, metric and map; return them, and the moments of the rows, as equations without a fold."""
     job = p.job
     pre, moments = scaling(job.preprocess, source, client, watch, bool(job.class_weight))
+    pre = learn(pre)
     features = fitted(job.features, job.preprocess, source, pre, client, watch)
     return Equations([], features, pre, p.dtype, p.scored, moments, {p.layout.fingerprint: 1})
 
@@ -89,33 +110,6 @@ def _moments_in(source: Source, mode: Mode, client: Client | None, watch: Watch 
     summand, size = MomentsOf(mode, source.layout), source.layout.rows_per_partition
     moments: Moments = reduce_all(source, summand, size, client, "moments", watch).total
     return moments
-
-
-def fitted(
-    features: AnyFeatureMap,
-    preprocess: Preprocess,
-    source: Source,
-    pre: Preprocessing,
-    client: Client | None,
-    watch: Watch | None,
-) -> AnyMap:
-    """Return a map ready to use: itself, or fitted to a sample of the scaled rows, or as an earlier run fitted it."""
-    if not features.sample_rows:
-        return features
-    if preprocess.reuse:
-        return earlier.fitted_map(preprocess.reuse, features)
-    size, seed = features.sample_rows, getattr(features, "seed", 0)
-    rows = sample(SampleOf(size, seed, pre), source, client, watch, "landmarks")
-    if (weights := features.row_weights(rows)) is not None:
-        rows = sample(SampleOf(size, seed, pre, weights, WEIGHTED), source, client, watch, "landmarks")
-    with backend.own_threads():
-        backend.use_threads(source.threads if client is None else backend.cores())
-        return features.fit(rows)
-
-
-def sample(summand: SampleOf, source: Source, client: Client | None, watch: Watch | None, phase: str) -> Any:
-    """Draw a seeded sample of the scaled rows, (k, *input_shape)."""
-    return reduce_all(source, summand, source.layout.rows_per_partition, client, phase, watch).total.x
 
 
 def verified(p: Plan, *, client: Client | None, watch: Watch | None) -> Plan:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ntkdist import backend, random
 from ntkdist.data import zarr_groups
 from ntkdist.data.moments import Moments
-from ntkdist.data.scaling import Preprocessing
+from ntkdist.data.scaling import Preprocessing, Round
 from ntkdist.errors import StoreError
 from ntkdist.features import AnyFeatureMap, AnyMap, FittedMap
 from ntkdist.ridge.model import Equations, RidgeModel
@@ -53,7 +53,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
         "features": msgspec.to_builtins(value.features.spec),
         "learnt": sorted(value.features.arrays),
         "dtype": value.dtype,
-        "preprocessing": {name: getattr(pre, name) for name in PLAIN},
+        "preprocessing": {name: getattr(pre, name) for name in PLAIN} | {"rounds": [r._asdict() for r in pre.rounds]},
         "versions": versions(),
     }
     arrays = {name: getattr(pre, name) for name in (*SCALES, *RANGE)}
@@ -112,6 +112,7 @@ def load(url: str) -> Any:
     if METRIC in attrs["arrays"]:
         scales[METRIC] = array(METRIC)
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in attrs["preprocessing"].items()}
+    plain["rounds"] = tuple(Round(**one) for one in plain.get("rounds", ()))
     preprocessing = Preprocessing(**plain, **scales)
     _check_fingerprint(url, features, preprocessing.mapped_shape, attrs, array("fingerprint"))
     if kind == MODEL:

@@ -14,6 +14,7 @@ from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset
 from ntkdist.errors import InputError
 from ntkdist.features import AnyFeatureMap
+from ntkdist.planning.job import Metric
 from ntkdist.ridge.estimators.base import RidgeEstimator
 from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, as_grid
 from ntkdist.ridge.estimators.inputs import dataset, is_dataset, is_outside, training_rows
@@ -56,11 +57,13 @@ class NTKRidgeClassifier(ClassifierMixin, RidgeEstimator):
         *,
         class_weight: dict[Any, float] | str | None = None,
         calibrated: bool = True,
+        metric: Metric | None = None,
         inputs: str = "auto",
         clip: str = "range",
         keep_equations: bool = True,
     ) -> None:
         self.features, self.alphas, self.folds, self.class_weight = features, alphas, folds, class_weight
+        self.metric = metric
         self.calibrated, self.inputs, self.clip, self.keep_equations = calibrated, inputs, clip, keep_equations
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -128,7 +131,10 @@ class NTKRidgeClassifier(ClassifierMixin, RidgeEstimator):
                 "with; use more folds, or calibrated=False"
             )
         balanced = self.class_weight == "balanced"
-        return FitSettings(self.feature_map, self.preprocess, as_grid(self.alphas), self.folds, balanced=balanced)
+        metric = self.metric or Metric()
+        return FitSettings(
+            self.feature_map, self.preprocess, as_grid(self.alphas), self.folds, balanced=balanced, metric=metric
+        )
 
     def _set_results(self, outcome: FitOutcome, rows: Arrays | Dataset) -> None:
         if isinstance(rows, Dataset):

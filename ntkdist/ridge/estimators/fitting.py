@@ -20,11 +20,13 @@ from ntkdist.data.partitions import evenly
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import DataError, InputError
 from ntkdist.features import AnyFeatureMap, AnyMap
-from ntkdist.planning.job import Job, PlanTable
+from ntkdist.planning.job import Job, Metric, PlanTable
 from ntkdist.planning.plan import by_fold, plan
 from ntkdist.ridge.fit import fit
+from ntkdist.ridge.fitted_map import fitted
+from ntkdist.ridge.metric import MetricSearch
 from ntkdist.ridge.model import Equations, RidgeModel
-from ntkdist.ridge.prepare import fitted, moments_of, scaling, verified_source
+from ntkdist.ridge.prepare import moments_of, scaling, verified_source
 from ntkdist.ridge.residuals import Rowwise, fold_models, left_out, out_of_fold
 from ntkdist.ridge.solve import solve
 from ntkdist.solvers import Cholesky
@@ -47,6 +49,7 @@ class FitSettings(NamedTuple):
     folds: int = 1
     per_target: bool = False
     balanced: bool = False
+    metric: Metric = Metric()
 
 
 class FitOutcome(NamedTuple):
@@ -107,6 +110,7 @@ def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None 
         plain = source._replace(folds=0)
         if before is None:
             pre, moments = scaling(settings.preprocess, plain, client, progress.silent, settings.balanced)
+            pre = _learn_metric(rows, settings, pre, client)
             features = fitted(settings.features, settings.preprocess, plain, pre, client, progress.silent)
         else:
             pre, features = before.preprocessing, before.features
@@ -121,6 +125,18 @@ def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None 
             stacklevel=4,  # the caller of partial_fit
         )
     return Equations([part.total for part in parts], features, pre, summand.dtype, moments=moments)
+
+
+def _learn_metric(rows: Arrays, settings: FitSettings, pre: Preprocessing, client: Any) -> Preprocessing:
+    """Learn the metric that is asked for, if any."""
+    metric, features = settings.metric, settings.features
+    if not metric.rounds:
+        return pre
+    features = msgspec.structs.replace(features, n_components=metric.components(features.n_components))
+    source, shards = _source_and_shards(rows, features.n_components, settings.folds, client)
+    source = source._replace(share=min(1.0, metric.rows / source.layout.rows))
+    search = MetricSearch(metric, features, source, shards, MAP_FAN_IN, rows.dtype, client, progress.silent)
+    return search.learn(pre)
 
 
 def fit_map(rows: Arrays | Dataset, features: AnyFeatureMap, preprocess: Preprocess) -> tuple[Preprocessing, AnyMap]:
@@ -140,7 +156,9 @@ def fit_map(rows: Arrays | Dataset, features: AnyFeatureMap, preprocess: Preproc
 def choose_penalty(equations: Equations, settings: FitSettings) -> FitOutcome:
     """Choose a penalty by cross-validation if there are folds, and solve; folds without rows are not scored."""
     present = tuple(k for k, fold in enumerate(equations.folds) if fold.weight > 0)
-    if settings.folds > 1 and len(present) < 2:
+    if equations.preprocessing.rounds:  # the metric has seen the targets of all other folds
+        present = present[-1:]
+    if settings.folds > 1 and sum(fold.weight > 0 for fold in equations.folds) < 2:
         raise DataError(
             f"All rows are in one of {settings.folds} folds, for they are few or equal: of one sample there is nothing "
             "to choose alpha by; give more rows, or use NTKRidge with an alpha"
@@ -168,6 +186,7 @@ def fit_dataset(dataset: Dataset, settings: FitSettings) -> FitOutcome:
         class_weight="balanced" if settings.balanced else None,
         plan=_plan_table(dataset, settings.folds, dtype),
         preprocess=settings.preprocess,
+        metric=settings.metric,
         solver=solver,  # given, because a job without one may resolve to PCG, which forms no equations
     )
     result = fit(job)

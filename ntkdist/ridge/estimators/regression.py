@@ -11,6 +11,7 @@ from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset
 from ntkdist.errors import InputError
 from ntkdist.features import AnyFeatureMap
+from ntkdist.planning.job import Metric
 from ntkdist.ridge.estimators.base import RidgeEstimator
 from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, as_grid
 from ntkdist.ridge.estimators.inputs import dataset, is_dataset, training_rows
@@ -192,15 +193,22 @@ class NTKRidgeCV(_Regressor):
         folds: int = 5,
         *,
         alpha_per_target: bool = False,
+        metric: Metric | None = None,
         inputs: str = "auto",
         clip: str = "range",
         keep_equations: bool = True,
         keep_factor: bool = False,
     ) -> None:
         self.features, self.alphas, self.folds, self.alpha_per_target = features, alphas, folds, alpha_per_target
+        self.metric = metric
         self.inputs, self.clip, self.keep_equations, self.keep_factor = inputs, clip, keep_equations, keep_factor
 
     def _settings(self) -> FitSettings:
         return FitSettings(
-            self.feature_map, self.preprocess, as_grid(self.alphas), self.folds, per_target=self.alpha_per_target
+            self.feature_map,
+            self.preprocess,
+            as_grid(self.alphas),
+            self.folds,
+            per_target=self.alpha_per_target,
+            metric=self.metric or Metric(),
         )

@@ -1,0 +1,145 @@
+"""Learning a metric: rounds of small fits, each to inputs that the gradients of the one before have stretched.
+
+Legend: as in `ntkdist.sums.gradients`; A the average outer product of the gradients of a round's fit, in u; M = P A Pᵀ
+that in scaled inputs x; the next P is the symmetric root of M, for a diagonal metric that of its diagonal, times a
+number for which (x − x̄)P has a mean square length of 1.  A recursive feature machine: Radhakrishnan, Beaglehole,
+Pandit, Belkin, Science 2024; here on a feature map, and as sums over partitions.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ntkdist import backend, random
+from ntkdist.cluster import Client
+from ntkdist.cluster.progress import Watch
+from ntkdist.cluster.reduce import Pass, phase, reduce
+from ntkdist.cluster.shards import AnySummand, Source
+from ntkdist.data.dataset import Shard
+from ntkdist.data.scaling import Preprocess, Preprocessing, Round
+from ntkdist.features import AnyFeatureMap, AnyMap
+from ntkdist.planning.job import Metric
+from ntkdist.ridge.checkpoint import KeptRounds
+from ntkdist.ridge.fitted_map import fitted
+from ntkdist.ridge.solve import solve_at
+from ntkdist.solvers import choose
+from ntkdist.solvers.cross_validation import AUTO_GRID, cross_validate
+from ntkdist.sums.equations import EquationsOf
+from ntkdist.sums.gradients import GradientsOf, GradientSums
+
+F8 = NDArray[np.float64]
+GAIN = 1e-3  # of the error: a round that gains less is the last
+
+
+class Trial(NamedTuple):
+    """A fit of a round, at one length of rows."""
+
+    error: float  # mean square of the rows held out, of scaled targets
+    round: Round
+    preprocessing: Preprocessing
+    features: AnyMap
+    coef: F8
+
+
+@dataclass(frozen=True)
+class MetricSearch:
+    """The search for a metric on the rows of a source."""
+
+    metric: Metric
+    features: AnyFeatureMap  # of the rounds
+    source: Source
+    shards: Sequence[Shard]  # their groups are the folds, of which the last is held out
+    fan_in: int
+    dtype: str
+    client: Client | None
+    watch: Watch | None
+
+    @property
+    def held(self) -> int:
+        """The fold that no metric is learned from."""
+        return self.shards[-1].group
+
+    def learn(self, pre: Preprocessing, kept: KeptRounds | None = None) -> Preprocessing:
+        """Return the scaling with the metric of least error on the rows held out; kept rounds are not done again."""
+        d = int(np.prod(pre.mapped_shape))
+        metrics, errors, rounds, following = list[F8](), list[float](), list[Round](), np.full(d, d**-0.5)
+        for number in range(self.metric.rounds + 1):
+            arrays = kept.load(number) if kept else None
+            if arrays is None:
+                arrays = self._round(replace(pre, metric=following), number)
+                if kept:
+                    kept.save(number, arrays)
+            scale, error, rmse, alpha = arrays["numbers"].tolist()
+            gained = number == 0 or np.sqrt(error) < (1 - GAIN) * np.sqrt(min(errors))
+            metrics.append(arrays["metric"])
+            errors.append(error)
+            rounds.append(Round(scale, rmse, alpha))
+            if not gained or "following" not in arrays:
+                break
+            following = arrays["following"]
+        best = int(np.argmin(errors))
+        rounds[best] = rounds[best]._replace(kept=True)
+        return replace(pre, metric=metrics[best], rounds=tuple(rounds))
+
+    def _round(self, pre: Preprocessing, number: int) -> dict[str, F8]:
+        """Fit at every length, and return numbers and metric of the best fit, and the metric that follows from it."""
+        scales = self.metric.scales if depends_on_length(self.features, pre.mapped_shape) else (1.0,)
+        best = min((self._trial(pre, scale, number) for scale in scales), key=lambda trial: trial.error)
+        numbers = best.round.scale, best.error, best.round.rmse, best.round.alpha
+        arrays = {"numbers": np.array(numbers), "metric": best.preprocessing.metric}
+        if number < self.metric.rounds and (following := self._following(best, number)) is not None:
+            arrays["following"] = following
+        return arrays
+
+    def _trial(self, pre: Preprocessing, scale: float, number: int) -> Trial:
+        pre = replace(pre, metric=scale * pre.metric)
+        whole = self.source._replace(folds=0)
+        features = fitted(self.features, Preprocess(), whole, pre, self.client, self.watch)
+        folds = self._sums(EquationsOf(features, pre, self.dtype), self.shards, f"round {number}")
+        train = functools.reduce(operator.add, folds[: self.held])
+        solver = choose(train.m, len(AUTO_GRID))
+        cv = cross_validate([train, folds[self.held]], solver, scored=(1,))
+        coef, _ = solve_at(solver, train, cv.alphas[cv.best] * (train.weight if cv.per_row else 1.0))
+        alpha = float(cv.alpha[0] / (train.weight + folds[self.held].weight))
+        round = Round(scale, cv.scaled(pre.y_scale).rmse, alpha)
+        return Trial(float(cv.chosen.mean()), round, pre, features, coef)
+
+    def _following(self, trial: Trial, number: int) -> F8 | None:
+        """Return the metric of the next round; None if the function of this one is constant or linear."""
+        pre = trial.preprocessing
+        summand = GradientsOf(trial.features, pre, trial.coef, self.dtype, self.metric.form == "full")
+        shards = [shard for shard in self.shards if shard.group != self.held]
+        each = self._sums(summand, shards, f"gradients {number}")
+        return next_metric(pre.metric, functools.reduce(operator.add, each))
+
+    def _sums(self, summand: AnySummand, shards: Sequence[Shard], name: str) -> list[Any]:
+        rows = round(self.source.share * sum(shard.rows for shard in shards))
+        with phase(name, rows, self.client, self.watch) as done:
+            parts = reduce(Pass(self.source, summand, shards, self.fan_in, done), self.client)
+        return [part.total for part in parts]
+
+
+def next_metric(metric: F8, sums: GradientSums) -> F8 | None:
+    """Return the metric that follows from the gradients of a fit with this one; None if they do not vary."""
+    average, covariance = sums.average, sums.covariance
+    if average.ndim == 1:
+        root = np.abs(metric) * np.sqrt(np.maximum(average, 0.0))
+        square = float(root**2 @ covariance)
+    else:
+        p = np.diag(metric) if metric.ndim == 1 else metric
+        with backend.one_thread():
+            values, vectors = np.linalg.eigh(p @ average @ p.T)
+        root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+        square = float(np.einsum("ij,jk,ik->", root, covariance, root))
+    return root / np.sqrt(square) if square > 0 else None
+
+
+def depends_on_length(features: AnyFeatureMap, shape: tuple[int, ...]) -> bool:
+    """Return whether the kernel of a map is other than homogeneous, so that the length of all rows matters."""
+    x = random.normals((4, *shape), 0, 0, 0)
+    return not np.allclose(features.kernel(2 * x), 4 * features.kernel(x), rtol=1e-9)
