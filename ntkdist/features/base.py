@@ -25,6 +25,10 @@ from ntkdist.spec import Spec, digest, encode
 Params = dict[str, Any]
 Arrays = dict[str, NDArray[Any]]
 RowWeights = Callable[[NDArray[Any]], NDArray[np.float64]]  # (n, *input_shape) → (n,), sampling weights
+OTHER_MAP = (
+    "learn the metric with ZonalFeatures or Nystrom of the same kernel, and take it over with `[preprocess] reuse`"
+)
+OF_IMAGES = ("its rows are images, and a metric is for vectors", "leave the metric out")
 PIECE_BYTES = 2**22  # of rows that one thread maps at a time, so that they stay in its cache
 _drawn: dict[tuple[Any, ...], Params] = {}
 _drawing = threading.Lock()
@@ -42,6 +46,7 @@ class FeatureMap(Spec, frozen=True):
     """
 
     takes_sparse: ClassVar[bool] = False  # whether `apply` also takes rows as a CSR array
+    no_gradient: ClassVar[tuple[str, str]] = ("none is implemented", OTHER_MAP)  # why, and what to do
     n_components: Annotated[int, Meta(ge=1)]
 
     @abc.abstractmethod
@@ -128,6 +133,53 @@ class FeatureMap(Spec, frozen=True):
             f"a prefix of {k} columns is none of {type(self).__name__}; expected {least} to {self.n_components}"
         )
 
+    # Gradients of functions of rows, by which a metric is learnt.
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether functions of the features have gradients; the methods below are then implemented."""
+        return False
+
+    def gradient(self, params: Params, x: NDArray[Any], coef: NDArray[Any]) -> NDArray[Any]:
+        """Return the gradients of φ(x) @ coef by the rows, as an array (n, t, d) of x's dtype.
+
+        d is the number of values of a row.  A row's gradient depends on that row only, to the promise of `apply`; where
+        a function has a kink, at rows of length 0 and at landmarks, it is a mean of the gradients around.
+
+        Parameters
+        ----------
+        params : dict
+            As of `apply`.
+        x : (n, *input_shape) array
+        coef : (n_components, t) array
+
+        Raises
+        ------
+        SpecError
+            If the map has none.
+        """
+        return self.gradient_of(params, x, self.gradient_weights(params, coef, x.dtype))
+
+    def gradient_weights(self, params: Params, coef: NDArray[Any], dtype: np.dtype[Any]) -> Any:
+        """Return what `gradient_of` needs of ``coef``, for rows of a dtype: made once, however many pieces of rows."""
+        raise self._no_gradient()
+
+    def gradient_of(self, params: Params, x: NDArray[Any], weights: Any) -> NDArray[Any]:
+        """Return `gradient` by the weights that `gradient_weights` has made."""
+        raise self._no_gradient()
+
+    def gradient_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        """Count the peak bytes that `gradient_of` allocates for one row and t functions, its result included."""
+        raise self._no_gradient()
+
+    def gradient_weights_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        """Count the peak bytes that `gradient_weights` allocates for t functions, its result included."""
+        raise self._no_gradient()
+
+    def _no_gradient(self) -> SpecError:
+        why, remedy = self.no_gradient
+        return SpecError(f"{type(self).__name__} has no gradient, as {why}; {remedy}")
+
     # Memory and device, as the plan projects them before any row is mapped.
 
     @abc.abstractmethod
@@ -201,16 +253,7 @@ class FeatureMap(Spec, frozen=True):
         SpecError
             If the map has to be fitted first.
         """
-        if isinstance(self, FeatureMap) and self.sample_rows:
-            raise SpecError(
-                f"{type(self).__name__} has to look at {self.sample_rows} rows first; use its fit(sample), "
-                "or the model of nd.fit"
-            )
-        x = _sparse(self, x) if issparse(x) else np.asarray(x)
-        if x.ndim < 2:
-            raise DataError(f"{type(self.spec).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
-        if x.dtype not in (np.float32, np.float64):
-            x = x.astype(np.float64)
+        x = _rows(self, x)
         spec, params = self.spec, _cached_draw(self, x.shape[1:], x.dtype)
         count = x.shape[0]
         if isinstance(x, csr_array):
@@ -218,15 +261,38 @@ class FeatureMap(Spec, frozen=True):
         else:
             row_bytes = spec.row_bytes(x.shape[1:], x.dtype)
         rows = max(spec.piece_rows, PIECE_BYTES // row_bytes)
-        if count <= rows:
-            return spec.apply(params, x)
-        out = np.empty((count, self.n_components), x.dtype)
+        return _in_pieces(lambda part: spec.apply(params, part), x, rows, (self.n_components,))
 
-        def piece(start: int) -> None:
-            out[start : start + rows] = spec.apply(params, x[start : start + rows])
+    def gradients(self: "AnyMap", x: NDArray[Any], coef: NDArray[Any]) -> NDArray[Any]:
+        """Return the gradients (n, t, d) of the functions φ(x) @ coef by the rows, in the dtype of φ(x).
 
-        backend.parallel_for(piece, range(0, count, rows))
-        return out
+        d is the number of values of a row.  The memory beside the result does not grow with the rows.
+
+        Parameters
+        ----------
+        x : (n, *input_shape) array
+        coef : (n_components, t) array
+            One column for each function.
+
+        Raises
+        ------
+        SpecError
+            If the map has to be fitted first, or its functions have no gradients.
+        """
+        spec = self.spec
+        if not spec.has_gradient:
+            raise spec._no_gradient()
+        x, coef = _rows(self, x), np.asarray(coef, np.float64)
+        if coef.ndim != 2 or len(coef) != self.n_components:
+            raise DataError(
+                f"gradients weighs {self.n_components} columns of {type(spec).__name__}: expected coef of shape "
+                f"({self.n_components}, t), got {coef.shape}; give one column for each function"
+            )
+        shape, t = x.shape[1:], coef.shape[1]
+        params = _cached_draw(self, shape, x.dtype)
+        weights = spec.gradient_weights(params, coef, x.dtype)
+        rows = max(spec.piece_rows, PIECE_BYTES // spec.gradient_bytes(shape, x.dtype, t))
+        return _in_pieces(lambda part: spec.gradient_of(params, part, weights), x, rows, (t, math.prod(shape)))
 
     def on_gpu(self: "AnyMap", x: NDArray[Any]) -> Any:
         """Return φ(x) of rows on the host, as an array on this process's GPU."""
@@ -245,6 +311,7 @@ class FittedMap:
     spec: FeatureMap
     arrays: Arrays
     __call__ = FeatureMap.__call__
+    gradients = FeatureMap.gradients
     on_gpu = FeatureMap.on_gpu
 
     @property
@@ -279,6 +346,35 @@ class FittedMap:
 
 
 AnyMap = FeatureMap | FittedMap  # either maps rows when called, and has a spec and arrays
+
+
+def _rows(features: AnyMap, x: Any) -> Any:
+    """Return rows as a map takes them, in float32 or float64; refuse a map that has to be fitted first."""
+    if isinstance(features, FeatureMap) and features.sample_rows:
+        raise SpecError(
+            f"{type(features).__name__} has to look at {features.sample_rows} rows first; use its fit(sample), "
+            "or the model of nd.fit"
+        )
+    x = _sparse(features, x) if issparse(x) else np.asarray(x)
+    if x.ndim < 2:
+        raise DataError(f"{type(features.spec).__name__} maps rows: expected an array (n, d), got shape {x.shape}")
+    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float64)
+
+
+def _in_pieces(
+    call: Callable[[NDArray[Any]], NDArray[Any]], x: NDArray[Any], rows: int, shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """Return what a call returns for rows x, an array of ``shape`` each, by calls with so many rows, on all threads."""
+    count = x.shape[0]
+    if count <= rows:
+        return call(x)
+    out = np.empty((count, *shape), x.dtype)
+
+    def piece(start: int) -> None:
+        out[start : start + rows] = call(x[start : start + rows])
+
+    backend.parallel_for(piece, range(0, count, rows))
+    return out
 
 
 def _sparse(features: AnyMap, x: Any) -> csr_array:

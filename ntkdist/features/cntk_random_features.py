@@ -8,7 +8,7 @@ The recursion is that of the kernel, Π ← κ₀·(window sum of Π) + Γ, with
 the window itself, a sum is a concatenation, and multiplying by κ₀ is flipping signs at random.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.linalg import cholesky, solve_triangular
 
 from ntkdist import backend, gpu
 from ntkdist.errors import SpecError
-from ntkdist.features.base import PIECE_BYTES, Arrays, FeatureMap, FittedMap, Params
+from ntkdist.features.base import OF_IMAGES, PIECE_BYTES, Arrays, FeatureMap, FittedMap, Params
 from ntkdist.features.cntk_layers import WHITENING_SIDE, whitened, whitening_filter
 from ntkdist.features.cntk_network import Network
 from ntkdist.kernels.cntk import CNTK
@@ -74,6 +74,7 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
     seed : int
     """
 
+    no_gradient: ClassVar[tuple[str, str]] = OF_IMAGES
     depth: Annotated[int, Meta(ge=1)] = 3
     filter_size: Annotated[int, Meta(ge=1)] = 3
     padding: Literal["same", "valid"] = "same"

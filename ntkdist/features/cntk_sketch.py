@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Meta
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from ntkdist import random
-from ntkdist.features.base import FeatureMap, Params
+from ntkdist.features.base import OF_IMAGES, FeatureMap, Params
 from ntkdist.kernels import CNTK, kappa0, one_minus_kappa1
 from ntkdist.kernels.windows import margins, overlap, shifted_sum
 
@@ -77,6 +77,7 @@ class CNTKSketch(FeatureMap, frozen=True):
     seed : int
     """
 
+    no_gradient: ClassVar[tuple[str, str]] = OF_IMAGES
     depth: Annotated[int, Meta(ge=2)] = 3
     filter_size: Annotated[int, Meta(ge=1)] = 3
     degree: Annotated[int, Meta(ge=1, le=32)] = 2

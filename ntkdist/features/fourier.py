@@ -15,6 +15,7 @@ from scipy.special import gammaincinv, ndtri
 from ntkdist import gpu, random
 from ntkdist.errors import SpecError
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
+from ntkdist.features.pull_back import of_lengths, pull_back
 from ntkdist.kernels import GammaExponential, Gaussian, Laplace
 
 F8 = NDArray[np.float64]
@@ -65,14 +66,8 @@ class RandomFourier(FeatureMap, frozen=True):
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
         half, dtype, xp = self.n_components // 2, x.dtype, gpu.array_module(x)
-        x, length = flat(x).astype(np.float64), None
-        if self.kernel.homogeneous:
-            x, length = normalised(x)
-        turns = x @ params["turns"].view(np.float64)
-        turns[:, half:] += params["phase"]  # of the odd column, if any
-        turns -= xp.rint(turns)
-        angle = turns.astype(dtype, copy=False)
-        angle *= 2 * math.pi
+        x, length = self._rows(x)
+        angle = self._angles(params, x, dtype)
         out = xp.empty((len(x), self.n_components), dtype)
         xp.cos(angle[:, :half], out=out[:, :half])
         xp.sin(angle[:, :half], out=out[:, half : 2 * half])
@@ -81,6 +76,44 @@ class RandomFourier(FeatureMap, frozen=True):
         if length is not None:
             out *= length.astype(dtype)
         return out
+
+    def _rows(self, x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Return flat rows in float64, if the kernel is homogeneous of length 1, and then their lengths (n, 1)."""
+        x = flat(x).astype(np.float64)
+        return normalised(x) if self.kernel.homogeneous else (x, None)
+
+    def _angles(self, params: Params, x: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Compute w·x in a dtype, with the phase of the odd column, if any, and without whole turns."""
+        turns = x @ params["turns"].view(np.float64)
+        turns[:, self.n_components // 2 :] += params["phase"]
+        turns -= gpu.array_module(x).rint(turns)
+        angle = turns.astype(dtype, copy=False)
+        angle *= 2 * math.pi
+        return angle
+
+    @property
+    def has_gradient(self) -> bool:
+        return True
+
+    def gradient_weights(self, params: Params, coef: NDArray[Any], dtype: np.dtype[Any]) -> Any:
+        """Return the weights of cos(w·x) and of sin(w·x), (count, t) each, and the frequencies w (count, d)."""
+        half, turns = self.n_components // 2, params["turns"].view(np.float64)
+        cosines, sines, odd = coef[:half], coef[half : 2 * half], math.sqrt(2) * coef[2 * half :]
+        parts = np.concatenate([cosines, odd]), np.concatenate([sines, np.zeros_like(odd)])
+        root = math.sqrt(1 / turns.shape[1])
+        return *((root * part).astype(dtype) for part in parts), (2 * math.pi * turns.T).astype(dtype)
+
+    def gradient_of(self, params: Params, x: NDArray[Any], weights: Any) -> NDArray[Any]:
+        of_cosines, of_sines, w = weights
+        u, length = self._rows(x)
+        angle = self._angles(params, u, x.dtype)
+        cosines = np.cos(angle)
+        sines = np.sin(angle, out=angle)
+        values = cosines @ of_cosines + sines @ of_sines
+        out = pull_back(cosines, of_sines, w)
+        del cosines
+        out -= pull_back(sines, of_cosines, w)
+        return out if length is None else of_lengths(out, u, values, length, u.shape[1])
 
     def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
         return True
@@ -100,6 +133,14 @@ class RandomFourier(FeatureMap, frozen=True):
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = math.prod(input_shape), np.dtype(dtype).itemsize
         return (24 + size) * d + (12 + 2 * size) * (self.n_components + 1) + 32
+
+    def gradient_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        d, count, size = math.prod(input_shape), -(-self.n_components // 2), np.dtype(dtype).itemsize
+        return (24 + size) * d + max(8 + size, 3 * size) * (count + 1) + t * (3 * size * d + 24) + 32
+
+    def gradient_weights_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        d, count = math.prod(input_shape), -(-self.n_components // 2)
+        return (8 + np.dtype(dtype).itemsize) * count * (d + 3 * t)
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, count = math.prod(input_shape), -(-self.n_components // 2)

@@ -37,5 +37,21 @@ class Linear(FeatureMap, frozen=True):
         x = flat(np.asarray(x, np.float64))
         return x @ (x if y is None else flat(np.asarray(y, np.float64))).T
 
+    @property
+    def has_gradient(self) -> bool:
+        return True
+
+    def gradient_weights(self, params: Params, coef: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+        return coef.T.astype(dtype)
+
+    def gradient_of(self, params: Params, x: NDArray[Any] | csr_array, weights: NDArray[Any]) -> NDArray[Any]:
+        return np.repeat(weights[None], x.shape[0], axis=0)
+
+    def gradient_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        return t * self.row_bytes(input_shape, dtype)
+
+    def gradient_weights_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        return t * self.row_bytes(input_shape, dtype)
+
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         return self.n_components * np.dtype(dtype).itemsize

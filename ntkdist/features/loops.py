@@ -5,6 +5,7 @@ once per process; nothing is written to disk, and importing this module costs no
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,28 @@ def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any],
     if gpu.array_module(t) is not np:
         _zonal_by_arrays(t, u, v, near, far)
         return
-    coefficients = (
-        tuple(np.pad(part, (0, ZONAL_HALF - len(part))).astype(t.dtype))
-        for c in (near, far)
-        for part in (c[0::2], c[1::2])
-    )
-    _loops()[1](t, u, v, t.dtype.type(1 - CLOSE[t.itemsize]), t.dtype.type(0.5), *coefficients)
+    _loops()[1](t, u, v, t.dtype.type(1 - CLOSE[t.itemsize]), t.dtype.type(0.5), *_parts(near, far, t.dtype))
+
+
+def zonal_slopes(
+    t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any], far: NDArray[Any]
+) -> NDArray[Any]:
+    """Do as `zonal`, on the host only, and return the derivative of that function by the cosine, (n, m).
+
+    It is −near'(a)/(4a) or far'(a)/(4a), unbounded where a linear term meets a = 0: in the division a is at least √ε,
+    so that times the sine of the angle, as in a gradient, it is bounded, and 0 for parallel rows.
+    """
+    slopes, number = np.empty_like(t), t.dtype.type
+    limits = number(1 - CLOSE[t.itemsize]), number(0.5), np.sqrt(np.finfo(t.dtype).eps)
+    _loops()[2](t, u, v, slopes, *limits, *_parts(near, far, t.dtype))
+    return slopes
+
+
+def _parts(near: NDArray[Any], far: NDArray[Any], dtype: np.dtype[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield the even and the odd coefficients of both, as tuples of one length."""
+    for c in (near, far):
+        for part in (c[0::2], c[1::2]):
+            yield tuple(np.pad(part, (0, ZONAL_HALF - len(part))).astype(dtype))
 
 
 def _even_odd_by_arrays(t: Any, even: Any, odd: Any, shift: Any, reach: Any, scale: Any) -> Any:
@@ -151,6 +168,14 @@ def _loops() -> tuple[Any, ...]:
             odd = odd * b + (no[k] if positive else fo[k])
         return even + np.sqrt(b) * odd
 
+    @numba.njit(nogil=True, fastmath={"contract", "nsz"}, error_model="numpy", inline="always")
+    def apart(u, v, i, j, positive, half):  # type: ignore[no-untyped-def]
+        b = half - half
+        for c in range(u.shape[1]):
+            gap = u[i, c] - v[j, c] if positive else u[i, c] + v[j, c]
+            b += gap * gap
+        return half * half * b
+
     @compiled
     def zonal(t, u, v, close, half, ne, no, fe, fo):  # type: ignore[no-untyped-def]
         for i in range(t.shape[0]):
@@ -162,15 +187,36 @@ def _loops() -> tuple[Any, ...]:
                 k = 0
                 for j in range(row.shape[0]):
                     if abs(row[j]) > close:
-                        b = half - half
-                        for c in range(u.shape[1]):
-                            apart = u[i, c] - v[j, c] if row[j] > 0 else u[i, c] + v[j, c]
-                            b += apart * apart
-                        at[k], refined[k] = j, value(row[j] > 0, half * half * b, ne, no, fe, fo)
+                        b = apart(u, v, i, j, row[j] > 0, half)
+                        at[k], refined[k] = j, value(row[j] > 0, b, ne, no, fe, fo)
                         k += 1
             for j in range(row.shape[0]):
                 row[j] = value(row[j] > 0, max(half - half * abs(row[j]), half - half), ne, no, fe, fo)
             for k in range(count):
                 row[at[k]] = refined[k]
 
-    return even_odd, zonal
+    @compiled
+    def zonal_slopes(t, u, v, slopes, close, half, least, ne, no, fe, fo):  # type: ignore[no-untyped-def]
+        squares = np.empty(t.shape[1], t.dtype)
+        for i in range(t.shape[0]):
+            row, slope, count = t[i], slopes[i], 0
+            for j in range(row.shape[0]):
+                squares[j] = max(half - half * abs(row[j]), half - half)
+                count += abs(row[j]) > close
+            if count:
+                for j in range(row.shape[0]):
+                    if abs(row[j]) > close:
+                        squares[j] = apart(u, v, i, j, row[j] > 0, half)
+            for j in range(row.shape[0]):  # Horner's rule for both parts and for their derivatives by b = a²
+                positive, b = row[j] > 0, squares[j]
+                even, odd = (ne[-1], no[-1]) if positive else (fe[-1], fo[-1])
+                by_even = by_odd = half - half
+                for k in range(len(ne) - 2, -1, -1):
+                    by_even, even = by_even * b + even, even * b + (ne[k] if positive else fe[k])
+                    by_odd, odd = by_odd * b + odd, odd * b + (no[k] if positive else fo[k])
+                a = np.sqrt(b)
+                by_b = by_even + a * by_odd + half * odd / max(a, least)
+                row[j] = even + a * odd
+                slope[j] = -half * by_b if positive else half * by_b
+
+    return even_odd, zonal, zonal_slopes

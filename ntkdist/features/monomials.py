@@ -5,6 +5,7 @@ Legend: u unit rows (n, d); the monomials of degree j, u^α with |α| = j, are C
 """
 
 import math
+from functools import cache
 from itertools import combinations_with_replacement, groupby
 from typing import Any
 
@@ -28,6 +29,19 @@ def root_multinomials(d: int, j: int) -> F8:
         for variables in combinations_with_replacement(range(d), j)
     )
     return np.sqrt(math.factorial(j) / np.fromiter(runs, np.float64, count(d, j)))
+
+
+@cache
+def raised(d: int, j: int) -> tuple[NDArray[np.int64], F8]:
+    """Return where u_i times each monomial of degree j − 1 is among those of degree j, and its exponent of u_i there.
+
+    Both are (C(d + j − 2, j − 1), d).  So Σ c_α u^α has the derivative Σ_β c_{β+e_i} (β_i + 1) u^β by u_i.
+    """
+    place = {variables: k for k, variables in enumerate(combinations_with_replacement(range(d), j))}
+    lower = list(combinations_with_replacement(range(d), j - 1))
+    places = [[place[tuple(sorted((*variables, i)))] for i in range(d)] for variables in lower]
+    exponents = [[variables.count(i) + 1.0 for i in range(d)] for variables in lower]
+    return np.array(places), np.array(exponents)
 
 
 def next_degree(u: NDArray[Any], last: NDArray[Any], j: int, out: NDArray[Any] | None = None) -> NDArray[Any]:

@@ -8,7 +8,7 @@ a sum of kernels is a concatenation, a product is a sketch of the tensor product
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ntkdist import gpu, random
 from ntkdist.errors import SpecError
-from ntkdist.features.base import FeatureMap, Params, flat, normalised
+from ntkdist.features.base import OTHER_MAP, FeatureMap, Params, flat, normalised
 from ntkdist.features.sketch import (
     draw_count_sketch,
     draw_srht,
@@ -43,7 +43,9 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
     sketch of 0.6·n_components columns for their product with ψ.
 
     Promise: depends on seed and shape only; unbiased at depth 1; at depth L > 1 the bias is O(1/n_components)
-    and the error falls like n_components^-½; a zero row (with ``bias`` 0) has zero features.
+    and the error falls like n_components^-½; a zero row (with ``bias`` 0) has zero features.  No gradients:
+    functions of the features are sums of steps, whose derivative almost everywhere lacks what the jumps contribute, so
+    that it is not the gradient of the kernel's function.
 
     Parameters
     ----------
@@ -63,6 +65,7 @@ class NTKRandomFeatures(FeatureMap, frozen=True):
     seed : int
     """
 
+    no_gradient: ClassVar[tuple[str, str]] = ("its functions are sums of steps", OTHER_MAP)
     depth: Annotated[int, Meta(ge=1)] = 1
     leverage_scores: bool = False
     variant: Literal["default", "paper"] = "default"

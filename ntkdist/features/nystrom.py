@@ -6,7 +6,7 @@ Legend: Z (r, d) landmarks, r ≤ m = n_components; K_rr = k(Z, Z) = L Lᵀ; φ(
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -19,18 +19,20 @@ from scipy.linalg.lapack import dpotrf, dpstrf
 from ntkdist import backend, gpu, random
 from ntkdist.errors import SpecError
 from ntkdist.features import loops
-from ntkdist.features.base import Arrays, FeatureMap, FittedMap, Params, RowWeights, _cast
+from ntkdist.features.base import OF_IMAGES, Arrays, FeatureMap, FittedMap, Params, RowWeights, _cast, flat
 from ntkdist.features.landmarks import (
     ROWS,
     kernel_block,
     kernel_diagonal,
     kernel_params,
     kernel_rows,
+    kernel_slopes,
     kernel_square,
     numbers,
     polynomials,
 )
-from ntkdist.kernels import NTK, AnyKernel
+from ntkdist.features.pull_back import of_lengths, pull_back
+from ntkdist.kernels import NTK, AnyKernel, ZonalKernel
 
 F8 = NDArray[np.float64]
 CHOICE, PIVOT = range(2)  # roles of the random streams
@@ -72,6 +74,7 @@ class Nystrom(FeatureMap, frozen=True):
     seed : int
     """
 
+    no_gradient: ClassVar[tuple[str, str]] = OF_IMAGES  # of a convolutional kernel
     kernel: AnyKernel = NTK(depth=2)  # also implements `FeatureMap.kernel`, as a kernel is called with rows
     landmarks: Literal["uniform", "leverage", "rpcholesky"] = "uniform"
     seed: Annotated[int, Meta(ge=0)] = 0
@@ -199,6 +202,44 @@ class Nystrom(FeatureMap, frozen=True):
             xp.multiply(rest, scale, out=out[:, h : len(z)])
         return out
 
+    # Gradients.
+
+    @property
+    def has_gradient(self) -> bool:
+        return isinstance(self.kernel, ZonalKernel)
+
+    def gradient_weights(self, params: Params, coef: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return L⁻ᵀ coef, the weights of the kernel's values at the landmarks, (r, t), in the landmarks' dtype."""
+        z, head, tail = (numbers(params[name]) for name in ("rows", "head", "tail"))
+        h, r = head.shape[1], len(z)
+        rest = solve_upper(tail.T, coef[h:r])
+        first = solve_upper(head[:h].T, coef[:h] - head[h:].T @ rest)
+        return np.concatenate([first, rest]).astype(z.dtype, copy=False)
+
+    def gradient_of(self, params: Params, x: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
+        if not self.has_gradient:
+            raise self._no_gradient()
+        z, d = numbers(params["rows"]), math.prod(x.shape[1:])
+        u, length = kernel_rows(self.kernel, x.astype(z.dtype, copy=False))
+        k, slopes = kernel_slopes(self.kernel, params, u)
+        z, u = flat(z), flat(u)
+        values = (slopes if length is None else k) @ weights
+        del k
+        out = pull_back(slopes, weights, z)
+        if length is None:
+            out -= values[:, :, None] * u[:, None]
+        else:
+            out = of_lengths(out, u, values, length, d)
+        return out.astype(x.dtype, copy=False)
+
+    def gradient_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        d = math.prod(input_shape) + 1
+        blocks = 3 if polynomials(self.kernel) is not None else 9
+        return 40 * d + 8 * blocks * self.n_components + 8 * t * (3 * d + 3) + 32
+
+    def gradient_weights_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        return 32 * self.n_components * t
+
     def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
         return polynomials(self.kernel) is not None
 
@@ -274,6 +315,13 @@ def _reject(g: F8, bar: F8, least: F8) -> tuple[list[int], list[int]]:
             column = g[:, i] / math.sqrt(g[i, i])
             g -= np.outer(column, column)
     return passed, low
+
+
+def solve_upper(upper: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """Solve U x = b, in U's dtype."""
+    if not b.size:
+        return b
+    return (strsm if upper.dtype == np.float32 else dtrsm)(1.0, upper, b)
 
 
 def _solved(lower: NDArray[Any], k: NDArray[Any]) -> NDArray[Any]:

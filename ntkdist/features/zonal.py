@@ -22,6 +22,7 @@ from ntkdist import gpu, random
 from ntkdist.errors import SpecError
 from ntkdist.features import loops, monomials
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
+from ntkdist.features.pull_back import of_lengths, pull_back
 from ntkdist.kernels import NTK, RadialKernel, RowKernel, ZonalKernel
 
 F8 = NDArray[np.float64]
@@ -122,14 +123,15 @@ class ZonalFeatures(FeatureMap, frozen=True):
             gpu.product(u, params["directions"], out=out[:, exact:])
             even, odd, shift, reach = (params[k] for k in ("even", "odd", "shift", "reach"))
             loops.even_odd(out, exact, even, odd, shift, reach, length[:, 0])
-            self._exact(params, u, out[:, :exact])
+            self._monomials(params, u, out[:, :exact])
+            out[:, :exact] *= params["scale"]
             out[:, :exact] *= length
             return out
         out *= length
         return out
 
-    def _exact(self, params: Params, u: NDArray[Any], out: NDArray[Any]) -> None:
-        """Write the monomials of degrees 0 … e, each from those of the degree before."""
+    def _monomials(self, params: Params, u: NDArray[Any], out: NDArray[Any]) -> None:
+        """Write the monomials of degrees 0 … e, each from those of the degree before; their factors are ``scale``."""
         out[:, 0] = 1
         last = out[:, 1 : 1 + u.shape[1]]
         if "project" in params:
@@ -140,7 +142,89 @@ class ZonalFeatures(FeatureMap, frozen=True):
         while stop < out.shape[1]:
             j, start, stop = j + 1, stop, stop + monomials.count(u.shape[1], j + 1)
             last = monomials.next_degree(u, last, j, out[:, start:stop])
-        out *= params["scale"]
+
+    # Gradients.
+
+    @property
+    def has_gradient(self) -> bool:
+        return True
+
+    def gradient_weights(self, params: Params, coef: NDArray[Any], dtype: np.dtype[Any]) -> Any:
+        """Return the weights (m, t) of values, and those of derivatives.
+
+        The latter weigh the monomials up to degree e − 1, (·, t, d), or the waves of the plane, (m, t), for the
+        derivative by its angle.
+        """
+        if "root" in params:
+            values, slopes = coef, turned(coef, len(params["root"]))
+        else:
+            exact = len(params["scale"])
+            values = np.concatenate([params["scale"][:, None] * coef[:exact], coef[exact:]])
+            slopes = self._slopes(params, values[:exact])
+        return values.astype(dtype), slopes.astype(dtype)
+
+    def _slopes(self, params: Params, c: F8) -> F8:
+        """Return the weights of monomials in the gradients of Σ c_α u^α, from those of degree 0 on, (·, t, d)."""
+        if "project" in params:
+            return (params["project"].astype(np.float64) @ c[1:]).T[None]
+        d = len(params["directions"])
+        parts, at = list[F8](), 1
+        while at < len(c):
+            place, exponent = monomials.raised(d, len(parts) + 1)
+            parts.append((exponent[:, :, None] * c[at + place]).transpose(0, 2, 1))
+            at += monomials.count(d, len(parts))
+        return np.concatenate(parts)
+
+    def gradient_of(self, params: Params, x: NDArray[Any], weights: Any) -> NDArray[Any]:
+        u, length = normalised(self.kernel.rows(flat(x)))
+        part = self._low if u.shape[1] <= 2 else self._high
+        values, slopes = part(params, u, *weights)
+        return of_lengths(slopes, u, values, length, math.prod(x.shape[1:]))
+
+    def _low(
+        self, params: Params, u: NDArray[Any], of_values: NDArray[Any], of_slopes: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return values and gradients of functions of unit rows on a line, where they are constant, or in the plane."""
+        z = np.empty((len(u), self.n_components), u.dtype)
+        if u.shape[1] == 1:
+            _line(params["root"], u, z)
+            return z @ of_values, np.zeros((len(u), of_values.shape[1], 1), u.dtype)
+        _plane(params["root"], u, z)
+        across = np.stack([-u[:, 1], u[:, 0]], axis=1)
+        return z @ of_values, (z @ of_slopes)[:, :, None] * across[:, None]
+
+    def _high(
+        self, params: Params, u: NDArray[Any], of_values: NDArray[Any], of_slopes: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return values and gradients of functions of unit rows, d ≥ 3; A' = 0 where |t| is clipped."""
+        n, exact, low = len(u), len(params["scale"]), len(of_slopes)
+        even, odd, shift, reach = (params[k] for k in ("even", "odd", "shift", "reach"))
+        ones = np.ones(n, u.dtype)
+        t = u @ params["directions"]
+        slopes, clipped = t.copy(), t > reach
+        clipped |= t < -reach
+        loops.even_odd(slopes, 0, *differentiated(even, odd, float(shift)), shift, reach, ones)
+        np.putmask(slopes, clipped, 0)
+        loops.even_odd(t, 0, even, odd, shift, reach, ones)
+        values = t @ of_values[exact:]
+        del t, clipped
+        out = pull_back(slopes, of_values[exact:], params["directions"].T)
+        del slopes
+        z = np.empty((n, exact), u.dtype)
+        self._monomials(params, u, z)
+        values += z @ of_values[:exact]
+        out += (z[:, :low] @ of_slopes.reshape(low, -1)).reshape(out.shape)
+        return values, out
+
+    def gradient_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        d, size = self._width(input_shape), np.dtype(dtype).itemsize
+        waves = 16 * self.n_components if d == 2 else 0
+        return size * (4 * d + (2 if d > 2 else 1) * self.n_components) + waves + size * t * (3 * d + 3) + 32
+
+    def gradient_weights_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        d = self._width(input_shape)
+        low = math.comb(d + self._columns(d)[1] - 1, d) if d > 2 else 0
+        return (16 + np.dtype(dtype).itemsize) * t * (2 * self.n_components + low * d)
 
     def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
         return self._width(input_shape) > 2  # on a line and in the plane a GPU gains nothing
@@ -254,6 +338,13 @@ def activation(c: F8, d: int, shift: float) -> tuple[F8, F8]:
     return np.asarray(even, np.float64), np.asarray(odd, np.float64)
 
 
+def differentiated(even: NDArray[Any], odd: NDArray[Any], shift: float) -> tuple[F8, F8]:
+    """Return both parts of the derivative by t of even(t² − shift) + t·odd(t² − shift), which has the same form."""
+    e, o, square = Polynomial(even), Polynomial(odd), Polynomial([shift, 1])
+    parts = o + 2 * square * o.deriv(), 2 * e.deriv()
+    return np.asarray(parts[0].coef, np.float64), np.asarray(parts[1].coef, np.float64)
+
+
 def reach(d: int) -> float:
     """Return the |t| that one value in a million exceeds: t²/d is a Beta(½, (d − 1)/2) variable."""
     return math.sqrt(d * betaincinv(0.5, (d - 1) / 2, 1 - RARE))
@@ -273,6 +364,15 @@ def _recurrence(t: Any, one: Any, count: int, d: int) -> list[Any]:
     for before, this in pairwise(a):
         p.append((t * p[-1] - before * p[-2]) / this)
     return p[:count]
+
+
+def turned(coef: F8, count: int) -> F8:
+    """Return the weights of the waves of `_plane` in the derivative by φ of those with the weights ``coef``, (m, t)."""
+    l = np.arange(1, count)[:, None]  # noqa: E741
+    out = np.zeros_like(coef)
+    out[1:count] = l * coef[count : 2 * count - 1]
+    out[count : 2 * count - 1] = -l * coef[1:count]
+    return out
 
 
 def _line(root: NDArray[Any], u: NDArray[Any], out: NDArray[Any]) -> None:

@@ -5,6 +5,7 @@ rows; K the tangent kernel on unit rows.
 """
 
 import abc
+import math
 from typing import Annotated, Any
 
 import numpy as np
@@ -27,6 +28,14 @@ class ZonalKernel(Kernel, frozen=True):
     def rows(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return the rows (n, d') of the lengths and angles, in x's dtype: x (n, d), with its bias column if any."""
         return x
+
+    @abc.abstractmethod
+    def with_slope(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[F8, F8]:
+        """Compute the kernel of unit rows, (n, n'), and its derivative by their inner product, the lengths held.
+
+        The rows have their bias column already.  Between rows that nearly agree, where the derivative grows without
+        bound, it is that at a distance of √ε, of x's dtype: its part of a gradient is bounded, and 0 where rows agree.
+        """
 
     def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
         norms, theta = _polar(self.rows(flat(x)), None if y is None else self.rows(flat(y)))
@@ -61,6 +70,16 @@ class NTK(ZonalKernel, frozen=True):
             theta = angle_of(gap)
         return k
 
+    def with_slope(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[F8, F8]:
+        first = theta = _polar(x, y)[1]
+        k, slope, turned = np.cos(theta), -np.sin(theta), np.ones_like(theta)  # derivatives by the first angle
+        for _ in range(self.depth):
+            gap, share = one_minus_kappa1(theta), kappa0(theta)
+            slope = slope * share - (k / np.pi + np.sin(theta) * share) * turned
+            k = k * share + (1 - gap)
+            theta, turned = _next_layer(theta, turned)
+        return k, _by_cosine(slope, first, _least(x))
+
     def rows(self, x: NDArray[Any]) -> NDArray[Any]:
         return with_bias(x, self.bias)
 
@@ -83,6 +102,13 @@ class NNGP(ZonalKernel, frozen=True):
             gap = one_minus_kappa1(theta)
             theta = angle_of(gap)
         return 1 - gap
+
+    def with_slope(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[F8, F8]:
+        first = theta = _polar(x, y)[1]
+        turned = np.ones_like(theta)
+        for _ in range(self.depth):
+            theta, turned = _next_layer(theta, turned)
+        return np.cos(theta), _by_cosine(-np.sin(theta) * turned, first, _least(x))
 
 
 class RadialKernel(ZonalKernel, frozen=True):
@@ -107,8 +133,19 @@ class RadialKernel(ZonalKernel, frozen=True):
     def of_distance(self, r: F8) -> F8:
         """Compute the kernel at the distances ``r``, an array of any shape."""
 
+    @abc.abstractmethod
+    def slope(self, r: F8) -> F8:
+        """Compute the derivative of `of_distance` at the distances ``r`` > 0."""
+
     def zonal(self, theta: F8) -> F8:
         return self.of_distance(2 * np.sin(theta / 2))
+
+    def with_slope(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[F8, F8]:
+        """Compute kernel and derivative as of any zonal kernel; if not homogeneous, of rows of any length."""
+        r = _distances(x, y)
+        k = self.of_distance(r)
+        np.maximum(r, _least(x) * self.lengthscale, out=r)
+        return k, -self.slope(r) / r
 
     def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
         return super().__call__(x, y) if self.homogeneous else self.of_distance(_distances(x, y))
@@ -129,6 +166,9 @@ class Gaussian(RadialKernel, frozen=True):
     def of_distance(self, r: F8) -> F8:
         return np.exp(-0.5 * np.square(r / self.lengthscale))
 
+    def slope(self, r: F8) -> F8:
+        return -self.of_distance(r) * r / self.lengthscale**2
+
 
 class Laplace(RadialKernel, frozen=True):
     """The kernel exp(−r/lengthscale), r the Euclidean distance; scikit-learn's ``laplacian_kernel`` sums |x − y|.
@@ -144,6 +184,9 @@ class Laplace(RadialKernel, frozen=True):
 
     def of_distance(self, r: F8) -> F8:
         return np.exp(-r / self.lengthscale)
+
+    def slope(self, r: F8) -> F8:
+        return -self.of_distance(r) / self.lengthscale
 
 
 class GammaExponential(RadialKernel, frozen=True):
@@ -164,6 +207,9 @@ class GammaExponential(RadialKernel, frozen=True):
     def of_distance(self, r: F8) -> F8:
         return np.exp(-np.power(r / self.lengthscale, self.gamma))
 
+    def slope(self, r: F8) -> F8:
+        return -self.of_distance(r) * np.power(r / self.lengthscale, self.gamma - 1) * self.gamma / self.lengthscale
+
 
 def _polar(x: NDArray[Any], y: NDArray[Any] | None) -> tuple[F8, F8]:
     """Compute the products of norms and the angles, (n, n') each; a zero row has norm 0 and any angle."""
@@ -176,6 +222,26 @@ def _polar(x: NDArray[Any], y: NDArray[Any] | None) -> tuple[F8, F8]:
             near = 2 * np.arcsin(np.minimum(np.linalg.norm(u[a] - sign * v[b], axis=1) / 2, 1.0))
             theta[a, b] = near if sign == 1 else np.pi - near
     return np.outer(r, s), theta
+
+
+def _next_layer(theta: F8, turned: F8) -> tuple[F8, F8]:
+    """Return the angle after a layer and its derivative by the first angle, from those before it.
+
+    sin θ' dθ' = sin θ κ₀(θ) dθ, and dθ' = dθ where both angles vanish.
+    """
+    after = angle_of(one_minus_kappa1(theta))
+    s = np.sin(after)
+    return after, turned * np.divide(np.sin(theta) * kappa0(theta), s, out=np.ones_like(s), where=s > 0)
+
+
+def _by_cosine(slope: F8, theta: F8, least: float) -> F8:
+    """Turn a derivative by the angle into one by its cosine, where its sine counts as at least that."""
+    return -slope / np.maximum(np.sin(theta), least)
+
+
+def _least(x: NDArray[Any]) -> float:
+    """Return √ε of x's dtype: with it, rounding of a gradient and what is left of it between equal rows are alike."""
+    return math.sqrt(np.finfo(x.dtype).eps)
 
 
 def _distances(x: NDArray[Any], y: NDArray[Any] | None) -> F8:

@@ -21,6 +21,9 @@ class Power(ZonalKernel, frozen=True):
     def zonal(self, theta: F8) -> F8:
         return np.cos(theta) ** self.power
 
+    def with_slope(self, x: F8, y: F8) -> tuple[F8, F8]:
+        raise NotImplementedError
+
 
 @pytest.mark.parametrize(("power", "expected"), [(0, [1]), (1, [0, 1]), (2, [1 / 3, 0, 2 / 3])])
 def test_known_coefficients_of_powers(power: int, expected: list[float]) -> None:
