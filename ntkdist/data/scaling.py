@@ -124,7 +124,7 @@ class Preprocessing:
             layout.targets > 0,
             () if layout.sparse else tuple(names[i] for i in np.flatnonzero(x.constant())),
             _balancing(y.counts) if balanced else (),
-            **({} if clip == "none" else _range(mode, layout, x)),
+            *(() if clip == "none" else _range(mode, layout, x)),
         )
 
     @property
@@ -228,7 +228,7 @@ def column_names(layout: Layout, d: int) -> tuple[str, ...]:
     return layout.columns or tuple(f"column {i}" for i in range(d))
 
 
-def _range(mode: Mode, layout: Layout, x: Moments) -> dict[str, F8]:
+def _range(mode: Mode, layout: Layout, x: Moments) -> tuple[F8, F8]:
     """Compute the limits of the inputs; of unscaled inputs, all pixels of a channel share them."""
     low, high = x.low, x.high
     if layout.sparse:
@@ -237,7 +237,7 @@ def _range(mode: Mode, layout: Layout, x: Moments) -> dict[str, F8]:
         pixels = len(low) // layout.input_shape[-1], layout.input_shape[-1]
         low = np.tile(low.reshape(pixels).min(axis=0), pixels[0])
         high = np.tile(high.reshape(pixels).max(axis=0), pixels[0])
-    return {"x_low": low, "x_high": high}
+    return low, high
 
 
 def _balancing(counts: F8) -> tuple[float, ...]:

@@ -199,7 +199,7 @@ class Job(Spec, frozen=True, tag=False):
                 f"metric.n_components is {m}, more than the {self.features.n_components} of the features; give fewer"
             )
         if not self.features.has_gradient:
-            self.features.refuse_gradient()
+            raise self.features._no_gradient()
 
     def grid(self) -> tuple[float, ...] | None:
         """Return the penalties given, of either kind; None for "auto"."""

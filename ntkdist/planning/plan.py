@@ -58,9 +58,7 @@ class Plan(Cut, frozen=True, tag=False):
         sums = parts.pop("accumulator") + parts.pop("waiting sums")
         return parts | {name: sums}
 
-    def _summing_memory(
-        self, one: int, task: int, workers: int, tasks_at_once: int, process: int
-    ) -> dict[str, int]:
+    def _summing_memory(self, one: int, task: int, workers: int, tasks_at_once: int, process: int) -> dict[str, int]:
         """Return the peak bytes of a worker in a pass, whose sums have ``one`` bytes, and tasks ``task`` beside."""
         shape = self.mapped_shape
         kept = self.features.kept_bytes(shape, self.dtype)

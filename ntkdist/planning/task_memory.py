@@ -43,10 +43,11 @@ def of_task(p: Cut, k: int, samples: int) -> int:
 def of_gradients(p: Cut, sum_bytes: int) -> int:
     """Return the most bytes of a task that sums outer products of gradients, beside its sum of so many bytes."""
     rows, d = _block_rows(p), math.prod(p.mapped_shape)
-    inputs = [*_partition(p), *_block(p), _scaled(p), 3 * 8 * rows * d, 8 * p.m * p.t]
+    inputs = [*_partition(p), *_block(p), _scaled(p), 3 * 8 * rows * d]
+    weights = p.features.gradient_weights_bytes(p.mapped_shape, p.dtype, p.t)
     piece = p.features.gradient_bytes(p.mapped_shape, p.dtype, p.t)
     gradients = 3 * max(GRADIENT_BYTES, 8 * p.t * d) + p.threads * max(PIECE_BYTES, piece)
-    return max(_drawing(p), sum(inputs) + gradients + 2 * sum_bytes)
+    return max(_drawing(p), sum(inputs) + weights + gradients + 2 * sum_bytes)
 
 
 def _reading(p: Cut) -> Step:

@@ -115,7 +115,7 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
         with phase("sums", p.layout.rows, client, watch) as done:
             sums = passes.cross(done)
         if len(sums) > 1:
-            check_folds(sums)
+            check_folds(sums, p.scored)
         total = functools.reduce(operator.add, sums)
         check_sums(total)
         clock.lap("sums")
@@ -123,7 +123,8 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
         clock.lap("preconditioner")
         with phase("iterations", p.layout.rows * (solver.max_iterations + 1), client, watch) as done:
             of = (p.shards, p.fan_in, p.threads, p.device, solver.sample_rows, solver.seed, solver.tol)
-            path = Path(passes, sums, total, solver, near, p.job.alphas_per_row, p.job.alphas, done)
+            scored = p.scored or tuple(range(len(sums)))
+            path = Path(passes, sums, scored, total, solver, near, p.job.alphas_per_row, p.job.alphas, done)
             path.keeping = functools.partial(kept.state, of) if kept is not None else None
             cv, alphas = path.choose(p.job.alpha_per_target)
         clock.lap("iterations")
@@ -169,6 +170,7 @@ class Path(Grid):
         self,
         passes: Passes,
         sums: Sequence[CrossSums],
+        scored: tuple[int, ...],
         total: CrossSums,
         solver: PCG,
         near: LowRank,
@@ -177,10 +179,11 @@ class Path(Grid):
         done: Progress,
     ) -> None:
         grid, is_per_row = penalties(total, alphas, per_row)
-        super().__init__(sums, tuple(range(len(sums))), total, is_per_row)
+        super().__init__(sums, scored, total, is_per_row)
         self.passes, self.solver, self.near, self.done, self.first = passes, solver, near, done, grid
-        self.sets = [*(total - fold for fold in sums), total] if len(sums) > 1 else [total]
-        self.left_out = np.array([*range(len(self.sets) - 1), -1])
+        left_out = scored if len(sums) > 1 else ()
+        self.sets = [*(total - sums[k] for k in left_out), total]
+        self.left_out = np.array([*left_out, -1])
         self.coef: dict[float, F8] = {}  # (m, t) for all rows, by penalty of the grid
         self.residuals: dict[float, F8] = {}  # relative, (training sets, t), by penalty of the grid; all rows are last
         self.iterations, self.each = 0, np.zeros(0, np.int64)  # of the slowest columns, and of every one

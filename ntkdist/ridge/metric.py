@@ -33,6 +33,7 @@ from ntkdist.sums.equations import EquationsOf
 from ntkdist.sums.gradients import GradientsOf, GradientSums
 
 F8 = NDArray[np.float64]
+CONSTANT = 1e-9  # of the mean square of gradients: a variance that rounding may make of a linear function
 GAIN = 1e-3  # of the error: a round that gains less is the last
 
 
@@ -127,6 +128,9 @@ class MetricSearch:
 def next_metric(metric: F8, sums: GradientSums) -> F8 | None:
     """Return the metric that follows from the gradients of a fit with this one; None if they do not vary."""
     average, covariance = sums.average, sums.covariance
+    vary, size = (float(a.sum() if a.ndim == 1 else np.trace(a)) for a in (average, sums.outer / sums.weight))
+    if not vary > CONSTANT * size:
+        return None
     if average.ndim == 1:
         root = np.abs(metric) * np.sqrt(np.maximum(average, 0.0))
         square = float(root**2 @ covariance)
