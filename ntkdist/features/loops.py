@@ -209,11 +209,14 @@ def _loops() -> tuple[Any, ...]:
                         squares[j] = apart(u, v, i, j, row[j] > 0, half)
             for j in range(row.shape[0]):  # Horner's rule for both parts and for their derivatives by b = a²
                 positive, b = row[j] > 0, squares[j]
-                even, odd = (ne[-1], no[-1]) if positive else (fe[-1], fo[-1])
-                by_even = by_odd = half - half
+                even, by_even = ne[-1] if positive else fe[-1], half - half
                 for k in range(len(ne) - 2, -1, -1):
-                    by_even, even = by_even * b + even, even * b + (ne[k] if positive else fe[k])
-                    by_odd, odd = by_odd * b + odd, odd * b + (no[k] if positive else fo[k])
+                    by_even = by_even * b + even
+                    even = even * b + (ne[k] if positive else fe[k])
+                odd, by_odd = no[-1] if positive else fo[-1], half - half
+                for k in range(len(no) - 2, -1, -1):
+                    by_odd = by_odd * b + odd
+                    odd = odd * b + (no[k] if positive else fo[k])
                 a = np.sqrt(b)
                 by_b = by_even + a * by_odd + half * odd / max(a, least)
                 row[j] = even + a * odd
