@@ -60,8 +60,8 @@ def zonal_slopes(
 ) -> NDArray[Any]:
     """Do as `zonal`, on the host only, and return the derivative of that function by the cosine, (n, m).
 
-    It is −near'(a)/(4a) or far'(a)/(4a), unbounded where a linear term meets a = 0: in the division a is at least √ε,
-    so that times the sine of the angle, as in a gradient, it is bounded, and 0 for parallel rows.
+    It is −near'(a)/(4a) or far'(a)/(4a), where the odd powers leave a quotient by a.  That grows without bound as a
+    falls; in a gradient it meets the sine of the angle.  It is left out for a ≤ √ε, as at a landmark itself.
     """
     slopes, number = np.empty_like(t), t.dtype.type
     limits = number(1 - CLOSE[t.itemsize]), number(0.5), np.sqrt(np.finfo(t.dtype).eps)
@@ -218,7 +218,7 @@ def _loops() -> tuple[Any, ...]:
                     by_odd = by_odd * b + odd
                     odd = odd * b + (no[k] if positive else fo[k])
                 a = np.sqrt(b)
-                by_b = by_even + a * by_odd + half * odd / max(a, least)
+                by_b = by_even + a * by_odd + (half * odd / a if a > least else half - half)
                 row[j] = even + a * odd
                 slope[j] = -half * by_b if positive else half * by_b
 

@@ -33,8 +33,8 @@ class ZonalKernel(Kernel, frozen=True):
     def with_slope(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[F8, F8]:
         """Compute the kernel of unit rows, (n, n'), and its derivative by their inner product, the lengths held.
 
-        The rows have their bias column already.  Between rows that nearly agree, where the derivative grows without
-        bound, it is that at a distance of √ε, of x's dtype: its part of a gradient is bounded, and 0 where rows agree.
+        The rows have their bias column already.  Between rows closer than √ε, of x's dtype, where the derivative grows
+        without bound or hardly counts, it is given as 0: so a landmark has no part in the gradient at itself.
         """
 
     def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
@@ -144,8 +144,10 @@ class RadialKernel(ZonalKernel, frozen=True):
         """Compute kernel and derivative as of any zonal kernel; if not homogeneous, of rows of any length."""
         r = _distances(x, y)
         k = self.of_distance(r)
-        np.maximum(r, _least(x) * self.lengthscale, out=r)
-        return k, -self.slope(r) / r
+        least = _least(x) * self.lengthscale
+        far = r > least
+        np.maximum(r, least, out=r)
+        return k, -self.slope(r) / r * far
 
     def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
         return super().__call__(x, y) if self.homogeneous else self.of_distance(_distances(x, y))
@@ -235,12 +237,13 @@ def _next_layer(theta: F8, turned: F8) -> tuple[F8, F8]:
 
 
 def _by_cosine(slope: F8, theta: F8, least: float) -> F8:
-    """Turn a derivative by the angle into one by its cosine, where its sine counts as at least that."""
-    return -slope / np.maximum(np.sin(theta), least)
+    """Turn a derivative by the angle into one by its cosine; 0 where its sine is not above ``least``."""
+    s = np.sin(theta)
+    return np.divide(-slope, s, out=np.zeros_like(s), where=s > least)
 
 
 def _least(x: NDArray[Any]) -> float:
-    """Return √ε of x's dtype: with it, rounding of a gradient and what is left of it between equal rows are alike."""
+    """Return √ε of x's dtype: below it, rounding leaves less than half of the digits of a distance of unit rows."""
     return math.sqrt(np.finfo(x.dtype).eps)
 
 
