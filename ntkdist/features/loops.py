@@ -56,15 +56,15 @@ def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any],
 
 
 def zonal_slopes(
-    t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any], far: NDArray[Any]
+    t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any], far: NDArray[Any], steepest: float
 ) -> NDArray[Any]:
     """Do as `zonal`, on the host only, and return the derivative of that function by the cosine, (n, m).
 
-    It is −near'(a)/(4a) or far'(a)/(4a), where the odd powers leave a quotient by a.  That grows without bound as a
-    falls; in a gradient it meets the sine of the angle.  It is left out for a ≤ √ε, as at a landmark itself.
+    It is −near'(a)/(4a) or far'(a)/(4a), which grows without bound as a falls, where odd powers leave a quotient by a;
+    what is not below ``steepest`` is replaced by 0.
     """
     slopes, number = np.empty_like(t), t.dtype.type
-    limits = number(1 - CLOSE[t.itemsize]), number(0.5), np.sqrt(np.finfo(t.dtype).eps)
+    limits = number(1 - CLOSE[t.itemsize]), number(0.5), number(steepest)
     _loops()[2](t, u, v, slopes, *limits, *_parts(near, far, t.dtype))
     return slopes
 
@@ -196,7 +196,7 @@ def _loops() -> tuple[Any, ...]:
                 row[at[k]] = refined[k]
 
     @compiled
-    def zonal_slopes(t, u, v, slopes, close, half, least, ne, no, fe, fo):  # type: ignore[no-untyped-def]
+    def zonal_slopes(t, u, v, slopes, close, half, steepest, ne, no, fe, fo):  # type: ignore[no-untyped-def]
         squares = np.empty(t.shape[1], t.dtype)
         for i in range(t.shape[0]):
             row, slope, count = t[i], slopes[i], 0
@@ -218,8 +218,8 @@ def _loops() -> tuple[Any, ...]:
                     by_odd = by_odd * b + odd
                     odd = odd * b + (no[k] if positive else fo[k])
                 a = np.sqrt(b)
-                by_b = by_even + a * by_odd + (half * odd / a if a > least else half - half)
+                by_cosine = half * (by_even + a * by_odd + half * odd / a)
                 row[j] = even + a * odd
-                slope[j] = -half * by_b if positive else half * by_b
+                slope[j] = (-by_cosine if positive else by_cosine) if abs(by_cosine) < steepest else half - half
 
     return even_odd, zonal, zonal_slopes
