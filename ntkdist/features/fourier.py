@@ -136,7 +136,7 @@ class RandomFourier(FeatureMap, frozen=True):
 
     def gradient_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
         d, count, size = math.prod(input_shape), -(-self.n_components // 2), np.dtype(dtype).itemsize
-        return (24 + size) * d + max(8 + size, 3 * size) * (count + 1) + t * (3 * size * d + 24) + 32
+        return (24 + size) * d + max(16, 3 * size) * (count + 1) + t * (3 * size * d + 24) + 32
 
     def gradient_weights_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
         d, count = math.prod(input_shape), -(-self.n_components // 2)

@@ -46,15 +46,17 @@ def kernel_block(kernel: Kernel, params: Params, u: NDArray[Any]) -> NDArray[Any
     return t
 
 
-def kernel_slopes(kernel: Kernel, params: Params, u: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Compute k(u, Z) and its derivative by the inner products of u and Z, the lengths held: (n, r) each."""
+def kernel_slopes(
+    kernel: Kernel, params: Params, u: NDArray[Any], steepest: float
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Compute k(u, Z) and its derivative by the inner products of u and Z, (n, r) each: `ZonalKernel.with_slope`."""
     z = numbers(params["rows"])
     if "near" not in params:
         assert isinstance(kernel, ZonalKernel)
-        k, slopes = kernel.with_slope(u, z)
+        k, slopes = kernel.with_slope(u, z, steepest)
         return k.astype(u.dtype, copy=False), slopes.astype(u.dtype, copy=False)
     t = u @ z.T
-    return t, loops.zonal_slopes(t, u, z, numbers(params["near"]), numbers(params["far"]))
+    return t, loops.zonal_slopes(t, u, z, numbers(params["near"]), numbers(params["far"]), steepest)
 
 
 def kernel_square(kernel: Kernel, params: Params, z: F8) -> F8:

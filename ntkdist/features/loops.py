@@ -56,15 +56,15 @@ def zonal(t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any],
 
 
 def zonal_slopes(
-    t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any], far: NDArray[Any]
+    t: NDArray[Any], u: NDArray[Any], v: NDArray[Any], near: NDArray[Any], far: NDArray[Any], steepest: float
 ) -> NDArray[Any]:
     """Do as `zonal`, on the host only, and return the derivative of that function by the cosine, (n, m).
 
-    It is −near'(a)/(4a) or far'(a)/(4a), unbounded where a linear term meets a = 0: in the division a is at least √ε,
-    so that times the sine of the angle, as in a gradient, it is bounded, and 0 for parallel rows.
+    It is −near'(a)/(4a) or far'(a)/(4a), which grows without bound as a falls, where odd powers leave a quotient by a;
+    what is not below ``steepest`` is replaced by 0.
     """
     slopes, number = np.empty_like(t), t.dtype.type
-    limits = number(1 - CLOSE[t.itemsize]), number(0.5), np.sqrt(np.finfo(t.dtype).eps)
+    limits = number(1 - CLOSE[t.itemsize]), number(0.5), number(steepest)
     _loops()[2](t, u, v, slopes, *limits, *_parts(near, far, t.dtype))
     return slopes
 
@@ -196,7 +196,7 @@ def _loops() -> tuple[Any, ...]:
                 row[at[k]] = refined[k]
 
     @compiled
-    def zonal_slopes(t, u, v, slopes, close, half, least, ne, no, fe, fo):  # type: ignore[no-untyped-def]
+    def zonal_slopes(t, u, v, slopes, close, half, steepest, ne, no, fe, fo):  # type: ignore[no-untyped-def]
         squares = np.empty(t.shape[1], t.dtype)
         for i in range(t.shape[0]):
             row, slope, count = t[i], slopes[i], 0
@@ -209,14 +209,17 @@ def _loops() -> tuple[Any, ...]:
                         squares[j] = apart(u, v, i, j, row[j] > 0, half)
             for j in range(row.shape[0]):  # Horner's rule for both parts and for their derivatives by b = a²
                 positive, b = row[j] > 0, squares[j]
-                even, odd = (ne[-1], no[-1]) if positive else (fe[-1], fo[-1])
-                by_even = by_odd = half - half
+                even, by_even = ne[-1] if positive else fe[-1], half - half
                 for k in range(len(ne) - 2, -1, -1):
-                    by_even, even = by_even * b + even, even * b + (ne[k] if positive else fe[k])
-                    by_odd, odd = by_odd * b + odd, odd * b + (no[k] if positive else fo[k])
+                    by_even = by_even * b + even
+                    even = even * b + (ne[k] if positive else fe[k])
+                odd, by_odd = no[-1] if positive else fo[-1], half - half
+                for k in range(len(no) - 2, -1, -1):
+                    by_odd = by_odd * b + odd
+                    odd = odd * b + (no[k] if positive else fo[k])
                 a = np.sqrt(b)
-                by_b = by_even + a * by_odd + half * odd / max(a, least)
+                by_cosine = half * (by_even + a * by_odd + half * odd / a)
                 row[j] = even + a * odd
-                slope[j] = -half * by_b if positive else half * by_b
+                slope[j] = (-by_cosine if positive else by_cosine) if abs(by_cosine) < steepest else half - half
 
     return even_odd, zonal, zonal_slopes

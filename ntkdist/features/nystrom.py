@@ -221,7 +221,8 @@ class Nystrom(FeatureMap, frozen=True):
             raise self._no_gradient()
         z, d = numbers(params["rows"]), math.prod(x.shape[1:])
         u, length = kernel_rows(self.kernel, x.astype(z.dtype, copy=False))
-        k, slopes = kernel_slopes(self.kernel, params, u)
+        steepest = np.finfo(x.dtype).eps ** -0.5  # rounding of a gradient is ε times that
+        k, slopes = kernel_slopes(self.kernel, params, u, float(steepest))
         z, u = flat(z), flat(u)
         values = (slopes if length is None else k) @ weights
         del k
@@ -234,7 +235,7 @@ class Nystrom(FeatureMap, frozen=True):
 
     def gradient_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
         d = math.prod(input_shape) + 1
-        blocks = 3 if polynomials(self.kernel) is not None else 9
+        blocks = 3 if polynomials(self.kernel) is not None else 13
         return 40 * d + 8 * blocks * self.n_components + 8 * t * (3 * d + 3) + 32
 
     def gradient_weights_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:

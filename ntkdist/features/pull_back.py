@@ -24,7 +24,8 @@ def pull_back(slopes: NDArray[Any], weights: NDArray[Any], points: NDArray[Any])
         return out
     for i in range(0, t, n // d):
         block = np.multiply(weights[:, i : i + n // d, None], points[:, None], order="C")
-        out[:, i : i + n // d] = (slopes @ block.reshape(r, -1)).reshape(n, -1, d)
+        columns = block.shape[1] * d
+        out[:, i : i + n // d] = (slopes @ block.reshape(r, columns)).reshape(n, -1, d)
     return out
 
 

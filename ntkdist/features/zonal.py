@@ -166,7 +166,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
     def _slopes(self, params: Params, c: F8) -> F8:
         """Return the weights of monomials in the gradients of Σ c_α u^α, from those of degree 0 on, (·, t, d)."""
         if "project" in params:
-            return (params["project"].astype(np.float64) @ c[1:]).T[None]
+            return (params["project"].astype(np.float64, copy=False) @ c[1:]).T[None]
         d = len(params["directions"])
         parts, at = list[F8](), 1
         while at < len(c):
@@ -222,9 +222,10 @@ class ZonalFeatures(FeatureMap, frozen=True):
         return size * (4 * d + (2 if d > 2 else 1) * self.n_components) + waves + size * t * (3 * d + 3) + 32
 
     def gradient_weights_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
-        d = self._width(input_shape)
-        low = math.comb(d + self._columns(d)[1] - 1, d) if d > 2 else 0
-        return (16 + np.dtype(dtype).itemsize) * t * (2 * self.n_components + low * d)
+        d, size = self._width(input_shape), np.dtype(dtype).itemsize
+        p, e, _ = self._columns(d) if d > 2 else (d, 0, 0)
+        cast = 8 * p * d if p < d and size < 8 else 0
+        return (16 + size) * t * (2 * self.n_components + math.comb(d + e - 1, d) * d) + cast
 
     def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
         return self._width(input_shape) > 2  # on a line and in the plane a GPU gains nothing

@@ -5,7 +5,6 @@ rows; K the tangent kernel on unit rows.
 """
 
 import abc
-import math
 from typing import Annotated, Any
 
 import numpy as np
@@ -30,11 +29,11 @@ class ZonalKernel(Kernel, frozen=True):
         return x
 
     @abc.abstractmethod
-    def with_slope(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[F8, F8]:
+    def with_slope(self, x: NDArray[Any], y: NDArray[Any], steepest: float) -> tuple[F8, F8]:
         """Compute the kernel of unit rows, (n, n'), and its derivative by their inner product, the lengths held.
 
-        The rows have their bias column already.  Between rows that nearly agree, where the derivative grows without
-        bound, it is that at a distance of √ε, of x's dtype: its part of a gradient is bounded, and 0 where rows agree.
+        The rows have their bias column already.  Between rows that nearly agree, most kernels' derivatives grow without
+        bound: what is not below ``steepest`` is given as 0, so that a landmark has no part in the gradient at itself.
         """
 
     def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
@@ -70,7 +69,7 @@ class NTK(ZonalKernel, frozen=True):
             theta = angle_of(gap)
         return k
 
-    def with_slope(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[F8, F8]:
+    def with_slope(self, x: NDArray[Any], y: NDArray[Any], steepest: float) -> tuple[F8, F8]:
         first = theta = _polar(x, y)[1]
         k, slope, turned = np.cos(theta), -np.sin(theta), np.ones_like(theta)  # derivatives by the first angle
         for _ in range(self.depth):
@@ -78,7 +77,7 @@ class NTK(ZonalKernel, frozen=True):
             slope = slope * share - (k / np.pi + np.sin(theta) * share) * turned
             k = k * share + (1 - gap)
             theta, turned = _next_layer(theta, turned)
-        return k, _by_cosine(slope, first, _least(x))
+        return k, _by_cosine(slope, first, steepest)
 
     def rows(self, x: NDArray[Any]) -> NDArray[Any]:
         return with_bias(x, self.bias)
@@ -103,12 +102,12 @@ class NNGP(ZonalKernel, frozen=True):
             theta = angle_of(gap)
         return 1 - gap
 
-    def with_slope(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[F8, F8]:
+    def with_slope(self, x: NDArray[Any], y: NDArray[Any], steepest: float) -> tuple[F8, F8]:
         first = theta = _polar(x, y)[1]
         turned = np.ones_like(theta)
         for _ in range(self.depth):
             theta, turned = _next_layer(theta, turned)
-        return np.cos(theta), _by_cosine(-np.sin(theta) * turned, first, _least(x))
+        return np.cos(theta), _by_cosine(-np.sin(theta) * turned, first, steepest)
 
 
 class RadialKernel(ZonalKernel, frozen=True):
@@ -140,12 +139,12 @@ class RadialKernel(ZonalKernel, frozen=True):
     def zonal(self, theta: F8) -> F8:
         return self.of_distance(2 * np.sin(theta / 2))
 
-    def with_slope(self, x: NDArray[Any], y: NDArray[Any]) -> tuple[F8, F8]:
-        """Compute kernel and derivative as of any zonal kernel; if not homogeneous, of rows of any length."""
+    def with_slope(self, x: NDArray[Any], y: NDArray[Any], steepest: float) -> tuple[F8, F8]:
+        """Compute as any zonal kernel; if not homogeneous, of rows of any length.  ``steepest`` is in lengthscale⁻²."""
         r = _distances(x, y)
-        k = self.of_distance(r)
-        np.maximum(r, _least(x) * self.lengthscale, out=r)
-        return k, -self.slope(r) / r
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slope = -self.slope(r) / r
+        return self.of_distance(r), _bounded(slope, steepest / self.lengthscale**2)
 
     def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
         return super().__call__(x, y) if self.homogeneous else self.of_distance(_distances(x, y))
@@ -234,14 +233,16 @@ def _next_layer(theta: F8, turned: F8) -> tuple[F8, F8]:
     return after, turned * np.divide(np.sin(theta) * kappa0(theta), s, out=np.ones_like(s), where=s > 0)
 
 
-def _by_cosine(slope: F8, theta: F8, least: float) -> F8:
-    """Turn a derivative by the angle into one by its cosine, where its sine counts as at least that."""
-    return -slope / np.maximum(np.sin(theta), least)
+def _by_cosine(slope: F8, theta: F8, steepest: float) -> F8:
+    """Turn a derivative by the angle into one by its cosine, and 0 where that is not below ``steepest``."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _bounded(-slope / np.sin(theta), steepest)
 
 
-def _least(x: NDArray[Any]) -> float:
-    """Return √ε of x's dtype: with it, rounding of a gradient and what is left of it between equal rows are alike."""
-    return math.sqrt(np.finfo(x.dtype).eps)
+def _bounded(slope: F8, steepest: float) -> F8:
+    """Replace what is not below ``steepest``, or no number, by 0, in place."""
+    slope[~(np.abs(slope) < steepest)] = 0
+    return slope
 
 
 def _distances(x: NDArray[Any], y: NDArray[Any] | None) -> F8:

@@ -21,7 +21,7 @@ class Power(ZonalKernel, frozen=True):
     def zonal(self, theta: F8) -> F8:
         return np.cos(theta) ** self.power
 
-    def with_slope(self, x: F8, y: F8) -> tuple[F8, F8]:
+    def with_slope(self, x: F8, y: F8, steepest: float) -> tuple[F8, F8]:
         raise NotImplementedError
 
 
