@@ -88,7 +88,7 @@ class Metric(Spec, frozen=True, tag=False):
     form: Literal["full", "diagonal"] = "full"
     n_components: Positive | None = None
     rows: Positive = 2**17
-    scales: tuple[Annotated[float, Meta(gt=0)], ...] = (1 / 3, 1.0, 3.0)
+    scales: tuple[Annotated[float, Meta(gt=0)], ...] = (0.3, 1.0, 3.0)
 
     def components(self, m: int) -> int:
         """Return the features of the fits of the rounds, where the job has m."""

@@ -67,7 +67,7 @@ def test_the_last_fold_is_scored_and_never_learned_from(make_dataset: Any) -> No
     asked = job(make_dataset, nd.Metric(rounds=1, n_components=64, scales=(1.0,)))
     result = nd.fit(asked)
     assert result.cv.scored == (2,)
-    x, y = ridge_function()
+    _, y = ridge_function()
     fold = np.concatenate([nd.plan(asked).folds_of(i) for i in range(10)])
     noisy = np.where(fold == 2, y + 1e-3 * np.random.default_rng(0).standard_normal(ROWS), y)
     other = nd.fit(job(make_dataset, asked.metric, y=noisy, name="noisy"))
@@ -100,9 +100,9 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(make_dataset: Any, tmp_
     result = nd.fit(asked, out=out, resume=cut in ("round 1", "equations"))
     same(result, straight)
     assert result.model.preprocessing.rounds == straight.model.preprocessing.rounds
-    np.testing.assert_array_equal(
-        nd.load(f"{out}/model.zarr").preprocessing.metric, straight.model.preprocessing.metric
-    )
+    saved = nd.load(f"{out}/model.zarr").preprocessing
+    assert saved.rounds == straight.model.preprocessing.rounds
+    np.testing.assert_array_equal(saved.metric, straight.model.preprocessing.metric)
 
 
 def test_rounds_that_are_kept_are_not_done_again(make_dataset: Any, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_reused_metric_is_not_learned_again_and_the_sums_add(make_dataset: Any
     more = nd.fit(again, watch=phases)
     np.testing.assert_array_equal(more.model.preprocessing.metric, first.model.preprocessing.metric)
     both = first.equations + more.equations
-    model, cv = nd.solve(both)
+    _, cv = nd.solve(both)
     assert cv.rmse < first.cv.rmse
     assert cv.scored == (2,)
     rest = both - more.equations
@@ -175,6 +175,14 @@ def test_a_reused_metric_is_not_learned_again_and_the_sums_add(make_dataset: Any
     other = replace(first.equations, preprocessing=replace(first.equations.preprocessing, metric=np.ones(D)))
     with pytest.raises(nd.DataError, match="different scaling"):
         other + more.equations
+
+
+def test_reuse_of_a_run_without_a_metric_is_refused(make_dataset: Any, tmp_path: Path) -> None:
+    plain = job(make_dataset, nd.Metric())
+    nd.fit(plain, out=str(tmp_path / "plain"))
+    again = msgspec.structs.replace(plain, metric=ROUNDS, preprocess=nd.Preprocess(reuse=str(tmp_path / "plain")))
+    with pytest.raises(nd.DataError, match="holds no metric, but this job has metric.rounds = 2"):
+        nd.fit(again)
 
 
 def test_classes_weights_and_groups_are_respected(make_dataset: Any) -> None:

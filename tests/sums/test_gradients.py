@@ -1,5 +1,6 @@
 """Sums of gradient outer products, beside a loop over rows, and the metric that follows from them."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_the_sums_are_those_of_a_loop(full: bool, weighted: bool) -> None:
 @given(cuts=st.lists(st.integers(0, N), max_size=4), full=st.booleans())
 def test_any_cut_gives_the_same_sums_and_a_part_can_be_subtracted(cuts: list[int], full: bool) -> None:
     one, ends = summand(full), [0, *sorted(cuts), N]
-    parts = [rows(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True) if b > a]
+    parts = [rows(a, b) for a, b in itertools.pairwise(ends) if b > a]
     whole, added = total(one, rows()), sum((total(one, part) for part in parts[1:]), total(one, parts[0]))
     rest = whole - total(one, parts[0])
     others = total(one, *parts[1:])
