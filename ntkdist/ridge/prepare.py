@@ -79,8 +79,8 @@ def _fit_scaling_and_map(
     pre = learn(pre)
     if job.metric.rounds and not pre.metric.size:
         raise DataError(
-            f"{job.preprocess.reuse} holds no metric, but this job has metric.rounds = {job.metric.rounds}; reuse a run "
-            "that has learned one, or leave out [metric]"
+            f"{job.preprocess.reuse} holds no metric, but this job has metric.rounds = {job.metric.rounds}; reuse a "
+            "run that has learned one, or leave out [metric]"
         )
     features = fitted(job.features, job.preprocess, source, pre, client, watch)
     return Equations([], features, pre, p.dtype, p.scored, moments, {p.layout.fingerprint: 1})

@@ -181,7 +181,7 @@ def test_reuse_of_a_run_without_a_metric_is_refused(make_dataset: Any, tmp_path:
     plain = job(make_dataset, nd.Metric())
     nd.fit(plain, out=str(tmp_path / "plain"))
     again = msgspec.structs.replace(plain, metric=ROUNDS, preprocess=nd.Preprocess(reuse=str(tmp_path / "plain")))
-    with pytest.raises(nd.DataError, match="holds no metric, but this job has metric.rounds = 2"):
+    with pytest.raises(nd.DataError, match=r"holds no metric, but this job has metric\.rounds = 2"):
         nd.fit(again)
 
 
