@@ -137,7 +137,7 @@ class FeatureMap(Spec, frozen=True):
 
     @property
     def has_gradient(self) -> bool:
-        """Whether functions of the features have gradients; the methods below are then implemented."""
+        """The answer whether functions of the features have gradients; the methods below are then implemented."""
         return False
 
     def gradient(self, params: Params, x: NDArray[Any], coef: NDArray[Any]) -> NDArray[Any]:
