@@ -137,7 +137,7 @@ class FeatureMap(Spec, frozen=True):
 
     @property
     def has_gradient(self) -> bool:
-        """A flag: functions of the features have gradients, and the methods below are implemented."""
+        """The answer whether functions of the features have gradients; the methods below are then implemented."""
         return False
 
     def gradient(self, params: Params, x: NDArray[Any], coef: NDArray[Any]) -> NDArray[Any]:
