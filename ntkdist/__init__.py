@@ -31,7 +31,7 @@ from ntkdist.features import (
     RandomFourier,
     ZonalFeatures,
 )
-from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace
+from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace, ProductLaplace
 from ntkdist.planning.job import Job, Metric, PlanTable
 from ntkdist.planning.plan import Plan, plan
 from ntkdist.report.compare import compare
@@ -94,6 +94,7 @@ __all__ = [
     "PlanTooLarge",
     "PrefixCurve",
     "Preprocess",
+    "ProductLaplace",
     "RandomFourier",
     "RidgeModel",
     "SchedulerFile",

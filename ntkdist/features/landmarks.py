@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ntkdist import backend, gpu
 from ntkdist.features import loops
 from ntkdist.features.base import Params, flat, normalised
-from ntkdist.kernels import Kernel, RadialKernel, ZonalKernel
+from ntkdist.kernels import Kernel, ProductLaplace, RadialKernel, ZonalKernel
 
 F8 = NDArray[np.float64]
 ROWS = 256  # that are mapped at a time: with fewer, reading L takes longer than solving with it
@@ -37,6 +37,8 @@ def kernel_params(kernel: Kernel, z: F8) -> Params:
 def kernel_block(kernel: Kernel, params: Params, u: NDArray[Any]) -> NDArray[Any]:
     """Compute k(u, Z), (n, r), in u's dtype."""
     z = numbers(params["rows"])
+    if isinstance(kernel, ProductLaplace):
+        return loops.product_laplace(u, z, kernel.lengthscale)
     if "near" not in params:
         if getattr(kernel, "bias", 0.0):  # rows have their bias column already
             kernel = msgspec.structs.replace(kernel, bias=0.0)
@@ -92,7 +94,7 @@ def polynomials(kernel: Kernel) -> tuple[F8, F8] | None:
 
 def kernel_diagonal(kernel: Kernel, x: F8) -> F8:
     """Compute k(x, x) of every row, (n,)."""
-    if isinstance(kernel, RadialKernel) and not kernel.homogeneous:
+    if isinstance(kernel, ProductLaplace) or (isinstance(kernel, RadialKernel) and not kernel.homogeneous):
         return np.ones(len(x))
     if isinstance(kernel, ZonalKernel):
         rows = kernel.rows(flat(x))

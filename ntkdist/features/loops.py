@@ -69,6 +69,27 @@ def zonal_slopes(
     return slopes
 
 
+def product_laplace(u: NDArray[Any], v: NDArray[Any], lengthscale: float) -> NDArray[Any]:
+    """Compute exp(−Σ_c |u_c − v_c|/lengthscale) of the rows u (n, d) and v (m, d), (n, m), in u's dtype."""
+    out = np.zeros((len(u), len(v)), u.dtype)
+    _city_loops()[0](u, np.ascontiguousarray(v.T, u.dtype), out)
+    out *= -1 / lengthscale
+    return np.exp(out, out=out)
+
+
+def product_laplace_gradients(
+    u: NDArray[Any], v: NDArray[Any], k: NDArray[Any], weights: NDArray[Any], lengthscale: float
+) -> NDArray[Any]:
+    """Compute the gradients (n, t, d) of Σ_j k(u, v_j) weights_j by u; k (n, m) is `product_laplace`, weights (m, t).
+
+    Where a coordinate of u is that of v_j, the term has no part in the derivative by it: a mean of both sides.
+    """
+    out = np.empty((len(u), weights.shape[1], u.shape[1]), u.dtype)
+    scaled = np.ascontiguousarray(weights.T / -lengthscale, u.dtype)
+    _city_loops()[1](u, np.ascontiguousarray(v.T, u.dtype), k, scaled, out)
+    return out
+
+
 def _parts(near: NDArray[Any], far: NDArray[Any], dtype: np.dtype[Any]) -> Iterator[tuple[Any, ...]]:
     """Yield the even and the odd coefficients of both, as tuples of one length."""
     for c in (near, far):
@@ -223,3 +244,33 @@ def _loops() -> tuple[Any, ...]:
                 slope[j] = (-by_cosine if positive else by_cosine) if abs(by_cosine) < steepest else half - half
 
     return even_odd, zonal, zonal_slopes
+
+
+@functools.cache
+def _city_loops() -> tuple[Any, ...]:
+    import numba
+
+    compiled = numba.njit(nogil=True, fastmath={"contract", "nsz", "reassoc"}, error_model="numpy")
+
+    @compiled
+    def distances(u, vt, out):  # type: ignore[no-untyped-def]
+        for i in range(u.shape[0]):
+            row = out[i]
+            for c in range(u.shape[1]):
+                x, column = u[i, c], vt[c]
+                for j in range(column.shape[0]):
+                    row[j] += abs(x - column[j])
+
+    @compiled
+    def gradients(u, vt, k, weights, out):  # type: ignore[no-untyped-def]
+        for i in range(u.shape[0]):
+            row = k[i]
+            for t in range(weights.shape[0]):
+                weighted = row * weights[t]
+                for c in range(u.shape[1]):
+                    x, column, total = u[i, c], vt[c], u[i, c] - u[i, c]
+                    for j in range(column.shape[0]):
+                        total += weighted[j] * ((x > column[j]) - (x < column[j]))
+                    out[i, t, c] = total
+
+    return distances, gradients

@@ -32,7 +32,7 @@ from ntkdist.features.landmarks import (
     polynomials,
 )
 from ntkdist.features.pull_back import of_lengths, pull_back
-from ntkdist.kernels import NTK, AnyKernel, ZonalKernel
+from ntkdist.kernels import NTK, AnyKernel, ProductLaplace, ZonalKernel
 
 F8 = NDArray[np.float64]
 CHOICE, PIVOT = range(2)  # roles of the random streams
@@ -206,7 +206,7 @@ class Nystrom(FeatureMap, frozen=True):
 
     @property
     def has_gradient(self) -> bool:
-        return isinstance(self.kernel, ZonalKernel)
+        return isinstance(self.kernel, ZonalKernel | ProductLaplace)
 
     def gradient_weights(self, params: Params, coef: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return L⁻ᵀ coef, the weights of the kernel's values at the landmarks, (r, t), in the landmarks' dtype."""
@@ -221,6 +221,11 @@ class Nystrom(FeatureMap, frozen=True):
             raise self._no_gradient()
         z, d = numbers(params["rows"]), math.prod(x.shape[1:])
         u, length = kernel_rows(self.kernel, x.astype(z.dtype, copy=False))
+        if isinstance(self.kernel, ProductLaplace):
+            k = kernel_block(self.kernel, params, u)
+            return loops.product_laplace_gradients(u, z, k, weights, self.kernel.lengthscale).astype(
+                x.dtype, copy=False
+            )
         steepest = np.finfo(x.dtype).eps ** -0.5  # rounding of a gradient is ε times that
         k, slopes = kernel_slopes(self.kernel, params, u, float(steepest))
         z, u = flat(z), flat(u)
@@ -246,13 +251,16 @@ class Nystrom(FeatureMap, frozen=True):
 
     def warm(self, dtype: Any) -> None:
         types = {np.dtype(dtype), np.dtype(np.float64)}  # the block of the landmarks is float64
+        if isinstance(self.kernel, ProductLaplace):
+            for each in types:
+                loops.product_laplace(np.ones((1, 1), each), np.ones((1, 1), each), 1.0)
         for each in types if polynomials(self.kernel) is not None else ():
             one = np.ones((1, 1), each)
             loops.zonal(one, one, one, one[0], one[0])
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d, size = math.prod(input_shape) + 1, np.dtype(dtype).itemsize
-        blocks = 2 if polynomials(self.kernel) is not None else 8
+        blocks = 2 if polynomials(self.kernel) is not None or isinstance(self.kernel, ProductLaplace) else 8
         return 40 * d + (8 * blocks + 2 * size) * self.n_components + 8 * HEAD + 32
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:

@@ -9,7 +9,16 @@ of close rows are computed from their difference.
 
 from ntkdist.kernels.base import Kernel, angle_of, kappa0, one_minus_kappa1, with_bias
 from ntkdist.kernels.cntk import CNTK
-from ntkdist.kernels.rows import NNGP, NTK, GammaExponential, Gaussian, Laplace, RadialKernel, ZonalKernel
+from ntkdist.kernels.rows import (
+    NNGP,
+    NTK,
+    GammaExponential,
+    Gaussian,
+    Laplace,
+    ProductLaplace,
+    RadialKernel,
+    ZonalKernel,
+)
 
 RowKernel = NTK | NNGP | Gaussian | Laplace | GammaExponential  # of rows, whatever their shape
-AnyKernel = RowKernel | CNTK  # what a job file or a saved model may name
+AnyKernel = RowKernel | ProductLaplace | CNTK  # what a job file or a saved model may name

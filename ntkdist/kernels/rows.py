@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from ntkdist.kernels.base import F8, Depth, Kernel, angle_of, chosen, flat, kappa0, one_minus_kappa1, unit, with_bias
 
@@ -208,6 +209,24 @@ class GammaExponential(RadialKernel, frozen=True):
 
     def slope(self, r: F8) -> F8:
         return -self.of_distance(r) * np.power(r / self.lengthscale, self.gamma - 1) * self.gamma / self.lengthscale
+
+
+class ProductLaplace(Kernel, frozen=True):
+    """The kernel exp(−Σ |x_i − y_i|/lengthscale), a product over columns; scikit-learn's ``laplacian_kernel``.
+
+    It is not invariant to rotations: functions of single columns, and of few of them, are learned from fewer rows than
+    with a kernel of the distance, as by trees.  Take it with a diagonal metric.
+
+    Parameters
+    ----------
+    lengthscale : float
+    """
+
+    lengthscale: Positive
+
+    def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
+        x = flat(x)
+        return np.exp(-cdist(x, x if y is None else flat(y), "cityblock") / self.lengthscale)
 
 
 def _polar(x: NDArray[Any], y: NDArray[Any] | None) -> tuple[F8, F8]:

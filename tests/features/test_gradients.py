@@ -21,6 +21,7 @@ from ntkdist import (
     NTKRandomFeatures,
     NTKSketch,
     Nystrom,
+    ProductLaplace,
     RandomFourier,
     ZonalFeatures,
     backend,
@@ -309,6 +310,7 @@ MEASURED = [
     Case(Nystrom(1024, NTK(12, bias=1.0)), 9, ROWS, 1),
     Case(Nystrom(512, NTK(2, bias=1.0)), 784, ROWS, 10),
     Case(Nystrom(512, GammaExponential(3.0, 0.7, True)), 784, ROWS, 10),
+    Case(Nystrom(512, ProductLaplace(3.0)), 20, ROWS, 3),
 ]
 
 
@@ -328,3 +330,23 @@ def test_memory_is_projected(case: Case, dtype: Any) -> None:
     peak = peak_bytes(lambda: spec.gradient_of(params, x, made))
     assert peak <= n * spec.gradient_bytes((d,), dtype, t) + NUMPY_BUFFERS
     assert n * spec.gradient_bytes((d,), dtype, t) <= 4 * peak + 3 * NUMPY_BUFFERS
+
+
+@pytest.mark.parametrize("d", [1, 2, 7])
+def test_gradients_of_products_are_differences_where_no_coordinate_meets_a_landmark(d: int) -> None:
+    features = fitted(Nystrom(30, ProductLaplace(1.5)), d)
+    x, a = rows(60, d, seed=8), weights(30)
+    x = x[(np.abs(x[:, None] - features.arrays["landmarks"]) > 1e-3).all(axis=(1, 2))]
+    assert len(x) > 20
+    expected = differences(lambda r: features(r) @ a, x, 1e-4)
+    np.testing.assert_allclose(features.gradients(x, a), expected, atol=1e-7 * np.abs(expected).max())
+    single = features.gradients(x.astype(np.float32), a)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_the_derivative_of_a_product_at_a_landmark_is_the_mean_of_both_sides() -> None:
+    features = fitted(Nystrom(30, ProductLaplace(1.5)), 2)
+    a, z = weights(30), features.arrays["landmarks"][:5]
+    sides = [features.gradients(z + sign * 1e-7, a) for sign in (1, -1)]
+    np.testing.assert_allclose(features.gradients(z, a), np.mean(sides, axis=0), atol=1e-5 * np.abs(sides).max())

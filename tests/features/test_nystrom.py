@@ -12,7 +12,7 @@ from maps import rows
 from numpy.typing import NDArray
 
 import ntkdist as nd
-from ntkdist import NNGP, NTK, GammaExponential, Gaussian, Laplace, Nystrom
+from ntkdist import NNGP, NTK, GammaExponential, Gaussian, Laplace, Nystrom, ProductLaplace
 from ntkdist.features import loops
 from ntkdist.features.base import FittedMap
 from ntkdist.features.landmarks import polynomials
@@ -28,6 +28,7 @@ KERNELS = {
     "gaussian": Gaussian(2.0),
     "laplace": Laplace(2.0),
     "gamma": GammaExponential(1.0, 1.5),
+    "product": ProductLaplace(3.0),
     "angle": Laplace(0.5, homogeneous=True),
 }
 every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from reference import rows_at_angle
-from sklearn.metrics.pairwise import laplacian_kernel, rbf_kernel
+from sklearn.metrics.pairwise import laplacian_kernel
 
 import ntkdist as nd
-from ntkdist import NNGP, NTK, GammaExponential, Gaussian, Laplace, SpecError
+from ntkdist import NNGP, NTK, GammaExponential, Gaussian, Laplace, ProductLaplace, SpecError
 from ntkdist.kernels import AnyKernel, RadialKernel, ZonalKernel
 from ntkdist.spec import decode, encode
 
@@ -200,3 +200,14 @@ def test_a_misspelt_kernel_is_named() -> None:
     features = {"type": "ZonalFeatures", "n_components": 64, "kernel": {"type": "Gausian", "lengthscale": 1}}
     with pytest.raises(SpecError, match=r"unknown type 'Gausian' in \[features\.kernel\]; did you mean 'Gaussian'"):
         decode({"dataset": {"store": "a.zarr"}, "features": features}, nd.Job)
+
+
+def test_the_product_of_laplace_kernels_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((20, 5)), rng.standard_normal((30, 5)).astype(np.float32)
+    np.testing.assert_allclose(
+        ProductLaplace(2.5)(x, y), laplacian_kernel(x, y.astype(np.float64), 1 / 2.5), rtol=1e-12
+    )
+    columns = [Laplace(2.5)(x[:, [j]], y[:, [j]]) for j in range(5)]
+    np.testing.assert_allclose(ProductLaplace(2.5)(x, y), np.prod(columns, axis=0), rtol=1e-12)
+    np.testing.assert_array_equal(ProductLaplace(2.5)(x), ProductLaplace(2.5)(x, x))
