@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from reference import rows_at_angle
-from sklearn.metrics.pairwise import laplacian_kernel
+from sklearn.metrics.pairwise import laplacian_kernel, rbf_kernel
 
 import ntkdist as nd
 from ntkdist import NNGP, NTK, GammaExponential, Gaussian, Laplace, ProductLaplace, SpecError
