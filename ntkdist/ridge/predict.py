@@ -248,7 +248,7 @@ class WriteFeatures:
 
     def update(self, total: Content, rows: Rows) -> Content:
         start, stop = rows.start, rows.start + rows.n
-        x = self.features(self.preprocessing.inputs(rows.x, self.dtype))
+        x = self.features(self.preprocessing.of_rows(rows, self.dtype))
         total += zarr_groups.write_content(self.place, "x", start, x)
         for name in self.copied:
             values = source_order.column(self.source, name, start, stop)

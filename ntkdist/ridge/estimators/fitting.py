@@ -189,7 +189,7 @@ def _source_and_shards(rows: Arrays, m: int, folds: int, client: Any) -> tuple[S
     source = Source(rows, layout, block_rows, threads, folds=folds if folds > 1 else 0)
     spans = [layout.span(i) for i in range(layout.partitions)]
     count = math.ceil(layout.rows * layout.row_bytes / max(SHARD_BYTES, 8 * m**2)) if rows.lazy else 1
-    return source, [Shard(k, tuple(some)) for k in range(folds) for some in evenly(spans, count)]
+    return source, [Shard(k, tuple(some), k) for k in range(folds) for some in evenly(spans, count)]
 
 
 def _client(rows: Arrays | Dataset) -> Any:
