@@ -247,7 +247,7 @@ class Dataset(Spec, frozen=True):
         bad = np.zeros(stop - start, bool)
         for name, array, values in ((self.x, x, inputs[0]), (self.y, y, y), (self.weight, w, w)):
             if array is not None and array.dtype.kind == "f" and not np.isfinite(np.asarray(values)).all():
-                wrong = _wrong_inputs(layout, x, self.nan) if array is x else sparse.bad_rows(array)
+                wrong = wrong_inputs(layout, x, self.nan) if array is x else sparse.bad_rows(array)
                 bad |= wrong
                 if self.nan != "drop" and wrong.any():
                     what = "Inf" if self.nan == "impute" and array is x else "NaN or Inf"
@@ -308,7 +308,7 @@ def _of_columns(attrs: dict[str, Any]) -> dict[str, Any]:
     return {"categories": categories} | {name: tuple(attrs.get(name, ())) for name in ("dates", "missing")}
 
 
-def _wrong_inputs(layout: Layout, x: NDArray[Any] | csr_array, nan: Nan) -> NDArray[np.bool_]:
+def wrong_inputs(layout: Layout, x: NDArray[Any] | csr_array, nan: Nan) -> NDArray[np.bool_]:
     """Mark the rows (n,) whose inputs cannot be used: NaN is a name of categories, and may be a missing number."""
     if isinstance(x, csr_array) or not (layout.categories or nan == "impute"):
         return sparse.bad_rows(x)

@@ -173,6 +173,11 @@ class Encoding:
         return replace(self, tables=tables)
 
     @property
+    def parts(self) -> int:
+        """The parts of the training rows that have means of their own; 0 without means of targets."""
+        return max((len(table) for table in self.tables), default=1) - 1
+
+    @property
     def width(self) -> int:
         """The number of columns that it makes."""
         return len(self._made)
@@ -278,11 +283,10 @@ class Encoding:
 
     def _part(self, n: int, fold: int, places: I8 | None) -> I8 | int:
         """Return the part of rows of a fold, −1 for new rows and for folds that it was not fitted to."""
-        parts = max((len(table) for table in self.tables), default=1) - 1
-        if fold == 0 and self.splits > 1 and places is not None and parts > 0:
+        if fold == 0 and self.splits > 1 and places is not None and self.parts:
             return split_of(places, self.splits)
         part = self.splits - 1 + fold
-        return part if fold >= 0 and (fold > 0 or self.splits == 1) and part < parts else -1
+        return part if fold >= 0 and (fold > 0 or self.splits == 1) and part < self.parts else -1
 
     # What is saved.
 

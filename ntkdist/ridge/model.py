@@ -85,10 +85,13 @@ class RidgeModel:
         """
         return self._without_axis(self.scores(csr_array(x) if issparse(x) else np.asarray(x)))
 
-    def scores(self, x: NDArray[Any] | csr_array) -> F8:
-        """Predict as in calling, but always (n, t), block by block in bounded memory."""
+    def scores(self, x: NDArray[Any] | csr_array, fold: int = -1, places: NDArray[np.int64] | None = None) -> F8:
+        """Predict as in calling, but always (n, t), block by block in bounded memory.
+
+        ``fold`` and ``places`` are those of training rows, as `Preprocessing.inputs` takes them.
+        """
         out = np.empty((x.shape[0], len(self.intercept)))
-        for block, z in self._mapped(x):
+        for block, z in self._mapped(x, fold, places):
             out[block] = z @ self.coef.astype(z.dtype)
         out += self.intercept
         if not np.isfinite(out).all():
@@ -117,7 +120,7 @@ class RidgeModel:
         assert self.factor is not None
         return self._without_axis(np.sqrt(np.multiply.outer(spread + noise, self.factor.noise)))
 
-    def spread(self, x: NDArray[Any] | csr_array) -> F8:
+    def spread(self, x: NDArray[Any] | csr_array, fold: int = -1, places: NDArray[np.int64] | None = None) -> F8:
         """Return the variance of predictions in units of s², (n,); times a row's weight, its leverage."""
         if self.factor is None:
             raise SpecError(
@@ -125,7 +128,7 @@ class RidgeModel:
             )
         x = csr_array(x) if issparse(x) else np.asarray(x)
         out = np.empty(x.shape[0])
-        for block, z in self._mapped(x):
+        for block, z in self._mapped(x, fold, places):
             out[block] = self.factor.spread(z)
         return out
 
@@ -133,7 +136,9 @@ class RidgeModel:
         """Drop the axis of targets if the data have none."""
         return out if self.classes or self.preprocessing.vector_target else out[:, 0]
 
-    def _mapped(self, x: NDArray[Any] | csr_array) -> Iterator[tuple[slice, NDArray[Any]]]:
+    def _mapped(
+        self, x: NDArray[Any] | csr_array, fold: int, places: NDArray[np.int64] | None
+    ) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield the features of rows, block by block in bounded memory."""
         shape, n = self.preprocessing.mapped_shape, x.shape[0]
         if isinstance(x, csr_array):
@@ -142,7 +147,9 @@ class RidgeModel:
             row_bytes = self.features.spec.row_bytes(shape, self.dtype)
         rows = max(PIECES * self.features.spec.piece_rows, BLOCK_BYTES // row_bytes)
         for i in range(0, n, rows):
-            yield slice(i, i + rows), self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
+            block = slice(i, i + rows)
+            of = fold, None if places is None else places[block]
+            yield block, self.features(self.preprocessing.inputs(x[block], self.dtype, *of))
 
     def predict(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return class names of raw rows, (n,), as integers if all names spell one; for numbers, predict as in calling.

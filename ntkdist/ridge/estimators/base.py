@@ -23,6 +23,7 @@ from ntkdist.kernels import NTK
 from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, choose_penalty, fit_dataset, sum_equations
 from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.ridge.model import Equations
+from ntkdist.ridge.predict import as_fitted
 from ntkdist.ridge.source_order import column, order_of
 
 DEFAULT = ZonalFeatures(512, NTK(depth=2, bias=1.0))
@@ -188,7 +189,7 @@ def _apply(x: Any, function: BlockFunction) -> NDArray[Any]:
 
 def _map_dataset(data: Dataset, function: BlockFunction, pre: Preprocessing) -> NDArray[Any]:
     """Apply a function to every row of a dataset, in the order of its source; refuse rows with NaN."""
-    data = msgspec.structs.replace(data, nan="error")
+    data = as_fitted(msgspec.structs.replace(data, nan="error"), pre)
     layout = data.layout(labelled=False)
     matching = pre.match(layout, data.store)
     source = Source(data, layout, 0, resources(None).threads, labelled=False)

@@ -22,6 +22,7 @@ from ntkdist.errors import DataError, InputError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.planning.job import Job, PlanTable
 from ntkdist.planning.plan import by_fold, plan
+from ntkdist.ridge.encode import ByFold
 from ntkdist.ridge.fit import fit
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.prepare import fitted, moments_of, scaling, verified_source
@@ -106,7 +107,8 @@ def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None 
         settings.features.check_shape(source.layout.input_shape, rows.store)
         plain = source._replace(folds=0)
         if before is None:
-            pre, moments = scaling(settings.preprocess, plain, client, progress.silent, settings.balanced)
+            by_folds, quiet = ByFold(source, shards), progress.silent
+            pre, moments = scaling(settings.preprocess, plain, client, quiet, settings.balanced, by_folds)
             features = fitted(settings.features, settings.preprocess, plain, pre, client, progress.silent)
         else:
             pre, features = before.preprocessing, before.features
