@@ -310,7 +310,7 @@ def _of_columns(attrs: dict[str, Any]) -> dict[str, Any]:
 
 def wrong_inputs(layout: Layout, x: NDArray[Any] | csr_array, nan: Nan) -> NDArray[np.bool_]:
     """Mark the rows (n,) whose inputs cannot be used: NaN is a name of categories, and may be a missing number."""
-    if isinstance(x, csr_array) or not (layout.categories or nan == "impute"):
+    if isinstance(x, csr_array) or len(layout.input_shape) > 1 or not (layout.categories or nan == "impute"):
         return sparse.bad_rows(x)
     allowed = np.array([nan == "impute" or kind == "category" for kind in layout.kinds])
     values: NDArray[Any] = x.reshape(len(x), -1)

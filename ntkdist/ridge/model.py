@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
+from ntkdist.data import frames
 from ntkdist.data.moments import Moments
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.errors import DataError, SpecError
@@ -66,13 +67,14 @@ class RidgeModel:
         """Class names in the order of the scores; empty for regression."""
         return self.preprocessing.classes
 
-    def __call__(self, x: NDArray[Any] | csr_array) -> F8:
+    def __call__(self, x: Any) -> F8:
         """Predict for raw rows.
 
         Parameters
         ----------
         x : (n, *input_shape) array
-            Or a SciPy sparse array, if the features take sparse rows.
+            Or a SciPy sparse array, if the features take sparse rows; or a frame of pandas or polars, whose columns and
+            categories are taken by name.
 
         Returns
         -------
@@ -83,7 +85,15 @@ class RidgeModel:
         DataError
             If a prediction is not finite.
         """
-        return self._without_axis(self.scores(csr_array(x) if issparse(x) else np.asarray(x)))
+        return self._without_axis(self.scores(self._rows(x)))
+
+    def _rows(self, x: Any) -> NDArray[Any] | csr_array:
+        """Return rows as an array."""
+        if issparse(x):
+            return csr_array(x)
+        if frames.is_frame(x):
+            return frames.as_trained(x, self.preprocessing.columns, self.preprocessing.encoding)
+        return np.asarray(x)
 
     def scores(self, x: NDArray[Any] | csr_array, fold: int = -1, places: NDArray[np.int64] | None = None) -> F8:
         """Predict as in calling, but always (n, t), block by block in bounded memory.
@@ -126,7 +136,7 @@ class RidgeModel:
             raise SpecError(
                 "the model has no factor; fit or solve with keep_factor, by `ntkdist.solve` or an estimator"
             )
-        x = csr_array(x) if issparse(x) else np.asarray(x)
+        x = self._rows(x)
         out = np.empty(x.shape[0])
         for block, z in self._mapped(x, fold, places):
             out[block] = self.factor.spread(z)
@@ -151,12 +161,12 @@ class RidgeModel:
             of = fold, None if places is None else places[block]
             yield block, self.features(self.preprocessing.inputs(x[block], self.dtype, *of))
 
-    def predict(self, x: NDArray[Any]) -> NDArray[Any]:
+    def predict(self, x: Any) -> NDArray[Any]:
         """Return class names of raw rows, (n,), as integers if all names spell one; for numbers, predict as in calling.
 
         Parameters
         ----------
-        x : (n, *input_shape) array
+        x : as in calling
         """
         if not self.classes:
             return self(x)

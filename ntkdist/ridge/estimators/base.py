@@ -37,6 +37,9 @@ class KernelEstimator(BaseEstimator):
     features: AnyFeatureMap | None
     inputs: Any
     clip: Any
+    front: Any
+    one_hot: Any
+    nan: Any
 
     @property
     def feature_map(self) -> AnyFeatureMap:
@@ -49,12 +52,15 @@ class KernelEstimator(BaseEstimator):
 
     @property
     def preprocess(self) -> Preprocess:
-        """The scaling and clipping of inputs."""
-        return Preprocess(inputs=self.inputs, clip=self.clip)
+        """The scaling, clipping and encoding of inputs."""
+        if self.nan not in ("impute", "error"):
+            raise SpecError(f'nan is {self.nan!r}; expected "impute" or "error"')
+        return Preprocess(inputs=self.inputs, clip=self.clip, front=self.front, one_hot=self.one_hot)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = getattr(self.features, "takes_sparse", False)
+        tags.input_tags.allow_nan = self.nan == "impute"
         return tags
 
     def _set_columns(self, pre: Preprocessing) -> None:
@@ -73,7 +79,7 @@ class KernelEstimator(BaseEstimator):
         check_is_fitted(self)
         if is_dataset(x):
             return _map_dataset(dataset(x, None), function, pre)
-        x = new_rows(self, x)
+        x = new_rows(self, x, pre.encoding)
         if is_lazy(x):
             x = x.rechunk(dict.fromkeys(range(1, x.ndim), -1))
             wide = (columns,) if columns else ()
@@ -112,7 +118,7 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
         """
         with as_value_errors():
             if is_dataset(X):
-                data = dataset(X, y, sample_weight)
+                data = dataset(X, y, sample_weight, self.nan)
                 self._check_dataset(data)
                 return self._store(fit_dataset(data, self._settings()), data, self.keep_equations)
             rows, settings = self._training_arrays(X, y, sample_weight), self._settings()
