@@ -12,7 +12,7 @@ from ntkdist.cluster.tree import most_held
 from ntkdist.data.dataset import Shard
 from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.planning import task_memory
-from ntkdist.planning.cut import Cut, mapped_shape
+from ntkdist.planning.cut import Cut
 from ntkdist.planning.job import Job
 from ntkdist.solvers import TiledCholesky, choose
 from ntkdist.solvers.cross_validation import AUTO_GRID
@@ -138,7 +138,7 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         weighed that there are not.
     """
     layout, table, m = job.dataset.layout(), job.plan, job.features.n_components
-    job.features.check_shape(mapped_shape(job, layout), job.dataset.store)
+    job.features.check_shape(layout.input_shape, job.dataset.store)
     folds = table.folds or (2 if job.dataset.holdout else 5)
     if folds > layout.partitions and not job.dataset.fold_array:
         raise SpecError(
