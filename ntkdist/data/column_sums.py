@@ -16,7 +16,7 @@ from ntkdist.errors import DataError
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
-SAMPLE_ROWS, SAMPLE_BYTES = 32768, 64 * 2**20  # of the sample, whichever is less
+SAMPLE_ROWS, SAMPLE_BYTES = 32768, 32 * 2**20  # of the sample, whichever is less
 SAMPLE, SPLIT = 2010, 2011  # roles of random streams, distinct from those of maps
 PERIODIC = 6  # columns of the periods of a date: sine and cosine of the time of day, the day of the week, of the year
 DAY, WEEK, YEAR = 86400.0, 7.0, 365.2425
@@ -101,6 +101,13 @@ class ColumnSumsOf:
     def sample_rows(self) -> int:
         t = target_columns(self.layout) if self.targets else 0
         return min(SAMPLE_ROWS, max(1, SAMPLE_BYTES // (8 * (self.layout.row_values + t + 2))))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a sum, at most."""
+        d, t, names = self.layout.row_values, target_columns(self.layout), sum(map(len, self.layout.names))
+        sampled = min(self.sample_rows, self.layout.rows) * (d + 2 + t * self.targets)
+        return 8 * (sampled + names * (1 + self.splits * (1 + t)) + 5 * (d + t + PERIODIC * len(self.layout.dates)))
 
     def zero(self) -> ColumnSums:
         d, t = self.layout.row_values, target_columns(self.layout)

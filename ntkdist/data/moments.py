@@ -62,7 +62,7 @@ class Moments:
         total = w.sum() * inner
         if total == 0:
             return cls.zeros(d, len(counts), n)
-        if columns.ndim == 2 and columns.dtype.kind == "f" and np.isnan(columns.sum()) and np.isnan(columns).any():
+        if columns.ndim == 2 and columns.dtype.kind == "f" and columns.size and np.isnan(columns.min()):
             return cls(n, *_known_moments(columns, w), counts)
         low, high = _range(columns if w.all() else columns[w > 0])
         if isinstance(columns, csr_array):

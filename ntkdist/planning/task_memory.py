@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ntkdist import backend
-from ntkdist.data.column_sums import SAMPLE_ROWS
-from ntkdist.data.encoding import needed
+from ntkdist.cluster.reduce import MAP_FAN_IN
+from ntkdist.data.column_sums import ColumnSumsOf
+from ntkdist.data.encoding import SPLITS, needed
 from ntkdist.features.base import PIECE_BYTES
 from ntkdist.planning.cut import Cut
 
@@ -46,11 +47,16 @@ def _reading(p: Cut) -> Step:
 
 
 def _before(p: Cut, samples: int) -> Step:
-    """Count the passes before: moments copy a partition to float64, and an addition of samples holds five."""
+    """Count the passes before: moments copy a partition to float64, and an addition of samples holds five.
+
+    An addition of the sums of a table holds as many as are added at once, and one more.
+    """
     copy = 8 * _partition_rows(p) * p.layout.row_values
+    added = 5 * [samples * (8 * p.layout.row_values + 24)]
     if needed(p.layout, p.job.preprocess, p.dataset.nan):
-        samples = max(samples, min(SAMPLE_ROWS, p.layout.rows))
-    return Step([*_partition(p), copy, *5 * [samples * (8 * p.layout.row_values + 24)]])
+        sums = ColumnSumsOf("columns", p.layout, SPLITS, targets=p.job.preprocess.front == "target-bins").nbytes
+        added = max(added, (MAP_FAN_IN + 1) * [sums], key=sum)
+    return Step([*_partition(p), copy, *added])
 
 
 def _scaling(p: Cut) -> Step:

@@ -133,6 +133,14 @@ def test_a_difference_undoes_a_sum(cut: int, weighted: bool) -> None:
     assert same(first + second - second, first, first + second)
 
 
+@pytest.mark.parametrize("splits", [1, 5])
+def test_the_bytes_of_a_sum_are_known(splits: int) -> None:
+    summand = ColumnSumsOf("columns", LAYOUT, splits, targets=True)
+    total = sums_of(summand, [rows(slice(None), fold=0)])
+    held = total.sums.nbytes + total.named.nbytes + total.sample.__sizeof__()
+    assert held <= summand.nbytes <= 1.05 * held
+
+
 def test_a_difference_of_samples_is_of_rows_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a full sample, it holds those of the smallest keys, and adding gives the sample of all rows again."""
     monkeypatch.setattr("ntkdist.data.column_sums.SAMPLE_ROWS", 50)

@@ -23,11 +23,11 @@ def test_baselines_see_what_the_jobs_see(tmp_path: Path) -> None:
     data = nd.Dataset(store, nan="impute")
     job = nd.Job(data, FEATURES, plan=PLAN)
     found: Any = nd.compare(data, [job], test=nd.Dataset(test, nan="impute"), seeds=1, sample=50)
-    rows = {row.name: row for row in found.rows}
+    rows = {row.name: row for row in found.models}
     assert {"exact kernel", "boosted trees", "linear", "gaussian rff"} <= rows.keys()
     for row in rows.values():
         assert row.test["rmse"] < 0.75 * frame()["y"].std(), row.name
-    assert rows["exact kernel"].cv["rmse"] == pytest.approx(rows["exact kernel"].test["rmse"], rel=0.25)
+    assert rows["exact kernel"].cv_rmse == pytest.approx(rows["exact kernel"].test["rmse"], rel=0.25)
 
 
 def test_a_run_is_reported_and_planned(tmp_path: Path) -> None:
