@@ -12,8 +12,7 @@ from ntkdist import backend, memory
 from ntkdist.cluster.tally import Tally
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
-from ntkdist.data.encoding import SeenRange
-from ntkdist.data.ranges import Range
+from ntkdist.data.ranges import Range, SeenRange
 from ntkdist.data.scaling import Matching, column_names
 from ntkdist.data.sparse import concatenate
 from ntkdist.errors import ClusterError, NtkdistError

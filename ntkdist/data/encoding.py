@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
+from ntkdist.data.category_tables import one_hot, target_means
 from ntkdist.data.column_sums import (
     PERIODIC,
     ColumnSums,
@@ -28,16 +28,14 @@ from ntkdist.data.column_sums import (
     target_columns,
 )
 from ntkdist.data.dataset import Kind, Layout
-from ntkdist.data.knots import bin_edges, quantiles, tree_edges
-from ntkdist.data.ranges import Range
+from ntkdist.data.knots import bin_edges, in_bins, normal_quantiles, quantiles, tree_edges
+from ntkdist.data.ranges import Range, SeenRange
 from ntkdist.errors import DataError
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 Front = Literal["standard", "quantile", "both", "bins", "target-bins"]
 KNOTS = 1000  # quantiles of a column
-TAIL = 3.0  # normal quantiles are clipped at
-PRIOR = 10.0  # weight of the mean of all rows in the mean of a name
 SPLITS = 5  # parts of rows that no other fold can say something of
 WAVES = ("time of day", "day of week", "day of year")
 ARRAYS = (
@@ -316,38 +314,6 @@ class Encoding:
         )
 
 
-class SeenRange(NamedTuple):
-    """The ranges and the names of the columns of a table: rows beyond them are counted, as those of a `Range`."""
-
-    range: Range
-    categories: tuple[tuple[str, ...], ...]
-    seen: list[NDArray[np.bool_]]  # by column, of each of its names
-
-    @property
-    def bounded(self) -> bool:
-        """True if any value can lie outside."""
-        return self.range.bounded or any(map(len, self.categories))
-
-    def rows_outside(self, x: NDArray[Any]) -> tuple[int, I8]:
-        """Count the rows with a value or a name outside: in any column, and in each, (d,)."""
-        outside = (x < self.range.low) | (x > self.range.high)
-        for j, names in enumerate(self.categories):
-            if names:
-                outside[:, j] = ~np.append(self.seen[j], False)[codes_of(np.asarray(x[:, j], np.float64), names)]
-        return int(outside.any(axis=1).sum()), outside.sum(axis=0)
-
-    def in_columns(self, columns: I8, layout: Layout) -> "SeenRange":
-        """Return the same for a table with other columns and names, of which ``columns`` are those of this one."""
-        d = len(layout.kinds)
-        low, high = np.full(d, -np.inf), np.full(d, np.inf)
-        low[columns], high[columns] = self.range
-        seen = [np.ones(len(names), bool) for names in layout.names]
-        for mine, j in enumerate(columns.tolist()):
-            known = {n for n, s in zip(self.categories[mine], self.seen[mine], strict=True) if s}
-            seen[j] = np.array([name in known for name in layout.names[j]], bool)
-        return SeenRange(Range(low, high), layout.names, seen)
-
-
 def needed(layout: Layout, settings: Settings, nan: str) -> bool:
     """Return whether rows may have to be encoded; if only for missing values, the data decide.
 
@@ -371,20 +337,6 @@ def widest(layout: Layout, settings: Settings, nan: str) -> int:
     marks = (len(layout.missing) or numbers + dates) if nan == "impute" else 0
     coded = [n if n <= settings.one_hot else t + 1 for n in map(len, layout.names) if n]
     return numbers * of_number + dates * (1 + PERIODIC) + marks + sum(coded)
-
-
-def normal_quantiles(x: F8, knots: F8) -> F8:
-    """Return the clipped normal quantiles of values by knots, which are evenly spaced quantiles; 0 if all are one."""
-    if knots[0] == knots[-1]:
-        return np.zeros(len(x))
-    share = np.linspace(0, 1, len(knots))
-    both = np.interp(x, knots, share) - np.interp(-x, -knots[::-1], -share[::-1])  # the middle, of equal knots
-    return np.clip(ndtri(both / 2), -TAIL, TAIL)
-
-
-def in_bins(x: F8, edges: F8) -> F8:
-    """Return the share of each bin that lies below values, (n, bins)."""
-    return np.clip((x[:, None] - edges[:-1]) / np.diff(edges), 0.0, 1.0)
 
 
 def _knots(settings: Settings, layout: Layout, sample: TableSample) -> tuple[F8, F8, F8]:
@@ -434,38 +386,6 @@ def _tables(settings: Settings, layout: Layout, folds: Sequence[ColumnSums], tot
         few = len(names) <= settings.one_hot
         tables.append(one_hot(parts[:, mine, 0].sum(axis=0), seen) if few else target_means(parts[:, mine]))
     return tuple(tables)
-
-
-def one_hot(weight: F8, seen: NDArray[np.bool_]) -> F8:
-    """Return the one-hot codes of names, less their mean, of total variance 1, (1, K + 1, seen); last of a new name."""
-    share = np.append(weight, 0.0)[np.append(seen, False)] / weight[seen].sum()
-    codes = np.vstack([np.eye(len(weight))[:, seen], np.zeros(seen.sum())]) - share
-    variance = float((share * (1 - share)).sum())
-    return codes[None] * (1 / np.sqrt(variance) if variance > 1e-12 else 0.0)
-
-
-def target_means(parts: F8) -> F8:
-    """Return smoothed means of the targets by name, and log counts, standardised, (P + 1, K + 1, t + 1).
-
-    ``parts`` (P, K, 1 + t) are Σ w and Σ w y of each part.  Entry p of the result is made of the other parts, the last
-    of all; a name that is new has the mean of all names.  A count is that of all parts if the others are like these.
-    """
-    every = range(len(parts))
-    rest = np.stack([parts[[q for q in every if q != p]].sum(axis=0) for p in every] + [parts.sum(axis=0)])
-    weight = rest[:, :, 0].sum(axis=1)  # of each entry
-    weight = np.where(weight > 0, weight, 1.0)[:, None, None]
-    prior = rest[:, :, 1:].sum(axis=1, keepdims=True) / weight
-    rest = np.concatenate([rest, np.zeros_like(rest[:, :1])], axis=1)  # a new name
-    mean = (rest[:, :, 1:] + PRIOR * prior) / (rest[:, :, :1] + PRIOR)
-    count = np.log1p(rest[:, :, :1] * (weight[-1] / weight))
-    out = np.concatenate([mean, count], axis=2)
-    rows = parts[:, :, 0] / parts[:, :, 0].sum()  # the weight of training rows by entry and name
-    centre = np.einsum("pk,pkj->j", rows, out[:-1, :-1])
-    out -= centre
-    spread = np.sqrt(np.einsum("pk,pkj->j", rows, out[:-1, :-1] ** 2))
-    spread[spread <= 1e-12 * np.maximum(np.abs(centre), 1.0)] = 1.0
-    spread[:-1] *= np.sqrt(len(spread) - 1)  # all targets together weigh as one column
-    return np.asarray(out / spread)
 
 
 def _tuples(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Knots of a column of numbers: weighted quantiles, and the thresholds of a small tree on the targets.
+"""Knots of a column of numbers, weighted quantiles or thresholds of a small tree, and the columns made by them.
 
 Legend: x (n,) values, w (n,) weights, y (n, t) targets.
 """
@@ -7,8 +7,10 @@ import heapq
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 F8 = NDArray[np.float64]
+TAIL = 3.0  # normal quantiles are clipped at
 
 
 def quantiles(x: F8, weight: F8, shares: F8) -> F8:
@@ -68,3 +70,17 @@ def _best_split(x: F8, sums: F8, start: int, stop: int, least: float) -> tuple[f
 def _at_least_one(edges: F8) -> F8:
     """Return edges of one bin or more."""
     return edges if len(edges) > 1 else np.array([edges[0], edges[0] + 1.0])
+
+
+def normal_quantiles(x: F8, knots: F8) -> F8:
+    """Return the clipped normal quantiles of values by knots, which are evenly spaced quantiles; 0 if all are one."""
+    if knots[0] == knots[-1]:
+        return np.zeros(len(x))
+    share = np.linspace(0, 1, len(knots))
+    both = np.interp(x, knots, share) - np.interp(-x, -knots[::-1], -share[::-1])  # the middle, of equal knots
+    return np.clip(ndtri(both / 2), -TAIL, TAIL)
+
+
+def in_bins(x: F8, edges: F8) -> F8:
+    """Return the share of each bin that lies below values, (n, bins)."""
+    return np.clip((x[:, None] - edges[:-1]) / np.diff(edges), 0.0, 1.0)

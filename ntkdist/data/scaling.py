@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
 from ntkdist.data.dataset import Layout, Rows
-from ntkdist.data.encoding import Encoding, Front, SeenRange
+from ntkdist.data.encoding import Encoding, Front
 from ntkdist.data.moments import Mode, Moments, MomentsOf
-from ntkdist.data.ranges import Range
+from ntkdist.data.ranges import Range, SeenRange
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import Spec, digest, nearest
 
