@@ -58,6 +58,7 @@ def demo_(out: str, workers: int) -> None:
 @click.option("--groups", default="", metavar="NAME", help="Column, array or file of groups, kept in one fold.")
 @click.option("--holdout", default="", metavar="NAME", help="Column, array or file: 1 for rows to choose alpha on.")
 @click.option("--drop", multiple=True, metavar="NAME", help="Column to leave out; repeatable.")
+@click.option("--category", multiple=True, metavar="NAME", help="Column of integers that are categories; repeatable.")
 @click.option("--rows-per-partition", type=click.IntRange(1), metavar="N", help="Rows per partition.")
 @click.option("--shuffle-seed", default="0", show_default=True, metavar="S", help="A number, or none: keep the order.")
 def convert(source: str, dest: str, shuffle_seed: str, **options: Any) -> None:

@@ -149,7 +149,7 @@ def _reduce_lazy(one: Pass, client: Client | None) -> list[Part]:
     leaves = []
     for shard in one.shards:
         start, stop = shard.spans[0][0], shard.spans[-1][1]
-        run = delayed(functools.partial(_run_held, bare, Shard(shard.group, ((start, stop),))), traverse=False)
+        run = delayed(functools.partial(_run_held, bare, shard._replace(spans=((start, stop),))), traverse=False)
         leaves.append(run(summand, *arrays.between(start, stop)))
     totals = _trees(one, leaves)
     if client is None:

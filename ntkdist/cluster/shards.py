@@ -13,8 +13,8 @@ from ntkdist import backend, memory, random
 from ntkdist.cluster.tally import Tally
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
-from ntkdist.data.ranges import Range
-from ntkdist.data.scaling import column_names
+from ntkdist.data.ranges import Range, SeenRange
+from ntkdist.data.scaling import Matching, column_names
 from ntkdist.data.sparse import concatenate
 from ntkdist.errors import ClusterError, NtkdistError
 
@@ -87,7 +87,8 @@ class Source(NamedTuple):
 
     With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
     Rows of the partitions in ``skip`` are left out, and so are all but a ``share`` of the others, which a hash of the
-    positions picks.  With a ``range``, rows with values outside are counted.
+    positions picks.  With a ``matching``, rows are read as those of a model's columns.  With a ``range``, rows with
+    values outside are counted.
     """
 
     dataset: Dataset | Arrays
@@ -97,14 +98,15 @@ class Source(NamedTuple):
     labelled: bool = True
     folds: int = 0
     skip: tuple[int, ...] = ()
-    range: Range | None = None
+    range: Range | SeenRange | None = None
+    matching: Matching | None = None
     share: float = 1.0
 
-    def kept(self, start: int, stop: int, fold: int) -> NDArray[np.bool_] | None:
-        """Mark the rows of a span that belong to a fold and to the share; None for all."""
+    def kept(self, start: int, stop: int, group: int) -> NDArray[np.bool_] | None:
+        """Mark the rows of a span that belong to a group and to the share; None for all."""
         keep = None
         if self.folds:
-            keep = self.dataset.folds(self.layout, start, stop, self.folds) == fold
+            keep = self.dataset.folds(self.layout, start, stop, self.folds) == group
         if self.share < 1:
             picked = random.uniforms_of(np.arange(start, stop), 0, SHARE, 0) < self.share
             keep = picked if keep is None else keep & picked
@@ -143,7 +145,7 @@ def run_shard(source: Source, summand: AnySummand, shard: Shard, keep: KeepsShar
 def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
     tally, total = Tally(), summand.zero()
     start = time.perf_counter()
-    read = blocks(source, shard.spans, tally, shard.group)
+    read = blocks(source, shard.spans, tally, shard.group, shard.fold)
     for rows in summand.blocks(shard, read) if isinstance(summand, ServesRows) else read:
         total = summand.update(total, rows)
         del rows  # which may be all that keeps the partition before, while the next one is read
@@ -165,17 +167,23 @@ def add_parts(parts: Sequence[Part]) -> Part:
     return Part(total, tally)
 
 
-def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold: int = 0) -> Iterator[Rows]:
-    """Yield the rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are."""
+def blocks(
+    source: Source, spans: Iterable[tuple[int, int]], tally: Tally, group: int = 0, fold: int = -1
+) -> Iterator[Rows]:
+    """Yield the rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are.
+
+    ``fold`` is that of `Shard`.
+    """
     held: list[Rows] = []
     for start, stop in spans:
         if start // source.layout.rows_per_partition in source.skip:
             continue
         began = time.perf_counter()
-        keep = source.kept(start, stop, fold)
+        keep = source.kept(start, stop, group)
         if keep is not None and not keep.any():
             continue
         rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled, keep=keep)
+        rows = (rows if source.matching is None else source.matching(rows))._replace(fold=fold)
         tally.read_seconds += time.perf_counter() - began
         tally.rows += rows.n
         tally.dropped += rows.dropped
@@ -201,7 +209,7 @@ def blocks(source: Source, spans: Iterable[tuple[int, int]], tally: Tally, fold:
         yield _join(held)
 
 
-def _count_outside(range: Range, layout: Layout, rows: Rows, tally: Tally) -> None:
+def _count_outside(range: Range | SeenRange, layout: Layout, rows: Rows, tally: Tally) -> None:
     """Count the rows with values outside a range, which the mapping clips."""
     clipped, columns = range.rows_outside(rows.x)
     tally.clipped += clipped

@@ -1,7 +1,7 @@
 """Arrays of the caller, in memory or sliced from Zarr or Dask, read like a dataset."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 
 from ntkdist import random
 from ntkdist.data import sparse
-from ntkdist.data.dataset import FOLD, Layout, Rows
+from ntkdist.data.dataset import FOLD, Layout, Rows, wrong_inputs
 from ntkdist.errors import InputError
 
 ROW = 1  # role of the random stream that assigns rows to folds; role 0 is for groups
@@ -29,6 +29,9 @@ class Arrays:
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
     first: int = 0  # position of the first row, if the arrays are a part of others
+    nan: Literal["error", "impute"] = "error"  # as of a `Dataset`
+    categories: tuple[tuple[str, tuple[str, ...]], ...] = ()  # as of a `Layout`
+    dates: tuple[str, ...] = ()
 
     store = "X"  # its name in errors
 
@@ -56,6 +59,8 @@ class Arrays:
             columns=self.columns,
             target_names=self.target_names,
             max_nonzeros=max(self.x.nnz, 1) if isinstance(self.x, csr_array) else 0,
+            categories=self.categories,
+            dates=self.dates,
         )
 
     def read(
@@ -68,8 +73,12 @@ class Arrays:
         y, weight = (None if a is None else np.asarray(a[cut]) for a in (self.y if labelled else None, self.weight))
         weight = None if weight is None else weight.astype(np.float64)
         for name, array in (("X", x), ("y", y), ("sample_weight", weight)):
-            if array is not None and array.dtype.kind == "f" and (bad := sparse.bad_rows(array)).any():
-                raise InputError(f"{name} contains NaN or infinity in row {start + int(bad.argmax())}; fill or drop it")
+            if array is None or array.dtype.kind != "f":
+                continue
+            bad = wrong_inputs(layout, x, self.nan) if array is x else sparse.bad_rows(array)
+            if bad.any():
+                what = "infinity" if self.nan == "impute" and array is x else "NaN or infinity"
+                raise InputError(f"{name} contains {what} in row {start + int(bad.argmax())}; fill or drop it")
         if weight is not None and (weight < 0).any():
             raise InputError(f"sample_weight is negative in row {start + int((weight < 0).argmax())}")
         nbytes = sum(a.nbytes for a in (x.data if isinstance(x, csr_array) else x, y, weight) if a is not None)

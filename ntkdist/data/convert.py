@@ -45,6 +45,7 @@ def convert(
     classes: bool = False,
     weight: str = "",
     drop: Sequence[str] = (),
+    category: Sequence[str] = (),
     rows_per_partition: int | None = None,
     shuffle_seed: int | None = 0,
     groups: str = "",
@@ -73,6 +74,8 @@ def convert(
         integers or as strings, which are hashed; holdout flags, 1 or true for the rows that a penalty is chosen by.
     drop : sequence of str
         Columns of a table to leave out.
+    category : sequence of str
+        Columns of a table whose integers are names of categories; strings always are.
     rows_per_partition : int, optional
         The default gives at least 20 partitions of at most 128 MiB.
     shuffle_seed : int or None
@@ -93,7 +96,7 @@ def convert(
     StoreError
         If the destination exists or has no space.
     """
-    target, drop = (target,) if isinstance(target, str) else target, (drop,) if isinstance(drop, str) else drop
+    target, drop, category = ((v,) if isinstance(v, str) else tuple(v) for v in (target, drop, category))
     if shuffle_seed is not None and shuffle_seed < 0:
         raise SpecError(f"shuffle_seed is {shuffle_seed}; expected a number of at least 0, or none to keep the order")
     if rows_per_partition is not None and rows_per_partition < 1:
@@ -101,7 +104,7 @@ def convert(
     if storage.is_local(source) and not storage.local_path(source).is_file():
         raise DataError(f"{source}: no such file; check the path")
     refuse_existing(dest)
-    wanted = Wanted(tuple(target), x, classes, weight, tuple(drop), groups, holdout)
+    wanted = Wanted(target, x, classes, weight, drop, groups, holdout, category)
     with _scratch(dest) as directory:
         scratch = Path(directory)
         path = storage.fetch(source, scratch / "source")
@@ -135,8 +138,10 @@ def _attributes(source: RawTable, seed: int | None) -> dict[str, Any]:
     for role, path in source.files.items():
         with path.open("rb") as file:
             hashes[role] = {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    of_columns = {"categories": dict(source.categories), "dates": list(source.dates)}
     return {
         "columns": list(source.columns),
+        **{name: value for name, value in of_columns.items() if value},
         "target_names": list(source.target_names),
         "classes": list(source.classes),
         "source": {"rows": source.rows, **hashes.pop("source"), **hashes},
@@ -205,7 +210,7 @@ def _write_dense(dest: str, source: RawTable, wanted: int | None, seed: int | No
         for name, (dtype, shape) in fields.items():
             zarr_groups.create_array(url, name, (source.rows, *shape), dtype, size)
         part = {k: np.empty((min(size, source.rows), *shape), dtype) for k, (dtype, shape) in fields.items()}
-        start, filled, content = 0, 0, Content()
+        start, filled, content, missing = 0, 0, Content(), np.zeros(len(source.columns), bool)
         for rows, order in _shuffled(buckets, record, seed):
             at = 0
             while at < len(order):
@@ -214,10 +219,14 @@ def _write_dense(dest: str, source: RawTable, wanted: int | None, seed: int | No
                     values[filled : filled + len(take)] = rows[name][take]
                 at, filled = at + len(take), filled + len(take)
                 if filled == size or start + filled == source.rows:
+                    if source.columns:
+                        missing |= np.isnan(part["x"][:filled]).any(axis=0)
                     for name, values in part.items():
                         content += zarr_groups.write_content(url, name, start, values[:filled])
                     start, filled = start + filled, 0
         attrs["content"] = content.to_dict()
+        if missing.any():
+            attrs["missing"] = [source.columns[i] for i in np.flatnonzero(missing)]
 
 
 def _write_sparse(dest: str, source: RawSparseTable, wanted: int | None, seed: int | None) -> None:

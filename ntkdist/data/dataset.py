@@ -19,7 +19,11 @@ from ntkdist.spec import Spec, digest
 
 FORMAT = "ntkdist.dataset"
 IDENTITY = ("content", "arrays", "sparse", "columns", "target_names", "classes")  # attributes that identify the data
+KINDS = ("categories", "dates")  # and these, where there are any
 FOLD, GROUP = 1001, 0  # keys of the random stream that assigns groups to folds: a layer that no map uses, and a role
+
+
+Kind = Literal["number", "date", "category"]  # of a column
 
 
 class Rows(NamedTuple):
@@ -31,6 +35,7 @@ class Rows(NamedTuple):
     places: NDArray[np.int64]  # positions of the rows in the dataset
     dropped: int = 0  # number of rows left out because of NaN or Inf
     nbytes: int = 0  # bytes of the arrays before rows were dropped
+    fold: int = -1  # of all rows, where they are training rows of one fold
 
     @property
     def n(self) -> int:
@@ -64,6 +69,22 @@ class Layout(Spec, frozen=True):
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
     max_nonzeros: int = 0  # of a partition; 0: rows are dense
+    categories: tuple[tuple[str, tuple[str, ...]], ...] = ()  # columns of codes, each with its sorted names
+    dates: tuple[str, ...] = ()  # columns of seconds since 1970-01-01 UTC
+    missing: tuple[str, ...] = ()  # columns of numbers or dates that hold NaN, as far as that is known
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kind of every column of a table."""
+        coded = {name for name, _ in self.categories}
+        names = self.columns or ("",) * int(np.prod(self.input_shape))
+        return tuple("category" if n in coded else "date" if n in self.dates else "number" for n in names)
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the categories of every column; empty for numbers and dates."""
+        known = dict(self.categories)
+        return tuple(known.get(name, ()) for name in self.columns) or ((),) * int(np.prod(self.input_shape))
 
     @property
     def sparse(self) -> bool:
@@ -91,6 +112,9 @@ class Layout(Spec, frozen=True):
         return sum(stop - start for start, stop in map(self.span, partitions))
 
 
+Nan = Literal["error", "drop", "impute"]
+
+
 class Dataset(Spec, frozen=True):
     """A dataset, by the location of its Zarr group and the names of its arrays.
 
@@ -102,8 +126,9 @@ class Dataset(Spec, frozen=True):
         Names of the input and target arrays.
     weight : str
         Name of an array of non-negative sample weights; empty for none.
-    nan : {"error", "drop"}
-        Treatment of rows that hold a NaN or an infinity: raise an error, or leave them out and count them.
+    nan : {"error", "drop", "impute"}
+        Treatment of rows that hold a NaN or an infinity: raise an error; leave them out and count them; or take NaN
+        among the inputs for a missing value, which gets the column's median and a column of its own that marks it.
     damaged : {"error", "skip"}
         Treatment of partitions that are missing or damaged: raise an error, or first read all partitions, leave the
         damaged ones out and name them.  Predict and featurize, which return a value for every row, always raise.
@@ -117,7 +142,7 @@ class Dataset(Spec, frozen=True):
     x: str = "x"
     y: str = "y"
     weight: str = ""
-    nan: Literal["error", "drop"] = "error"
+    nan: Nan = "error"
     damaged: Literal["error", "skip"] = "error"
     groups: str = ""
     holdout: str = ""
@@ -193,13 +218,14 @@ class Dataset(Spec, frozen=True):
             input_shape=shape[1:],
             x_dtype=str(x.dtype),
             # groups of versions that did not record contents are identified by all attributes, with the source's hash
-            fingerprint=digest({name: attrs.get(name) for name in IDENTITY} if "content" in attrs else attrs),
+            fingerprint=digest(_identity(attrs) if "content" in attrs else attrs),
             targets=y.shape[1] if has_y and y.ndim == 2 else 0,
             labelled=has_y,
             classes=tuple(attrs.get("classes", ())),
             columns=tuple(attrs.get("columns", ())) if self.x == "x" else (),
             target_names=tuple(attrs.get("target_names", ())) if self.y == "y" else (),
             max_nonzeros=x.shape[1] if stored else 0,
+            **(_of_columns(attrs) if self.x == "x" else {}),
         )
 
     def read(
@@ -221,10 +247,12 @@ class Dataset(Spec, frozen=True):
         bad = np.zeros(stop - start, bool)
         for name, array, values in ((self.x, x, inputs[0]), (self.y, y, y), (self.weight, w, w)):
             if array is not None and array.dtype.kind == "f" and not np.isfinite(np.asarray(values)).all():
-                bad |= sparse.bad_rows(array)
-                if self.nan == "error":
+                wrong = wrong_inputs(layout, x, self.nan) if array is x else sparse.bad_rows(array)
+                bad |= wrong
+                if self.nan != "drop" and wrong.any():
+                    what = "Inf" if self.nan == "impute" and array is x else "NaN or Inf"
                     raise DataError(
-                        f"{self.store}: array '{name}' has NaN or Inf in {bad.sum()} of the rows {start}–{stop - 1}, "
+                        f"{self.store}: array '{name}' has {what} in {bad.sum()} of the rows {start}–{stop - 1}, "
                         f'first in row {start + int(bad.argmax())}; mend the source, or set nan = "drop"'
                     )
         if w is not None and (w[~bad] < 0).any():
@@ -269,11 +297,35 @@ class Dataset(Spec, frozen=True):
         return {str(k): (a.shape, str(a.dtype)) for k, a in sorted(arrays) if k != self.x}
 
 
+def _identity(attrs: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes that identify the data."""
+    return {name: attrs.get(name) for name in IDENTITY} | {name: attrs[name] for name in KINDS if attrs.get(name)}
+
+
+def _of_columns(attrs: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a layout that say what its columns hold."""
+    categories = tuple((name, tuple(names)) for name, names in attrs.get("categories", {}).items())
+    return {"categories": categories} | {name: tuple(attrs.get(name, ())) for name in ("dates", "missing")}
+
+
+def wrong_inputs(layout: Layout, x: NDArray[Any] | csr_array, nan: Nan) -> NDArray[np.bool_]:
+    """Mark the rows (n,) whose inputs cannot be used: NaN is a name of categories, and may be a missing number."""
+    if isinstance(x, csr_array) or len(layout.input_shape) > 1 or not (layout.categories or nan == "impute"):
+        return sparse.bad_rows(x)
+    allowed = np.array([nan == "impute" or kind == "category" for kind in layout.kinds])
+    values: NDArray[Any] = x.reshape(len(x), -1)
+    return (np.isinf(values) | (np.isnan(values) & ~allowed)).any(axis=1)
+
+
 class Shard(NamedTuple):
-    """A task: the fold of its rows, and spans (start, stop) of them in reading order."""
+    """A task: the group that its rows are summed in, and spans (start, stop) of them in reading order.
+
+    ``fold`` is that of its rows, where they are training rows that each fold maps by what the others say; −1 elsewhere.
+    """
 
     group: int
     spans: tuple[tuple[int, int], ...]
+    fold: int = -1
 
     @property
     def rows(self) -> int:

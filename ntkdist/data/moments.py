@@ -51,7 +51,10 @@ class Moments:
     def of(
         cls, columns: NDArray[Any] | csr_array, weight: NDArray[Any] | None, codes: NDArray[Any] | None, k: int
     ) -> "Moments":
-        """Compute the moments of rows (n, ..., d), over all axes but the last, with class codes (n,) below k."""
+        """Compute the moments of rows (n, ..., d), over all axes but the last, with class codes (n,) below k.
+
+        NaN in rows (n, d) are left out.
+        """
         n, d = columns.shape[0], columns.shape[-1]
         w = np.ones(n) if weight is None else np.asarray(weight, np.float64)
         counts = np.zeros(0) if codes is None else np.bincount(codes, weights=w, minlength=k).astype(np.float64)
@@ -59,6 +62,8 @@ class Moments:
         total = w.sum() * inner
         if total == 0:
             return cls.zeros(d, len(counts), n)
+        if columns.ndim == 2 and columns.dtype.kind == "f" and columns.size and np.isnan(columns.min()):
+            return cls(n, *_known_moments(columns, w), counts)
         low, high = _range(columns if w.all() else columns[w > 0])
         if isinstance(columns, csr_array):
             return cls(n, np.full(d, total), *_sparse_moments(columns, w, total), low, high, counts)
@@ -113,6 +118,15 @@ class Moments:
 
     def __sizeof__(self) -> int:
         return len(COLUMNS) * self.mean.nbytes + self.counts.nbytes
+
+
+def _known_moments(x: NDArray[Any], w: F8) -> tuple[F8, F8, F8, F8, F8]:
+    """Compute the arrays of moments from the values of rows (n, d) that are not NaN."""
+    known = ~np.isnan(x) & (w > 0)[:, None]
+    weight = w @ known
+    mean = w @ np.where(known, x, 0.0) / np.where(weight == 0, 1.0, weight)
+    deviation = w @ np.where(known, x - mean, 0.0) ** 2
+    return weight, mean, deviation, np.where(known, x, np.inf).min(axis=0), np.where(known, x, -np.inf).max(axis=0)
 
 
 def _range(x: NDArray[Any] | csr_array) -> tuple[F8, F8]:

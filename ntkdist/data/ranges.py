@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from ntkdist.data.column_sums import codes_of
+from ntkdist.data.dataset import Layout
 from ntkdist.errors import DataError
 
 F8 = NDArray[np.float64]
+I8 = NDArray[np.int64]
 COUNTED = 2**20  # values that are compared at once, to bound memory
 
 
@@ -89,3 +92,35 @@ class Range(NamedTuple):
         with np.errstate(over="ignore"):
             low, high = (a.astype(np.result_type(dtype, np.float32)) for a in self)
         return low, high
+
+
+class SeenRange(NamedTuple):
+    """The ranges and the names of the columns of a table: rows beyond them are counted, as those of a `Range`."""
+
+    range: Range
+    categories: tuple[tuple[str, ...], ...]
+    seen: list[NDArray[np.bool_]]  # by column, of each of its names
+
+    @property
+    def bounded(self) -> bool:
+        """True if any value can lie outside."""
+        return self.range.bounded or any(map(len, self.categories))
+
+    def rows_outside(self, x: NDArray[Any]) -> tuple[int, I8]:
+        """Count the rows with a value or a name outside: in any column, and in each, (d,)."""
+        outside = (x < self.range.low) | (x > self.range.high)
+        for j, names in enumerate(self.categories):
+            if names:
+                outside[:, j] = ~np.append(self.seen[j], False)[codes_of(np.asarray(x[:, j], np.float64), names)]
+        return int(outside.any(axis=1).sum()), outside.sum(axis=0)
+
+    def in_columns(self, columns: I8, layout: Layout) -> "SeenRange":
+        """Return the same for a table with other columns and names, of which ``columns`` are those of this one."""
+        d = len(layout.kinds)
+        low, high = np.full(d, -np.inf), np.full(d, np.inf)
+        low[columns], high[columns] = self.range
+        seen = [np.ones(len(names), bool) for names in layout.names]
+        for mine, j in enumerate(columns.tolist()):
+            known = {n for n, s in zip(self.categories[mine], self.seen[mine], strict=True) if s}
+            seen[j] = np.array([name in known for name in layout.names[j]], bool)
+        return SeenRange(Range(low, high), layout.names, seen)

@@ -3,22 +3,26 @@
 With its scaling in the model, predict takes raw rows.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
 from ntkdist.data.dataset import Layout, Rows
+from ntkdist.data.encoding import Encoding, Front
 from ntkdist.data.moments import Mode, Moments, MomentsOf
-from ntkdist.data.ranges import Range
+from ntkdist.data.ranges import Range, SeenRange
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import Spec, digest, nearest
 
 F8 = NDArray[np.float64]
 Inputs = Literal["auto", "columns", "channels", "none"]
 Clip = Literal["range", "none"]
+Recoding = tuple[tuple[int, F8], ...]  # columns of the model, with its code for each of a dataset's, and for none
+KINDS = {"number": "numbers", "date": "dates", "category": "categories"}
 
 
 class Preprocess(Spec, frozen=True):
@@ -37,11 +41,23 @@ class Preprocess(Spec, frozen=True):
         Clip the inputs of new rows to the least and greatest value of every column, or of every channel of images,
         among the training rows with weight; with "none" a value far outside can give a prediction equally far off.
         Cross-validated errors use the range of all folds.
+    front : {"standard", "quantile", "both", "bins", "target-bins"}
+        Columns that are made of each number of a table: the scaled number; its normal quantile, at most ±3; both; the
+        share that lies below it of each of some bins, whose edges are quantiles, or the thresholds of a small tree on
+        the targets.  Quantiles and trees are those of a sample of 32,768 rows of all folds.
+    bins : int
+        Largest number of bins of a number.
+    one_hot : int
+        Largest number of names of a column of categories that are one-hot.  A column of more becomes a mean of the
+        targets by name, for training rows that of the other folds, and the logarithm of a count.
     """
 
     inputs: Inputs = "auto"
     reuse: str = ""
     clip: Clip = "range"
+    front: Front = "standard"
+    bins: Annotated[int, Meta(ge=2)] = 16
+    one_hot: Annotated[int, Meta(ge=0)] = 16
 
     def resolve(self, layout: Layout) -> Mode:
         """Return the mode of scaling for a layout.
@@ -51,6 +67,11 @@ class Preprocess(Spec, frozen=True):
         SpecError
             If means would be subtracted from sparse rows.
         """
+        if self.front != "standard" and (layout.sparse or len(layout.input_shape) != 1):
+            raise SpecError(
+                f'front = "{self.front}" is for tables of numbers, but the rows are '
+                f"{'sparse' if layout.sparse else 'images'}; leave it out"
+            )
         if self.inputs != "auto":
             if layout.sparse and self.inputs != "none":
                 raise SpecError(
@@ -91,6 +112,7 @@ class Preprocessing:
     x_high: F8 = field(default_factory=lambda: np.full(1, np.inf))
     metric: F8 = field(default_factory=lambda: np.zeros(0))  # P, (d, d), or its diagonal, (d,); empty for the identity
     rounds: tuple[Round, ...] = ()  # in which the metric was learned, the first with a multiple of the identity
+    encoding: Encoding | None = None  # of a table with more than numbers, in place of the scaling and clipping
 
     @classmethod
     def fit(
@@ -128,7 +150,12 @@ class Preprocessing:
         )
 
     @property
-    def range(self) -> Range:
+    def range(self) -> Range | SeenRange:
+        """The values that are not counted as outside of the training data."""
+        return self._limits if self.encoding is None else self.encoding.seen_range
+
+    @property
+    def _limits(self) -> Range:
         return Range(self.x_low, self.x_high)
 
     @property
@@ -139,7 +166,11 @@ class Preprocessing:
     @property
     def mapped_shape(self) -> tuple[int, ...]:
         """The shape of a row that the feature map takes."""
-        return self.input_shape
+        return self.input_shape if self.encoding is None else (self.encoding.width,)
+
+    def for_fold(self, fold: int) -> "Preprocessing":
+        """Return the preprocessing that knows nothing of a fold's targets, for a model of the other folds."""
+        return self if self.encoding is None else replace(self, encoding=self.encoding.for_fold(fold))
 
     @property
     def t(self) -> int:
@@ -147,20 +178,32 @@ class Preprocessing:
 
     def digest(self) -> str:
         """Return a short hash, equal for equal scalings."""
-        limits = self.range if self.range.bounded else ()
+        limits = self._limits if self._limits.bounded else ()
         metric = (self.metric,) if self.metric.size else ()
         arrays = [a.tolist() for a in (self.x_mean, self.x_scale, self.y_mean, self.y_scale, *limits, *metric)]
-        return digest(self.input_shape, arrays, self.classes, self.columns, self.class_weight)
+        more = () if self.encoding is None else (self.encoding.digest(),)
+        return digest(self.input_shape, arrays, self.classes, self.columns, self.class_weight, *more)
 
-    def inputs(self, x: NDArray[Any] | csr_array, dtype: Any) -> NDArray[Any] | csr_array:
-        """Scale and clip rows, and apply the metric, in float64, and then cast; sparse rows stay sparse."""
-        return self.measured(self.scaled(x)).astype(dtype, copy=False)
+    def of_rows(self, rows: Rows, dtype: Any) -> NDArray[Any] | csr_array:
+        """Scale rows as read; training rows of a fold are encoded by what the other folds say."""
+        return self.inputs(rows.x, dtype, rows.fold, rows.places)
 
-    def scaled(self, x: NDArray[Any] | csr_array) -> Any:
-        """Scale and clip rows, in float64; sparse rows stay sparse."""
+    def inputs(
+        self, x: NDArray[Any] | csr_array, dtype: Any, fold: int = -1, places: NDArray[np.int64] | None = None
+    ) -> NDArray[Any] | csr_array:
+        """Encode or scale and clip rows, and apply the metric, in float64, and then cast; sparse rows stay sparse.
+
+        ``fold`` and ``places`` are those of training rows, as `Encoding` takes them.
+        """
+        return self.measured(self.scaled(x, fold, places)).astype(dtype, copy=False)
+
+    def scaled(self, x: NDArray[Any] | csr_array, fold: int = -1, places: NDArray[np.int64] | None = None) -> Any:
+        """Encode or scale and clip rows, in float64, as `inputs` before the metric."""
         if x.shape[1:] != self.input_shape:
             raise DataError(f"Rows have shape {x.shape[1:]}; the model was fitted on {self.input_shape}")
-        if issparse(x):
+        if self.encoding is not None:
+            scaled = self.encoding(x, fold, places)
+        elif issparse(x):
             if self.x_mean.any():
                 raise DataError("The model subtracts means, which would fill sparse rows; make the rows dense")
             x = csr_array(x)
@@ -170,7 +213,8 @@ class Preprocessing:
             mean, scale = (a.reshape(self.input_shape) if whole else a for a in (self.x_mean, self.x_scale))
             scaled = x - mean
             scaled /= scale
-        self.range.scaled(self.x_mean, self.x_scale).clip(scaled)  # in place, hence after scaling: same bits
+        if self.encoding is None:
+            self._limits.scaled(self.x_mean, self.x_scale).clip(scaled)  # in place, hence after scaling: same bits
         return scaled
 
     def measured(self, scaled: Any) -> Any:
@@ -212,14 +256,38 @@ class Preprocessing:
         if self.classes and layout.classes:
             positions = {name: i for i, name in enumerate(self.classes)}
             codes = np.array([positions.get(name, -1) for name in layout.classes])
-        return Matching(source, columns, codes, layout.classes, self._range_in(columns, layout))
+        names = self._match_kinds(columns, layout, source)
+        return Matching(source, columns, codes, layout.classes, self._range_in(columns, layout), names)
 
-    def _range_in(self, columns: NDArray[np.int64] | None, layout: Layout) -> Range:
+    def _match_kinds(self, columns: NDArray[np.int64] | None, layout: Layout, source: str) -> "Recoding":
+        """Refuse a column of another kind than in training, and map the codes of categories by name."""
+        if self.encoding is None and not layout.categories and not layout.dates:
+            return ()
+        taken = list(range(len(layout.kinds))) if columns is None else columns.tolist()
+        d = len(taken)
+        ours, known = (self.encoding.kinds, self.encoding.categories) if self.encoding else (("number",) * d, ((),) * d)
+        recoding: list[tuple[int, NDArray[np.float64]]] = []
+        for i, j in enumerate(taken):
+            if layout.kinds[j] != ours[i]:
+                name = (layout.columns or self.columns or tuple(f"column {k}" for k in range(d)))[j]
+                raise DataError(
+                    f"{source}: column '{name}' holds {KINDS[layout.kinds[j]]}, but {KINDS[ours[i]]} in training; "
+                    f"{'convert with --category ' + name if ours[i] == 'category' else 'convert it as then'}"
+                )
+            if layout.names[j] != known[i]:
+                positions = {name: float(code) for code, name in enumerate(known[i])}
+                recoding.append((i, np.array([*(positions.get(name, -1.0) for name in layout.names[j]), -1.0])))
+        return tuple(recoding)
+
+    def _range_in(self, columns: NDArray[np.int64] | None, layout: Layout) -> Range | SeenRange:
         """Reorder the range as another dataset's columns; columns that are no inputs have no limits."""
-        if columns is None or not self.range.bounded:
-            return self.range
+        if self.encoding is not None:
+            taken = np.arange(len(layout.kinds)) if columns is None else columns
+            return self.encoding.seen_range.in_columns(taken, layout)
+        if columns is None or not self._limits.bounded:
+            return self._limits
         low, high = np.full(len(layout.columns), -np.inf), np.full(len(layout.columns), np.inf)
-        low[columns], high[columns] = self.range
+        low[columns], high[columns] = self._limits
         return Range(low, high)
 
 
@@ -255,10 +323,12 @@ class Matching:
     columns: NDArray[np.int64] | None
     codes: NDArray[np.int64] | None
     classes: tuple[str, ...]
-    range: Range  # of its inputs, in its own order
+    range: Range | SeenRange  # of its inputs, in its own order
+    names: Recoding = ()
 
     def __call__(self, rows: Rows) -> Rows:
         x = rows.x if self.columns is None else rows.x[:, self.columns]
+        x = self._recoded(x) if self.names else x
         y = rows.y
         if y is not None and self.codes is not None:
             codes = self.codes[y]
@@ -267,3 +337,10 @@ class Matching:
                 raise DataError(f"{self.source}: class '{name}' is unknown to the model; evaluate on rows it knows")
             y = codes
         return rows._replace(x=x, y=y)
+
+    def _recoded(self, x: Any) -> NDArray[np.float64]:
+        """Replace codes of categories by the model's, −1 for unknown names."""
+        x = np.array(x, np.float64)
+        for j, codes in self.names:
+            x[:, j] = codes[np.where(np.isnan(x[:, j]), -1, x[:, j]).astype(np.int64)]
+        return x

@@ -4,7 +4,7 @@ import hashlib
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -35,6 +35,7 @@ class Wanted(NamedTuple):
     drop: tuple[str, ...] = ()
     groups: str = ""
     holdout: str = ""
+    category: tuple[str, ...] = ()
 
     def one_target(self, file: str) -> str:
         """Return the target of a file of arrays; empty if none was named."""
@@ -58,6 +59,8 @@ class RawTable:
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
+    categories: Mapping[str, list[str]] = field(default_factory=dict)  # names by column
+    dates: tuple[str, ...] = ()
 
 
 class RawSparseTable(NamedTuple):
@@ -72,6 +75,7 @@ def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
     """Open an npz, npy or IDX file."""
     if wanted.drop:
         raise SpecError(f"{path.name} has no columns to drop ({', '.join(wanted.drop)}); --drop is for csv and parquet")
+    _refuse_categories(path, wanted)
     if path.suffix.lower() == ".npz":
         arrays, files = _members(path, wanted)
     elif wanted.x != "x":
@@ -104,6 +108,7 @@ def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> RawSparseTable | N
             return None
     if wanted.drop or wanted.x != "x":
         raise SpecError(f"{path.name} holds sparse rows without names; --drop and --x are for tables and arrays")
+    _refuse_categories(path, wanted)
     with readable(path.name):
         x = csr_array(load_npz(path))
     x.sum_duplicates()
@@ -119,6 +124,11 @@ def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> RawSparseTable | N
         (values,) = arrays[name].blocks(x.shape[0], scratch)
         beside[name] = described.stored(arrays[name], name, values, 0)
     return RawSparseTable(x, beside, RawTable(x.shape[0], described.fields, lambda: iter(()), files, described.names))
+
+
+def _refuse_categories(path: Path, wanted: Wanted) -> None:
+    if wanted.category:
+        raise SpecError(f"{path.name} has no column '{wanted.category[0]}'; --category is for csv and parquet")
 
 
 def _members(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Path]]:

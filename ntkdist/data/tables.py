@@ -1,8 +1,10 @@
 """Tables read in blocks: csv, whose types are decided by a scan over the whole file, and parquet, which is typed."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,15 @@ from ntkdist.data.sources import CODES, DTYPES, MAX_CLASSES, Block, Fields, RawT
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import nearest
 
-MAX_CATEGORIES = 256
+MAX_CATEGORIES = 2**16  # names of a column
 NUMBERS = ("int", "float", "bool")
 PATTERNS = {
     "bool": "(?i)^(true|false)$",
-    "time": r"^(\d{4}-\d\d-\d\d([ T]\d\d:\d\d.*)?|\d\d?:\d\d(:\d\d(\.\d+)?)?)$",
+    "date": r"^\d{4}-\d\d-\d\d([ T]\d\d:\d\d.*)?$",
+    "time": r"^\d\d?:\d\d(:\d\d(\.\d+)?)?$",
 }
+MOSTLY = 0.9  # share of a column's strings that are dates, above which another string is a mistake
+MICROSECONDS = pa.timestamp("us")
 
 
 @dataclass
@@ -37,6 +42,9 @@ class Column:
     most: int  # distinct values to keep
     values: set[Any] = field(default_factory=set)  # distinct ones; if they are more than most and null, not all
     first_null: int = -1
+    dates: int = 0  # values that are written as dates are
+    others: int = 0
+    first_other: tuple[str, int] = ("", -1)  # a value that is not, and its row
 
     @property
     def kind(self) -> str:
@@ -45,11 +53,55 @@ class Column:
     def scan(self, values: Any, start: int) -> None:
         """Take note of a block of values, the first of which is in row ``start``."""
         if self.text:
+            self._count_dates(values, start)
             self.kinds = tuple(k for k in self.kinds if _can_be(values, k))
         if len(self.values) <= self.most + 1:  # one more for null
             self.values |= set(pc.unique(values)[: self.most + 2].to_pylist())
         if self.first_null < 0 and (null := pc.index(pc.is_null(values, nan_is_null=True), True).as_py()) >= 0:
             self.first_null = start + null
+
+    def _count_dates(self, values: Any, start: int) -> None:
+        """Count the strings that are dates, until it is known that the column holds none."""
+        if "date" not in self.kinds and not self.dates:
+            return
+        alike = pc.match_substring_regex(values, PATTERNS["date"])
+        self.dates += pc.sum(alike).as_py() or 0
+        self.others += pc.sum(pc.invert(alike)).as_py() or 0
+        if self.first_other[1] < 0 and (at := pc.index(alike, False).as_py()) >= 0:
+            self.first_other = str(values[at]), start + at
+
+    def refuse_no_date(self) -> None:
+        """Raise a `DataError` if nearly all strings are dates, and some are not."""
+        if self.kind == "string" and self.others and self.dates > MOSTLY * (self.dates + self.others):
+            raise self._no_date(*self.first_other)
+
+    def _no_date(self, value: str, row: int) -> DataError:
+        return DataError(
+            f"{self.place} holds '{value}' in row {row}, which cannot be read as a date such as 2026-01-31 or "
+            f"2026-01-31T09:30; mend it, or take the column's strings as names with --category {self.name}"
+        )
+
+    def seconds(self, values: Any, start: int) -> NDArray[np.float64]:
+        """Convert dates and times to seconds since 1970-01-01 UTC, null to NaN; ``start`` is the row of the first."""
+        if not pa.types.is_temporal(values.type):
+            values = self._read_dates(values, start)
+        elif not pa.types.is_date(values.type):
+            values = values.cast(pa.timestamp("us", getattr(values.type, "tz", None)), safe=False)
+        microseconds = values.cast(MICROSECONDS, safe=False).cast(pa.int64()).cast(pa.float64(), safe=False)
+        return microseconds.to_numpy(zero_copy_only=False) / 1e6
+
+    def _read_dates(self, values: Any, start: int) -> Any:
+        """Read ISO dates and times; without an offset they are UTC."""
+        with contextlib.suppress(pa.ArrowInvalid):
+            return values.cast(MICROSECONDS)
+        read: list[datetime | None] = []
+        for i, value in enumerate(values.to_pylist()):
+            try:
+                read.append(None if value is None else datetime.fromisoformat(value))
+            except ValueError:
+                raise self._no_date(value, start + i) from None
+        aware = [d.replace(tzinfo=d.tzinfo or UTC).astimezone(UTC).replace(tzinfo=None) if d else None for d in read]
+        return pa.array(aware, MICROSECONDS)
 
     def typed(self, values: Any) -> Any:
         """Cast an Arrow array to integers, double, bool or string."""
@@ -75,7 +127,7 @@ class Column:
         categories = sorted({v or "" for v in self.values})
         if len(categories) > MAX_CATEGORIES:
             raise DataError(
-                f"{self.place} holds strings with more than {MAX_CATEGORIES} distinct values; "
+                f"{self.place} holds strings with more than {MAX_CATEGORIES:,} distinct values; "
                 f"leave it out with --drop {self.name}"
             )
         return categories
@@ -98,7 +150,7 @@ class Column:
     def expect(self, kinds: tuple[str, ...], use: str, remedy: str) -> None:
         """Raise a `DataError` unless the column is of one of some kinds."""
         if self.kind not in kinds:
-            names = {"time": "dates or times", "nested": "lists, structures or bytes", "string": "strings"}
+            names = {"date": "dates", "time": "times", "nested": "lists, structures or bytes", "string": "strings"}
             held = names.get(self.kind, "numbers")
             raise DataError(f"{self.place} holds {held}, which cannot be {use}; turn it into numbers, or {remedy}")
 
@@ -110,6 +162,12 @@ def open_table(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
     with readable(path.name):
         kinds, batches = _open_parquet(path) if path.suffix.lower() == ".parquet" else _open_csv(path)
     apart = (*wanted.target, *wanted.drop, *wanted.beside().values())
+    for name in wanted.category:
+        if name not in kinds or name in apart:
+            raise DataError(
+                f"{path.name} has no input column '{name}' (named by --category)"
+                f"{nearest(name, [n for n in kinds if n not in apart])}"
+            )
     for name in apart:
         if name not in kinds:
             raise DataError(f"{path.name} has no column '{name}'{nearest(name, list(kinds))}")
@@ -121,10 +179,13 @@ def open_table(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
     if wanted.classes and len(wanted.target) != 1:
         raise SpecError(f"{path.name}: classes need one target, got {len(wanted.target)}; name it with --target")
     columns = {
-        n: Column(n, f"column '{n}' of {path.name}", not k, k or ("int", "float", "bool", "time"), MAX_CATEGORIES)
+        n: Column(n, f"column '{n}' of {path.name}", not k, k or ("int", "float", *PATTERNS), MAX_CATEGORIES)
         for n, k in kinds.items()
         if n not in wanted.drop
     }
+    for name in wanted.category:
+        columns[name] = Column(name, columns[name].place, False, ("string",), MAX_CATEGORIES)
+    batches = functools.partial(_with_names, batches, frozenset(wanted.category))
     for name in wanted.target:
         columns[name].most = MAX_CLASSES
     rows = 0
@@ -146,10 +207,11 @@ def _raw_table(
     if not inputs:
         raise DataError(f"{path.name} has no columns left for the inputs; drop fewer")
     for column in inputs:
-        column.expect((*NUMBERS, "string"), "inputs", f"leave it out with --drop {column.name}")
+        column.expect((*NUMBERS, "string", "date"), "inputs", f"leave it out with --drop {column.name}")
+        column.refuse_no_date()
     categories = {c.name: c.categories() for c in inputs if c.kind == "string"}
-    names = [n for c in inputs for n in ([f"{c.name}={v}" for v in categories.get(c.name, ())] or [c.name])]
-    fields: Fields = {"x": (np.dtype(np.float64), (len(names),))}
+    dates = tuple(c.name for c in inputs if c.kind == "date")
+    fields: Fields = {"x": (np.dtype(np.float64), (len(inputs),))}
     labels = None
     if len(targets) == 1 and (wanted.classes or targets[0].kind in ("string", "bool")):
         targets[0].expect((*NUMBERS, "string"), "class labels", "name another target")
@@ -170,7 +232,7 @@ def _raw_table(
         for batch in batches():
             for start in range(0, batch.num_rows, count):
                 part = batch.slice(start, count)
-                block: Block = {"x": _inputs(part, inputs, categories, len(names))}
+                block: Block = {"x": _inputs(part, inputs, categories, at)}
                 if labels is not None:
                     block["y"] = targets[0].codes(part[targets[0].name], labels)
                 elif targets:
@@ -184,22 +246,42 @@ def _raw_table(
                 yield block
 
     classes = () if labels is None else tuple(map(str, labels.to_pylist()))
-    return RawTable(rows, fields, blocks, {"source": path}, classes, tuple(names), wanted.target)
+    names = tuple(c.name for c in inputs)
+    return RawTable(rows, fields, blocks, {"source": path}, classes, names, wanted.target, categories, dates)
 
 
-def _inputs(batch: Any, inputs: list[Column], categories: dict[str, list[str]], width: int) -> NDArray[np.float64]:
-    """Return the inputs (rows, width) of a batch: numbers, and one-hot codes of strings."""
-    x, at = np.empty((batch.num_rows, width)), 0
-    for column in inputs:
+def _inputs(batch: Any, inputs: list[Column], categories: dict[str, list[str]], start: int) -> NDArray[np.float64]:
+    """Return the inputs (rows, columns) of a batch whose first row is ``start``: numbers, seconds, codes of strings."""
+    x = np.empty((batch.num_rows, len(inputs)))
+    for i, column in enumerate(inputs):
         values = batch[column.name]
-        known = categories.get(column.name, ())
-        if known:
-            codes = column.codes(values.fill_null(""), pa.array(known))
-            x[:, at : at + len(known)] = codes[:, None] == np.arange(len(known))
+        if known := categories.get(column.name):
+            x[:, i] = column.codes(values.fill_null(""), pa.array(known))
         else:
-            x[:, at] = column.numbers(values)
-        at += max(1, len(known))
+            x[:, i] = column.seconds(values, start) if column.kind == "date" else column.numbers(values)
     return x
+
+
+def _with_names(
+    batches: Callable[[list[str]], Iterator[Any]], category: frozenset[str], columns: list[str]
+) -> Iterator[Any]:
+    """Yield batches in which integers that are categories are strings."""
+    for batch in batches(columns):
+        each = [_named(n, batch[n]) if n in category else batch[n] for n in columns]
+        yield pa.record_batch(each, names=columns)
+
+
+def _named(name: str, values: Any) -> Any:
+    """Convert whole numbers to strings."""
+    if types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, values)
+        try:
+            values = values.cast(pa.int64())
+        except pa.ArrowInvalid:
+            raise DataError(
+                f"column '{name}' (named by --category) holds fractions; name columns of integers or strings"
+            ) from None
+    return values.cast(pa.string())
 
 
 def _open_csv(path: Path) -> tuple[dict[str, tuple[str, ...]], Callable[[list[str]], Iterator[Any]]]:
@@ -260,6 +342,8 @@ def _kind(type: Any) -> str:
         return "int"
     if types.is_floating(type) or types.is_decimal(type) or types.is_null(type):
         return "float"
+    if types.is_date(type) or types.is_timestamp(type):
+        return "date"
     return "time" if types.is_temporal(type) else "nested"
 
 

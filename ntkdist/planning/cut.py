@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkdist.data import encoding
 from ntkdist.data.dataset import Dataset, Layout
 from ntkdist.data.partitions import evenly
 from ntkdist.features import AnyFeatureMap
@@ -24,6 +25,13 @@ class Task(NamedTuple):
 
     fold: int
     partitions: tuple[int, ...]
+
+
+def mapped_shape(job: Job, layout: Layout) -> tuple[int, ...]:
+    """Return the shape of a row that the feature map takes, or where the data decide, the largest possible."""
+    if not encoding.needed(layout, job.preprocess, job.dataset.nan):
+        return layout.input_shape
+    return (encoding.widest(layout, job.preprocess, job.dataset.nan),)
 
 
 class Cut(Spec, frozen=True, tag=False):
@@ -63,7 +71,7 @@ class Cut(Spec, frozen=True, tag=False):
     @property
     def mapped_shape(self) -> tuple[int, ...]:
         """The shape of a row that the feature map takes; an upper bound where the data decide."""
-        return self.layout.input_shape
+        return mapped_shape(self.job, self.layout)
 
     @property
     def t(self) -> int:

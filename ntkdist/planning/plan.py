@@ -223,7 +223,7 @@ def of_rounds(p: Plan) -> Plan | None:
 
 def by_fold(p: Plan) -> tuple[Source, list[Shard]]:
     """Return the source of a plan's rows, and its tasks as shards, the folds as groups."""
-    shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions)) for t in p.tasks()]
+    shards = [Shard(t.fold, tuple(p.layout.span(i) for i in t.partitions), t.fold) for t in p.tasks()]
     return source_of(p)._replace(folds=p.folds if p.dataset.fold_array else 0), shards
 
 

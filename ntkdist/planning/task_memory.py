@@ -13,6 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ntkdist import backend
+from ntkdist.cluster.reduce import MAP_FAN_IN
+from ntkdist.data.column_sums import ColumnSumsOf
+from ntkdist.data.encoding import SPLITS, needed
 from ntkdist.features.base import PIECE_BYTES
 from ntkdist.planning.cut import Cut
 from ntkdist.sums.gradients import PIECE_BYTES as GRADIENT_BYTES
@@ -56,14 +59,21 @@ def _reading(p: Cut) -> Step:
 
 
 def _before(p: Cut, samples: int) -> Step:
-    """Count the passes before: moments copy a partition to float64, and an addition of samples holds five."""
+    """Count the passes before: moments copy a partition to float64, and an addition of samples holds five.
+
+    An addition of the sums of a table holds as many as are added at once, and one more.
+    """
     copy = 8 * _partition_rows(p) * p.layout.row_values
-    return Step([*_partition(p), copy, *5 * [samples * (8 * p.layout.row_values + 24)]])
+    added = 5 * [samples * (8 * p.layout.row_values + 24)]
+    if needed(p.layout, p.job.preprocess, p.dataset.nan):
+        sums = ColumnSumsOf("columns", p.layout, SPLITS, targets=p.job.preprocess.front == "target-bins").nbytes
+        added = max(added, (MAP_FAN_IN + 1) * [sums], key=sum)
+    return Step([*_partition(p), copy, *added])
 
 
 def _scaling(p: Cut) -> Step:
     """Count scaling a block in float64, of sparse rows with the scale of each number, and casting it."""
-    copy = (8 + 16 * p.layout.sparse) * _block_rows(p) * p.layout.row_values
+    copy = (8 + 16 * p.layout.sparse) * _block_rows(p) * _mapped_values(p)
     return Step([*_partition(p), *_block(p), copy, _scaled(p)])
 
 
@@ -103,7 +113,12 @@ def _block(p: Cut) -> list[int]:
 
 
 def _scaled(p: Cut) -> int:
-    return _block_rows(p) * np.dtype(p.dtype).itemsize * p.layout.row_values
+    return _block_rows(p) * np.dtype(p.dtype).itemsize * _mapped_values(p)
+
+
+def _mapped_values(p: Cut) -> int:
+    """Count the numbers of a row that the map takes."""
+    return p.layout.row_values if p.layout.sparse else int(np.prod(p.mapped_shape))
 
 
 def _beside_bytes(p: Cut) -> int:

@@ -30,7 +30,7 @@ def baseline_rows(
     bench: Bench, first: Job, components: Sequence[int], pre: Preprocessing, exact_rows: int
 ) -> Iterator[RowsAndNote]:
     """Yield the rows of each baseline, and a note or ""."""
-    yield from _feature_rows(bench, first, components)
+    yield from _feature_rows(bench, first, components, pre)
     yield from _in_memory_rows(bench, first, pre, exact_rows)
 
 
@@ -41,13 +41,13 @@ def at_components(job: Job, components: Sequence[int]) -> list[Job]:
     return [replace(job, features=replace(job.features, n_components=m)) for m in components]
 
 
-def _feature_rows(bench: Bench, first: Job, components: Sequence[int]) -> Iterator[RowsAndNote]:
+def _feature_rows(bench: Bench, first: Job, components: Sequence[int], pre: Preprocessing) -> Iterator[RowsAndNote]:
     """Yield ridge regression on the columns and on features of a Gaussian, fitted on the first job's cluster."""
     chosen: dict[str, Any] = {"alphas": "auto", "alphas_per_row": None} if first.plan.folds != 1 else {}
     job = replace(first, solver=None, **chosen)
     with connect(first.cluster, bench.scheduler, bench.client) as client:
         bench = bench._replace(client=client)
-        linear = replace(job, features=Linear(int(np.prod(job.dataset.layout().input_shape))))
+        linear = replace(job, features=Linear(int(np.prod(pre.mapped_shape))))
         rows, pre = measure(bench, [("linear", linear)])
         yield rows, ""
         scale, note = _gaussian(bench, job, pre)

@@ -26,6 +26,7 @@ KernelOf = Callable[[NDArray[Any], NDArray[Any]], F8]
 PredictFold = Callable[[Indices, Indices], F8]  # scores of the test rows by a model of the train rows
 SUBSET, SUBSET_FOLDS, SUBSET_ROLE = 2000, 5, 2002
 BLOCK = 500  # rows of a kernel matrix per call of the kernel, which bounds its temporary arrays
+TREE_NAMES = 255  # names of a column that scikit-learn's trees take; of more, codes are numbers
 TREES: dict[str, Any] = {"max_iter": 2000, "learning_rate": 0.05, "early_stopping": True, "random_state": 0}
 
 
@@ -68,7 +69,7 @@ class ExactRidge:
 
     def __init__(self, kernel: KernelOf, table: Table, pre: Preprocessing) -> None:
         self.table, self._kernel, self._pre, self.classes, self.intercept = table, kernel, pre, pre.classes, pre.y_mean
-        self._x, self._y = pre.inputs(table.x, np.float64), pre.targets(table.y)
+        self._x, self._y = _inputs(table, pre), pre.targets(table.y)
         self._k = self._against(self._x)
         self.alpha_per_row = self._choose()
         self._a, self._b = self._solve(np.arange(len(self._x)), self.alpha_per_row)
@@ -162,9 +163,12 @@ class BoostedTrees:
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
         x, y, w = _flat(self.table.x[rows]), self.table.y[rows], self.table.weight[rows]
+        names = self._pre.encoding.categories if self._pre.encoding else ()
+        coded = [j for j, each in enumerate(names) if 0 < len(each) < TREE_NAMES]
+        options = TREES | {"categorical_features": coded or None}
         if self._pre.classes:
-            return [HistGradientBoostingClassifier(**TREES).fit(x, y, w)]
-        return [HistGradientBoostingRegressor(**TREES).fit(x, target, w) for target in y.reshape(len(y), -1).T]
+            return [HistGradientBoostingClassifier(**options).fit(x, y, w)]
+        return [HistGradientBoostingRegressor(**options).fit(x, target, w) for target in y.reshape(len(y), -1).T]
 
     def _scores(self, models: list[Any], x: NDArray[Any]) -> F8:
         if not self._pre.classes:
@@ -172,6 +176,17 @@ class BoostedTrees:
         scores = np.zeros((len(x), self._pre.t))
         scores[:, models[0].classes_] = models[0].predict_proba(_flat(x))
         return scores
+
+
+def _inputs(table: Table, pre: Preprocessing) -> Any:
+    """Scale the rows of a table; those of each fold are encoded by what the others say, as in the sums."""
+    if pre.encoding is None or not pre.encoding.parts:
+        return pre.inputs(table.x, np.float64)
+    x = np.empty((len(table.x), *pre.mapped_shape))
+    for fold in np.unique(table.fold).tolist():
+        mine = table.fold == fold
+        x[mine] = pre.inputs(table.x[mine], np.float64, fold)
+    return x
 
 
 def cv_result(predict: PredictFold, table: Table, pre: Preprocessing, alpha_per_row: float) -> CVResult:

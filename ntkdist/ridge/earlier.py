@@ -24,6 +24,12 @@ def scaling(url: str, source: Source, balanced: bool | None) -> Preprocessing:
     return pre
 
 
+def matched(source: Source, pre: Preprocessing) -> Source:
+    """Return a source whose categories have the codes of an earlier scaling."""
+    matching = pre.match(source.layout, source.dataset.store)
+    return source._replace(matching=matching) if matching.names else source
+
+
 def fitted_map(url: str, features: AnyFeatureMap) -> AnyMap:
     """Load the fitted map of an earlier run; refuse several runs, or another map."""
     if " + " in url:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
+from ntkdist.data import frames
 from ntkdist.data.moments import Moments
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.errors import DataError, SpecError
@@ -66,13 +67,14 @@ class RidgeModel:
         """Class names in the order of the scores; empty for regression."""
         return self.preprocessing.classes
 
-    def __call__(self, x: NDArray[Any] | csr_array) -> F8:
+    def __call__(self, x: Any) -> F8:
         """Predict for raw rows.
 
         Parameters
         ----------
         x : (n, *input_shape) array
-            Or a SciPy sparse array, if the features take sparse rows.
+            Or a SciPy sparse array, if the features take sparse rows; or a frame of pandas or polars, whose columns and
+            categories are taken by name.
 
         Returns
         -------
@@ -83,12 +85,23 @@ class RidgeModel:
         DataError
             If a prediction is not finite.
         """
-        return self._without_axis(self.scores(csr_array(x) if issparse(x) else np.asarray(x)))
+        return self._without_axis(self.scores(self._rows(x)))
 
-    def scores(self, x: NDArray[Any] | csr_array) -> F8:
-        """Predict as in calling, but always (n, t), block by block in bounded memory."""
+    def _rows(self, x: Any) -> NDArray[Any] | csr_array:
+        """Return rows as an array."""
+        if issparse(x):
+            return csr_array(x)
+        if frames.is_frame(x):
+            return frames.as_trained(x, self.preprocessing.columns, self.preprocessing.encoding)
+        return np.asarray(x)
+
+    def scores(self, x: NDArray[Any] | csr_array, fold: int = -1, places: NDArray[np.int64] | None = None) -> F8:
+        """Predict as in calling, but always (n, t), block by block in bounded memory.
+
+        ``fold`` and ``places`` are those of training rows, as `Preprocessing.inputs` takes them.
+        """
         out = np.empty((x.shape[0], len(self.intercept)))
-        for block, z in self._mapped(x):
+        for block, z in self._mapped(x, fold, places):
             out[block] = z @ self.coef.astype(z.dtype)
         out += self.intercept
         if not np.isfinite(out).all():
@@ -117,15 +130,15 @@ class RidgeModel:
         assert self.factor is not None
         return self._without_axis(np.sqrt(np.multiply.outer(spread + noise, self.factor.noise)))
 
-    def spread(self, x: NDArray[Any] | csr_array) -> F8:
+    def spread(self, x: NDArray[Any] | csr_array, fold: int = -1, places: NDArray[np.int64] | None = None) -> F8:
         """Return the variance of predictions in units of s², (n,); times a row's weight, its leverage."""
         if self.factor is None:
             raise SpecError(
                 "the model has no factor; fit or solve with keep_factor, by `ntkdist.solve` or an estimator"
             )
-        x = csr_array(x) if issparse(x) else np.asarray(x)
+        x = self._rows(x)
         out = np.empty(x.shape[0])
-        for block, z in self._mapped(x):
+        for block, z in self._mapped(x, fold, places):
             out[block] = self.factor.spread(z)
         return out
 
@@ -133,7 +146,9 @@ class RidgeModel:
         """Drop the axis of targets if the data have none."""
         return out if self.classes or self.preprocessing.vector_target else out[:, 0]
 
-    def _mapped(self, x: NDArray[Any] | csr_array) -> Iterator[tuple[slice, NDArray[Any]]]:
+    def _mapped(
+        self, x: NDArray[Any] | csr_array, fold: int, places: NDArray[np.int64] | None
+    ) -> Iterator[tuple[slice, NDArray[Any]]]:
         """Yield the features of rows, block by block in bounded memory."""
         shape, n = self.preprocessing.mapped_shape, x.shape[0]
         if isinstance(x, csr_array):
@@ -142,14 +157,16 @@ class RidgeModel:
             row_bytes = self.features.spec.row_bytes(shape, self.dtype)
         rows = max(PIECES * self.features.spec.piece_rows, BLOCK_BYTES // row_bytes)
         for i in range(0, n, rows):
-            yield slice(i, i + rows), self.features(self.preprocessing.inputs(x[i : i + rows], self.dtype))
+            block = slice(i, i + rows)
+            of = fold, None if places is None else places[block]
+            yield block, self.features(self.preprocessing.inputs(x[block], self.dtype, *of))
 
-    def predict(self, x: NDArray[Any]) -> NDArray[Any]:
+    def predict(self, x: Any) -> NDArray[Any]:
         """Return class names of raw rows, (n,), as integers if all names spell one; for numbers, predict as in calling.
 
         Parameters
         ----------
-        x : (n, *input_shape) array
+        x : as in calling
         """
         if not self.classes:
             return self(x)

@@ -19,7 +19,7 @@ from ntkdist.data.partitions import Content, partition_rows
 from ntkdist.data.scaling import Matching, Preprocess, Preprocessing
 from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
-from ntkdist.ridge import source_order
+from ntkdist.ridge import earlier, source_order
 from ntkdist.ridge.fitted_map import fitted
 from ntkdist.ridge.model import RidgeModel
 from ntkdist.ridge.prepare import scaling, verified_source
@@ -57,7 +57,7 @@ def evaluate(
     DataError
         If columns or classes do not match the model's by name, or the targets are of another kind.
     """
-    dataset = _dataset(dataset)
+    dataset = as_fitted(_dataset(dataset), model.preprocessing)
     start = time.perf_counter()
     with connect(None, scheduler, client) as client:
         source = verified_source(Source(dataset, dataset.layout(), 0, 1), client, watch)
@@ -116,11 +116,12 @@ def predict(
     StoreError
         If ``out`` exists.
     DataError
-        If a row has a NaN or cannot be read, whatever the dataset's settings: every row gets a prediction.
+        If a row has a NaN that the model cannot fill in, or cannot be read, whatever the dataset's settings: every row
+        gets a prediction.
     """
-    dataset = msgspec.structs.replace(_dataset(dataset), nan="error")
-    layout = dataset.layout(labelled=False)
     pre = model.preprocessing
+    dataset = as_fitted(msgspec.structs.replace(_dataset(dataset), nan="error"), pre)
+    layout = dataset.layout(labelled=False)
     matching = pre.match(layout, dataset.store)
     attrs: dict[str, Any] = {"classes": model.classes, "target_names": pre.target_names, "source": dataset.store}
     with connect(None, scheduler, client) as client:
@@ -167,9 +168,10 @@ def featurize(
     StoreError
         If ``out`` exists.
     DataError
-        If a row has a NaN or cannot be read, whatever the dataset's settings.
+        If a row has a NaN (unless ``nan="impute"``) or cannot be read, whatever the dataset's other settings.
     """
-    dataset = msgspec.structs.replace(_dataset(dataset), nan="error")
+    dataset, preprocess = _dataset(dataset), preprocess or Preprocess()
+    dataset = msgspec.structs.replace(dataset, nan="impute" if dataset.nan == "impute" else "error")
     layout, others, m = dataset.layout(), dataset.others(), features.n_components
     features.check_shape(layout.input_shape, dataset.store)
     attrs: dict[str, Any] = {
@@ -179,14 +181,13 @@ def featurize(
     }
     with connect(None, scheduler, client) as client, zarr_groups.new_group(out, FORMAT, attrs) as place:
         source = Source(dataset.absolute(), layout, max(1024, m), resources(client).threads)
-        preprocess = preprocess or Preprocess()
         pre, _ = scaling(preprocess, source, client, watch)
         ready = fitted(features, preprocess, source, pre, client, watch)
         size = min(partition_rows(layout.rows, (m,), dtype), layout.rows_per_partition)
         zarr_groups.create_array(place, "x", (layout.rows, m), dtype, size)
         for name, (shape, kind) in others.items():
             zarr_groups.create_array(place, name, shape, kind, size)
-        source = source._replace(block_rows=0, range=pre.range)
+        source = earlier.matched(source, pre)._replace(block_rows=0, range=pre.range)
         summand = WriteFeatures(ready, pre, dtype, source, place, tuple(others))
         part = reduce_all(source, summand, size, client, "featurize", watch)
         attrs |= {"content": part.total.to_dict(), "clipped_rows": part.tally.clipped}
@@ -194,6 +195,12 @@ def featurize(
 
 def _dataset(dataset: Dataset | str) -> Dataset:
     return Dataset(dataset) if isinstance(dataset, str) else dataset
+
+
+def as_fitted(dataset: Dataset, pre: Preprocessing) -> Dataset:
+    """Return a dataset whose missing values are filled in if the model knows how."""
+    fills = dataset.nan == "error" and pre.encoding is not None and pre.encoding.impute
+    return msgspec.structs.replace(dataset, nan="impute") if fills else dataset
 
 
 def target_kind(classes: tuple[str, ...], targets: int) -> str:
@@ -249,7 +256,7 @@ class WriteFeatures:
 
     def update(self, total: Content, rows: Rows) -> Content:
         start, stop = rows.start, rows.start + rows.n
-        x = self.features(self.preprocessing.inputs(rows.x, self.dtype))
+        x = self.features(self.preprocessing.of_rows(rows, self.dtype))
         total += zarr_groups.write_content(self.place, "x", start, x)
         for name in self.copied:
             values = source_order.column(self.source, name, start, stop)

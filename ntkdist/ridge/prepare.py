@@ -17,8 +17,9 @@ from ntkdist.data.moments import Mode, Moments, MomentsOf
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import Damaged, DataError
 from ntkdist.planning.plan import Plan, by_fold, of_rounds, source_of
-from ntkdist.ridge import checkpoint, earlier
+from ntkdist.ridge import checkpoint, earlier, encode
 from ntkdist.ridge.checkpoint import Kept, KeptRounds
+from ntkdist.ridge.encode import ByFold
 from ntkdist.ridge.fitted_map import fitted
 from ntkdist.ridge.metric import MetricSearch
 from ntkdist.ridge.model import Equations
@@ -44,16 +45,16 @@ def prepare(
     start = time.perf_counter()
     source, shards = by_fold(p)
     check_folds(p)
-    whole = source._replace(folds=0)
-    search = metric_search(p, client, watch)
+    by_folds, search = ByFold(source, shards), metric_search(p, client, watch)
     rounds = KeptRounds(checkpoint_at) if checkpoint_at else None
 
     def fit() -> Equations:
-        return _fit_scaling_and_map(p, whole, client, watch, lambda pre: search.learn(pre, rounds) if search else pre)
+        learn = (lambda pre: search.learn(pre, rounds)) if search else (lambda pre: pre)
+        return _fit_scaling_and_map(p, by_folds, client, watch, learn)
 
     empty, kept = checkpoint.prepared(checkpoint_at, p, fit)
     if p.job.preprocess.reuse:  # otherwise the range is that of these rows, and none is clipped
-        source = source._replace(range=empty.preprocessing.range)
+        source = earlier.matched(source, empty.preprocessing)._replace(range=empty.preprocessing.range)
     return Prepared(empty, source, shards, machines, client, watch, kept, time.perf_counter() - start)
 
 
@@ -68,14 +69,14 @@ def metric_search(p: Plan, client: Client | None, watch: Watch | None) -> Metric
 
 def _fit_scaling_and_map(
     p: Plan,
-    source: Source,
+    by_folds: ByFold,
     client: Client | None,
     watch: Watch | None,
     learn: Callable[[Preprocessing], Preprocessing],
 ) -> Equations:
     """Fit scaling, metric and map; return them, and the moments of the rows, as equations without a fold."""
-    job = p.job
-    pre, moments = scaling(job.preprocess, source, client, watch, bool(job.class_weight))
+    job, source = p.job, by_folds.source._replace(folds=0)
+    pre, moments = scaling(job.preprocess, source, client, watch, bool(job.class_weight), by_folds)
     pre = learn(pre)
     if job.metric.rounds and not pre.metric.size:
         raise DataError(
@@ -87,18 +88,27 @@ def _fit_scaling_and_map(
 
 
 def scaling(
-    preprocess: Preprocess, source: Source, client: Client | None, watch: Watch | None, balanced: bool | None = None
+    preprocess: Preprocess,
+    source: Source,
+    client: Client | None,
+    watch: Watch | None,
+    balanced: bool | None = None,
+    by_folds: ByFold | None = None,
 ) -> tuple[Preprocessing, Moments]:
     """Fit or reuse the scaling of a dataset, and sum the moments of its own rows, which a later run may add to others'.
 
-    ``balanced`` asks for classes of equal weight; None takes the weights that are reused.
+    ``balanced`` asks for classes of equal weight; None takes the weights that are reused.  ``by_folds`` reads the same
+    rows by fold, for means of targets by category.
     """
     mode, reuse = preprocess.resolve(source.layout), preprocess.reuse
+    needed = encode.is_needed(preprocess, source)
     if reuse and " + " not in reuse:
         pre = earlier.scaling(reuse, source, balanced)
         if pre.range.bounded and preprocess.clip == "none":
             raise DataError(f'clip is "none" but {reuse} clips inputs; leave out clip, or reuse')
-        return pre, moments_of(source, pre, client, watch)
+        return pre, moments_of(earlier.matched(source, pre), pre, client, watch)
+    if needed:
+        return encode.fit(preprocess, source, by_folds, client, watch, bool(balanced))
     together = earlier.moments(reuse.split(" + "), MomentsOf(mode, source.layout), source, balanced) if reuse else None
     own = _moments_in(source, mode, client, watch)
     return Preprocessing.fit(

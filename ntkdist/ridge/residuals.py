@@ -27,7 +27,7 @@ from ntkdist.cluster.shards import Source
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset, Rows, Shard
 from ntkdist.data.scaling import Matching
-from ntkdist.errors import SpecError
+from ntkdist.errors import DataError, SpecError
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.prepare import verified_source
 from ntkdist.ridge.solve import solve_at
@@ -80,7 +80,7 @@ def fold_models(solver: AnySolver, equations: Equations, cv: CVResult) -> dict[i
         train = total - equations.folds[k]
         alpha = cv.alphas[cv.best] * (train.weight if cv.per_row else 1.0)
         coef, intercept = solve_at(solver, train, alpha)
-        pre = equations.preprocessing
+        pre = equations.preprocessing.for_fold(k)
         models[k] = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
     return models
 
@@ -163,7 +163,12 @@ def leave_one_out(
 
 def left_out(model: RidgeModel, source: Source, client: Client | None, watch: Watch | None) -> Rowwise:
     """Compute `leave_one_out` over the rows of a source, without those that it skips."""
-    layout = source.layout
+    layout, encoded = source.layout, model.preprocessing.encoding
+    if encoded is not None and encoded.parts not in (0, encoded.splits):
+        raise DataError(
+            f"{source.dataset.store}: categories became means of the targets of other folds, so that a row cannot be "
+            f"left out alone; use the residuals out of fold, or one_hot = {max(map(len, encoded.categories))}"
+        )
     source = source._replace(block_rows=max(1024, model.features.n_components), threads=resources(client).threads)
     summand = LeftOut(model, model.preprocessing.match(layout, source.dataset.store))
     rowwise: Rowwise = reduce_all(source, summand, layout.rows_per_partition, client, "leave one out", watch).total
@@ -218,7 +223,8 @@ class LeftOut:
         pre, weight = model.preprocessing, model.preprocessing.weights(rows)
         y = pre.targets(rows.y) * pre.y_scale + pre.y_mean
         w = np.ones(rows.n) if weight is None else weight
-        prediction, leverage = model.scores(rows.x), w * model.spread(rows.x)
+        of = rows.x, 0, rows.places  # training rows, all of one fold
+        prediction, leverage = model.scores(*of), w * model.spread(*of)
         left_out = y - (y - prediction) / (1 - np.minimum(leverage, FULL))[:, None]
         values = {"y": y, "weight": w, "prediction": prediction, "leverage": leverage, "left_out": left_out}
         return total + Rowwise.of(rows.places, values)

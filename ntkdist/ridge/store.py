@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ntkdist import backend, random
 from ntkdist.data import zarr_groups
+from ntkdist.data.encoding import Encoding
 from ntkdist.data.moments import Moments
 from ntkdist.data.scaling import Preprocessing, Round
 from ntkdist.errors import StoreError
@@ -29,6 +30,7 @@ PLAIN = ("input_shape", "classes", "columns", "target_names", "vector_target", "
 SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
 RANGE = ("x_low", "x_high")
 METRIC = "metric"  # absent for the identity
+ENCODING = "encoding"  # absent for numbers alone
 PROBES, PROBE_ROLE = 8, 1000
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # relative to the norm of a probe's features
 
@@ -60,6 +62,9 @@ def save(value: RidgeModel | Equations, url: str) -> None:
     arrays |= {f"features.{name}": array for name, array in value.features.arrays.items()}
     if pre.metric.size:
         arrays[METRIC] = pre.metric
+    if pre.encoding is not None:
+        attrs[ENCODING] = pre.encoding.plain()
+        arrays |= {f"{ENCODING}.{name}": array for name, array in pre.encoding.arrays().items() if array.size}
     arrays["fingerprint"] = fingerprint(value.features, pre.mapped_shape, value.dtype)
     if isinstance(value, RidgeModel):
         kind = MODEL
@@ -111,6 +116,10 @@ def load(url: str) -> Any:
     scales: dict[str, Any] = {name: array(name) for name in (SCALES if attrs["version"] < 2 else (*SCALES, *RANGE))}
     if METRIC in attrs["arrays"]:
         scales[METRIC] = array(METRIC)
+    if ENCODING in attrs:
+        names = [name for name in attrs["arrays"] if name.startswith(f"{ENCODING}.")]
+        saved = {name.removeprefix(f"{ENCODING}."): array(name) for name in names}
+        scales[ENCODING] = Encoding.of_saved(attrs[ENCODING], saved)
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in attrs["preprocessing"].items()}
     plain["rounds"] = tuple(Round(**one) for one in plain.get("rounds", ()))
     preprocessing = Preprocessing(**plain, **scales)

@@ -220,7 +220,7 @@ class EquationsOf:
     def add(self, total: NormalEquations, rows: Rows) -> NormalEquations:
         """Add a block of rows without a check of their features."""
         assert rows.y is not None
-        z = self.mapped(self.preprocessing.inputs(rows.x, self.dtype))
+        z = self.mapped(self.preprocessing.of_rows(rows, self.dtype))
         return total.update(z, self.preprocessing.targets(rows.y), self.preprocessing.weights(rows))
 
     def mapped(self, x: Any) -> Any:

@@ -99,7 +99,7 @@ class GradientsOf:
         return total
 
     def _of(self, rows: Rows) -> GradientSums:
-        x = self.preprocessing.scaled(rows.x)
+        x = self.preprocessing.scaled(rows.x, rows.fold, rows.places)
         u = self.preprocessing.measured(x).astype(self.dtype)
         g = self.features.gradients(u, self.coef).astype(np.float64)
         weight = self.preprocessing.weights(rows)

@@ -91,7 +91,7 @@ class RowMapper:
     def of(self, rows: Rows) -> Rows:
         """Replace inputs by features, targets by scaled targets (n, t), and weights by those of the equations."""
         assert rows.y is not None
-        z = self.features(self.preprocessing.inputs(rows.x, self.dtype))
+        z = self.features(self.preprocessing.of_rows(rows, self.dtype))
         return rows._replace(x=z, y=self.preprocessing.targets(rows.y), weight=self.preprocessing.weights(rows))
 
     def blocks(self, shard: Shard, read: Iterator[Rows]) -> Iterator[Rows]:

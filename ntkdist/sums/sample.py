@@ -62,7 +62,7 @@ class SampleOf:
         scale = np.ones(len(keys)) if weight is None else weight
         if not self.by_weight:
             scale = (scale > 0).astype(np.float64)
-        x = self.preprocessing.inputs(rows.x, np.float64)
+        x = self.preprocessing.of_rows(rows, np.float64)
         if self.weights is not None:
             scale = scale * self.weights(x)
         with np.errstate(divide="ignore"):

@@ -77,7 +77,7 @@ def flipped(folder: Path) -> Path:
     return path
 
 
-MANY = [f"s{i}" for i in range(257)]
+MANY = [f"s{i}" for i in range(2**16 + 1)]
 BAD = {
     "no file": (lambda folder: folder / "none.npz", {}, DataError, "none.npz: no such file"),
     "unknown suffix": (text("hello", "a.xlsx"), {}, DataError, "a.xlsx: not a format that can be converted"),
@@ -160,10 +160,21 @@ BAD = {
     "named twice": (text("a,b\n1,2\n"), {"target": ["b"], "drop": ["b"]}, SpecError, "column 'b' is named twice"),
     "nothing left": (text("a,b\n1,2\n"), {"drop": ["a", "b"]}, DataError, "no columns left"),
     "x of csv": (text("a,b\n1,2\n"), {"x": "z"}, SpecError, "--x is for npz"),
-    "many strings": (columns(a=MANY), {}, DataError, "column 'a' of a.parquet holds strings with more than 256"),
+    "many strings": (columns(a=MANY), {}, DataError, "column 'a' of a.parquet holds strings with more than 65,536"),
     "many strings, csv": (text("name\n" + "\n".join(MANY)), {}, DataError, "leave it out with --drop name"),
-    "csv dates": (text("day,b\n2020-01-01,2\n"), {}, DataError, "'day' of a.csv holds dates or times"),
-    "parquet dates": (columns(a=[datetime.date(2020, 1, 1)]), {}, DataError, "leave it out with --drop a"),
+    "no date": (
+        text("day\n" + "2020-01-01\n" * 20 + "1.2.2020\n"),
+        {},
+        DataError,
+        "column 'day' of a.csv holds '1.2.2020' in row 20, which cannot be read as a date",
+    ),
+    "no month": (text("day,b\n2020-01-01,2\n2020-13-01,3\n"), {}, DataError, "holds '2020-13-01' in row 1, which"),
+    "csv times": (text("at,b\n12:30,2\n"), {}, DataError, "'at' of a.csv holds times"),
+    "parquet times": (columns(a=[datetime.time(12, 30)]), {}, DataError, "leave it out with --drop a"),
+    "no category": (text("a,b\n1,2\n"), {"category": ["c"]}, DataError, "no input column 'c' (named by --category)"),
+    "target category": (text("a,b\n1,2\n"), {"category": "b", "target": "b"}, DataError, "no input column 'b'"),
+    "fraction category": (columns(a=[0.5, 1.0]), {"category": ["a"]}, DataError, "column 'a' (named by --category)"),
+    "category of an array": (arrays(), {"category": ["c"]}, SpecError, "--category is for csv and parquet"),
     "nested": (columns(a=[[1, 2]]), {}, DataError, "holds lists, structures or bytes, which cannot be inputs"),
     "date target": (text("day,b\n2020-01-01,2\n"), {"target": ["day"]}, DataError, "which cannot be a target"),
     "string targets": (text("a,b,c\n1,2,x\n"), {"target": ["b", "c"]}, DataError, "cannot be one of several targets"),
@@ -198,8 +209,10 @@ def test_bad_input_is_a_sentence_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_at_most_256_categories_are_fine(tmp_path: Path) -> None:
-    assert len(convert(str(text("c\n" + "\n".join(MANY[1:]))(tmp_path)), str(tmp_path / "d")).columns) == 256
+def test_at_most_65536_categories_are_fine(tmp_path: Path) -> None:
+    source = text("c\n" + "\n".join(MANY[1:]))(tmp_path)
+    ((_, names),) = convert(str(source), str(tmp_path / "d"), rows_per_partition=4096).categories
+    assert len(names) == 2**16
 
 
 def test_destination_is_never_overwritten(npz: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,13 @@ def test_tables(tmp_path: Path, suffix: str) -> None:
     source = table(tmp_path / f"a.{suffix}", columns)
     layout = convert(str(source), str(tmp_path / "d"), target=["t", "u"], weight="w", drop=["id"])
     found = everything(tmp_path / "d")
-    names = ("a", "city=Bern", "city=Oslo", "city=Rome", "n", "flag")
-    one_hot = (CITIES[:, None] == ["Bern", "Oslo", "Rome"]).T
-    assert layout.columns == names
+    codes = np.unique(CITIES, return_inverse=True)[1]
+    assert layout.columns == ("a", "city", "n", "flag")
+    assert layout.categories == (("city", ("Bern", "Oslo", "Rome")),)
+    assert layout.kinds == ("number", "category", "number", "number")
     assert layout.target_names == ("t", "u")
     assert layout.x_dtype == "float64"
-    np.testing.assert_array_equal(found["x"], np.stack([X[:, 0], *one_hot, DIGITS, Y > 0], axis=1))
+    np.testing.assert_array_equal(found["x"], np.stack([X[:, 0], codes, DIGITS, Y > 0], axis=1))
     np.testing.assert_array_equal(found["y"], np.stack([Y, Y], axis=1))
     np.testing.assert_array_equal(found["weight"], W)
 
@@ -137,8 +139,9 @@ def test_missing_values_of_tables(tmp_path: Path, suffix: str) -> None:
     columns = {"a": [1.5, None, 3.0], "c": ["p", None, "q"], "t": [1.0, 2.0, None]}
     layout = convert(str(table(tmp_path / f"a.{suffix}", columns)), str(tmp_path / "d"), target=["t"])
     found = everything(tmp_path / "d")
-    assert layout.columns == ("a", "c=", "c=p", "c=q")
-    np.testing.assert_array_equal(found["x"], [[1.5, 0, 1, 0], [np.nan, 1, 0, 0], [3, 0, 0, 1]])
+    assert (layout.columns, layout.missing) == (("a", "c"), ("a",))
+    assert layout.categories == (("c", ("", "p", "q")),)
+    np.testing.assert_array_equal(found["x"], [[1.5, 1], [np.nan, 0], [3, 2]])
     np.testing.assert_array_equal(found["y"], [1, 2, np.nan])
 
 
@@ -146,8 +149,8 @@ def test_dictionary_columns_are_categories(tmp_path: Path) -> None:
     columns = {"a": Y, "c": pa.array(CITIES.tolist()).dictionary_encode()}
     parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
     layout = convert(str(tmp_path / "a.parquet"), str(tmp_path / "d"))
-    assert layout.columns == ("a", "c=Bern", "c=Oslo", "c=Rome")
-    assert (everything(tmp_path / "d")["x"][:, 1:].argmax(1) == np.unique(CITIES, return_inverse=True)[1]).all()
+    assert layout.categories == (("c", ("Bern", "Oslo", "Rome")),)
+    assert (everything(tmp_path / "d")["x"][:, 1] == np.unique(CITIES, return_inverse=True)[1]).all()
 
 
 @pytest.mark.parametrize("block", [64, 400, 16 * 2**20])
@@ -155,8 +158,59 @@ def test_type_of_a_text_column_is_decided_by_all_its_rows(tmp_path: Path, block:
     monkeypatch.setattr(sources, "BLOCK_BYTES", block)
     columns = {"i": range(N), "f": [*range(N - 1), 0.5], "s": [*[1, 2] * 68, "x"], "late": [None] * (N - 1) + [3]}
     layout = convert(str(table(tmp_path / "a.csv", columns)), str(tmp_path / "d"))
-    assert layout.columns == ("i", "f", "s=1", "s=2", "s=x", "late")
-    assert everything(tmp_path / "d")["x"][-1].tolist() == [N - 1, 0.5, 0, 0, 1, 3]
+    assert layout.columns == ("i", "f", "s", "late")
+    assert layout.categories == (("s", ("1", "2", "x")),)
+    assert everything(tmp_path / "d")["x"][-1].tolist() == [N - 1, 0.5, 2, 3]
+
+
+# categories and dates
+
+DAYS = [datetime(2024, 2, 29, tzinfo=UTC) + timedelta(hours=7 * i, microseconds=i) for i in range(N)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_dates_are_seconds_since_1970(tmp_path: Path, suffix: str) -> None:
+    days: list[Any] = [None, *(d.date() for d in DAYS[1:])]
+    written = [d.isoformat() if suffix == "csv" else d for d in DAYS]
+    naive = [d.replace(tzinfo=None) for d in DAYS]
+    plain = [str(d) for d in naive] if suffix == "csv" else naive
+    source = table(tmp_path / f"a.{suffix}", {"day": days, "zoned": written, "at": plain, "t": Y.tolist()})
+    layout = convert(str(source), str(tmp_path / "d"), target=["t"])
+    x = everything(tmp_path / "d")["x"]
+    seconds = np.array([d.timestamp() for d in DAYS])
+    assert (layout.columns, layout.dates, layout.missing) == (("day", "zoned", "at"), ("day", "zoned", "at"), ("day",))
+    np.testing.assert_array_equal(x[:, 0], [np.nan, *(86400 * (seconds[1:] // 86400))])
+    np.testing.assert_allclose(x[:, 1:], np.stack([seconds, seconds], axis=1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [64, 16 * 2**20])
+def test_offsets_of_dates_may_differ_by_row(tmp_path: Path, block: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", block)
+    days = ["2024-01-01T00:00", "2024-01-01T02:00:00+02:00", "2023-12-31 23:00-01:00", "2024-01-01"]
+    convert(str(table(tmp_path / "a.csv", {"day": days})), str(tmp_path / "d"))
+    assert everything(tmp_path / "d")["x"][:, 0].tolist() == [1704067200.0] * 4
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_integers_are_categories_if_named(tmp_path: Path, suffix: str) -> None:
+    columns = {"shop": [12, None, 3, 12], "a": [1, 2, 3, 4]}
+    layout = convert(str(table(tmp_path / f"a.{suffix}", columns)), str(tmp_path / "d"), category="shop")
+    assert layout.categories == (("shop", ("", "12", "3")),)
+    np.testing.assert_array_equal(everything(tmp_path / "d")["x"], [[1, 1], [0, 2], [2, 3], [1, 4]])
+
+
+def test_tables_of_numbers_are_written_as_before(tmp_path: Path) -> None:
+    """Nothing of categories or dates is in their attributes, so that fingerprints stay."""
+    convert(str(table(tmp_path / "a.csv", {"a": Y.tolist(), "t": Y.tolist()})), str(tmp_path / "d"), target=["t"])
+    assert not attrs(tmp_path / "d").keys() & {"categories", "dates", "missing"}
+
+
+def test_categories_and_dates_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+    found = set()
+    for i, city in enumerate((["p", "q"], ["p", "r"], ["2024-01-01", "1970-01-01"])):
+        source = table(tmp_path / f"{i}.csv", {"c": city})
+        found.add(convert(str(source), str(tmp_path / f"{i}"), shuffle_seed=None).fingerprint)
+    assert len(found) == 3
 
 
 # classes

@@ -290,7 +290,10 @@ def test_images_and_bad_rows(xy: tuple[F8, F8]) -> None:
     bad = x.copy()
     bad[170, 1] = np.nan
     with pytest.raises(ValueError, match="row 170"):
-        nd.NTKRidge(SMALL).fit(da.from_array(bad, chunks=(150, 5)), y)
+        nd.NTKRidge(SMALL, nan="error").fit(da.from_array(bad, chunks=(150, 5)), y)
+    lazy, there = (nd.NTKRidge(SMALL).fit(each, y) for each in (da.from_array(bad, chunks=(150, 5)), bad))
+    np.testing.assert_allclose(lazy.model_.coef, there.model_.coef, rtol=0, atol=1e-9)
+    assert lazy.model_.preprocessing.encoding.indicators == (1,)
     with pytest.raises(ValueError, match="expecting 5 features"):
         nd.NTKRidge(SMALL).fit(x, y).predict(da.from_array(bad[:, :3], chunks=(150, 3)))
     with pytest.raises(ValueError, match="expected a feature map"):

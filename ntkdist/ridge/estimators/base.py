@@ -23,6 +23,7 @@ from ntkdist.kernels import NTK
 from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, choose_penalty, fit_dataset, sum_equations
 from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.ridge.model import Equations
+from ntkdist.ridge.predict import as_fitted
 from ntkdist.ridge.source_order import column, order_of
 
 DEFAULT = ZonalFeatures(512, NTK(depth=2, bias=1.0))
@@ -36,6 +37,9 @@ class KernelEstimator(BaseEstimator):
     features: AnyFeatureMap | None
     inputs: Any
     clip: Any
+    front: Any
+    one_hot: Any
+    nan: Any
 
     @property
     def feature_map(self) -> AnyFeatureMap:
@@ -48,12 +52,15 @@ class KernelEstimator(BaseEstimator):
 
     @property
     def preprocess(self) -> Preprocess:
-        """The scaling and clipping of inputs."""
-        return Preprocess(inputs=self.inputs, clip=self.clip)
+        """The scaling, clipping and encoding of inputs."""
+        if self.nan not in ("impute", "error"):
+            raise SpecError(f'nan is {self.nan!r}; expected "impute" or "error"')
+        return Preprocess(inputs=self.inputs, clip=self.clip, front=self.front, one_hot=self.one_hot)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = getattr(self.features, "takes_sparse", False)
+        tags.input_tags.allow_nan = self.nan == "impute"
         return tags
 
     def _set_columns(self, pre: Preprocessing) -> None:
@@ -72,7 +79,7 @@ class KernelEstimator(BaseEstimator):
         check_is_fitted(self)
         if is_dataset(x):
             return _map_dataset(dataset(x, None), function, pre)
-        x = new_rows(self, x)
+        x = new_rows(self, x, pre.encoding)
         if is_lazy(x):
             x = x.rechunk(dict.fromkeys(range(1, x.ndim), -1))
             wide = (columns,) if columns else ()
@@ -111,7 +118,7 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
         """
         with as_value_errors():
             if is_dataset(X):
-                data = dataset(X, y, sample_weight)
+                data = dataset(X, y, sample_weight, self.nan)
                 self._check_dataset(data)
                 return self._store(fit_dataset(data, self._settings()), data, self.keep_equations)
             rows, settings = self._training_arrays(X, y, sample_weight), self._settings()
@@ -188,7 +195,7 @@ def _apply(x: Any, function: BlockFunction) -> NDArray[Any]:
 
 def _map_dataset(data: Dataset, function: BlockFunction, pre: Preprocessing) -> NDArray[Any]:
     """Apply a function to every row of a dataset, in the order of its source; refuse rows with NaN."""
-    data = msgspec.structs.replace(data, nan="error")
+    data = as_fitted(msgspec.structs.replace(data, nan="error"), pre)
     layout = data.layout(labelled=False)
     matching = pre.match(layout, data.store)
     source = Source(data, layout, 0, resources(None).threads, labelled=False)

@@ -28,7 +28,7 @@ class NTKRidgeClassifier(ClassifierMixin, RidgeEstimator):
 
     Parameters
     ----------
-    features, alphas, folds, inputs, clip, keep_equations
+    features, alphas, folds, inputs, clip, front, one_hot, nan, keep_equations
         As in `NTKRidgeCV`.
     class_weight : dict or "balanced", optional
         Factor of the weights of each label's rows; 1 for labels not in the dict.  With "balanced", the rows of each
@@ -60,11 +60,15 @@ class NTKRidgeClassifier(ClassifierMixin, RidgeEstimator):
         metric: Metric | None = None,
         inputs: str = "auto",
         clip: str = "range",
+        front: str = "standard",
+        one_hot: int = 16,
+        nan: str = "impute",
         keep_equations: bool = True,
     ) -> None:
         self.features, self.alphas, self.folds, self.class_weight = features, alphas, folds, class_weight
         self.metric = metric
         self.calibrated, self.inputs, self.clip, self.keep_equations = calibrated, inputs, clip, keep_equations
+        self.front, self.one_hot, self.nan = front, one_hot, nan
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> Self:
         """Add rows to those of earlier calls: the sums are added, and the solution is that of all rows.

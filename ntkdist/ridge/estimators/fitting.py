@@ -22,6 +22,7 @@ from ntkdist.errors import DataError, InputError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.planning.job import Job, Metric, PlanTable
 from ntkdist.planning.plan import by_fold, plan
+from ntkdist.ridge.encode import ByFold
 from ntkdist.ridge.fit import fit
 from ntkdist.ridge.fitted_map import fitted
 from ntkdist.ridge.metric import MetricSearch
@@ -109,7 +110,8 @@ def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None 
         settings.features.check_shape(source.layout.input_shape, rows.store)
         plain = source._replace(folds=0)
         if before is None:
-            pre, moments = scaling(settings.preprocess, plain, client, progress.silent, settings.balanced)
+            by_folds, quiet = ByFold(source, shards), progress.silent
+            pre, moments = scaling(settings.preprocess, plain, client, quiet, settings.balanced, by_folds)
             pre = _learn_metric(rows, settings, pre, client)
             features = fitted(settings.features, settings.preprocess, plain, pre, client, progress.silent)
         else:
@@ -208,7 +210,7 @@ def _source_and_shards(rows: Arrays, m: int, folds: int, client: Any) -> tuple[S
     source = Source(rows, layout, block_rows, threads, folds=folds if folds > 1 else 0)
     spans = [layout.span(i) for i in range(layout.partitions)]
     count = math.ceil(layout.rows * layout.row_bytes / max(SHARD_BYTES, 8 * m**2)) if rows.lazy else 1
-    return source, [Shard(k, tuple(some)) for k in range(folds) for some in evenly(spans, count)]
+    return source, [Shard(k, tuple(some), k) for k in range(folds) for some in evenly(spans, count)]
 
 
 def _client(rows: Arrays | Dataset) -> Any:

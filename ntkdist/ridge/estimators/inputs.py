@@ -11,8 +11,11 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
+from ntkdist.data import frames
 from ntkdist.data.arrays import Arrays
-from ntkdist.data.dataset import Dataset
+from ntkdist.data.dataset import Dataset, Nan
+from ntkdist.data.encoding import Encoding
+from ntkdist.data.frames import Coded, Known
 from ntkdist.errors import DataError, InputError
 
 ABSENT = object()  # in place of y, where none is expected
@@ -23,14 +26,14 @@ def is_dataset(x: Any) -> bool:
     return isinstance(x, (str, os.PathLike, Dataset))
 
 
-def dataset(x: Any, y: Any, weight: Any = None) -> Dataset:
-    """Return the dataset that x names; refuse targets and weights beside it."""
+def dataset(x: Any, y: Any, weight: Any = None, nan: Nan = "error") -> Dataset:
+    """Return the dataset that x names, with its own ``nan`` if it has one; refuse targets and weights beside it."""
     if y is not None or weight is not None:
         raise InputError(
             "X is the place of a dataset, which holds its own targets and weights; leave out y and sample_weight, "
             "or name other arrays by nd.Dataset(store, y=..., weight=...)"
         )
-    return x if isinstance(x, Dataset) else Dataset(os.fspath(x))
+    return x if isinstance(x, Dataset) else Dataset(os.fspath(x), nan=nan)
 
 
 def is_lazy(x: Any) -> bool:
@@ -44,13 +47,15 @@ def is_outside(x: Any) -> bool:
 
 
 def training_rows(
-    estimator: BaseEstimator, x: Any, y: Any = ABSENT, weight: Any = None, *, reset: bool = True, labels: bool = False
+    estimator: Any, x: Any, y: Any = ABSENT, weight: Any = None, *, reset: bool = True, labels: bool = False
 ) -> Arrays:
     """Validate training rows, and set scikit-learn's attributes of the columns, or compare them if ``reset`` is false.
 
     Labels are not converted.  Raises scikit-learn's ValueError or TypeError, or `InputError`.
     """
     y = np.asarray(y) if is_outside(y) and (labels or not is_outside(x)) else y
+    known = None if reset else Known.of(estimator.equations_.preprocessing.encoding)
+    x, table = _coded(x, known)
     if is_outside(x):
         x, columns = _outside(estimator, x, reset, lengths=True)
         if y is None:
@@ -59,7 +64,7 @@ def training_rows(
             y = _with_lengths(y) if is_outside(y) else np.asarray(y)
     else:
         of_y = {} if y is ABSENT else {"y": y} if labels else {"y": y, "multi_output": True, "y_numeric": True}
-        x = validate_data(estimator, x, reset=reset, **of_y, **_options(estimator))
+        x = validate_data(estimator, x, reset=reset, **of_y, **_options(estimator, estimator.nan == "impute"))
         x, y = (x, ABSENT) if y is ABSENT else x
         columns = tuple(getattr(estimator, "feature_names_in_", ()))
     if labels:
@@ -70,15 +75,31 @@ def training_rows(
         if array is not None and array.shape[0] != x.shape[0]:
             raise InputError(f"{name} has {array.shape[0]} entries but X has {x.shape[0]} rows; give one for every row")
     x = csr_array(x) if issparse(x) else x
-    return Arrays(x, y, weight, "float32" if x.dtype == np.float32 else "float64", columns=columns)
+    of_columns = {"columns": columns} if table is None else _of_table(table)
+    dtype = "float32" if x.dtype == np.float32 else "float64"
+    return Arrays(x, y, weight, dtype, nan=estimator.nan, **of_columns)
 
 
-def new_rows(estimator: BaseEstimator, x: Any) -> Any:
+def new_rows(estimator: BaseEstimator, x: Any, encoding: Encoding | None) -> Any:
     """Validate new rows against those fitted to; return a NumPy, sparse, Zarr or Dask array."""
     if is_outside(x):
         return _outside(estimator, x, reset=False)[0]
-    x = validate_data(estimator, x, reset=False, **_options(estimator))
+    x, _ = _coded(x, Known.of(encoding))
+    fills = encoding is not None and encoding.impute
+    x = validate_data(estimator, x, reset=False, **_options(estimator, fills))
     return csr_array(x) if issparse(x) else x
+
+
+def _coded(x: Any, known: Known | None) -> tuple[Any, Coded | None]:
+    """Return a frame with more than numbers, now or in training, as one of numbers, and what its columns hold."""
+    if is_outside(x) or not frames.is_frame(x) or (frames.is_plain(x) and not (known and known.kinds)):
+        return x, None
+    table = frames.coded(x, known)
+    return table.like(x), table
+
+
+def _of_table(table: Coded) -> dict[str, Any]:
+    return {"columns": table.columns, "categories": table.categories, "dates": table.dates}
 
 
 @contextmanager
@@ -90,9 +111,10 @@ def as_value_errors() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
-def _options(estimator: Any) -> dict[str, Any]:
-    """Return the options of scikit-learn's validation of X."""
+def _options(estimator: Any, missing: bool) -> dict[str, Any]:
+    """Return the options of scikit-learn's validation of X, where values may be ``missing`` or not."""
     return {
+        "ensure_all_finite": "allow-nan" if missing else True,
         "dtype": [np.float64, np.float32],
         "accept_sparse": "csr" if estimator.feature_map.takes_sparse else False,
         "allow_nd": True,
@@ -106,6 +128,11 @@ def _outside(estimator: Any, x: Any, reset: bool, lengths: bool = False) -> tupl
         x = _with_lengths(x)
     elif hasattr(x, "to_dask_array"):
         x = x.to_dask_array()
+    if x.dtype.kind not in "biuf":
+        raise InputError(
+            f"X has type {x.dtype}; expected numbers: of a Dask frame with strings or dates, write a dataset by "
+            "ntkdist.convert, and fit to its place"
+        )
     if x.ndim < 2:
         raise InputError(f"X has shape {x.shape}; expected rows, (n, d). Reshape your data")
     if reset:

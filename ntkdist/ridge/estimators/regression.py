@@ -120,6 +120,12 @@ class NTKRidge(_Regressor):
     clip : {"range", "none"}
         Clip new values to the range of every column of the X that was fitted to, which bounds the error that an outlier
         can cause.
+    front : {"standard", "quantile", "both", "bins", "target-bins"}
+    one_hot : int
+        Columns that are made of each number, and of categories; see `ntkdist.Preprocess`.
+    nan : {"impute", "error"}
+        Treatment of missing values: fill them with the median and mark them by a column of their own, or refuse them.
+        Columns of strings, categories and dates of pandas and polars frames are taken as they are.
     keep_equations : bool
         Keep the sums, m² numbers for a map of m columns, which `partial_fit` needs after `fit`; without them, the
         estimator is small to pickle.
@@ -148,10 +154,14 @@ class NTKRidge(_Regressor):
         *,
         inputs: str = "auto",
         clip: str = "range",
+        front: str = "standard",
+        one_hot: int = 16,
+        nan: str = "impute",
         keep_equations: bool = True,
         keep_factor: bool = False,
     ) -> None:
         self.features, self.alpha, self.inputs, self.clip = features, alpha, inputs, clip
+        self.front, self.one_hot, self.nan = front, one_hot, nan
         self.keep_equations, self.keep_factor = keep_equations, keep_factor
 
     def _settings(self) -> FitSettings:
@@ -174,7 +184,7 @@ class NTKRidgeCV(_Regressor):
     folds : int
     alpha_per_target : bool
         Choose a penalty for each target instead of one for all.
-    inputs, clip, keep_equations, keep_factor
+    inputs, clip, front, one_hot, nan, keep_equations, keep_factor
         As in `NTKRidge`; the sums are m² numbers a fold, and residuals are out of fold.
 
     Attributes
@@ -196,12 +206,16 @@ class NTKRidgeCV(_Regressor):
         metric: Metric | None = None,
         inputs: str = "auto",
         clip: str = "range",
+        front: str = "standard",
+        one_hot: int = 16,
+        nan: str = "impute",
         keep_equations: bool = True,
         keep_factor: bool = False,
     ) -> None:
         self.features, self.alphas, self.folds, self.alpha_per_target = features, alphas, folds, alpha_per_target
         self.metric = metric
         self.inputs, self.clip, self.keep_equations, self.keep_factor = inputs, clip, keep_equations, keep_factor
+        self.front, self.one_hot, self.nan = front, one_hot, nan
 
     def _settings(self) -> FitSettings:
         return FitSettings(

@@ -28,6 +28,8 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
         Scaling of X.
     clip : {"range", "none"}
         Clip new values to the range of every column of the X that was fitted to.
+    front, one_hot, nan
+        As in `NTKRidge`.  As y is ignored, a column of more than ``one_hot`` categories becomes their counts.
 
     Attributes
     ----------
@@ -36,13 +38,25 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
         The map, fitted to X if it is one that needs a sample of rows.
     """
 
-    def __init__(self, features: AnyFeatureMap | None = None, *, inputs: str = "auto", clip: str = "range") -> None:
+    def __init__(
+        self,
+        features: AnyFeatureMap | None = None,
+        *,
+        inputs: str = "auto",
+        clip: str = "range",
+        front: str = "standard",
+        one_hot: int = 16,
+        nan: str = "impute",
+    ) -> None:
         self.features, self.inputs, self.clip = features, inputs, clip
+        self.front, self.one_hot, self.nan = front, one_hot, nan
 
     def fit(self, X: Any, y: Any = None) -> "FeatureTransformer":
         """Fit the scaling, and the map if it needs a sample of rows; y is ignored.  X is as in `NTKRidge.fit`."""
         with as_value_errors():
-            rows: Arrays | Dataset = dataset(X, None) if is_dataset(X) else training_rows(self, X).without_targets()
+            rows: Arrays | Dataset = (
+                dataset(X, None, nan=self.nan) if is_dataset(X) else training_rows(self, X).without_targets()
+            )
             self.preprocessing_, self.features_ = fit_map(rows, self.feature_map, self.preprocess)
         if isinstance(rows, Dataset):
             self._set_columns(self.preprocessing_)
