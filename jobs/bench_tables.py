@@ -91,15 +91,21 @@ def errors(
             if isinstance(found, str):
                 result.notes.append(f"{name}, split {split}: {found}")
                 print(result.notes[-1], flush=True)
-            else:
-                row = rows.setdefault(name, {"model": name})
-                for column, value in found.items():
-                    row.setdefault(column, []).append(value)
-                result.rows = [each for each in rows.values() if each is not row]
-                result.origin["command"] = retold(result.origin["command"], list(rows))
-                result.add(row)
-    result.rows = [rows[name] for name in MODELS if name in rows]
+                continue
+            row = rows.setdefault(name, {"model": name})
+            for column, value in found.items():
+                row.setdefault(column, []).append(value)
+            retell(result, rows)
+            result.rows.remove(row)
+            result.add(row)
+    retell(result, rows)
     result.end()
+
+
+def retell(result: Result, rows: dict[str, dict[str, Any]]) -> None:
+    """Put the rows in order, and the command that makes all of them in the place of one that made some."""
+    result.rows = [rows[name] for name in MODELS if name in rows]
+    result.origin["command"] = retold(result.origin["command"], list(rows))
 
 
 def earlier(out: str, table: str, notes: list[str]) -> list[dict[str, Any]]:

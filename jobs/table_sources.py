@@ -19,7 +19,7 @@ SMALL = ("bostonHousing", "concrete", "energy", "kin8nm", "naval_propulsion_plan
 SMALL += ("wine_quality_red",)
 LATE = 15  # minutes
 LARGE = 20_000  # rows, from which on one test part is enough
-CLIPPED = (-44, 277)  # minutes of delay of `flights`, the 0.1 and 99.9 percentiles
+CLIPPED = (-44, 277)  # minutes of delay of `flights`: the 0.1 and 99.9 percentiles
 
 
 class Table(NamedTuple):
@@ -35,7 +35,8 @@ class Table(NamedTuple):
         """Describe the rows and the columns."""
         categories = self.x.select_dtypes("category").nunique()
         kind = f"{self.classes} classes" if self.classes else "regression"
-        levels = f"{len(categories)} categories" + (f" of up to {categories.max()} levels" if len(categories) else "")
+        levels = f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}"
+        levels += f" of up to {categories.max()} levels" if len(categories) else ""
         absent = f"{100 * self.x.isna().to_numpy().mean():.2g} % missing"
         return f"{kind}, {len(self.x):,} rows, {self.x.shape[1]} columns, {levels}, {absent}"
 
@@ -150,7 +151,7 @@ def opened(place: str, name: str) -> tuple[Any, dict[str, Any]]:
     """Open an archive of a directory, and describe it."""
     path = Path(place) / name
     if not path.is_file():
-        raise SystemExit(f"{name} is not in {place or 'a directory that was named'}; give its directory with --data")
+        raise SystemExit(f"{path} is missing; name the directory of {name} with --data")
     return np.load(path), file(str(path))
 
 
