@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,10 +175,9 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """List the versions of Python and of the libraries that compute."""
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in ("numpy", "scipy", "dask", "zarr", "scikit-learn")
-    }
+    """List the versions of Python and of the libraries that compute, those of others where they are installed."""
+    names = ["numpy", "scipy", "dask", "zarr", "scikit-learn", *filter(find_spec, ("lightgbm", "catboost", "xrfm"))]
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def _word(word: str) -> str:

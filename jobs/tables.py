@@ -144,9 +144,71 @@ SHARE = "of the deviation"
 def share(row: dict[str, Any], best: str) -> str:
     """Write an error, bold if it is the best, and the processor seconds of a split."""
     mean = f"{np.mean(row[SHARE]):.3f}"
-    spread = f" ± {standard_error(row[SHARE]):.3f}" if len(row[SHARE]) > 1 else ""
-    error = f"**{mean}{spread}**" if mean == best else mean + spread
+    error = mean + deviation(row[SHARE])
+    error = f"**{error}**" if mean == best else error
     return f"{error} ({np.mean(row['processor s']):,.0f} s)"
+
+
+def table_errors(results: Results) -> str:
+    """Lay out the losses of all models on tables as they come, one line for each table."""
+    losses = table_losses(results)
+    models = list(dict.fromkeys(model for line in losses.values() for model in line))
+    body = []
+    for name, line in losses.items():
+        written = {model: f"{np.mean(values):.3f}{deviation(values)}" for model, values in line.items()}
+        best = f"{min(map(np.mean, line.values())):.3f}"
+        bold = {model: f"**{text}**" if text.split()[0] == best else text for model, text in written.items()}
+        body.append([name, *(bold.get(model, "") for model in models)])
+    return grid(["table", *models], body) if body else NOTHING
+
+
+def table_ranks(results: Results) -> str:
+    """Lay out ranks, wins, errors, seconds and memory of all models over tables, those of numbers and those of classes.
+
+    A model is ranked on the tables that it has a row for; of equal losses each has the mean of their ranks.
+    """
+    losses = table_losses(results)
+    lines = []
+    for kind, measure in MEASURES.items():
+        rows = [(r["title"], row) for r in of(TABLES, results) if measure_of(r) == measure for row in r["rows"]]
+        for model in dict.fromkeys(row["model"] for _, row in rows):
+            mine = {title: row for title, row in rows if row["model"] == model}
+            ranks = [rank(losses[title], model) for title in mine]
+            means = [float(np.mean(losses[title][model])) for title in mine]
+            wins = sum(each == 1 for each in ranks)
+            cost = [f"{np.median([np.mean(row[name]) for row in mine.values()]):,.0f}" for name in COSTS]
+            error = f"{np.mean(means):.3f}{deviation(means)}"
+            lines.append([kind, model, f"{len(mine)}", f"{np.mean(ranks):.2f}", f"{wins}", error, *cost])
+    columns = ["target", "model", "tables", "mean rank", "wins", "mean error", *(f"median {name}" for name in COSTS)]
+    return grid(columns, lines) if lines else NOTHING
+
+
+TABLES = "bench_tables.py errors"
+MEASURES = {"numbers": "error", "classes": "log loss"}  # that models are ranked by
+COSTS = ("processor s", "peak MB")
+NOTHING = "Not measured yet."
+
+
+def table_losses(results: Results) -> dict[str, dict[str, list[float]]]:
+    """Collect what models are ranked by, by table and model."""
+    return {r["title"]: {row["model"]: row[measure_of(r)] for row in r["rows"]} for r in of(TABLES, results)}
+
+
+def measure_of(result: dict[str, Any]) -> str:
+    """Return what the models of a table are ranked by."""
+    return MEASURES["classes" if MEASURES["classes"] in result["rows"][0] else "numbers"]
+
+
+def rank(losses: dict[str, list[float]], model: str) -> float:
+    """Rank a model among those of a table, from 1; equal ones share the mean of their ranks."""
+    means = np.array([np.mean(values) for values in losses.values()])
+    mine = np.mean(losses[model])
+    return float((means < mine).sum() + ((means == mine).sum() + 1) / 2)
+
+
+def deviation(values: Sequence[float]) -> str:
+    """Write the standard error of several values."""
+    return f" ± {standard_error(values):.3f}" if len(values) > 1 else ""
 
 
 def images(results: Results) -> str:
@@ -197,6 +259,8 @@ DETAILS: dict[str, Callable[[Results], str]] = {
     "claims": claims,
     "given splits": given_splits,
     "four folds": four_folds,
+    "table ranks": table_ranks,
+    "table errors": table_errors,
     "images": images,
     "kernel errors": kernel_errors,
     "all rows": all_rows,
@@ -216,7 +280,7 @@ def command(result: dict[str, Any]) -> str:
 def markdown(result: dict[str, Any]) -> str:
     """Write a title, all rows and the notes."""
     rows = result["rows"]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = list(dict.fromkeys(name for row in rows for name in row if "split" not in row or name not in PER_SPLIT))
     right = [all(not isinstance(row.get(name), str) for row in rows) for name in columns]
     body = [[cell(row.get(name)) for name in columns] for row in rows]
     where = result["machine"]
@@ -226,6 +290,9 @@ def markdown(result: dict[str, Any]) -> str:
         f"`{result['command']}` on {where['cores']} cores of {where['processor']}, {where['memory_gb']} GB",
     ]
     return "\n".join([f"**{result['title']}**\n", grid(columns, body, right), "", *(f"* {n}." for n in notes)])
+
+
+PER_SPLIT = {"split", "chosen"}  # lists that have no mean: they are in the files only
 
 
 def grid(columns: Sequence[str], body: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> str:

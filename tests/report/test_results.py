@@ -71,3 +71,39 @@ def test_a_benchmark_writes_that_form(tmp_path: Path) -> None:
     assert set(found) == {"title", "command", "data", "machine", "versions", "notes", "rows", "claims"}
     assert found["data"] == [{"name": "normals, seed 0", "rows": 80, "columns": 32}]
     assert [len(row["processor s"]) for row in found["rows"]] == [2, 2, 2]
+
+
+def test_models_are_ranked_over_tables(tmp_path: Path) -> None:
+    def result(title: str, **losses: tuple[str, list[float]]) -> str:
+        rows = [
+            {"model": name, measure: values, "processor s": [len(name)] * 2, "peak MB": [7.0]}
+            for name, (measure, values) in losses.items()
+        ]
+        path, command = tmp_path / f"{title}.json", f"python jobs/bench_tables.py errors {title}"
+        path.write_text(json.dumps({"title": title, "command": command, "rows": rows}))
+        return str(path)
+
+    paths = [
+        result("one", a=("error", [0.2, 0.4]), bb=("error", [0.5, 0.5])),
+        result("two", a=("error", [0.1]), bb=("error", [0.1]), ccc=("error", [0.05])),
+        result("three", bb=("log loss", [0.7])),
+    ]
+    readme = tmp_path / "README.md"
+    marks = [f"<!-- {name}: python jobs/tables.py jobs/results/*.json -->" for name in ("table ranks", "table errors")]
+    readme.write_text("\n<!-- end -->\n".join([*marks, ""]))
+    run("jobs/tables.py", *paths, "--write", str(readme))
+    lines = readme.read_text().splitlines()
+    assert lines[3:7] == [
+        "| numbers | a | 2 | 1.75 | 1 | 0.200 ± 0.100 | 1 | 7 |",
+        "| numbers | bb | 2 | 2.25 | 0 | 0.300 ± 0.200 | 2 | 7 |",
+        "| numbers | ccc | 1 | 1.00 | 1 | 0.050 | 3 | 7 |",
+        "| classes | bb | 1 | 1.00 | 1 | 0.700 | 2 | 7 |",
+    ]
+    assert lines[9:] == [
+        "| table | a | bb | ccc |",
+        "| --- | --- | --- | --- |",
+        "| one | **0.300 ± 0.100** | 0.500 ± 0.000 |  |",
+        "| two | 0.100 | 0.100 | **0.050** |",
+        "| three |  | **0.700** |  |",
+        "<!-- end -->",
+    ]
