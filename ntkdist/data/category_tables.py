@@ -22,7 +22,8 @@ def target_means(parts: F8) -> F8:
     """Return smoothed means of the targets by name, and log counts, standardised, (P + 1, K + 1, t + 1).
 
     ``parts`` (P, K, 1 + t) are Σ w and Σ w y of each part.  Entry p of the result is made of the other parts, the last
-    of all; a name that is new has the mean of all names.  A count is that of all parts if the others are like these.
+    of all; a name that is new has the mean of all names.  A count is that of all parts if the others are like these,
+    and that of a new name the least of a training row: zero may be far from all others.
     """
     every = range(len(parts))
     rest = np.stack([parts[[q for q in every if q != p]].sum(axis=0) for p in every] + [parts.sum(axis=0)])
@@ -39,4 +40,6 @@ def target_means(parts: F8) -> F8:
     spread = np.sqrt(np.einsum("pk,pkj->j", rows, out[:-1, :-1] ** 2))
     spread[spread <= 1e-12 * np.maximum(np.abs(centre), 1.0)] = 1.0
     spread[:-1] *= np.sqrt(len(spread) - 1)  # all targets together weigh as one column
-    return np.asarray(out / spread)
+    out /= spread
+    out[:, :, -1] = np.maximum(out[:, :, -1], out[:-1, :-1, -1][rows > 0].min())
+    return out

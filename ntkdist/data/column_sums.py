@@ -63,7 +63,7 @@ class ColumnSums:
 
     moments: Moments  # as of `MomentsOf`, NaN left out
     periods: Moments  # of `periodic` of every date
-    missing: I8  # (d,), rows with weight and NaN
+    missing: I8  # (2, d), rows with NaN: those without weight, and those with
     named: I8  # (C,), rows with weight of each name
     sums: F8  # (splits, C, 1 + t), Σ w and Σ w y of each name
     sample: TableSample
@@ -116,7 +116,7 @@ class ColumnSumsOf:
         return ColumnSums(
             MomentsOf(self.mode, self.layout).zero(),
             Moments.zeros(PERIODIC * len(self.layout.dates)),
-            np.zeros(d, np.int64),
+            np.zeros((2, d), np.int64),
             np.zeros(names, np.int64),
             np.zeros((self.splits, names, 1 + t)),
             TableSample(self.sample_rows, np.zeros(0), *sampled),
@@ -132,7 +132,7 @@ class ColumnSumsOf:
         return ColumnSums(
             MomentsOf(self.mode, self.layout).update(total.moments, rows),
             total.periods + Moments.of(periods, rows.weight, None, 0),
-            total.missing + np.isnan(x[weight > 0]).sum(axis=0),
+            total.missing + np.stack([np.isnan(x[some]).sum(axis=0) for some in (weight == 0, weight > 0)]),
             total.named + named,
             total.sums + sums,
             total.sample + self._sampled(x, y, weight, rows.places),

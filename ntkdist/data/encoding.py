@@ -114,7 +114,7 @@ class Encoding:
         known = numeric & (x.weight > 0)
         neutral = zip(limits, (0.0, 1.0, -np.inf, np.inf), strict=True)
         mean, scale, low, high = (np.where(known, values, other) for values, other in neutral)
-        marked = np.flatnonzero(known & (total.missing > 0))
+        marked = np.flatnonzero(known & (total.missing[1] > 0))
         weight = y.counts.sum() if layout.classes else y.weight[0]
         edges, bin_mean, bin_scale = _knots(settings, layout, total.sample)
         constant = total.periods.std <= 1e-6

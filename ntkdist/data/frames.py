@@ -83,8 +83,9 @@ def coded(frame: Any, known: Known | None = None) -> Coded:
         if known is not None:
             expected = known.kinds.get(name, "number")
             if kind is not None and kind != expected:
+                remedy = 'by astype("category") or to strings' if expected == "category" else "as then"
                 raise InputError(
-                    f"Column '{name}' holds {WORDS[kind]}, but {WORDS[expected]} in training; convert it as then"
+                    f"Column '{name}' holds {WORDS[kind]}, but {WORDS[expected]} in training; convert it {remedy}"
                 )
             kind = expected
         if kind == "category":

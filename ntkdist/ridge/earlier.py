@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from ntkdist.cluster.shards import Source
 from ntkdist.data import storage
-from ntkdist.data.dataset import Layout
+from ntkdist.data.dataset import Dataset, Layout
 from ntkdist.data.moments import Moments, MomentsOf
 from ntkdist.data.scaling import Preprocessing, column_names
 from ntkdist.data.zarr_groups import find
@@ -25,8 +26,10 @@ def scaling(url: str, source: Source, balanced: bool | None) -> Preprocessing:
 
 
 def matched(source: Source, pre: Preprocessing) -> Source:
-    """Return a source whose categories have the codes of an earlier scaling."""
-    matching = pre.match(source.layout, source.dataset.store)
+    """Return a source whose categories have the codes of an earlier scaling, and NaN only if that can fill it in."""
+    matching, dataset = pre.match(source.layout, source.dataset.store), source.dataset
+    if isinstance(dataset, Dataset) and dataset.nan == "impute" and not (pre.encoding and pre.encoding.impute):
+        source = source._replace(dataset=msgspec.structs.replace(dataset, nan="error"))
     return source._replace(matching=matching) if matching.names else source
 
 

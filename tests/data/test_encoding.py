@@ -15,6 +15,7 @@ from sklearn.preprocessing import OneHotEncoder, QuantileTransformer
 from sklearn.tree import DecisionTreeRegressor
 
 from ntkdist.data import encoding
+from ntkdist.data.category_tables import target_means
 from ntkdist.data.column_sums import ColumnSums, ColumnSumsOf, periodic, split_of
 from ntkdist.data.dataset import Layout, Rows
 from ntkdist.data.encoding import Encoding, Limits
@@ -160,7 +161,7 @@ def test_missing_values_are_left_out_of_moments() -> None:
         np.testing.assert_allclose(x.mean[j], np.average(X[known, j], weights=W[known]), rtol=1e-12)
         seen = X[known & (W > 0), j]
         assert (x.low[j], x.high[j]) == (seen.min(), seen.max())
-    np.testing.assert_array_equal(found.missing, (np.isnan(X) & (W > 0)[:, None]).sum(axis=0))
+    np.testing.assert_array_equal(found.missing, [np.isnan(X[some]).sum(axis=0) for some in (W == 0, W > 0)])
 
 
 # numbers
@@ -312,12 +313,21 @@ def test_many_names_are_means_of_the_other_parts(weight: Any, classes: int, fold
         made[mine] = found(X[mine], fold, np.arange(N)[mine])
     np.testing.assert_allclose(block(made, found, "many"), (expected - centre) / spread, rtol=1e-9, atol=1e-9)
     for_new = (means_by_loops(y, w, part, [*range(30), -1], -1) - centre) / spread
+    for_new[:, -1] = for_new[:, -1].clip(((expected - centre) / spread)[w > 0, -1].min())
     new = np.repeat(X[:1], 31, axis=0)
     new[:, 3] = [*range(30), -1]
     np.testing.assert_allclose(block(found(new), found, "many"), for_new, rtol=1e-9, atol=1e-9)
     if folds > 1:
         of_fold = found.for_fold(2)
         np.testing.assert_array_equal(of_fold(X[FOLDS == 2]), made[FOLDS == 2])
+
+
+def test_a_new_name_has_the_least_count_of_a_row() -> None:
+    """Names of a thousand rows each: zero would be hundreds of standard deviations away."""
+    parts = np.stack([np.column_stack([np.full(20, 1000.0) + np.arange(20), np.zeros(20)])] * 4)
+    counts = target_means(parts)[-1, :, -1]
+    assert counts[-1] == pytest.approx(target_means(parts)[:-1, :-1, -1].min())
+    assert np.abs(counts).max() < 3
 
 
 def test_a_rows_own_target_does_not_enter() -> None:

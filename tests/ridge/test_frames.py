@@ -138,6 +138,8 @@ def test_numbers_without_gaps_are_fitted_as_before() -> None:
     for each in (strict, model):
         with pytest.raises(ValueError, match="contains NaN"):
             each.predict(gap)
+        with pytest.raises(ValueError, match="contains NaN"):
+            each.partial_fit(gap, y[:1])
     with pytest.raises(ValueError, match="contains NaN"):
         fitted(nan="error").fit(np.vstack([gap, x]), np.append(y, 0))
 
@@ -167,6 +169,15 @@ def test_columns_of_every_type(values: Any, kind: str, codes: list[float]) -> No
     found = frames.coded(data)
     np.testing.assert_array_equal(found.x[:, 0], codes)
     assert (bool(found.categories), bool(found.dates)) == (kind == "category", kind == "date")
+
+
+def test_gaps_of_rows_without_weight_are_harmless() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 3)), rng.normal(size=300)
+    rows, weight = np.vstack([x, np.full((1, 3), np.nan)]), np.append(np.ones(300), 0.0)
+    model = fitted().fit(rows, np.append(y, 0.0), weight)
+    np.testing.assert_allclose(model.predict(x), fitted().fit(x, y).predict(x), rtol=1e-6, atol=1e-6)
+    assert np.isfinite(model.predict(rows)).all()
 
 
 # refused

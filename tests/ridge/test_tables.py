@@ -176,6 +176,14 @@ def test_sums_of_more_rows_add_whatever_their_codes(tmp_path: Path) -> None:
         fit_of(x, preprocess=nd.Preprocess(reuse=f"{run} + {run}"))
 
 
+def test_a_scaling_of_whole_rows_refuses_gaps(make_dataset: Any, table: Any, tmp_path: Path) -> None:
+    x = table[0].copy()
+    nd.fit(job_on(make_dataset(*table)), out=str(tmp_path / "run"))
+    x[70, 1] = np.nan
+    with pytest.raises(nd.DataError, match=r"has NaN or Inf in 1 of the rows .*, first in row 70"):
+        fit_of(make_dataset(x, table[1], name="gaps"), preprocess=nd.Preprocess(reuse=str(tmp_path / "run")))
+
+
 def test_plain_numbers_are_fitted_as_before(make_dataset: Any, table: Any) -> None:
     """To the bit, and without an encoding, whatever nan says."""
     store = make_dataset(*table)

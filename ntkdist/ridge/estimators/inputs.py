@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse import csr_array, issparse
@@ -54,8 +54,11 @@ def training_rows(
     Labels are not converted.  Raises scikit-learn's ValueError or TypeError, or `InputError`.
     """
     y = np.asarray(y) if is_outside(y) and (labels or not is_outside(x)) else y
-    known = None if reset else Known.of(estimator.equations_.preprocessing.encoding)
-    x, table = _coded(x, known)
+    before = None if reset else estimator.equations_.preprocessing.encoding
+    nan: Literal["error", "impute"] = (
+        "impute" if estimator.nan == "impute" and (reset or (before and before.impute)) else "error"
+    )
+    x, table = _coded(x, None if reset else Known.of(before))
     if is_outside(x):
         x, columns = _outside(estimator, x, reset, lengths=True)
         if y is None:
@@ -64,7 +67,7 @@ def training_rows(
             y = _with_lengths(y) if is_outside(y) else np.asarray(y)
     else:
         of_y = {} if y is ABSENT else {"y": y} if labels else {"y": y, "multi_output": True, "y_numeric": True}
-        x = validate_data(estimator, x, reset=reset, **of_y, **_options(estimator, estimator.nan == "impute"))
+        x = validate_data(estimator, x, reset=reset, **of_y, **_options(estimator, nan == "impute"))
         x, y = (x, ABSENT) if y is ABSENT else x
         columns = tuple(getattr(estimator, "feature_names_in_", ()))
     if labels:
@@ -77,7 +80,7 @@ def training_rows(
     x = csr_array(x) if issparse(x) else x
     of_columns = {"columns": columns} if table is None else _of_table(table)
     dtype = "float32" if x.dtype == np.float32 else "float64"
-    return Arrays(x, y, weight, dtype, nan=estimator.nan, **of_columns)
+    return Arrays(x, y, weight, dtype, nan=nan, **of_columns)
 
 
 def new_rows(estimator: BaseEstimator, x: Any, encoding: Encoding | None) -> Any:
