@@ -12,7 +12,7 @@ from ntkdist.data import sparse
 from ntkdist.data.dataset import FOLD, Layout, Rows, wrong_inputs
 from ntkdist.errors import InputError
 
-ROW = 1  # role of the random stream that assigns rows to folds; role 0 is for groups
+ROW, SAMPLE = 1, 2  # roles of random streams: of the folds of rows, and of `Arrays.sample`; role 0 is for groups
 SPAN_BYTES = 64 * 2**20
 HASH_VALUES = 2**20  # values that are hashed at once, to bound memory
 
@@ -32,6 +32,7 @@ class Arrays:
     nan: Literal["error", "impute"] = "error"  # as of a `Dataset`
     categories: tuple[tuple[str, tuple[str, ...]], ...] = ()  # as of a `Layout`
     dates: tuple[str, ...] = ()
+    deal: Any = None  # (n,) numbers that deal rows to folds, in place of a hash of their values
 
     store = "X"  # its name in errors
 
@@ -86,9 +87,22 @@ class Arrays:
         return rows if keep is None or keep.all() else rows.take(keep)
 
     def folds(self, layout: Layout, start: int, stop: int, count: int) -> NDArray[np.int64]:
-        """Assign rows to ``count`` folds by a hash of a row's values, so that equal rows share a fold."""
+        """Assign rows to ``count`` folds by ``deal``, or by a hash of a row's values: equal rows then share a fold."""
+        if self.deal is not None:
+            return np.asarray(self.deal[start - self.first : stop - self.first]) % count
         x = self.x[start - self.first : stop - self.first]
         return np.floor(random.uniforms_of(_row_hashes(x, self.dtype), 0, FOLD, ROW) * count).astype(np.int64)
+
+    def sample(self, count: int) -> "Arrays":
+        """Return so many of the rows, picked by a hash of their positions, in memory and in their order; or all."""
+        keys = random.uniforms_of(np.arange(self.x.shape[0]), 0, FOLD, SAMPLE)
+        picked = np.sort(np.argsort(keys, kind="stable")[:count])
+        if len(picked) == len(keys) and isinstance(self.x, np.ndarray):
+            return self
+        x, y, weight, deal = (
+            None if a is None else _taken(a, picked) for a in (self.x, self.y, self.weight, self.deal)
+        )
+        return replace(self, x=x, y=y, weight=weight, deal=deal)
 
     def between(self, start: int, stop: int) -> tuple[Any, Any, Any]:
         """Slice x, y and weights; slices of Dask arrays are not computed."""
@@ -105,6 +119,11 @@ class Arrays:
 
     def without_rows(self) -> "Arrays":
         return replace(self, x=None, y=None, weight=None)
+
+
+def _taken(a: Any, rows: NDArray[np.int64]) -> Any:
+    """Return some rows of an array, which may be of Dask or of Zarr."""
+    return np.asarray(a.oindex[rows] if hasattr(a, "oindex") else a[rows])
 
 
 def _row_hashes(x: Any, dtype: str) -> NDArray[np.int64]:

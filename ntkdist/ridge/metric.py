@@ -27,8 +27,8 @@ from ntkdist.planning.job import Metric
 from ntkdist.ridge.checkpoint import KeptRounds
 from ntkdist.ridge.fitted_map import fitted
 from ntkdist.ridge.solve import solve_at
-from ntkdist.solvers import choose
-from ntkdist.solvers.cross_validation import AUTO_GRID, cross_validate
+from ntkdist.solvers import Cholesky
+from ntkdist.solvers.cross_validation import cross_validate, penalties
 from ntkdist.sums.equations import EquationsOf
 from ntkdist.sums.gradients import GradientsOf, GradientSums
 
@@ -103,9 +103,9 @@ class MetricSearch:
         features = fitted(self.features, Preprocess(), whole, pre, self.client, self.watch)
         folds = self._sums(EquationsOf(features, pre, self.dtype), self.shards, f"round {number}")
         train = functools.reduce(operator.add, folds[: self.held])
-        solver = choose(train.m, len(AUTO_GRID))
-        cv = cross_validate([train, folds[self.held]], solver, scored=(1,))
-        coef, _ = solve_at(solver, train, cv.alphas[cv.best] * (train.weight if cv.per_row else 1.0))
+        grid, _ = penalties(train + folds[self.held])  # decades are close enough to compare rounds by
+        cv = cross_validate([train, folds[self.held]], Cholesky(), alphas_per_row=grid[::2], scored=(1,))
+        coef, _ = solve_at(Cholesky(), train, cv.alphas[cv.best] * train.weight)
         alpha = float(cv.alpha[0] / (train.weight + folds[self.held].weight))
         round = Round(scale, cv.scaled(pre.y_scale).rmse, alpha)
         return Trial(float(cv.chosen.mean()), round, pre, features, coef)

@@ -20,7 +20,14 @@ from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import InputError, SpecError
 from ntkdist.features import AnyFeatureMap, FeatureMap, ZonalFeatures
 from ntkdist.kernels import NTK
-from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, choose_penalty, fit_dataset, sum_equations
+from ntkdist.ridge.estimators.fitting import (
+    FitOutcome,
+    FitSettings,
+    choose_penalty,
+    chosen,
+    fit_dataset,
+    sum_equations,
+)
 from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.ridge.model import Equations
 from ntkdist.ridge.predict import as_fitted
@@ -55,7 +62,8 @@ class KernelEstimator(BaseEstimator):
         """The scaling, clipping and encoding of inputs."""
         if self.nan not in ("impute", "error"):
             raise SpecError(f'nan is {self.nan!r}; expected "impute" or "error"')
-        return Preprocess(inputs=self.inputs, clip=self.clip, front=self.front, one_hot=self.one_hot)
+        front: Any = "standard" if self.front == "auto" else self.front
+        return Preprocess(inputs=self.inputs, clip=self.clip, front=front, one_hot=self.one_hot)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -121,7 +129,8 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
                 data = dataset(X, y, sample_weight, self.nan)
                 self._check_dataset(data)
                 return self._store(fit_dataset(data, self._settings()), data, self.keep_equations)
-            rows, settings = self._training_arrays(X, y, sample_weight), self._settings()
+            rows = self._training_arrays(X, y, sample_weight)
+            settings = self._chosen_settings(rows)
             return self._store(choose_penalty(sum_equations(rows, settings), settings), rows, self.keep_equations)
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, **labels: Any) -> Self:
@@ -129,9 +138,22 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
         before = self._previous_equations(X)
         with as_value_errors():
             rows = self._training_arrays(X, y, sample_weight, reset=before is None, **labels)
-            equations = sum_equations(rows, self._settings(), before)
-            outcome = choose_penalty(equations if before is None else before + equations, self._settings())
+            settings = self._chosen_settings(rows, before)
+            equations = sum_equations(rows, settings, before)
+            outcome = choose_penalty(equations if before is None else before + equations, settings)
             return self._store(outcome, rows, True)
+
+    def _chosen_settings(self, rows: Arrays, before: Equations | None = None) -> FitSettings:
+        """Return the settings of a fit to rows; without a map, choose it, or take that of the rows before."""
+        settings = self._settings()
+        if self.features is not None or settings.folds == 1:
+            return settings
+        if before is not None:
+            spec: Any = before.features.spec
+            return settings._replace(features=spec)
+        front = None if self.front == "auto" else self.front
+        settings, self.choice_ = chosen(rows, settings, front, getattr(self, "metric", None))
+        return settings
 
     @abc.abstractmethod
     def _settings(self) -> FitSettings:
@@ -179,7 +201,7 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
                 f"'{name}' of the dataset that was fitted to deals its rows to folds, and says nothing of rows of "
                 "arrays; fit to a dataset that has them all"
             )
-        if before.features.spec != self.feature_map:
+        if self.features is not None and before.features.spec != self.feature_map:
             raise InputError("features is not the map of the rows learnt before, so sums do not add; call fit instead")
         if len(before.folds) != (folds := getattr(self, "folds", 1)):
             raise InputError(

@@ -60,7 +60,7 @@ class NTKRidgeClassifier(ClassifierMixin, RidgeEstimator):
         metric: Metric | None = None,
         inputs: str = "auto",
         clip: str = "range",
-        front: str = "standard",
+        front: str = "auto",
         one_hot: int = 16,
         nan: str = "impute",
         keep_equations: bool = True,

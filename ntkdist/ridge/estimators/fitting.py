@@ -1,6 +1,5 @@
 """Fits to arrays, by the mapper's passes, and to datasets, by `ntkdist.fit`."""
 
-import math
 import warnings
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,17 +14,18 @@ from ntkdist.cluster.connect import connect, resources
 from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, reduce
 from ntkdist.cluster.shards import Source
 from ntkdist.data.arrays import Arrays
-from ntkdist.data.dataset import Dataset, Shard
-from ntkdist.data.partitions import evenly
+from ntkdist.data.dataset import Dataset
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import DataError, InputError
 from ntkdist.features import AnyFeatureMap, AnyMap
 from ntkdist.planning.job import Job, Metric, PlanTable
 from ntkdist.planning.plan import by_fold, plan
+from ntkdist.ridge import choose
+from ntkdist.ridge.choose import Choice
 from ntkdist.ridge.encode import ByFold
 from ntkdist.ridge.fit import fit
 from ntkdist.ridge.fitted_map import fitted
-from ntkdist.ridge.metric import MetricSearch
+from ntkdist.ridge.in_memory import learn_metric, source_and_shards
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.prepare import moments_of, scaling, verified_source
 from ntkdist.ridge.residuals import Rowwise, fold_models, left_out, out_of_fold
@@ -38,7 +38,6 @@ from ntkdist.solvers.uncertainty import Factor
 from ntkdist.sums.equations import EquationsOf
 
 F8 = NDArray[np.float64]
-SHARD_BYTES = 64 * 2**20  # fewest bytes of Dask rows that one task sums
 
 
 class FitSettings(NamedTuple):
@@ -67,7 +66,7 @@ class FitOutcome(NamedTuple):
         models = fold_models(Cholesky(), self.equations, self.cv)
         with _client(rows) as client:
             if isinstance(rows, Arrays):
-                source, shards = _source_and_shards(rows, self.equations.features.n_components, folds, client)
+                source, shards = source_and_shards(rows, self.equations.features.n_components, folds, client)
             else:
                 features: Any = self.equations.features.spec
                 job = Job(rows, features, plan=_plan_table(rows, folds, self.equations.dtype))
@@ -99,6 +98,14 @@ def as_grid(alphas: Any) -> str | tuple[float, ...]:
     return alphas if isinstance(alphas, str) else tuple(float(a) for a in alphas)
 
 
+def chosen(rows: Arrays, settings: FitSettings, front: Any, metric: Metric | None) -> tuple[FitSettings, Choice]:
+    """Choose the map, and the columns and the metric unless they are given; return the settings and the choice."""
+    sample = rows.sample(choose.SAMPLE_ROWS)
+    count = int(rows.x.shape[0])
+    choice = choose.choose(sample, count, settings.preprocess, settings.balanced, front, metric)
+    return settings._replace(features=choice.features, preprocess=choice.preprocess, metric=choice.metric), choice
+
+
 def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None = None) -> Equations:
     """Sum the equations of every fold, with the scaling and the map of ``before``, so that the sums add.
 
@@ -106,13 +113,14 @@ def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None 
     """
     folds = _plan_table(rows, settings.folds, rows.dtype).folds or 1  # refuses a wrong number
     with _client(rows) as client:
-        source, shards = _source_and_shards(rows, settings.features.n_components, folds, client)
+        source, shards = source_and_shards(rows, settings.features.n_components, folds, client)
         settings.features.check_shape(source.layout.input_shape, rows.store)
         plain = source._replace(folds=0)
         if before is None:
             by_folds, quiet = ByFold(source, shards), progress.silent
             pre, moments = scaling(settings.preprocess, plain, client, quiet, settings.balanced, by_folds)
-            pre = _learn_metric(rows, settings, pre, client)
+            if settings.metric.rounds:
+                pre = learn_metric(rows, settings.metric, settings.features, settings.folds, pre, client)
             features = fitted(settings.features, settings.preprocess, plain, pre, client, progress.silent)
         else:
             pre, features = before.preprocessing, before.features
@@ -129,23 +137,11 @@ def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None 
     return Equations([part.total for part in parts], features, pre, summand.dtype, moments=moments)
 
 
-def _learn_metric(rows: Arrays, settings: FitSettings, pre: Preprocessing, client: Any) -> Preprocessing:
-    """Learn the metric that is asked for, if any."""
-    metric, features = settings.metric, settings.features
-    if not metric.rounds:
-        return pre
-    features = msgspec.structs.replace(features, n_components=metric.components(features.n_components))
-    source, shards = _source_and_shards(rows, features.n_components, settings.folds, client)
-    source = source._replace(share=min(1.0, metric.rows / source.layout.rows))
-    search = MetricSearch(metric, features, source, shards, MAP_FAN_IN, rows.dtype, client, progress.silent)
-    return search.learn(pre)
-
-
 def fit_map(rows: Arrays | Dataset, features: AnyFeatureMap, preprocess: Preprocess) -> tuple[Preprocessing, AnyMap]:
     """Fit the scaling, and the map if it needs a sample of rows."""
     with _client(rows) as client:
         if isinstance(rows, Arrays):
-            source = _source_and_shards(rows, features.n_components, 1, client)[0]
+            source = source_and_shards(rows, features.n_components, 1, client)[0]
         else:
             layout = rows.layout(labelled=False)
             source = Source(rows, layout, max(1024, features.n_components), resources(client).threads)
@@ -199,18 +195,6 @@ def fit_dataset(dataset: Dataset, settings: FitSettings) -> FitOutcome:
 def _plan_table(rows: Arrays | Dataset, folds: int, dtype: Any) -> PlanTable:
     """Return the folds and the type of a fit; with a holdout, ``folds`` is not used."""
     return PlanTable(folds=None if isinstance(rows, Dataset) and rows.holdout else folds, dtype=dtype)
-
-
-def _source_and_shards(rows: Arrays, m: int, folds: int, client: Any) -> tuple[Source, list[Shard]]:
-    """Cut arrays into shards, whose groups are the folds: one shard a fold, several for Dask's rows."""
-    layout = rows.layout()
-    block_rows = max(1024, m)
-    # Starting threads would take longer than a single block.
-    threads = 1 if layout.rows <= block_rows else resources(client).threads
-    source = Source(rows, layout, block_rows, threads, folds=folds if folds > 1 else 0)
-    spans = [layout.span(i) for i in range(layout.partitions)]
-    count = math.ceil(layout.rows * layout.row_bytes / max(SHARD_BYTES, 8 * m**2)) if rows.lazy else 1
-    return source, [Shard(k, tuple(some), k) for k in range(folds) for some in evenly(spans, count)]
 
 
 def _client(rows: Arrays | Dataset) -> Any:

@@ -178,13 +178,15 @@ class NTKRidgeCV(_Regressor):
     Parameters
     ----------
     features : FeatureMap, optional
-        As in `NTKRidge`.
+        If absent, it is chosen with columns and metric by small fits to a sample of the rows: see ``choice_``.
     alphas : sequence of float, or "auto"
         As in `ntkdist.cross_validate`.
     folds : int
     alpha_per_target : bool
         Choose a penalty for each target instead of one for all.
-    inputs, clip, front, one_hot, nan, keep_equations, keep_factor
+    front : {"auto", "standard", "quantile", "both", "bins", "target-bins"}
+        As in `NTKRidge`; "auto" is the choice that goes with the features, "standard" for those given.
+    inputs, clip, one_hot, nan, keep_equations, keep_factor
         As in `NTKRidge`; the sums are m² numbers a fold, and residuals are out of fold.
 
     Attributes
@@ -192,6 +194,8 @@ class NTKRidgeCV(_Regressor):
     model_, coef_, intercept_, equations_, residuals_
         As in `NTKRidge`.
     alpha_ : float, or (t,) array
+    choice_ : Choice
+        Without ``features``: the map, the columns and the metric that were chosen, and the error of each trial.
     cv_ : CVResult
         Errors of every penalty on every fold; ``cv_.rmse`` in units of y.
     """
@@ -206,7 +210,7 @@ class NTKRidgeCV(_Regressor):
         metric: Metric | None = None,
         inputs: str = "auto",
         clip: str = "range",
-        front: str = "standard",
+        front: str = "auto",
         one_hot: int = 16,
         nan: str = "impute",
         keep_equations: bool = True,

@@ -1,0 +1,141 @@
+"""The choice of features, columns and metric where a job or an estimator names none, by small fits to a sample.
+
+A recipe is a kernel with the form of its metric and the columns that are made of numbers.  Each recipe learns a metric
+on the rows of some folds, and its error on another fold decides; then the map is made as large as the rows and the
+machine suggest.  All that is chosen is written into a job, which can be run again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from ntkdist.cluster import progress
+from ntkdist.data.arrays import Arrays
+from ntkdist.data.scaling import Front, Preprocess, Preprocessing
+from ntkdist.features import Nystrom
+from ntkdist.kernels import NTK, AnyKernel, ProductLaplace
+from ntkdist.planning.job import Metric
+from ntkdist.ridge.encode import ByFold
+from ntkdist.ridge.in_memory import learn_metric, source_and_shards
+from ntkdist.ridge.prepare import scaling
+
+FOLDS, TURNS = 5, 2  # of the rows of the sample, and how many of them are held out in turn where rows are few
+FEW_ROWS = 3000
+FEWEST_ROWS = 150  # below, the rows held out are too few to choose by
+SAMPLE_ROWS = 2**14
+TRIAL_COMPONENTS = 512
+ROUNDS, TRIAL_ROUNDS = 3, 2
+LEAST_COMPONENTS, MOST_COMPONENTS = 1024, 4096
+
+
+class Recipe(NamedTuple):
+    """A kernel, the columns made of numbers, and the metric."""
+
+    kernel: AnyKernel
+    front: Front
+    metric: Metric
+
+
+SMOOTH = Metric(rounds=ROUNDS, form="full", scales=(0.3, 1.0, 3.0))
+ALONG_COLUMNS = Metric(rounds=ROUNDS, form="diagonal", scales=(0.1, 0.3, 1.0, 3.0))
+RECIPES = (
+    Recipe(NTK(2, 1.0), "both", SMOOTH),
+    Recipe(ProductLaplace(1.0), "quantile", ALONG_COLUMNS),
+    Recipe(ProductLaplace(1.0), "standard", ALONG_COLUMNS),
+)
+PLAIN = Recipe(NTK(2, 1.0), "standard", Metric())  # of few rows
+
+
+class Trial(NamedTuple):
+    """A recipe with its error: the root of the mean square on rows held out, in units of the targets."""
+
+    recipe: Recipe
+    rmse: float
+    kept: tuple[int, ...]  # the best round of each turn
+    scales: tuple[float, ...]  # best lengths of rows, in any round
+    width: int  # columns that the map takes
+
+
+class Choice(NamedTuple):
+    """What was chosen, and the trials."""
+
+    features: Nystrom
+    preprocess: Preprocess
+    metric: Metric
+    trials: tuple[Trial, ...] = ()
+
+
+def choose(
+    rows: Arrays,
+    count: int,
+    preprocess: Preprocess,
+    balanced: bool = False,
+    front: Front | None = None,
+    metric: Metric | None = None,
+) -> Choice:
+    """Choose features, columns and metric by the rows of a sample, for a fit to ``count`` rows.
+
+    ``front`` and ``metric`` are those of all recipes, if given.
+    """
+    if len(rows.x) < FEWEST_ROWS or rows.x.ndim > 2:
+        preprocess = msgspec.structs.replace(preprocess, front=front or PLAIN.front)
+        return Choice(Nystrom(components(count), PLAIN.kernel), preprocess, metric or PLAIN.metric)
+    given = (Recipe(one.kernel, front or one.front, metric or one.metric) for one in RECIPES)
+    trials = tuple(_tried(rows, recipe, preprocess, balanced) for recipe in dict.fromkeys(given))
+    best = min(trials, key=lambda trial: trial.rmse)
+    kernel, metric = best.recipe.kernel, msgspec.structs.replace(best.recipe.metric, scales=best.scales)
+    if not any(best.kept):  # no round gained: the length is the kernel's
+        kernel, metric = of_length(kernel, best.scales[0] / best.width**0.5), Metric()
+    m = components(count)
+    if metric.rounds and metric.n_components is None:
+        metric = msgspec.structs.replace(metric, n_components=min(m, max(TRIAL_COMPONENTS, m // 2)))
+    chosen = msgspec.structs.replace(preprocess, front=best.recipe.front)
+    return Choice(Nystrom(m, kernel), chosen, metric, trials)
+
+
+def components(rows: int) -> int:
+    """Return the features for so many rows: as many up to a thousand, then 16 times the root, in powers of two."""
+    wanted = 2 ** int(np.ceil(np.log2(16 * np.sqrt(max(rows, 1)))))
+    return int(min(max(rows, 8), max(LEAST_COMPONENTS, min(wanted, MOST_COMPONENTS))))
+
+
+def of_length(kernel: AnyKernel, scale: float) -> AnyKernel:
+    """Return the kernel of rows that are ``scale`` times as long, up to a factor."""
+    if isinstance(kernel, NTK):
+        return msgspec.structs.replace(kernel, bias=kernel.bias / scale)
+    assert isinstance(kernel, ProductLaplace)
+    return msgspec.structs.replace(kernel, lengthscale=kernel.lengthscale / scale)
+
+
+def _tried(rows: Arrays, recipe: Recipe, preprocess: Preprocess, balanced: bool) -> Trial:
+    """Learn a metric with some folds held out in turn, and return the mean of the errors."""
+    preprocess = msgspec.structs.replace(preprocess, front=recipe.front)
+    each = [_learned(rows, recipe, preprocess, balanced, turn) for turn in range(TURNS if _few(rows) else 1)]
+    kept = [next(i for i, one in enumerate(pre.rounds) if one.kept) for pre in each]
+    rmse = float(np.sqrt(np.mean([pre.rounds[i].rmse ** 2 for i, pre in zip(kept, each, strict=True)])))
+    scales = _by_count([one.scale for pre in each for one in (pre.rounds if any(kept) else pre.rounds[:1])])
+    return Trial(recipe, rmse, tuple(kept), scales, int(np.prod(each[0].mapped_shape)))
+
+
+def _learned(rows: Arrays, recipe: Recipe, preprocess: Preprocess, balanced: bool, turn: int) -> Preprocessing:
+    source, shards = source_and_shards(rows, TRIAL_COMPONENTS, FOLDS, None)
+    layout = source.layout
+    folds = rows.folds(layout, 0, layout.rows, FOLDS) if rows.deal is None else np.asarray(rows.deal)
+    turned = replace(rows, deal=folds + turn)
+    source, quiet = source._replace(dataset=turned), progress.silent
+    pre, _ = scaling(preprocess, source._replace(folds=0), None, quiet, balanced, ByFold(source, shards))
+    m = min(TRIAL_COMPONENTS, layout.rows // 2)
+    metric = msgspec.structs.replace(recipe.metric, rounds=min(TRIAL_ROUNDS, recipe.metric.rounds))
+    return learn_metric(turned, metric, Nystrom(m, recipe.kernel), FOLDS, pre, None)
+
+
+def _few(rows: Arrays) -> bool:
+    return len(rows.x) < FEW_ROWS
+
+
+def _by_count(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the distinct values, the most frequent first."""
+    return tuple(sorted(set(values), key=lambda value: (-values.count(value), value)))
