@@ -80,12 +80,21 @@ class MetricSearch:
             metrics.append(arrays["metric"])
             errors.append(error)
             rounds.append(Round(scale, rmse, alpha))
-            if not gained or "following" not in arrays:
+            if ended := self._end(number, gained, "following" in arrays):
+                rounds[-1] = rounds[-1]._replace(ended=ended)
                 break
             following = arrays["following"]
         best = int(np.argmin(errors))
         rounds[best] = rounds[best]._replace(kept=True)
         return replace(pre, metric=metrics[best], rounds=tuple(rounds))
+
+    def _end(self, number: int, gained: bool, goes_on: bool) -> str:
+        """Return why a round is the last, as in `Round`; "" if another follows."""
+        if not gained:
+            return "gain"
+        if number == self.metric.rounds:
+            return "rounds"
+        return "" if goes_on else "gradients"
 
     def _round(self, pre: Preprocessing, number: int) -> dict[str, F8]:
         """Fit at every length, and return numbers and metric of the best fit, and the metric that follows from it."""
