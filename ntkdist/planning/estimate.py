@@ -93,6 +93,7 @@ def table(p: Plan, machines: Resources, cost: dict[str, Any]) -> str:
     lines = {
         "data": f"{cost['rows']:,} rows in {cost['partitions']:,} partitions of {p.dataset.store}",
         "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
+        **({"metric": _rounds(p, cost["seconds_of"]["metric"])} if "metric" in cost["seconds_of"] else {}),
         "tasks": f"{cost['shards']} shards in {p.folds} folds{by}, blocks of {p.block_rows:,} rows",
         "workers": f"{machines.workers} with {machines.tasks_at_once} task(s) of {p.threads} thread(s)",
         "device": resolve_gpu.table(p, machines),
@@ -107,6 +108,13 @@ def table(p: Plan, machines: Resources, cost: dict[str, Any]) -> str:
         "driver": f"{cost['driver_memory_bytes'] / GB:.2f} GB{driver}",
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+
+
+def _rounds(p: Plan, seconds: float) -> str:
+    """Describe the rounds in which a metric is learned."""
+    metric = p.job.metric
+    rows, rounds = min(metric.rows, p.layout.rows), f"{metric.rounds} round{'s' * (metric.rounds > 1)}"
+    return f"at most {rounds} on {metric.components(p.m):,} columns and {rows:,} rows: about {seconds:.0f} s"
 
 
 def _in_gb(parts: dict[str, int]) -> str:
