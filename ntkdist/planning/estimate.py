@@ -100,11 +100,11 @@ def table(p: Plan, machines: Resources, cost: dict[str, Any]) -> str:
         "read": f"{cost['bytes_read'] / GB:.2f} GB in {passes}",
         "network": f"{cost['network_bytes'] / GB:.2f} GB of sums at most",
         "operations": f"{operations}, {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker",
-        "time": f"about {cost['seconds']:.0f} s with {time}",
+        "time": _wrapped(f"about {cost['seconds']:.0f} s with {time}"),
         **({"others": f"{others}, which fit too"} if others else {}),
         **({"price": f"{cost['price']:,.2f}"} if "price" in cost else {}),
         "worker": f"{cost['projected_memory_bytes'] / GB:.2f} GB of {cost['worker_limit_bytes'] / GB:.2f}",
-        "": f"\n{'':<11}".join(textwrap.wrap(f"({_in_gb(cost['worker_memory_bytes'])})", 69)),
+        "": _wrapped(f"({_in_gb(cost['worker_memory_bytes'])})"),
         "driver": f"{cost['driver_memory_bytes'] / GB:.2f} GB{driver}",
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
@@ -115,6 +115,11 @@ def _rounds(p: Plan, seconds: float) -> str:
     metric = p.job.metric
     rows, rounds = min(metric.rows, p.layout.rows), f"{metric.rounds} round{'s' * (metric.rounds > 1)}"
     return f"at most {rounds} on {metric.components(p.m):,} columns and {rows:,} rows: about {seconds:.0f} s"
+
+
+def _wrapped(text: str) -> str:
+    """Break a text into lines that begin in the table's second column."""
+    return f"\n{'':<11}".join(textwrap.wrap(text, 69))
 
 
 def _in_gb(parts: dict[str, int]) -> str:
