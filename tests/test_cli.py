@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from command_line import (
     FEATURES,
+    ZONAL,
     Command,
     assert_one_line,
     assert_refused,
@@ -260,8 +261,7 @@ def test_the_default_run_directory_is_named_after_the_job(command: Command, trai
 
 
 def test_rounds_of_a_metric_are_planned_and_printed(command: Command, train: dict[str, NDArray[Any]]) -> None:
-    features = 'type = "ZonalFeatures"\nn_components = 64\nkernel = {type = "NTK", depth = 1, bias = 1.0}'
-    job = write_job(features=features, tables="[metric]\nrounds = 1\nn_components = 32\nscales = [1.0]")
+    job = write_job(features=ZONAL, tables="[metric]\nrounds = 1\nn_components = 32\nscales = [1.0]")
     planned = done(command("plan", job))
     assert "\nmetric     at most 1 round on 32 columns and 240 rows: about " in planned
     assert max(map(len, planned.splitlines())) <= 80
