@@ -34,7 +34,7 @@ def importances(pre: Preprocessing) -> F8:
 
 def sensitivities(pre: Preprocessing) -> F8:
     """Return how far a row moves under the metric for a unit of each raw column, in the units of the data, (d,)."""
-    return np.sqrt(_by_raw_column(pre, _squares(pre) / pre.x_scale**2))
+    return np.sqrt(_by_raw_column(pre, _squares(pre))) / pre.x_scale
 
 
 def directions(pre: Preprocessing, count: int) -> list[Direction]:
