@@ -7,6 +7,7 @@ from ntkdist.report.parts import Section, Table
 from ntkdist.ridge.fit_report import MetricReport
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
+SMALLEST = 0.005  # weight of a column in a direction that is shown
 ENDED = {
     "rounds": "all rounds that were asked for were done",
     "gain": "the last gained less than a thousandth",
@@ -44,7 +45,7 @@ def _tables(metric: MetricReport) -> Iterator[Table]:
 
 
 def _combination(columns: dict[str, float]) -> str:
-    """Write a sum of columns with their weights, whose terms a line does not break."""
-    signs = ("−" if weight < 0 else "+" for weight in columns.values())
-    terms = (f"{sign} {abs(weight):.2f} {name}" for sign, (name, weight) in zip(signs, columns.items(), strict=True))
+    """Write a sum of columns with their weights, less those of 0.00; a line does not break a term."""
+    shown = {name: weight for name, weight in columns.items() if abs(weight) >= SMALLEST}
+    terms = (f"{'−' if weight < 0 else '+'} {abs(weight):.2f} {name}" for name, weight in shown.items())
     return " ".join(term.replace(" ", NO_BREAK) for term in terms).removeprefix(f"+{NO_BREAK}")

@@ -16,7 +16,7 @@ from ntkdist.solvers.cv_result import CVResult
 
 F8 = NDArray[np.float64]
 ONE, OTHER = SERIES[:2]
-BARS, NAME = 20, 22  # columns that are drawn one by one, characters of their names
+BARS, NAME = 20, 24  # columns that are drawn one by one, characters of their names
 DASHED: dict[str, Any] = {"dashes": (4, 3), "linewidth": 1}
 
 
@@ -167,7 +167,7 @@ def of_kernel(exact: F8, approximate: F8, alpha_per_row: float) -> Picture:
 def of_importances(shares: dict[str, float]) -> Picture:
     """Draw the shares of columns in a metric, the largest first; those beyond the first 20 are summed."""
     most = sorted(shares.items(), key=lambda item: -item[1])
-    bars = [(name if len(name) <= NAME else f"{name[: NAME - 1]}…", share) for name, share in most[:BARS]]
+    bars = [(_short(name), share) for name, share in most[:BARS]]
     if rest := most[BARS:]:
         bars.append((f"{len(rest):,} other{'s' * (len(rest) > 1)}", sum(share for _, share in rest)))
     text = "Shares of the columns in the metric, for steps of one standard deviation of each."
@@ -185,6 +185,11 @@ def of_importances(shares: dict[str, float]) -> Picture:
         axes.grid(axis="y", visible=False)
 
     return picture("importances", "Importances", text, draw, alt=alt, height=height)
+
+
+def _short(name: str) -> str:
+    """Cut the middle out of a long name."""
+    return name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[1 - NAME // 2 :]}"
 
 
 def of_run(run: RunReport) -> list[Picture]:

@@ -148,7 +148,8 @@ def test_the_section_of_a_metric(command: Command) -> None:
     assert len(rounds) == 2
     shown = [row for row in cells if len(row) == 2]
     assert [share for share, _ in shown] == [f"{each['share']:.1%}" for each in metric["directions"]]
-    first = " ".join(f"{'−' if v < 0 else '+'} {abs(v):.2f} {k}" for k, v in metric["directions"][0]["columns"].items())
+    weights = metric["directions"][0]["columns"].items()
+    first = " ".join(f"{'−' if v < 0 else '+'} {abs(v):.2f} {k}" for k, v in weights if abs(v) >= 0.005)
     assert shown[0][1].replace("\N{NO-BREAK SPACE}", " ") == first.removeprefix("+ ")
     (alt,) = re.findall('<div role="img" aria-label="(.*?)">', section)
     shares = sorted(metric["importances"].items(), key=lambda item: -item[1])
@@ -183,6 +184,11 @@ def test_the_columns_beyond_the_first_twenty_are_summed(columns: int, rest: str)
         bars.append(f"{rest} {sum(shares[f'c{i}'] for i in range(columns - 20)):.1%}")
     assert found.alt == f"Bars of importances: {', '.join(bars)}."
     assert len(re.findall(rf">(c\d+|{rest or 'none'})</text>", found.svg)) == len(bars)
+
+
+def test_a_long_name_loses_its_middle() -> None:
+    found = of_importances({"the first of these, in millimetres": 0.75, "short": 0.25})
+    assert found.alt == "Bars of importances: the first of…millimetres 75.0%, short 25.0%."
 
 
 def test_one_file_that_stands_alone(command: Command, run: str) -> None:
