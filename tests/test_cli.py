@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from command_line import (
     FEATURES,
+    ZONAL,
     Command,
     assert_one_line,
     assert_refused,
@@ -257,6 +258,22 @@ def test_a_run_that_was_cut_off_is_done_again(command: Command, train: dict[str,
 def test_the_default_run_directory_is_named_after_the_job(command: Command, train: dict[str, NDArray[Any]]) -> None:
     assert "Written to job-run" in done(command("fit", write_job()))
     assert Path("job-run/report.json").exists()
+
+
+def test_rounds_of_a_metric_are_planned_and_printed(command: Command, train: dict[str, NDArray[Any]]) -> None:
+    job = write_job(features=ZONAL, tables="[metric]\nrounds = 1\nn_components = 32\nscales = [1.0]")
+    planned = done(command("plan", job))
+    assert "\nmetric     at most 1 round on 32 columns and 240 rows: about " in planned
+    assert max(map(len, planned.splitlines())) <= 80
+    printed = done(command("fit", job, "--out", "run"))
+    metric = json.loads(Path("run/report.json").read_text())["metric"]
+    errors = [f"{i}: {one['rmse']:.4g}{', kept' * one['kept']}" for i, one in enumerate(metric["rounds"])]
+    assert f"\nrmse by round of the metric  {'  '.join(errors)}\n" in printed
+    shares = sorted(metric["importances"].items(), key=lambda item: -item[1])
+    assert f"\nimportances  {'  '.join(f'{name}: {share:.1%}' for name, share in shares)}\n" in printed
+    assert {name for name, _ in shares} == set("abc")
+    assert "metric" not in done(command("plan", write_job("plain.toml")))
+    assert "metric" not in done(command("fit", "plain.toml", "--out", "plain"))
 
 
 @pytest.mark.slow

@@ -10,9 +10,10 @@ import ntkdist as nd
 from ntkdist.data import zarr_groups
 from ntkdist.data.dataset import FORMAT
 from ntkdist.ridge import run_directory
-from ntkdist.ridge.fit_report import Curve, FitReport
+from ntkdist.ridge.fit_report import Curve, FitReport, MetricReport
 from ntkdist.ridge.predict import PREDICTIONS
 
+IMPORTANT = 5  # columns whose importance is printed
 scheduler_option = click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler to run on.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
@@ -60,6 +61,7 @@ def print_fit(out: str, report: FitReport, as_json: bool) -> None:
     summary = report.summary()
     lines = ["  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in summary.items())]
     lines += [curve_text(report.curve)] if report.curve else []
+    lines += [rounds_text(report.metric)] if report.metric and not report.metric.reused else []
     lines += [*(f"Note: {note}." for note in report.notes), f"Written to {out}."]
     print_result(summary | {"out": out}, "\n".join(lines), as_json)
 
@@ -94,6 +96,13 @@ def curve_text(curve: Curve) -> str:
     """Format the error by number of features."""
     points = zip(curve.m, curve.rmse, strict=True)
     return "rmse against features  " + "  ".join(f"{m:,}: {error:.4g}" for m, error in points)
+
+
+def rounds_text(metric: MetricReport) -> str:
+    """Format the error by round of a metric, and the columns that weigh most in it."""
+    rounds = "  ".join(f"{i}: {one.rmse:.4g}{', kept' * one.kept}" for i, one in enumerate(metric.rounds))
+    most = sorted(metric.importances.items(), key=lambda item: -item[1])[:IMPORTANT]
+    return f"rmse by round of the metric  {rounds}\nimportances  " + "  ".join(f"{k}: {v:.1%}" for k, v in most)
 
 
 def parse_numbers(text: str) -> list[float] | None:

@@ -91,6 +91,7 @@ class Round(NamedTuple):
     rmse: float  # of the rows held out, in units of the targets, averaged over them
     alpha: float  # per unit of training weight
     kept: bool = False  # whether the metric is that of this round
+    ended: str = ""  # why the round is the last: "rounds" all done, no "gain", or "gradients" that do not vary
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,7 @@ class Preprocessing:
         return Range(low, high)
 
 
-def column_names(layout: Layout, d: int) -> tuple[str, ...]:
+def column_names(layout: "Layout | Preprocessing", d: int) -> tuple[str, ...]:
     """Return the names of columns, or of channels of images."""
     return layout.columns or tuple(f"column {i}" for i in range(d))
 

@@ -93,20 +93,33 @@ def table(p: Plan, machines: Resources, cost: dict[str, Any]) -> str:
     lines = {
         "data": f"{cost['rows']:,} rows in {cost['partitions']:,} partitions of {p.dataset.store}",
         "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
+        **({"metric": _rounds(p, cost["seconds_of"]["metric"])} if "metric" in cost["seconds_of"] else {}),
         "tasks": f"{cost['shards']} shards in {p.folds} folds{by}, blocks of {p.block_rows:,} rows",
         "workers": f"{machines.workers} with {machines.tasks_at_once} task(s) of {p.threads} thread(s)",
         "device": resolve_gpu.table(p, machines),
         "read": f"{cost['bytes_read'] / GB:.2f} GB in {passes}",
         "network": f"{cost['network_bytes'] / GB:.2f} GB of sums at most",
         "operations": f"{operations}, {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker",
-        "time": f"about {cost['seconds']:.0f} s with {time}",
+        "time": _wrapped(f"about {cost['seconds']:.0f} s with {time}"),
         **({"others": f"{others}, which fit too"} if others else {}),
         **({"price": f"{cost['price']:,.2f}"} if "price" in cost else {}),
         "worker": f"{cost['projected_memory_bytes'] / GB:.2f} GB of {cost['worker_limit_bytes'] / GB:.2f}",
-        "": f"\n{'':<11}".join(textwrap.wrap(f"({_in_gb(cost['worker_memory_bytes'])})", 69)),
+        "": _wrapped(f"({_in_gb(cost['worker_memory_bytes'])})"),
         "driver": f"{cost['driver_memory_bytes'] / GB:.2f} GB{driver}",
     }
     return "\n".join(f"{name:<11}{text}" for name, text in lines.items())
+
+
+def _rounds(p: Plan, seconds: float) -> str:
+    """Describe the rounds in which a metric is learned."""
+    metric = p.job.metric
+    rows, rounds = min(metric.rows, p.layout.rows), f"{metric.rounds} round{'s' * (metric.rounds > 1)}"
+    return f"at most {rounds} on {metric.components(p.m):,} columns and {rows:,} rows: about {seconds:.0f} s"
+
+
+def _wrapped(text: str) -> str:
+    """Break a text into lines that begin in the table's second column."""
+    return f"\n{'':<11}".join(textwrap.wrap(text, 69))
 
 
 def _in_gb(parts: dict[str, int]) -> str:

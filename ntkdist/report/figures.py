@@ -38,14 +38,14 @@ STYLE: dict[Any, Any] = PLAIN | {
 }
 
 
-def svg(name: str, draw: Callable[[Any], None]) -> str:
-    """Return one plot as the text of an SVG element; ``draw`` is given the axes."""
+def svg(name: str, draw: Callable[[Any], None], height: float = SIZE[1]) -> str:
+    """Return one plot as the text of an SVG element; ``draw`` is given the axes, ``height`` is in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
     text = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name, "svg.id": name}):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=(SIZE[0], height), layout="constrained")
         draw(figure.subplots())
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     element = text.getvalue()

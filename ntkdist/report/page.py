@@ -1,11 +1,10 @@
 """A run as one HTML file: data, model, errors, cost, and the job that repeats it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,8 +19,9 @@ from ntkdist.errors import NtkdistError
 from ntkdist.features import AnyMap, CNTKRandomFeatures, CNTKSketch
 from ntkdist.kernels.error import gram_of
 from ntkdist.planning.plan import Plan, source_of
-from ntkdist.report import pictures
+from ntkdist.report import metric_section, pictures
 from ntkdist.report.out_of_fold import OutOfFold, bin_edges, predict_out_of_fold
+from ntkdist.report.parts import Table
 from ntkdist.ridge import run_directory
 from ntkdist.ridge.fit_report import FitReport
 from ntkdist.ridge.fitted_map import sample
@@ -91,6 +91,7 @@ def write(
         numbers=list(_numbers(report, cv, sums, pre)),
         notes=report.notes,
         figures=shown,
+        sections=[metric_section.section(report.metric)] if report.metric else [],
         tables=[_largest_errors(p, sums, pre), *_tables(p, report)],
         job=tomli_w.dumps(job),
     )
@@ -128,15 +129,6 @@ def _numbers(
     least, most = min(report.alpha_per_row), max(report.alpha_per_row)
     yield f"{least:.2g}" + (f" – {most:.2g}" if most > least else ""), "alpha per row"
     yield f"{report.run.rows_per_second:,.0f}", "rows per second"
-
-
-class Table(NamedTuple):
-    """A table of the page."""
-
-    title: str
-    rows: Sequence[tuple[Any, ...]]
-    head: tuple[str, ...] = ()
-    text: str = ""
 
 
 def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> Table:

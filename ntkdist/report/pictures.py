@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import erf
 
 from ntkdist.kernels.error import SpectralError, frobenius_error
-from ntkdist.report.figures import MUTED, SERIES, svg
+from ntkdist.report.figures import MUTED, SERIES, SIZE, svg
 from ntkdist.report.out_of_fold import ERROR_BINS, ERROR_SPAN, OutOfFold
 from ntkdist.ridge.fit_report import Curve, RunReport
 from ntkdist.ridge.model import Equations
@@ -16,6 +16,7 @@ from ntkdist.solvers.cv_result import CVResult
 
 F8 = NDArray[np.float64]
 ONE, OTHER = SERIES[:2]
+BARS, NAME = 20, 24  # columns that are drawn one by one, characters of their names
 DASHED: dict[str, Any] = {"dashes": (4, 3), "linewidth": 1}
 
 
@@ -26,11 +27,14 @@ class Picture(NamedTuple):
     title: str
     text: str
     svg: str
+    alt: str  # for readers who do not see it
 
 
-def picture(name: str, title: str, text: str, draw: Callable[[Any], None]) -> Picture:
-    """Draw a plot on axes and add its caption."""
-    return Picture(name, title, text, svg(name, draw))
+def picture(
+    name: str, title: str, text: str, draw: Callable[[Any], None], *, alt: str = "", height: float = SIZE[1]
+) -> Picture:
+    """Draw a plot on axes and add its caption, which stands for it where ``alt`` is empty."""
+    return Picture(name, title, text, svg(name, draw, height), alt or f"{title}. {text}")
 
 
 def of_choice(cv: CVResult, classes: tuple[str, ...]) -> Picture:
@@ -158,6 +162,34 @@ def of_kernel(exact: F8, approximate: F8, alpha_per_row: float) -> Picture:
         axes.set(xlabel="exact kernel", ylabel="features' inner product")
 
     return picture("kernel", "The exact kernel and the features", text, draw)
+
+
+def of_importances(shares: dict[str, float]) -> Picture:
+    """Draw the shares of columns in a metric, the largest first; those beyond the first 20 are summed."""
+    most = sorted(shares.items(), key=lambda item: -item[1])
+    bars = [(_short(name), share) for name, share in most[:BARS]]
+    if rest := most[BARS:]:
+        bars.append((f"{len(rest):,} other{'s' * (len(rest) > 1)}", sum(share for _, share in rest)))
+    text = "Shares of the columns in the metric, for steps of one standard deviation of each."
+    alt = f"Bars of importances: {', '.join(f'{name} {share:.1%}' for name, share in bars)}."
+    height = max(1.4, 0.5 + 0.21 * len(bars))
+
+    def draw(axes: Any) -> None:
+        for i, (_, share) in enumerate(bars):
+            axes.barh(i, 100 * share, color=MUTED if i >= BARS else ONE, alpha=0.85)
+            axes.annotate(f"{share:.1%}", (100 * share, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.set_yticks(range(len(bars)), [name for name, _ in bars])
+        axes.set(
+            xlabel="% of the metric", xlim=(0, 112 * max(share for _, share in bars)), ylim=(len(bars) - 0.4, -0.6)
+        )
+        axes.grid(axis="y", visible=False)
+
+    return picture("importances", "Importances", text, draw, alt=alt, height=height)
+
+
+def _short(name: str) -> str:
+    """Cut the middle out of a long name."""
+    return name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[1 - NAME // 2 :]}"
 
 
 def of_run(run: RunReport) -> list[Picture]:

@@ -35,6 +35,41 @@ class DataReport(msgspec.Struct, kw_only=True):
     fold_weights: list[float]
 
 
+class RoundReport(msgspec.Struct):
+    """A round in which a metric was learned; the first is without one."""
+
+    scale: float  # the length of a row, of those tried, with the least error
+    rmse: float  # of the rows held out, in target units, averaged over targets
+    alpha_per_row: float
+    kept: bool = False
+
+
+class DirectionReport(msgspec.Struct):
+    """A leading direction of the metric P, in scaled inputs: a unit eigenvector of PPᵀ."""
+
+    share: float  # of the trace of PPᵀ
+    columns: dict[str, float]  # signed weights of its largest columns
+
+
+class MetricReport(msgspec.Struct, kw_only=True):
+    """The learned metric."""
+
+    form: str  # "full" or "diagonal"
+    reused: str = ""  # the run that it is from; then the rounds are of that run
+    fold: int | None = None  # that no gradient has seen, the one that is scored; absent if reused
+    n_components: int | None = None  # of the fits of the rounds; absent if reused
+    rounds: list[RoundReport] = []
+    ended: str = ""  # why: "rounds" all done, "gain" below a thousandth, or "gradients" that do not vary
+    importances: dict[str, float]  # shares of the columns, of steps of one standard deviation
+    sensitivities: dict[str, float]  # how far a row moves under the metric per unit of a column
+    directions: list[DirectionReport] = []  # absent if the metric is a multiple of the identity
+
+    @property
+    def best(self) -> int:
+        """The round whose metric was kept."""
+        return next((i for i, one in enumerate(self.rounds) if one.kept), 0)
+
+
 class Products(msgspec.Struct, kw_only=True):
     """Counts of a solver that formed no Gram."""
 
@@ -80,6 +115,7 @@ class FitReport(msgspec.Struct, kw_only=True):
     run: RunReport
     versions: dict[str, str]
     curve: Curve | None = None
+    metric: MetricReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain objects, with the keys of ``report.json``."""

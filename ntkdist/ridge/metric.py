@@ -28,7 +28,7 @@ from ntkdist.ridge.checkpoint import KeptRounds
 from ntkdist.ridge.fitted_map import fitted
 from ntkdist.ridge.solve import solve_at
 from ntkdist.solvers import Cholesky
-from ntkdist.solvers.cross_validation import cross_validate, penalties
+from ntkdist.solvers.cross_validation import check_folds, cross_validate, penalties
 from ntkdist.sums.equations import EquationsOf
 from ntkdist.sums.gradients import GradientsOf, GradientSums
 
@@ -45,6 +45,7 @@ class Trial(NamedTuple):
     preprocessing: Preprocessing
     features: AnyMap
     coef: F8
+    held: int  # the fold whose rows are held out
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,17 @@ class MetricSearch:
     metric: Metric
     features: AnyFeatureMap  # of the rounds
     source: Source
-    shards: Sequence[Shard]  # their groups are the folds, of which the last is held out
+    shards: Sequence[Shard]  # their groups are the folds, of which the last that has rows is held out
     fan_in: int
     dtype: str
     client: Client | None
     watch: Watch | None
 
-    @property
-    def held(self) -> int:
-        """The fold that no metric is learned from."""
-        return self.shards[-1].group
-
     def learn(self, pre: Preprocessing, kept: KeptRounds | None = None) -> Preprocessing:
-        """Return the scaling with the metric of least error on the rows held out; kept rounds are not done again."""
+        """Return the scaling with the metric of least error on the rows held out; kept rounds are not done again.
+
+        Raises DataError if all rows are in one fold.
+        """
         d = int(np.prod(pre.mapped_shape))
         metrics, errors, rounds, following = list[F8](), list[float](), list[Round](), np.full(d, d**-0.5)
         for number in range(self.metric.rounds + 1):
@@ -80,12 +79,21 @@ class MetricSearch:
             metrics.append(arrays["metric"])
             errors.append(error)
             rounds.append(Round(scale, rmse, alpha))
-            if not gained or "following" not in arrays:
+            if ended := self._end(number, gained, "following" in arrays):
+                rounds[-1] = rounds[-1]._replace(ended=ended)
                 break
             following = arrays["following"]
         best = int(np.argmin(errors))
         rounds[best] = rounds[best]._replace(kept=True)
         return replace(pre, metric=metrics[best], rounds=tuple(rounds))
+
+    def _end(self, number: int, gained: bool, goes_on: bool) -> str:
+        """Return why a round is the last, as in `Round`; "" if another follows."""
+        if not gained:
+            return "gain"
+        if number == self.metric.rounds:
+            return "rounds"
+        return "" if goes_on else "gradients"
 
     def _round(self, pre: Preprocessing, number: int) -> dict[str, F8]:
         """Fit at every length, and return numbers and metric of the best fit, and the metric that follows from it."""
@@ -102,19 +110,20 @@ class MetricSearch:
         whole = self.source._replace(folds=0)
         features = fitted(self.features, Preprocess(), whole, pre, self.client, self.watch)
         folds = self._sums(EquationsOf(features, pre, self.dtype), self.shards, f"round {number}")
-        train = functools.reduce(operator.add, folds[: self.held])
-        grid, _ = penalties(train + folds[self.held])  # decades are close enough to compare rounds by
-        cv = cross_validate([train, folds[self.held]], Cholesky(), alphas_per_row=grid[::2], scored=(1,))
+        check_folds(folds, ())
+        held = max(k for k, fold in enumerate(folds) if fold.weight > 0)
+        train, test = functools.reduce(operator.add, folds[:held]), folds[held]
+        grid, _ = penalties(train + test)  # decades are close enough to compare rounds by
+        cv = cross_validate([train, test], Cholesky(), alphas_per_row=grid[::2], scored=(1,))
         coef, _ = solve_at(Cholesky(), train, cv.alphas[cv.best] * train.weight)
-        alpha = float(cv.alpha[0] / (train.weight + folds[self.held].weight))
-        round = Round(scale, cv.scaled(pre.y_scale).rmse, alpha)
-        return Trial(float(cv.chosen.mean()), round, pre, features, coef)
+        round = Round(scale, cv.scaled(pre.y_scale).rmse, float(cv.alpha[0] / (train.weight + test.weight)))
+        return Trial(float(cv.chosen.mean()), round, pre, features, coef, held)
 
     def _following(self, trial: Trial, number: int) -> F8 | None:
         """Return the metric of the next round; None if the function of this one is constant or linear."""
         pre = trial.preprocessing
         summand = GradientsOf(trial.features, pre, trial.coef, self.dtype, self.metric.form == "full")
-        shards = [shard for shard in self.shards if shard.group != self.held]
+        shards = [shard for shard in self.shards if shard.group < trial.held]
         each = self._sums(summand, shards, f"gradients {number}")
         return next_metric(pre.metric, functools.reduce(operator.add, each))
 

@@ -16,8 +16,8 @@ from ntkdist.errors import StoreError
 from ntkdist.planning import resolve_gpu
 from ntkdist.planning.job import Job, difference, identity, job_digest
 from ntkdist.planning.plan import Plan
-from ntkdist.ridge import store
-from ntkdist.ridge.fit_report import Curve, DataReport, FitReport, RunReport
+from ntkdist.ridge import metric_report, store
+from ntkdist.ridge.fit_report import Curve, DataReport, FitReport, MetricReport, RunReport
 from ntkdist.ridge.fitted import FitStatistics
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.solvers.cv_result import CVResult
@@ -118,9 +118,10 @@ def report(
 ) -> FitReport:
     """Return the report of a fit."""
     tally, pre, skip = statistics.tally, statistics.preprocessing, p.skip or ()
+    metric = metric_report.report(p, pre)
     return FitReport(
         digest=job_digest(p.job),
-        notes=_notes(p, machines, statistics, cv),
+        notes=_notes(p, machines, statistics, cv, metric),
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         plan=msgspec.to_builtins(p),
         data=DataReport(
@@ -154,10 +155,13 @@ def report(
         ),
         versions=versions(),
         curve=curve,
+        metric=metric,
     )
 
 
-def _notes(p: Plan, machines: Resources, statistics: FitStatistics, cv: CVResult | None) -> list[str]:
+def _notes(
+    p: Plan, machines: Resources, statistics: FitStatistics, cv: CVResult | None, metric: MetricReport | None
+) -> list[str]:
     """List what a reader should know of a run, a sentence each."""
     tally = statistics.tally
     notes = [cv.note] if cv is not None and cv.note else []
@@ -166,6 +170,8 @@ def _notes(p: Plan, machines: Resources, statistics: FitStatistics, cv: CVResult
     if p.solver.sums != "gram":
         does = "keeps" if p.solver.sums == "tiles" else "forms"
         notes.append(f"solver {type(p.solver).__name__} {does} no Gram: there are no equations to save or solve again")
+    if metric:
+        notes.append(metric_report.note(p, metric))
     if constant := statistics.preprocessing.constant:
         notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
     if tally.resumed:

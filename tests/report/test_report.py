@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import Command, columns, inputs, write_csv, write_job
+from command_line import ZONAL, Command, columns, inputs, write_csv, write_job
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from stored import MakeDataset
 
 import ntkdist as nd
+from ntkdist import random
+from ntkdist.report.metric_section import section
 from ntkdist.report.out_of_fold import WORST, OutOfFold, bin_edges, predict_out_of_fold
+from ntkdist.report.pictures import of_importances
+from ntkdist.ridge.fit_report import MetricReport, RoundReport
 
 F8 = NDArray[np.float64]
 
@@ -118,6 +122,75 @@ def run(command: Command) -> str:
     return "run"
 
 
+def fit_metric(command: Command, names: str, metric: str = "rounds = 1") -> str:
+    """Fit with a metric to columns of these names, of which the target depends on the first."""
+    x = random.normals((300, len(names)), 0, 0, 0)
+    write_csv("wide.csv", dict(zip(names, x.T, strict=True)) | {"target": np.sin(2 * x[:, 0])}, *names, "target")
+    assert command("convert", "wide.csv", "wide.zarr", "--target", "target").exit_code == 0
+    tables = f"[metric]\n{metric}\nn_components = 32\nscales = [1.0]"
+    result = command("fit", write_job("wide.toml", "wide.zarr", features=ZONAL, tables=tables), "--out", "wide")
+    assert result.exit_code == 0, result.output
+    return "wide"
+
+
+def test_the_section_of_a_metric(command: Command) -> None:
+    """Rounds and directions as in the report, and a bar of each column."""
+    run = fit_metric(command, "abc")
+    assert command("report", run, "--no-data").exit_code == 0
+    page, metric = Path(run, "report.html").read_text(), json.loads(Path(run, "report.json").read_text())["metric"]
+    section = page[page.index("<h2>Metric</h2>") : page.index("<h2>Data</h2>")]
+    cells = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", section)]
+    rounds = [
+        [f"{i},\N{NO-BREAK SPACE}kept" if r["kept"] else str(i), f"{r['scale']:g}", f"{r['rmse']:.4g}"]
+        for i, r in enumerate(metric["rounds"])
+    ]
+    assert [row[:3] for row in cells if len(row) == 4] == rounds
+    assert len(rounds) == 2
+    shown = [row for row in cells if len(row) == 2]
+    assert [share for share, _ in shown] == [f"{each['share']:.1%}" for each in metric["directions"]]
+    weights = metric["directions"][0]["columns"].items()
+    first = " ".join(f"{'−' if v < 0 else '+'} {abs(v):.2f} {k}" for k, v in weights if abs(v) >= 0.005)
+    assert shown[0][1].replace("\N{NO-BREAK SPACE}", " ") == first.removeprefix("+ ")
+    (alt,) = re.findall('<div role="img" aria-label="(.*?)">', section)
+    shares = sorted(metric["importances"].items(), key=lambda item: -item[1])
+    assert alt == f"Bars of importances: {', '.join(f'{name} {share:.1%}' for name, share in shares)}."
+    assert shares[0][0] == "a"
+    assert page.count('<div role="img" aria-label="') == page.count("<figure") == page.count("<svg")
+
+
+def test_no_section_without_a_metric_and_no_bars_where_none_was_kept(command: Command, run: str) -> None:
+    assert command("report", run, "--no-data").exit_code == 0
+    assert "<h2>Metric</h2>" not in Path(run, "report.html").read_text()
+    metric = MetricReport(
+        form="full",
+        rounds=[RoundReport(1.0, 0.5, 1e-3, True), RoundReport(1.0, 0.7, 1e-3)],
+        ended="gain",
+        importances={"a": 0.5, "b": 0.5},
+        sensitivities={"a": 1.0, "b": 1.0},
+    )
+    found = section(metric)
+    assert found.figures == []
+    assert "round 0 was kept" in found.text
+    assert [row[0] for row in found.tables[0].rows] == ["0,\N{NO-BREAK SPACE}kept", 1]
+    assert found.tables[0].text.endswith("because the last gained less than a thousandth.")
+
+
+@pytest.mark.parametrize(("columns", "rest"), [(20, ""), (21, "1 other"), (30, "10 others")])
+def test_the_columns_beyond_the_first_twenty_are_summed(columns: int, rest: str) -> None:
+    shares = {f"c{i}": (i + 1) / (columns * (columns + 1) / 2) for i in range(columns)}
+    found = of_importances(shares)
+    bars = [f"c{i} {shares[f'c{i}']:.1%}" for i in range(columns)[::-1][:20]]
+    if rest:
+        bars.append(f"{rest} {sum(shares[f'c{i}'] for i in range(columns - 20)):.1%}")
+    assert found.alt == f"Bars of importances: {', '.join(bars)}."
+    assert len(re.findall(rf">(c\d+|{rest or 'none'})</text>", found.svg)) == len(bars)
+
+
+def test_a_long_name_loses_its_middle() -> None:
+    found = of_importances({"the first of these, in millimetres": 0.75, "short": 0.25})
+    assert found.alt == "Bars of importances: the first of…millimetres 75.0%, short 25.0%."
+
+
 def test_one_file_that_stands_alone(command: Command, run: str) -> None:
     """Nothing to fetch, all plots there, the job in it fits to the same bits; a second report replaces the first."""
     for _ in range(2):
@@ -184,12 +257,13 @@ def test_no_run_is_one_sentence(command: Command) -> None:
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [420, 1280])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_plot_is_drawn_in_a_browser(command: Command, run: str, width: int, dark: bool, tmp_path: Path) -> None:
+def test_every_plot_is_drawn_in_a_browser(command: Command, width: int, dark: bool, tmp_path: Path) -> None:
     """In headless Chromium: no plot is empty or cut off, nothing is wider than the window, dark is dark."""
     from PIL import Image
     from selenium import webdriver
     from selenium.webdriver.common.by import By
 
+    run = fit_metric(command, "abcdefghijklmnopqrstuvwx")
     assert command("report", run).exit_code == 0
     options = webdriver.ChromeOptions()
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-sync"):
@@ -205,7 +279,7 @@ def test_every_plot_is_drawn_in_a_browser(command: Command, run: str, width: int
         browser.get(Path(run, "report.html").absolute().as_uri())
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
         plots = browser.find_elements(By.CSS_SELECTOR, "figure svg")
-        assert len(plots) >= 5
+        assert len(plots) >= 6
         for i, plot in enumerate(plots):
             path = tmp_path / f"plot{i}.png"
             plot.screenshot(str(path))

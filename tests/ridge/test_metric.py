@@ -11,7 +11,9 @@ import pytest
 from interrupted import Cut, CutAfter, same
 
 import ntkdist as nd
+from ntkdist import random
 from ntkdist.ridge import checkpoint
+from ntkdist.ridge.importances import directions, importances, sensitivities
 
 D, ROWS = 6, 1500
 DIRECTION = np.array([1.0, -1.0, 0.5, 0, 0, 0])
@@ -89,6 +91,61 @@ def test_each_round_is_reported_and_the_best_is_kept(make_dataset: Any) -> None:
     gains = [after < 0.999 * min(errors[: i + 1]) for i, after in enumerate(errors[1:])]
     assert all(gains[:-1])
     assert len(rounds) == 7 or not gains[-1]
+
+
+def test_the_report_has_rounds_and_what_they_found(make_dataset: Any, tmp_path: Path) -> None:
+    result = nd.fit(job(make_dataset), out=str(tmp_path / "run"))
+    pre, found = result.model.preprocessing, result.report["metric"]
+    assert (found["form"], found["fold"], found["n_components"], found["reused"]) == ("full", 2, 64, "")
+    assert [(r["scale"], r["rmse"], r["alpha_per_row"], r["kept"]) for r in found["rounds"]] == [
+        (r.scale, r.rmse, r.alpha, r.kept) for r in pre.rounds
+    ]
+    names = [f"column {i}" for i in range(D)]
+    assert found["importances"] == dict(zip(names, importances(pre).tolist(), strict=True))
+    assert found["sensitivities"] == dict(zip(names, sensitivities(pre).tolist(), strict=True))
+    assert [(d["share"], d["columns"]) for d in found["directions"]] == directions(pre, 3)
+    (note,) = (note for note in result.report["notes"] if "metric" in note)
+    assert note == (
+        f"the metric of round 2 of 2 was kept: rmse {pre.rounds[2].rmse:.4g}, and {pre.rounds[0].rmse:.4g} without it, "
+        "in fits with 64 features, on fold 2, which no gradient has seen; the reported error is of fold 2 too, which "
+        "chose penalty, round and length"
+    )
+    again = nd.fit(job(make_dataset, name="copy"), out=str(tmp_path / "run"))  # is read
+    assert again.report["metric"] == found
+
+
+def test_the_report_of_a_reused_metric_says_where_it_is_from(make_dataset: Any, tmp_path: Path) -> None:
+    first, run = nd.fit(job(make_dataset), out=str(tmp_path / "first")), str(tmp_path / "first")
+    again = msgspec.structs.replace(job(make_dataset, nd.Metric(), name="more"), preprocess=nd.Preprocess(reuse=run))
+    found = nd.fit(again).report
+    expected = {"reused": run, "fold": None, "n_components": None}
+    assert found["metric"] == first.report["metric"] | expected
+    said = f"the metric is that of {run}, which may have seen the folds whose error is reported"
+    assert [note for note in found["notes"] if "metric" in note] == [said]
+
+
+@pytest.mark.parametrize(
+    ("target", "rounds", "ended"),
+    [("sin", 1, "rounds"), ("noise", 6, "gain"), ("linear", 2, "gradients")],
+)
+def test_the_report_says_why_the_rounds_ended(make_dataset: Any, target: str, rounds: int, ended: str) -> None:
+    x, y = ridge_function()
+    ys = {"sin": y, "noise": random.normals((ROWS,), 1, 0, 0), "linear": x[:, 0]}
+    settings = {"features": nd.Linear(D)} if target == "linear" else {}
+    metric = nd.Metric(rounds=rounds, n_components=None if settings else 64, scales=(1.0,))
+    found = nd.fit(job(make_dataset, metric, y=ys[target], settings=settings)).report
+    assert found["metric"]["ended"] == ended
+    errors = [one["rmse"] for one in found["metric"]["rounds"]]
+    if ended == "gain":
+        assert errors[-1] > 0.999 * min(errors[:-1])
+        assert len(errors) <= rounds
+    else:
+        assert len(errors) == (rounds + 1 if ended == "rounds" else 1)
+    if ended == "gradients":
+        assert found["metric"]["directions"] == []
+        assert list(found["metric"]["importances"].values()) == pytest.approx([1 / D] * D)
+        kept = "no metric was kept, for none lowered the rmse, "
+        assert any(note.startswith(kept + f"{errors[0]:.4g} in fits") for note in found["notes"])
 
 
 @pytest.mark.parametrize("cut", ["round 0", "gradients 0", "round 1", "equations"])
@@ -214,6 +271,8 @@ def test_rows_held_out_choose_the_round(make_dataset: Any) -> None:
     result = nd.fit(one)
     assert result.cv.scored == (1,)
     assert result.model.preprocessing.rounds[-1].rmse < result.model.preprocessing.rounds[0].rmse
+    assert result.report["metric"]["fold"] == 1
+    assert any("on the rows held out by 'holdout', which no gradient has seen" in n for n in result.report["notes"])
 
 
 def test_a_share_of_the_rows_is_enough_for_the_rounds(make_dataset: Any) -> None:

@@ -17,6 +17,7 @@ from ntkdist.cli import main
 Command = Callable[..., Result]
 EXECUTABLE = str(Path(sys.executable).with_name("ntkdist"))
 FEATURES = 'type = "NTKRandomFeatures"\nn_components = 64\nbias = 1.0'
+ZONAL = 'type = "ZonalFeatures"\nn_components = 64\nkernel = {type = "NTK", depth = 1, bias = 1.0}'
 
 
 def columns(rows: int = 240, seed: int = 0) -> dict[str, NDArray[Any]]:

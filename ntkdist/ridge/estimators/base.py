@@ -16,7 +16,7 @@ from ntkdist.cluster.shards import Source, blocks
 from ntkdist.cluster.tally import Tally
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset
-from ntkdist.data.scaling import Preprocess, Preprocessing
+from ntkdist.data.scaling import Preprocess, Preprocessing, Round
 from ntkdist.errors import InputError, SpecError
 from ntkdist.features import AnyFeatureMap, FeatureMap, ZonalFeatures
 from ntkdist.kernels import NTK
@@ -29,7 +29,8 @@ from ntkdist.ridge.estimators.fitting import (
     sum_equations,
 )
 from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset, is_lazy, is_outside, new_rows
-from ntkdist.ridge.model import Equations
+from ntkdist.ridge.importances import importances
+from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.predict import as_fitted
 from ntkdist.ridge.source_order import column, order_of
 
@@ -208,6 +209,38 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
                 f"folds is {folds}, but the rows learnt before are in {len(before.folds)}; set folds back, or call fit"
             )
         return before
+
+
+class LearnsMetric:
+    """The attributes of a ridge that may have learned a metric."""
+
+    model_: RidgeModel
+
+    @property
+    def feature_importances_(self) -> NDArray[np.float64]:
+        """The share of each column of X in the metric, (n_features_in_,)."""
+        return importances(self._learned())
+
+    @property
+    def metric_(self) -> NDArray[np.float64]:
+        """The metric P, (d, d) or its diagonal, (d,)."""
+        return self._learned().metric
+
+    @property
+    def metric_rounds_(self) -> tuple[Round, ...]:
+        """The rounds in which the metric was learned."""
+        return self._learned().rounds
+
+    def _learned(self) -> Preprocessing:
+        """Return the scaling with its metric; raise AttributeError without one, as scikit-learn's tools expect."""
+        check_is_fitted(self)
+        pre = self.model_.preprocessing
+        if not pre.metric.size:
+            raise AttributeError(
+                f"{type(self).__name__} has learned no metric, so it has no importances; give "
+                "metric=nd.Metric(rounds=3) and fit again"
+            )
+        return pre
 
 
 def _apply(x: Any, function: BlockFunction) -> NDArray[Any]:

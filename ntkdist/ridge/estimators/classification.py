@@ -15,7 +15,7 @@ from ntkdist.data.dataset import Dataset
 from ntkdist.errors import InputError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.planning.job import Metric
-from ntkdist.ridge.estimators.base import RidgeEstimator
+from ntkdist.ridge.estimators.base import LearnsMetric, RidgeEstimator
 from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, as_grid
 from ntkdist.ridge.estimators.inputs import dataset, is_dataset, is_outside, training_rows
 from ntkdist.ridge.model import RidgeModel, class_labels
@@ -23,12 +23,12 @@ from ntkdist.ridge.predict import evaluate
 from ntkdist.ridge.residuals import temperature
 
 
-class NTKRidgeClassifier(ClassifierMixin, RidgeEstimator):
+class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
     """A classifier that takes the largest score of a ridge on kernel features; cross-validation chooses the penalty.
 
     Parameters
     ----------
-    features, alphas, folds, inputs, clip, front, one_hot, nan, keep_equations
+    features, alphas, folds, metric, inputs, clip, front, one_hot, nan, keep_equations
         As in `NTKRidgeCV`.
     class_weight : dict or "balanced", optional
         Factor of the weights of each label's rows; 1 for labels not in the dict.  With "balanced", the rows of each
@@ -41,7 +41,7 @@ class NTKRidgeClassifier(ClassifierMixin, RidgeEstimator):
     Attributes
     ----------
     classes_ : (k,) array
-    model_, cv_, equations_
+    model_, cv_, equations_, feature_importances_, metric_, metric_rounds_
         As in `NTKRidgeCV`.
     temperature_ : float
         Probabilities are softmax(temperature_ · scores); nan if not calibrated.

@@ -12,7 +12,7 @@ from ntkdist.data.dataset import Dataset
 from ntkdist.errors import InputError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.planning.job import Metric
-from ntkdist.ridge.estimators.base import RidgeEstimator
+from ntkdist.ridge.estimators.base import LearnsMetric, RidgeEstimator
 from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, as_grid
 from ntkdist.ridge.estimators.inputs import dataset, is_dataset, training_rows
 from ntkdist.ridge.predict import evaluate
@@ -168,7 +168,7 @@ class NTKRidge(_Regressor):
         return FitSettings(self.feature_map, self.preprocess, as_grid([self.alpha]))
 
 
-class NTKRidgeCV(_Regressor):
+class NTKRidgeCV(LearnsMetric, _Regressor):
     """`NTKRidge` with a penalty chosen by cross-validation from the sums of the folds, without another pass.
 
     A row's fold is a hash of its values, so that copies of a row are in one fold, and a row of weight k is the same as
@@ -184,6 +184,10 @@ class NTKRidgeCV(_Regressor):
     folds : int
     alpha_per_target : bool
         Choose a penalty for each target instead of one for all.
+    metric : Metric, optional
+        Learn a linear map of scaled X from the gradients of small fits in rounds, such as ``nd.Metric(rounds=3)``.  The
+        last fold is kept out of it, and then alone chooses the penalty.  `partial_fit` keeps the metric of the first
+        rows.  Without ``features`` it is chosen with them, unless it is given.
     front : {"auto", "standard", "quantile", "both", "bins", "target-bins"}
         As in `NTKRidge`; "auto" is the choice that goes with the features, "standard" for those given.
     inputs, clip, one_hot, nan, keep_equations, keep_factor
@@ -197,7 +201,16 @@ class NTKRidgeCV(_Regressor):
     choice_ : Choice
         Without ``features``: the map, the columns and the metric that were chosen, and the error of each trial.
     cv_ : CVResult
-        Errors of every penalty on every fold; ``cv_.rmse`` in units of y.
+        Errors of every penalty on every fold, with a metric on the last; ``cv_.rmse`` in units of y.
+    feature_importances_ : (n_features_in_,) array
+        The share of each column in the metric, for steps of a standard deviation; they sum to 1.  Absent without a
+        metric, as are the next two.  scikit-learn's selection takes them with
+        ``importance_getter="feature_importances_"``; by default it looks at ``coef_``, which is of features.
+    metric_ : (d, d) or (d,) array
+        The map P, or its diagonal; the kernel is that of scaled X times P.
+    metric_rounds_ : tuple of Round
+        Of each round the length ``scale``, the error ``rmse`` on the last fold in units of y, the penalty ``alpha``,
+        and whether its metric was ``kept``; the first is without a metric.
     """
 
     def __init__(
