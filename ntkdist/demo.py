@@ -36,7 +36,7 @@ def run(out: str, workers: int) -> None:
     for name, each in (("linear", linear), ("NTK", job)):
         result = nd.fit(each, out=join(out, f"{name.lower()}-run"))
         accuracy[name] = nd.evaluate(result.model, join(out, "test.zarr"))["accuracy"]
-        m, alpha, run = each.features.n_components, result.model.alpha[0], result.report["run"]
+        m, alpha, run = each.map.n_components, result.model.alpha[0], result.report["run"]
         seconds = run["seconds"]["total"]
         print(f"{name:<8}{accuracy[name]:>15.2%}{m:>10,}{alpha:>9.3g}{run['workers']:>11}{seconds:>9.1f}")
     if accuracy["NTK"] <= accuracy["linear"]:

@@ -217,7 +217,7 @@ def featurize(job: str, out: str, scheduler: str) -> None:
     """Compute the features of a job's dataset; write them to a new dataset."""
     read = nd.Job.read(job)
     with connect(read.cluster, scheduler) as client:
-        nd.featurize(read.dataset, read.features, out, preprocess=read.preprocess, dtype=read.plan.dtype, client=client)
+        nd.featurize(read.dataset, read.map, out, preprocess=read.preprocess, dtype=read.plan.dtype, client=client)
     print_written(out)
 
 

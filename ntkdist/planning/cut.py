@@ -62,7 +62,7 @@ class Cut(Spec, frozen=True, tag=False):
 
     @property
     def features(self) -> AnyFeatureMap:
-        return self.job.features
+        return self.job.map
 
     @property
     def m(self) -> int:

@@ -1,6 +1,7 @@
 """The job of a user: the TOML file, decoded."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Annotated, Any, Literal
@@ -12,12 +13,14 @@ from ntkdist.cluster.kinds import AnyCluster
 from ntkdist.data.dataset import Dataset, Layout
 from ntkdist.data.scaling import Preprocess
 from ntkdist.errors import NtkdistError, SpecError
-from ntkdist.features import AnyFeatureMap
+from ntkdist.features import AnyFeatureMap, Nystrom
 from ntkdist.gpu import Device
+from ntkdist.kernels import NTK
 from ntkdist.solvers import AnySolver
 from ntkdist.spec import Spec, decode, digest, encode, read_toml
 
 Positive = Annotated[int, Meta(ge=1)]
+LEAST_COMPONENTS, MOST_COMPONENTS, ROUNDS = 1024, 4096, 3  # of what is chosen for a job without features
 
 
 class PlanTable(Spec, frozen=True, tag=False):
@@ -105,7 +108,8 @@ class Job(Spec, frozen=True, tag=False):
     Parameters
     ----------
     dataset : Dataset
-    features : FeatureMap
+    features : FeatureMap, optional
+        If absent, `fit` chooses it, the front columns and the metric by small fits to a sample of the rows.
     alphas : sequence of float, or "auto"
         Penalties to choose from; see `cross_validate`.
     alphas_per_row : sequence of float, optional
@@ -123,7 +127,7 @@ class Job(Spec, frozen=True, tag=False):
     """
 
     dataset: Dataset
-    features: AnyFeatureMap
+    features: AnyFeatureMap | None = None
     alphas: tuple[float, ...] | Literal["auto"] = "auto"
     alphas_per_row: tuple[float, ...] | None = None
     alpha_per_target: bool = False
@@ -159,7 +163,22 @@ class Job(Spec, frozen=True, tag=False):
     @property
     def warm(self) -> Callable[[], None]:
         """A function that loads, in any process, what reading and mapping the first rows would load."""
-        return functools.partial(_warm, self.dataset.absolute(), self.features, self.plan.dtype)
+        return functools.partial(_warm, self.dataset.absolute(), self.provisional(1).map, self.plan.dtype)
+
+    @property
+    def map(self) -> AnyFeatureMap:
+        """The feature map; refused where it is still to be chosen."""
+        if self.features is None:
+            raise SpecError("the job has no [features], which only fit and plan can do without; give a feature map")
+        return self.features
+
+    def provisional(self, rows: int) -> "Job":
+        """Return the job itself, or, without features, one as large as the job of the choice for so many rows."""
+        if self.features is not None:
+            return self
+        m = components(rows)
+        metric = self.metric if self.metric.rounds else Metric(rounds=ROUNDS, n_components=rounds_components(m))
+        return msgspec.structs.replace(self, features=Nystrom(m, NTK(2, 1.0)), metric=metric)
 
     def validate(self) -> None:
         if self.alphas != "auto" and self.alphas_per_row is not None:
@@ -184,7 +203,7 @@ class Job(Spec, frozen=True, tag=False):
             )
         if self.metric.rounds:
             self._check_metric()
-        if self.solver:
+        if self.solver and self.features:
             self.solver.tile_size(self.features.n_components, self.plan.tile)
 
     def _check_metric(self) -> None:
@@ -194,6 +213,8 @@ class Job(Spec, frozen=True, tag=False):
             raise SpecError(
                 "metric.rounds is given, but the metrics of several runs do not add; reuse one run, or leave out rounds"
             )
+        if self.features is None:
+            return
         if (m := self.metric.n_components or 0) > self.features.n_components:
             raise SpecError(
                 f"metric.n_components is {m}, more than the {self.features.n_components} of the features; give fewer"
@@ -206,6 +227,17 @@ class Job(Spec, frozen=True, tag=False):
         if self.alphas_per_row is not None:
             return self.alphas_per_row
         return None if isinstance(self.alphas, str) else self.alphas
+
+
+def components(rows: int) -> int:
+    """Return the number of features for so many rows: theirs up to a thousand, then a power of two near 16 roots."""
+    wanted = 2 ** math.ceil(math.log2(16 * math.sqrt(max(rows, 1))))
+    return min(max(rows, 8), max(LEAST_COMPONENTS, min(wanted, MOST_COMPONENTS)))
+
+
+def rounds_components(m: int) -> int:
+    """Return the features chosen for the fits of a metric's rounds, where the fit has m."""
+    return min(m, max(LEAST_COMPONENTS // 2, m // 2))
 
 
 def _warm(dataset: Dataset, features: AnyFeatureMap, dtype: str) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from ntkdist.cluster.shards import Source
 from ntkdist.cluster.tree import most_held
-from ntkdist.data.dataset import Shard
+from ntkdist.data.dataset import Layout, Shard
 from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.planning import task_memory
 from ntkdist.planning.cut import Cut
@@ -161,8 +161,11 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         If there are more folds than partitions, ``block_rows`` is below m/2 where a Gram is formed, or classes are
         weighed that there are not.
     """
-    layout, table, m = job.dataset.layout(), job.plan, job.features.n_components
-    job.features.check_shape(layout.input_shape, job.dataset.store)
+    layout, table = job.dataset.layout(), job.plan
+    check_choice(job, layout)
+    job = job.provisional(layout.rows)
+    m = job.map.n_components
+    job.map.check_shape(layout.input_shape, job.dataset.store)
     folds = table.folds or (2 if job.dataset.holdout else 5)
     if folds > layout.partitions and not job.dataset.fold_array:
         raise SpecError(
@@ -171,9 +174,9 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         )
     if layout.sparse:
         job.preprocess.resolve(layout)
-        if not job.features.takes_sparse:
+        if not job.map.takes_sparse:
             raise SpecError(
-                f"{type(job.features).__name__} does not take sparse rows but those of {job.dataset.store} are; "
+                f"{type(job.map).__name__} does not take sparse rows but those of {job.dataset.store} are; "
                 "use NTKSketch or Linear, or convert dense rows"
             )
     if job.class_weight and not layout.classes:
@@ -204,6 +207,16 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         tile=solver.tile_size(m, table.tile),
         device="cpu" if table.device == "auto" else table.device,
     )
+
+
+def check_choice(job: Job, layout: Layout) -> None:
+    """Refuse rows for which no features are chosen, if the job has none."""
+    if job.features is None and (layout.sparse or len(layout.input_shape) > 1):
+        what, some = ("sparse", "NTKSketch or Linear") if layout.sparse else ("images", "CNTKRandomFeatures")
+        raise SpecError(
+            f"the job has no [features], and the rows of {job.dataset.store} are {what}, for which none are chosen; "
+            f"give some, such as {some}"
+        )
 
 
 def of_rounds(p: Plan) -> Plan | None:

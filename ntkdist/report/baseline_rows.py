@@ -38,7 +38,7 @@ def at_components(job: Job, components: Sequence[int]) -> list[Job]:
     """Return a job at each number of components; a job whose number is given by the data stays as it is."""
     if not components or isinstance(job.features, Linear):
         return [job]
-    return [replace(job, features=replace(job.features, n_components=m)) for m in components]
+    return [replace(job, features=replace(job.map, n_components=m)) for m in components]
 
 
 def _feature_rows(bench: Bench, first: Job, components: Sequence[int], pre: Preprocessing) -> Iterator[RowsAndNote]:
@@ -51,13 +51,13 @@ def _feature_rows(bench: Bench, first: Job, components: Sequence[int], pre: Prep
         rows, pre = measure(bench, [("linear", linear)])
         yield rows, ""
         scale, note = _gaussian(bench, job, pre)
-        fourier = replace(job, features=RandomFourier(job.features.n_components, Gaussian(scale)))
+        fourier = replace(job, features=RandomFourier(job.map.n_components, Gaussian(scale)))
         yield measure(bench, [("gaussian rff", each) for each in at_components(fourier, components)])[0], note
 
 
 def _gaussian(bench: Bench, job: Job, pre: Preprocessing) -> tuple[float, str]:
     """Choose the length scale of a Gaussian; return it with a note on how."""
-    m = min(job.features.n_components, TUNING_COMPONENTS)
+    m = min(job.map.n_components, TUNING_COMPONENTS)
     median = median_distance(sampled(bench, planned(bench, job), pre))
     scales = [factor * median for factor in LENGTHSCALES] if median > 0 else [1.0]
     scores = []

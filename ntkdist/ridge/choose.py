@@ -5,6 +5,8 @@ on the rows of some folds, and its error on another fold decides; then the map i
 machine suggest.  All that is chosen is written into a job, which can be run again.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,23 +14,29 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from ntkdist.cluster import progress
+from ntkdist.cluster import Client, progress
+from ntkdist.cluster.progress import Watch
+from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, phase, reduce
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.scaling import Front, Preprocess, Preprocessing
-from ntkdist.features import Nystrom
+from ntkdist.features import AnyFeatureMap, Nystrom
 from ntkdist.kernels import NTK, AnyKernel, ProductLaplace
-from ntkdist.planning.job import Metric
+from ntkdist.planning.job import ROUNDS, Job, Metric, components, rounds_components
+from ntkdist.planning.plan import by_fold, check_choice, plan
+from ntkdist.ridge import earlier
 from ntkdist.ridge.encode import ByFold
+from ntkdist.ridge.fit_report import ChoiceReport
 from ntkdist.ridge.in_memory import learn_metric, source_and_shards
 from ntkdist.ridge.prepare import scaling
+from ntkdist.spec import encode
+from ntkdist.sums.sample import TrainingSampleOf
 
 FOLDS, TURNS = 5, 2  # of the rows of the sample, and how many of them are held out in turn where rows are few
 FEW_ROWS = 3000
 FEWEST_ROWS = 150  # below, the rows held out are too few to choose by
 SAMPLE_ROWS = 2**14
 TRIAL_COMPONENTS = 512
-ROUNDS, TRIAL_ROUNDS = 3, 2
-LEAST_COMPONENTS, MOST_COMPONENTS = 1024, 4096
+TRIAL_ROUNDS = 2
 
 
 class Recipe(NamedTuple):
@@ -63,7 +71,7 @@ class Trial(NamedTuple):
 class Choice(NamedTuple):
     """A map, the front columns and the metric, with the trials that decided."""
 
-    features: Nystrom
+    features: AnyFeatureMap
     preprocess: Preprocess
     metric: Metric
     trials: tuple[Trial, ...] = ()
@@ -92,15 +100,42 @@ def choose(
         kernel, metric = of_length(kernel, best.scales[0] / best.width**0.5), Metric()
     m = components(count)
     if metric.rounds and metric.n_components is None:
-        metric = msgspec.structs.replace(metric, n_components=min(m, max(TRIAL_COMPONENTS, m // 2)))
+        metric = msgspec.structs.replace(metric, n_components=rounds_components(m))
     chosen = msgspec.structs.replace(preprocess, front=best.recipe.front)
     return Choice(Nystrom(m, kernel), chosen, metric, trials)
 
 
-def components(rows: int) -> int:
-    """Return the features for so many rows: as many up to a thousand, then 16 times the root, in powers of two."""
-    wanted = 2 ** int(np.ceil(np.log2(16 * np.sqrt(max(rows, 1)))))
-    return int(min(max(rows, 8), max(LEAST_COMPONENTS, min(wanted, MOST_COMPONENTS))))
+def complete(job: Job, client: Client | None, watch: Watch | None) -> tuple[Job, tuple[Trial, ...]]:
+    """Choose what a job without features leaves open, by a sample of its rows; return the job that will run.
+
+    With ``preprocess.reuse``, map and metric are those of the run that is reused.
+    """
+    layout, dataset = job.dataset.layout(), job.dataset
+    check_choice(job, layout)
+    if job.preprocess.reuse:
+        spec, learned = earlier.map_and_rounds(job.preprocess.reuse)
+        metric = job.metric if job.metric.rounds or not learned else Metric(rounds=learned)
+        return msgspec.structs.replace(job, features=spec, metric=metric), ()
+    source, shards = by_fold(plan(job))
+    summand = TrainingSampleOf(SAMPLE_ROWS, layout)
+    with phase("choice", layout.rows, client, watch) as done:
+        parts = reduce(Pass(source._replace(block_rows=0), summand, shards, MAP_FAN_IN, done), client)
+    x, y, weight, fold = functools.reduce(operator.add, (part.total for part in parts)).columns
+    names = {name: getattr(layout, name) for name in ("classes", "columns", "target_names", "categories", "dates")}
+    nan: Any = "impute" if dataset.nan == "impute" else "error"
+    rows = Arrays(x, y, weight, job.plan.dtype, nan=nan, deal=fold, **names)
+    front = None if job.preprocess.front == "standard" else job.preprocess.front
+    asked = job.metric if job.metric != Metric() else None
+    choice = choose(rows, layout.rows, job.preprocess, bool(job.class_weight), front, asked)
+    chosen = {"features": choice.features, "preprocess": choice.preprocess, "metric": choice.metric}
+    return msgspec.structs.replace(job, **chosen), choice.trials
+
+
+def described(trials: Sequence[Trial]) -> list[ChoiceReport]:
+    """Describe the trials for a report."""
+    return [
+        ChoiceReport(encode(one.recipe.kernel), one.recipe.front, one.recipe.metric.form, one.rmse) for one in trials
+    ]
 
 
 def of_length(kernel: AnyKernel, scale: float) -> AnyKernel:

@@ -46,6 +46,15 @@ def fitted_map(url: str, features: AnyFeatureMap) -> AnyMap:
     return before
 
 
+def map_and_rounds(url: str) -> tuple[AnyFeatureMap, int]:
+    """Load the feature map of an earlier run, and in how many rounds its metric was learned; 0 if it has none."""
+    if " + " in url:
+        raise SpecError("the job has no [features], and several runs are reused, whose maps may differ; give the map")
+    model = store.load(find(url, "model.zarr"))
+    spec: AnyFeatureMap = model.features.spec
+    return spec, max(len(model.preprocessing.rounds) - 1, 0)
+
+
 def moments(urls: Sequence[str], summand: MomentsOf, source: Source, balanced: bool | None) -> Moments:
     """Add the moments of the rows of earlier runs; refuse runs that hold the same rows, or other columns."""
     total, datasets = summand.zero(), dict[str, int]()

@@ -18,7 +18,7 @@ from ntkdist.errors import SpecError, StoreError
 from ntkdist.planning import resolve
 from ntkdist.planning.job import Job, job_digest
 from ntkdist.planning.plan import Plan
-from ntkdist.ridge import checkpoint, dense, iterative, run_directory, tiled
+from ntkdist.ridge import checkpoint, choose, dense, iterative, run_directory, tiled
 from ntkdist.ridge.fitted import Clock, Fitted
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.prepare import Prepared, prepare, verified
@@ -111,12 +111,13 @@ def fit(
             run_directory.open_run(out, job),
             phases.performance_report(page, client),
         ):
+            what, trials = (what, ()) if isinstance(what, Plan) or job.features else choose.complete(job, client, watch)
             p, prepared, fitted = _fit_on_cluster(what, keep, client, watch)
         model, cv, curve = fitted.solve()
     clock.lap("total")
     statistics = fitted.statistics
     statistics.seconds.update(clock.seconds, prepare=prepared.seconds)
-    report = run_directory.report(p, prepared.resources, statistics, model, cv, curve, run)
+    report = run_directory.report(p, prepared.resources, statistics, model, cv, curve, run, choose.described(trials))
     if out:
         run_directory.write_run(out, model, fitted.equations, report)
         storage.remove(keep)

@@ -101,6 +101,15 @@ class RunReport(msgspec.Struct, kw_only=True):
     products: Products | UnsetType = UNSET  # absent if a Gram was formed
 
 
+class ChoiceReport(msgspec.Struct):
+    """A trial of the choice of features, columns and metric, for a job without features."""
+
+    kernel: str  # as JSON
+    front: str
+    form: str  # of the metric
+    rmse: float  # on rows of a sample that were held out, in units of the targets
+
+
 class FitReport(msgspec.Struct, kw_only=True):
     """The report of a fit."""
 
@@ -116,6 +125,7 @@ class FitReport(msgspec.Struct, kw_only=True):
     versions: dict[str, str]
     curve: Curve | None = None
     metric: MetricReport | None = None
+    choice: list[ChoiceReport] = []  # trials, where features were chosen
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain objects, with the keys of ``report.json``."""

@@ -83,7 +83,7 @@ def _fit_scaling_and_map(
             f"{job.preprocess.reuse} holds no metric, but this job has metric.rounds = {job.metric.rounds}; reuse a "
             "run that has learned one, or leave out [metric]"
         )
-    features = fitted(job.features, job.preprocess, source, pre, client, watch)
+    features = fitted(p.features, job.preprocess, source, pre, client, watch)
     return Equations([], features, pre, p.dtype, p.scored, moments, {p.layout.fingerprint: 1})
 
 

@@ -17,7 +17,7 @@ from ntkdist.planning import resolve_gpu
 from ntkdist.planning.job import Job, difference, identity, job_digest
 from ntkdist.planning.plan import Plan
 from ntkdist.ridge import metric_report, store
-from ntkdist.ridge.fit_report import Curve, DataReport, FitReport, MetricReport, RunReport
+from ntkdist.ridge.fit_report import ChoiceReport, Curve, DataReport, FitReport, MetricReport, RunReport
 from ntkdist.ridge.fitted import FitStatistics
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.solvers.cv_result import CVResult
@@ -115,13 +115,14 @@ def report(
     cv: CVResult | None,
     curve: Curve | None,
     run: str,
+    choice: list[ChoiceReport],
 ) -> FitReport:
     """Return the report of a fit."""
     tally, pre, skip = statistics.tally, statistics.preprocessing, p.skip or ()
     metric = metric_report.report(p, pre)
     return FitReport(
         digest=job_digest(p.job),
-        notes=_notes(p, machines, statistics, cv, metric),
+        notes=_choice_note(choice) + _notes(p, machines, statistics, cv, metric),
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         plan=msgspec.to_builtins(p),
         data=DataReport(
@@ -156,6 +157,7 @@ def report(
         versions=versions(),
         curve=curve,
         metric=metric,
+        choice=choice,
     )
 
 
@@ -188,6 +190,17 @@ def _notes(
     if tally.clipped:
         notes.append(f"{tally.clipped:,} rows had values outside the range reused, clipped to it: {_most(tally)}")
     return notes
+
+
+def _choice_note(choice: list[ChoiceReport]) -> list[str]:
+    """Describe the choice among trials, if there was one."""
+    if not choice:
+        return []
+    best = min(choice, key=lambda trial: trial.rmse)
+    return [
+        f"features, columns and metric were chosen among {len(choice)} kinds by their errors on rows of a sample that "
+        f"were held out: from {max(trial.rmse for trial in choice):.4g} to {best.rmse:.4g}"
+    ]
 
 
 def _most(tally: Tally) -> str:

@@ -9,11 +9,16 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from ntkdist import random
-from ntkdist.data.dataset import Rows
+from ntkdist.data.dataset import Layout, Rows
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.data.sparse import concatenate
 
-SAMPLE, WEIGHTED, PRECONDITIONER = 2000, 2001, 2002  # roles of random streams, distinct from those of maps
+SAMPLE, WEIGHTED, PRECONDITIONER, TRAINING = (
+    2000,
+    2001,
+    2002,
+    2003,
+)  # roles, distinct from those of maps
 
 RowWeights = Callable[[NDArray[Any]], NDArray[np.float64]]  # (n, *input_shape) → (n,)
 
@@ -68,3 +73,43 @@ class SampleOf:
         with np.errstate(divide="ignore"):
             keys = -np.log(keys) / scale
         return total + RowSample(self.size, keys, x)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSample:
+    """The ``size`` rows of smallest key, raw and with all that a fit needs: a value with ``+``, as `RowSample`."""
+
+    size: int
+    keys: NDArray[np.float64]  # (k,), ascending
+    columns: tuple[NDArray[Any], ...]  # inputs (k, d), targets, weights (k,) and folds (k,)
+
+    def __add__(self, other: "TrainingSample") -> "TrainingSample":
+        keys = np.concatenate([self.keys, other.keys])
+        first = np.argsort(keys, kind="stable")[: self.size]
+        both = zip(self.columns, other.columns, strict=True)
+        return TrainingSample(self.size, keys[first], tuple(np.concatenate(pair)[first] for pair in both))
+
+    def __sizeof__(self) -> int:
+        return self.keys.nbytes + sum(column.nbytes for column in self.columns)
+
+
+@dataclass(frozen=True)
+class TrainingSampleOf:
+    """A summand: a seeded `TrainingSample` of rows with weight, as read."""
+
+    size: int
+    layout: Layout
+
+    def zero(self) -> TrainingSample:
+        layout = self.layout
+        y = np.zeros((0, layout.targets) if layout.targets else 0, np.int64 if layout.classes else np.float64)
+        inputs = np.zeros((0, *layout.input_shape), layout.x_dtype)
+        return TrainingSample(self.size, np.zeros(0), (inputs, y, np.zeros(0), np.zeros(0, np.int64)))
+
+    def update(self, total: TrainingSample, rows: Rows) -> TrainingSample:
+        weight = np.ones(rows.n) if rows.weight is None else rows.weight
+        keys = random.uniforms_of(rows.places, 0, 0, TRAINING)
+        order = np.argsort(keys, kind="stable")
+        order = order[weight[order] > 0][: self.size]
+        columns = (rows.x, rows.y, weight, np.full(rows.n, max(rows.fold, 0)))
+        return total + TrainingSample(self.size, keys[order], tuple(np.asarray(c)[order] for c in columns))

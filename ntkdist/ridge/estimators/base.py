@@ -129,7 +129,7 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
             if is_dataset(X):
                 data = dataset(X, y, sample_weight, self.nan)
                 self._check_dataset(data)
-                return self._store(fit_dataset(data, self._settings()), data, self.keep_equations)
+                return self._store(fit_dataset(data, self._chosen_settings(data)), data, self.keep_equations)
             rows = self._training_arrays(X, y, sample_weight)
             settings = self._chosen_settings(rows)
             return self._store(choose_penalty(sum_equations(rows, settings), settings), rows, self.keep_equations)
@@ -144,7 +144,7 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
             outcome = choose_penalty(equations if before is None else before + equations, settings)
             return self._store(outcome, rows, True)
 
-    def _chosen_settings(self, rows: Arrays, before: Equations | None = None) -> FitSettings:
+    def _chosen_settings(self, rows: Arrays | Dataset, before: Equations | None = None) -> FitSettings:
         """Return the settings of a fit to rows; without a map, choose it, or take that of the rows before."""
         settings = self._settings()
         if self.features is not None or settings.folds == 1:

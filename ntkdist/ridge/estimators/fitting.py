@@ -98,11 +98,20 @@ def as_grid(alphas: Any) -> str | tuple[float, ...]:
     return alphas if isinstance(alphas, str) else tuple(float(a) for a in alphas)
 
 
-def chosen(rows: Arrays, settings: FitSettings, front: Any, metric: Metric | None) -> tuple[FitSettings, Choice]:
+def chosen(
+    rows: Arrays | Dataset, settings: FitSettings, front: Any, metric: Metric | None
+) -> tuple[FitSettings, Choice]:
     """Choose the map, and the columns and the metric unless they are given; return the settings and the choice."""
-    sample = rows.sample(choose.SAMPLE_ROWS)
-    count = int(rows.x.shape[0])
-    choice = choose.choose(sample, count, settings.preprocess, settings.balanced, front, metric)
+    if isinstance(rows, Dataset):
+        preprocess = msgspec.structs.replace(settings.preprocess, front=front or "standard")
+        job = _job(rows, settings._replace(preprocess=preprocess, metric=metric or Metric()), None)
+        with connect() as client:
+            full, trials = choose.complete(job, client, None)
+        choice = Choice(full.map, full.preprocess, full.metric, trials)
+    else:
+        sample = rows.sample(choose.SAMPLE_ROWS)
+        count = int(rows.x.shape[0])
+        choice = choose.choose(sample, count, settings.preprocess, settings.balanced, front, metric)
     return settings._replace(features=choice.features, preprocess=choice.preprocess, metric=choice.metric), choice
 
 
@@ -168,7 +177,6 @@ def choose_penalty(equations: Equations, settings: FitSettings) -> FitOutcome:
 
 def fit_dataset(dataset: Dataset, settings: FitSettings) -> FitOutcome:
     """Fit to a dataset by `ntkdist.fit`, with a solver that forms equations."""
-    dtype = "float32" if dataset.layout().x_dtype == "float32" else "float64"
     grid = AUTO_GRID if isinstance(settings.alphas, str) else settings.alphas
     solver = solver_of(settings.features.n_components, len(grid))
     if solver.sums != "gram":
@@ -176,20 +184,25 @@ def fit_dataset(dataset: Dataset, settings: FitSettings) -> FitOutcome:
             f"n_components is {settings.features.n_components}, of which sums are too large for an estimator to keep; "
             "use ntkdist.fit with solver TiledCholesky or PCG, or fewer"
         )
-    job = Job(
+    # The solver is given, because a job without one may resolve to PCG, which forms no equations.
+    result = fit(msgspec.structs.replace(_job(dataset, settings, settings.features), solver=solver))
+    assert result.equations is not None
+    return FitOutcome(result.model, result.cv, result.equations, tuple(result.report["data"]["skipped_partitions"]))
+
+
+def _job(dataset: Dataset, settings: FitSettings, features: AnyFeatureMap | None) -> Job:
+    """Return the job of an estimator's fit to a dataset."""
+    dtype = "float32" if dataset.layout().x_dtype == "float32" else "float64"
+    return Job(
         dataset,
-        settings.features,
+        features,
         alphas=settings.alphas,
         alpha_per_target=settings.per_target,
         class_weight="balanced" if settings.balanced else None,
         plan=_plan_table(dataset, settings.folds, dtype),
         preprocess=settings.preprocess,
         metric=settings.metric,
-        solver=solver,  # given, because a job without one may resolve to PCG, which forms no equations
     )
-    result = fit(job)
-    assert result.equations is not None
-    return FitOutcome(result.model, result.cv, result.equations, tuple(result.report["data"]["skipped_partitions"]))
 
 
 def _plan_table(rows: Arrays | Dataset, folds: int, dtype: Any) -> PlanTable:
