@@ -23,6 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import ntkdist as nd
+from ntkdist.planning.job import components
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
 FEW_ROWS = 2_000  # up to which candidates are scored on three folds, not on one fifth
@@ -341,24 +342,43 @@ def of_xrfm(rng: np.random.Generator) -> Iterator[Params]:
 
 
 def ours(part: Part, params: Params, held: Held | None, rounds: int) -> Fitted:
-    """Fit an estimator of ntkdist; it chooses its penalty by cross-validation."""
-    encode = encoder().fit(part.x)  # to be removed when the estimators take categories and missing values
-    model = (nd.NTKRidgeClassifier if part.classes else nd.NTKRidgeCV)(**params)
-    predict = predictor(model.fit(encode.transform(part.x), part.y), part)
-    return Fitted(lambda x: predict(encode.transform(x)))
+    """Fit an estimator of ntkdist to the frame as it is; by default it chooses features, columns and metric itself.
+
+    Candidates have few landmarks while they are compared, and as many as the rows suggest at last.
+    """
+    values = dict(params)
+    if "kernel" in values:
+        m = min(COMPARED if held else 2 * components(len(part.y)), len(part.y))
+        values["features"] = nd.Nystrom(m, values.pop("kernel"))
+        rounds, most = (2, COMPARED) if held else (3, 2 * COMPARED)
+        values["metric"] = nd.Metric(rounds, values["metric"], min(m, most), scales=(0.1, 0.3, 1.0, 3.0))
+    model = (nd.NTKRidgeClassifier if part.classes else nd.NTKRidgeCV)(**values)
+    return Fitted(predictor(model.fit(part.x, part.y), part))
 
 
 def of_ours(_: np.random.Generator) -> Iterator[Params]:
-    """List keywords of our estimators, after their default."""
-    yield {}
-    yield from OURS
+    """List kernels with the columns made of numbers and the form of the metric; the default comes third."""
+    for number, (kernel, front, form) in enumerate(OURS):
+        if number == 2:
+            yield {}
+        yield {"kernel": kernel, "front": front, "metric": form}
 
 
-OURS: list[Params] = [
-    {"features": features(m, nd.NTK(depth, bias=1.0))}
-    for m in (512, 1024, 2048)
-    for features in (nd.Nystrom, nd.ZonalFeatures)
-    for depth in (1, 2, 3)
+COMPARED = 512  # landmarks of candidates
+OURS = [
+    (nd.ProductLaplace(1.0), "quantile", "diagonal"),
+    (nd.NTK(2, bias=1.0), "both", "full"),
+    (nd.NTK(2, bias=1.0), "standard", "diagonal"),
+    (nd.ProductLaplace(1.0), "standard", "diagonal"),
+    (nd.NTK(2, bias=1.0), "quantile", "full"),
+    (nd.ProductLaplace(1.0), "quantile", "full"),
+    (nd.NTK(1, bias=1.0), "both", "full"),
+    (nd.ProductLaplace(1.0), "both", "diagonal"),
+    (nd.Laplace(1.0), "quantile", "full"),
+    (nd.NTK(1, bias=1.0), "standard", "diagonal"),
+    (nd.NTK(3, bias=1.0), "standard", "full"),
+    (nd.ProductLaplace(1.0), "target-bins", "diagonal"),
+    (nd.NTK(2, bias=1.0), "target-bins", "diagonal"),
 ]
 
 
