@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist.errors import SpecError
+from ntkdist.errors import NotPositiveDefinite, SpecError
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.solvers import AnySolver, choose
 from ntkdist.solvers.cross_validation import CVResult, cross_validate, penalties
@@ -68,13 +68,39 @@ def solve(
     else:
         raise SpecError(f"a single fold leaves nothing to choose among {len(grid)} alphas by; give one alpha")
     total = equations.total  # after cross-validation, which holds a sum of its own: memory may not hold two
-    coef, intercept = solve_at(solver, total, alpha)
+    if cv is None:
+        coef, intercept = solve_at(solver, total, alpha)
+    else:
+        cv, coef, intercept = _solve_chosen(solver, total, cv)
+        alpha = cv.alpha
     model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
     if keep_factor:
         if cv is None:
             raise SpecError("a single fold has no error out of fold, which standard deviations need; use more folds")
         model = replace(model, factor=Factor.of(total, alpha, cv.chosen))
     return model, cv
+
+
+def _solve_chosen(solver: AnySolver, total: NormalEquations, cv: CVResult) -> tuple[CVResult, F8, F8]:
+    """Solve at the penalties that were chosen; where all rows cannot be solved, as those without a fold can, at larger.
+
+    The sums of all rows may round to a matrix that is not positive definite where those of a training set do not.
+    """
+    asked = cv.alpha
+    while True:
+        try:
+            coef, intercept = solve_at(solver, total, cv.alpha)
+            break
+        except NotPositiveDefinite:
+            least = int(cv.best.min())
+            if least + 1 == len(cv.alphas):
+                raise
+            best = np.maximum(cv.best, least + 1)
+            cv = replace(cv, best=best, alpha=cv.alphas[best] * (total.weight if cv.per_row else 1.0))
+    if not np.array_equal(asked, cv.alpha):
+        said = f"alpha {asked.min():.3g} could not be solved for all rows, and {cv.alpha.min():.3g} was taken"
+        cv = replace(cv, note="; ".join(filter(None, (cv.note, said))))
+    return cv, coef, intercept
 
 
 def solve_at(solver: AnySolver, equations: NormalEquations, alpha: F8) -> tuple[F8, F8]:

@@ -1,0 +1,212 @@
+"""The choice of features, columns and metric: what decides it, and that a job without features is what it becomes."""
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interrupted import same
+
+import ntkdist as nd
+from ntkdist.data.arrays import Arrays
+from ntkdist.data.dataset import Layout, Rows
+from ntkdist.planning.job import LEAST_COMPONENTS, MOST_COMPONENTS, components, rounds_components
+from ntkdist.ridge import choose
+from ntkdist.sums.sample import TrainingSample, TrainingSampleOf
+
+D, ROWS = 4, 400
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few and small trials."""
+    monkeypatch.setattr(choose, "TURNS", 1)
+    monkeypatch.setattr(choose, "TRIAL_COMPONENTS", 64)
+    monkeypatch.setattr(choose, "TRIAL_ROUNDS", 1)
+    monkeypatch.setattr(choose, "RECIPES", (choose.RECIPES[0], choose.RECIPES[3]))
+
+
+def along_columns(rows: int = ROWS) -> tuple[Any, Any]:
+    """Draw a target of steps along single columns, as a product kernel learns it best."""
+    x = np.random.default_rng(0).uniform(-1, 1, (rows, D))
+    return x, np.sign(x[:, 0] + 0.3) + 0.5 * np.sign(x[:, 1] - 0.2)
+
+
+def along_a_direction(rows: int = ROWS) -> tuple[Any, Any]:
+    """Draw a smooth target along one direction, as a full metric finds it."""
+    x = np.random.default_rng(0).standard_normal((rows, D))
+    return x, np.sin(2 * x @ np.array([1.0, -1.0, 1.0, -0.5]))
+
+
+def arrays(xy: tuple[Any, Any]) -> Arrays:
+    return Arrays(xy[0], xy[1], None, "float64")
+
+
+def test_the_recipe_that_suits_the_rows_is_chosen() -> None:
+    steps = choose.choose(arrays(along_columns()), ROWS, nd.Preprocess())
+    smooth = choose.choose(arrays(along_a_direction()), ROWS, nd.Preprocess())
+    assert isinstance(steps.features.kernel, nd.ProductLaplace)
+    assert isinstance(smooth.features.kernel, nd.NTK)
+    assert (smooth.metric.form, smooth.preprocess.front) == ("full", "both")
+    assert steps.features.n_components == smooth.features.n_components == ROWS
+    for choice in (steps, smooth):
+        errors = [trial.rmse for trial in choice.trials]
+        assert min(errors) < 0.8 * max(errors)
+
+
+def test_what_is_given_is_kept() -> None:
+    metric = nd.Metric(rounds=1, scales=(1.0,))
+    choice = choose.choose(arrays(along_a_direction()), ROWS, nd.Preprocess(), front="quantile", metric=metric)
+    assert choice.preprocess.front == "quantile"
+    assert (choice.metric.form, choice.metric.scales, choice.metric.rounds) == ("full", (1.0,), 1)
+    assert all((one.recipe.front, one.recipe.metric) == ("quantile", metric) for one in choice.trials)
+
+
+def test_without_rounds_the_length_is_that_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "RECIPES", choose.RECIPES[:1])
+    choice = choose.choose(arrays(along_a_direction()), ROWS, nd.Preprocess(), metric=nd.Metric(scales=(3.0,)))
+    assert choice.metric == nd.Metric()
+    assert isinstance(choice.features.kernel, nd.NTK)
+    assert choice.features.kernel.bias == pytest.approx(1 / 3 * (2 * D) ** 0.5)  # both forms of each column
+
+
+@pytest.mark.parametrize("kernel", [nd.NTK(2, 0.7), nd.ProductLaplace(1.3)])
+def test_a_longer_row_is_a_shorter_kernel(kernel: Any) -> None:
+    x = np.random.default_rng(0).standard_normal((6, D))
+    short, long = choose.of_length(kernel, 2.5)(x), kernel(2.5 * x)
+    np.testing.assert_allclose(short / short[0, 0], long / long[0, 0], rtol=1e-10)
+
+
+def test_few_rows_are_not_enough_to_choose_by() -> None:
+    choice = choose.choose(arrays(along_columns(choose.FEWEST_ROWS - 1)), 149, nd.Preprocess())
+    assert choice == choose.Choice(nd.Nystrom(149, nd.NTK(2, 1.0)), nd.Preprocess(), nd.Metric())
+
+
+def test_a_job_without_features_is_the_job_that_it_becomes(make_dataset: Any, two_workers: Any, tmp_path: Any) -> None:
+    x, y = along_columns()
+    open_job = nd.Job(nd.Dataset(make_dataset(x, y)), plan=nd.PlanTable(folds=3))
+    chosen, trials = choose.complete(open_job, None, None)
+    assert isinstance(chosen.map.kernel, nd.ProductLaplace)  # type: ignore[union-attr]
+    one, other = nd.fit(open_job, out=str(tmp_path / "run")), nd.fit(chosen)
+    same(one, other)
+    assert one.report["plan"]["job"] == msgspec.to_builtins(chosen)
+    assert [trial["rmse"] for trial in one.report["choice"]] == [trial.rmse for trial in trials]
+    assert "features, columns and metric were chosen among 2 kinds" in " ".join(one.report["notes"])
+    same(nd.fit(open_job, client=two_workers), other)
+    again = nd.fit(open_job, out=str(tmp_path / "run"))  # a complete run is loaded
+    np.testing.assert_array_equal(again.model.coef, one.model.coef)
+
+
+def test_the_choice_does_not_depend_on_the_partitions(make_dataset: Any) -> None:
+    x, y = along_columns()
+    group = np.arange(ROWS) // 40
+    jobs = [
+        nd.Job(nd.Dataset(make_dataset(x, y, name=f"cut{n}", groups=group, rows_per_partition=n), groups="groups"))
+        for n in (40, 57)
+    ]
+    (one, trials), (other, others) = (choose.complete(job, None, None) for job in jobs)
+    assert (one.features, one.metric, one.preprocess) == (other.features, other.metric, other.preprocess)
+    assert [trial.rmse for trial in trials] == [trial.rmse for trial in others]
+
+
+def test_a_plan_of_a_job_without_features_is_as_large_as_that_of_the_choice(make_dataset: Any) -> None:
+    x, y = along_a_direction()
+    job = nd.Job(nd.Dataset(make_dataset(x, y)))
+    chosen, _ = choose.complete(job, None, None)
+    assert nd.plan(job).m == nd.plan(chosen).m == ROWS
+    assert nd.plan(job).memory() == nd.plan(job.provisional(ROWS)).memory()
+
+
+def test_a_reused_run_gives_its_map_and_metric(make_dataset: Any, tmp_path: Any) -> None:
+    x, y = along_a_direction()
+    first = nd.fit(nd.Job(nd.Dataset(make_dataset(x, y))), out=str(tmp_path / "first"))
+    more = make_dataset(*along_a_direction(300), name="more")
+    second = nd.fit(nd.Job(nd.Dataset(more), preprocess=nd.Preprocess(reuse=str(tmp_path / "first"))))
+    assert second.model.features == first.model.features
+    assert (first.equations + second.equations).total.weight == ROWS + 300
+
+
+def test_what_needs_features_says_so(make_dataset: Any) -> None:
+    x, y = along_columns()
+    job = nd.Job(nd.Dataset(make_dataset(x, y)))
+    with pytest.raises(nd.SpecError, match=r"the job has no \[features\], which only fit and plan can do without"):
+        nd.featurize(job.dataset, job.map, "out.zarr")
+    images = nd.Job(nd.Dataset(make_dataset(np.zeros((60, 4, 4, 1)), np.arange(60.0), name="images")))
+    with pytest.raises(nd.SpecError, match=r"no \[features\], and the rows of .* are images, .* such as CNTKRandom"):
+        nd.fit(images)
+
+
+def test_estimators_show_their_choice_and_keep_it_for_later_rows() -> None:
+    x, y = along_columns()
+    frame = pd.DataFrame(x, columns=list("abcd")).assign(kind=np.where(np.arange(ROWS) % 3, "u", "v"))
+    model = nd.NTKRidgeCV().fit(frame, y)
+    assert isinstance(model.choice_.features.kernel, nd.ProductLaplace)
+    assert model.model_.features.spec == model.choice_.features
+    again = nd.NTKRidgeCV(model.choice_.features, metric=model.choice_.metric, front=model.choice_.preprocess.front)
+    np.testing.assert_array_equal(again.fit(frame, y).predict(frame), model.predict(frame))
+    weight = model.equations_.total.weight
+    model.partial_fit(frame[:50], y[:50])
+    assert model.model_.features.spec == model.choice_.features
+    assert model.equations_.total.weight == weight + 50
+
+
+def test_estimators_choose_for_datasets_as_fit_does(make_dataset: Any) -> None:
+    x, y = along_columns()
+    store = make_dataset(x, y)
+    model = nd.NTKRidgeCV().fit(store)
+    chosen, _ = choose.complete(nd.Job(nd.Dataset(store), plan=nd.PlanTable(folds=5, dtype="float64")), None, None)
+    assert (model.choice_.features, model.choice_.metric) == (chosen.features, chosen.metric)
+
+
+def test_classes_are_chosen_for_by_their_codes() -> None:
+    x, y = along_columns()
+    model = nd.NTKRidgeClassifier().fit(x, np.where(y > 0, "up", "down"))
+    assert isinstance(model.choice_.features.kernel, nd.ProductLaplace)
+    assert (model.predict(x) == np.where(y > 0, "up", "down")).mean() > 0.95
+
+
+def test_the_number_of_features_grows_with_the_root_of_the_rows() -> None:
+    sizes = [components(n) for n in (1, 500, 1024, 5_000, 20_000, 60_000, 10**9)]
+    assert sizes == [8, 500, 1024, 2048, 4096, MOST_COMPONENTS, MOST_COMPONENTS]
+    assert [rounds_components(m) for m in (100, 600, 1024, 4096)] == [100, LEAST_COMPONENTS // 2, 512, 2048]
+
+
+@settings(max_examples=20)
+@given(cuts=st.lists(st.integers(0, 50), max_size=4), size=st.integers(1, 60))
+def test_the_sample_is_that_of_all_rows_whatever_the_cut(cuts: list[int], size: int) -> None:
+    rng = np.random.default_rng(0)
+    x, y, w = rng.standard_normal((50, 2)), rng.integers(0, 3, 50), rng.integers(0, 3, 50).astype(float)
+    layout = Layout(50, 10, (2,), "float64", "", labelled=True, classes=("a", "b", "c"))
+    summand = TrainingSampleOf(size, layout)
+
+    def part(a: int, b: int) -> TrainingSample:
+        rows = Rows(x[a:b], y[a:b], w[a:b], np.arange(a, b), fold=2)
+        return summand.update(summand.zero(), rows)
+
+    ends = [0, *sorted(cuts), 50]
+    total = summand.zero()
+    for a, b in itertools.pairwise(ends):
+        total = total + part(a, b)
+    whole = part(0, 50)
+    assert len(whole.keys) == min(size, np.count_nonzero(w))
+    for mine, theirs in zip(total.columns, whole.columns, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert (whole.columns[2] > 0).all()
+    assert set(whole.columns[3]) <= {2}
+
+
+def test_a_sample_of_arrays_is_of_rows_in_their_order() -> None:
+    x, y = along_columns()
+    rows = replace(arrays((x, y)), weight=np.arange(ROWS), deal=np.arange(ROWS) % 7)
+    few = rows.sample(50)
+    at = few.weight
+    assert (np.diff(at) > 0).all()
+    np.testing.assert_array_equal(few.x, x[at])
+    np.testing.assert_array_equal(few.y, y[at])
+    np.testing.assert_array_equal(few.deal, at % 7)
+    assert rows.sample(ROWS) is rows
