@@ -121,11 +121,10 @@ class Plan(Cut, frozen=True, tag=False):
         if total > limit:
             said = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
             more = "more or " if self.solver.sums == "tiles" else ""
-            if "metric" in parts:
-                more = f'use metric.form = "diagonal", or {more}'
+            first = 'use metric.form = "diagonal", or ' if "metric" in parts else ""
             raise PlanTooLarge(
                 f"Plan needs {total / GB:.1f} GB per worker ({said}) but the limit is {limit / GB:.1f} GB; "
-                f"lower n_components, folds, fan_in or block_rows, or use {more}larger workers"
+                f"{first}lower n_components, folds, fan_in or block_rows, or use {more}larger workers"
             )
 
     def check_driver(self, limit: int, process: int = PROCESS_BYTES) -> None:

@@ -50,7 +50,7 @@ def of_gradients(p: Cut, sum_bytes: int) -> int:
     weights = p.features.gradient_weights_bytes(p.mapped_shape, p.dtype, p.t)
     piece = p.features.gradient_bytes(p.mapped_shape, p.dtype, p.t)
     gradients = 3 * max(GRADIENT_BYTES, 8 * p.t * d) + p.threads * max(PIECE_BYTES, piece)
-    return max(_drawing(p), sum(inputs) + weights + gradients + 2 * sum_bytes)
+    return max(_drawing(p), sum(inputs) + weights + gradients + sum_bytes)
 
 
 def _reading(p: Cut) -> Step:

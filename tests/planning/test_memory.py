@@ -9,6 +9,8 @@ from scipy.sparse import random_array, save_npz
 import ntkdist as nd
 
 LEAST = 0.85  # of its projection that a peak may be
+ROUND = nd.Metric(rounds=1, n_components=256, scales=(1.0,))
+DIAGONAL = nd.Metric(rounds=1, form="diagonal", n_components=512, scales=(1.0,))
 PCG = nd.PCG(256, max_iterations=5, unconverged="keep")
 
 
@@ -52,6 +54,8 @@ SLOW: dict[str, tuple[int, int, Any, dict[str, Any]]] = {
     "workers": (80_000, 8, nd.NTKRandomFeatures(1024), {"workers": 2, "shards": 20}),
     "tiles": (10_000, 16, nd.NTKRandomFeatures(2048), {"options": {"solver": nd.TiledCholesky(512)}, "folds": 2}),
     "products": (20_000, 16, nd.NTKRandomFeatures(2048), {"options": {"solver": PCG}}),
+    "a full metric": (12_000, 1000, nd.Nystrom(256), {"options": {"metric": ROUND}}),
+    "a diagonal metric": (20_000, 100, nd.ZonalFeatures(1024), {"options": {"metric": DIAGONAL}}),
     "images": (200, (16, 16, 3), nd.CNTKSketch(256), {"folds": 2}),
 }
 QUICK: dict[str, tuple[int, int, Any, dict[str, Any]]] = {

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plans import plan_of
+from stored import MakeDataset
 
 import ntkdist as nd
 from ntkdist.cluster.connect import Resources
@@ -183,3 +184,18 @@ def test_the_bytes_of_the_tree_are_those_that_additions_take(make_dataset) -> No
     for workers, c in enumerate(costs, 1):
         assert c["seconds"] == pytest.approx(sum(c["seconds_of"].values()))
         assert c["price"] == pytest.approx(2.0 * workers * c["seconds"] / 3600)
+
+
+def test_a_metric_that_does_not_fit_is_refused_for_a_diagonal(make_dataset: MakeDataset) -> None:
+    """The outer products of 1,500 columns take 18 MB each, many times the Gram of 64 features."""
+    store = make_dataset(np.random.default_rng(0).standard_normal((300, 1500)), np.arange(300.0))
+    full = nd.Job(nd.Dataset(store), nd.Nystrom(64), metric=nd.Metric(rounds=1))
+    diagonal = msgspec.structs.replace(full, metric=nd.Metric(rounds=1, form="diagonal"))
+    plain = nd.plan(msgspec.structs.replace(full, metric=nd.Metric()))
+    limit = nd.plan(diagonal).projected_memory_bytes()
+    assert nd.plan(full).memory()["metric"] >= 2 * 2 * 8 * 1500**2
+    with pytest.raises(nd.PlanTooLarge, match=r'metric 0\.\d.*; use metric\.form = "diagonal", or lower n_components'):
+        nd.plan(full).check(limit)
+    nd.plan(diagonal).check(limit)
+    assert plain.memory().keys() == nd.plan(msgspec.structs.replace(full, metric=nd.Metric(rounds=0))).memory().keys()
+    assert "metric" not in plain.memory()
