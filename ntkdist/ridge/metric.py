@@ -29,6 +29,7 @@ from ntkdist.ridge.fitted_map import fitted
 from ntkdist.ridge.solve import solve_at
 from ntkdist.solvers import Cholesky
 from ntkdist.solvers.cross_validation import check_folds, cross_validate, penalties
+from ntkdist.sums import NormalEquations
 from ntkdist.sums.equations import EquationsOf
 from ntkdist.sums.gradients import GradientsOf, GradientSums
 
@@ -44,7 +45,8 @@ class Trial(NamedTuple):
     round: Round
     preprocessing: Preprocessing
     features: AnyMap
-    coef: F8
+    train: NormalEquations  # of the other folds
+    alpha: F8  # (t,), absolute, for them
     held: int  # the fold whose rows are held out
 
 
@@ -115,14 +117,15 @@ class MetricSearch:
         train, test = functools.reduce(operator.add, folds[:held]), folds[held]
         grid, _ = penalties(train + test)  # decades are close enough to compare rounds by
         cv = cross_validate([train, test], Cholesky(), alphas_per_row=grid[::2], scored=(1,))
-        coef, _ = solve_at(Cholesky(), train, cv.alphas[cv.best] * train.weight)
         round = Round(scale, cv.scaled(pre.y_scale).rmse, float(cv.alpha[0] / (train.weight + test.weight)))
-        return Trial(float(cv.chosen.mean()), round, pre, features, coef, held)
+        return Trial(float(cv.chosen.mean()), round, pre, features, train, cv.alphas[cv.best] * train.weight, held)
 
     def _following(self, trial: Trial, number: int) -> F8 | None:
         """Return the metric of the next round; None if the function of this one is constant or linear."""
         pre = trial.preprocessing
-        summand = GradientsOf(trial.features, pre, trial.coef, self.dtype, self.metric.form == "full")
+        with backend.one_thread():
+            coef, _ = solve_at(Cholesky(), trial.train, trial.alpha)
+        summand = GradientsOf(trial.features, pre, coef, self.dtype, self.metric.form == "full")
         shards = [shard for shard in self.shards if shard.group < trial.held]
         each = self._sums(summand, shards, f"gradients {number}")
         return next_metric(pre.metric, functools.reduce(operator.add, each))
