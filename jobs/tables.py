@@ -183,6 +183,18 @@ def table_ranks(results: Results) -> str:
     return grid(columns, lines) if lines else NOTHING
 
 
+def table_summary(results: Results) -> str:
+    """Lay out the mean rank of each model on tables as they come, and on how many it is the best."""
+    losses, lines = table_losses(results), []
+    models = list(dict.fromkeys(model for line in losses.values() for model in line))
+    for kind, measure in MEASURES.items():
+        titles = [r["title"] for r in of(TABLES, results) if measure_of(r) == measure]
+        ranks = {model: [rank(losses[t], model) for t in titles if model in losses[t]] for model in models}
+        cells = [f"{np.mean(each):.1f} ({sum(one == 1 for one in each)})" if each else "" for each in ranks.values()]
+        lines.append([f"{len(titles)} tables with {kind} as the target", *cells])
+    return grid(["mean rank (wins)", *models], lines) if losses else NOTHING
+
+
 TABLES = "bench_tables.py errors"
 MEASURES = {"numbers": "error", "classes": "log loss"}  # that models are ranked by
 COSTS = ("processor s", "peak MB")
@@ -253,7 +265,11 @@ def all_rows(results: Results) -> str:
     return "\n\n".join(map(markdown, results))
 
 
-SUMMARIES: dict[str, Callable[[Results], str]] = {"largest tables": largest_tables, "promises": promises}
+SUMMARIES: dict[str, Callable[[Results], str]] = {
+    "table summary": table_summary,
+    "largest tables": largest_tables,
+    "promises": promises,
+}
 DETAILS: dict[str, Callable[[Results], str]] = {
     "scripts": scripts,
     "claims": claims,

@@ -1,8 +1,8 @@
 """The choice of features, columns and metric where a job or an estimator names none, by small fits to a sample.
 
 A recipe is a kernel with the form of its metric and the columns that are made of numbers.  Each recipe learns a metric
-on the rows of some folds, and its error on another fold decides; then the map is made as large as the rows and the
-machine suggest.  All that is chosen is written into a job, which can be run again.
+on the rows of some folds, and its error on another fold decides; then the map is made as large as the number of rows
+suggests.  All that is chosen is written into a job, which can be run again.
 """
 
 import functools
@@ -37,6 +37,7 @@ FEWEST_ROWS = 150  # below, the rows held out are too few to choose by
 SAMPLE_ROWS = 2**14
 TRIAL_COMPONENTS = 512
 TRIAL_ROUNDS = 2
+WIDEST = 500  # columns of rows, of which a full metric is learned
 
 
 class Recipe(NamedTuple):
@@ -92,7 +93,7 @@ def choose(
     if len(rows.x) < FEWEST_ROWS or rows.x.ndim > 2:
         preprocess = msgspec.structs.replace(preprocess, front=front or PLAIN.front)
         return Choice(Nystrom(components(count), PLAIN.kernel), preprocess, metric or PLAIN.metric)
-    given = (Recipe(one.kernel, front or one.front, metric or one.metric) for one in RECIPES)
+    given = (Recipe(one.kernel, front or one.front, metric or _metric(one, rows.x.shape[1])) for one in RECIPES)
     trials = tuple(_tried(rows, recipe, preprocess, balanced) for recipe in dict.fromkeys(given))
     best = min(trials, key=lambda trial: trial.rmse)
     kernel, metric = best.recipe.kernel, msgspec.structs.replace(best.recipe.metric, scales=best.scales)
@@ -146,6 +147,11 @@ def of_length(kernel: AnyKernel, scale: float) -> AnyKernel:
     return msgspec.structs.replace(kernel, lengthscale=kernel.lengthscale / scale)
 
 
+def _metric(recipe: Recipe, columns: int) -> Metric:
+    """Return the metric of a recipe, with a diagonal for rows of many columns."""
+    return recipe.metric if columns <= WIDEST else msgspec.structs.replace(recipe.metric, form="diagonal")
+
+
 def _tried(rows: Arrays, recipe: Recipe, preprocess: Preprocess, balanced: bool) -> Trial:
     """Learn a metric with some folds held out in turn, and return the mean of the errors."""
     preprocess = msgspec.structs.replace(preprocess, front=recipe.front)
@@ -160,7 +166,7 @@ def _learned(rows: Arrays, recipe: Recipe, preprocess: Preprocess, balanced: boo
     source, shards = source_and_shards(rows, TRIAL_COMPONENTS, FOLDS, None)
     layout = source.layout
     folds = rows.folds(layout, 0, layout.rows, FOLDS) if rows.deal is None else np.asarray(rows.deal)
-    turned = replace(rows, deal=folds + turn)
+    turned = replace(rows, deal=(folds + turn) % (folds.max() + 1))  # the last fold that has rows is held out
     source, quiet = source._replace(dataset=turned), progress.silent
     pre, _ = scaling(preprocess, source._replace(folds=0), None, quiet, balanced, ByFold(source, shards))
     m = min(TRIAL_COMPONENTS, layout.rows // 2)

@@ -73,6 +73,9 @@ def test_a_benchmark_writes_that_form(tmp_path: Path) -> None:
     assert [len(row["processor s"]) for row in found["rows"]] == [2, 2, 2]
 
 
+MARKS = ("table ranks", "table errors", "table summary")
+
+
 def test_models_are_ranked_over_tables(tmp_path: Path) -> None:
     def result(title: str, **losses: tuple[str, list[float]]) -> str:
         rows = [
@@ -89,7 +92,7 @@ def test_models_are_ranked_over_tables(tmp_path: Path) -> None:
         result("three", bb=("log loss", [0.7])),
     ]
     readme = tmp_path / "README.md"
-    marks = [f"<!-- {name}: python jobs/tables.py jobs/results/*.json -->" for name in ("table ranks", "table errors")]
+    marks = [f"<!-- {name}: python jobs/tables.py jobs/results/*.json -->" for name in MARKS]
     readme.write_text("\n<!-- end -->\n".join([*marks, ""]))
     run("jobs/tables.py", *paths, "--write", str(readme))
     lines = readme.read_text().splitlines()
@@ -99,11 +102,18 @@ def test_models_are_ranked_over_tables(tmp_path: Path) -> None:
         "| numbers | ccc | 1 | 1.00 | 1 | 0.050 | 3 | 7 |",
         "| classes | bb | 1 | 1.00 | 1 | 0.700 | 2 | 7 |",
     ]
-    assert lines[9:] == [
+    assert lines[9:15] == [
         "| table | a | bb | ccc |",
         "| --- | --- | --- | --- |",
         "| one | **0.300 ± 0.100** | 0.500 ± 0.000 |  |",
         "| two | 0.100 | 0.100 | **0.050** |",
         "| three |  | **0.700** |  |",
+        "<!-- end -->",
+    ]
+    assert lines[16:] == [
+        "| mean rank (wins) | a | bb | ccc |",
+        "| --- | --- | --- | --- |",
+        "| 2 tables with numbers as the target | 1.8 (1) | 2.2 (0) | 1.0 (1) |",
+        "| 1 tables with classes as the target |  | 1.0 (1) |  |",
         "<!-- end -->",
     ]

@@ -82,6 +82,22 @@ def test_a_longer_row_is_a_shorter_kernel(kernel: Any) -> None:
     np.testing.assert_allclose(short / short[0, 0], long / long[0, 0], rtol=1e-10)
 
 
+def test_rows_of_many_columns_have_a_diagonal_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "WIDEST", D - 1)
+    choice = choose.choose(arrays(along_a_direction()), ROWS, nd.Preprocess())
+    assert {one.recipe.metric.form for one in choice.trials} == {"diagonal"}
+
+
+def test_folds_are_held_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn holds out other rows, whatever the number of folds that the rows are dealt to."""
+    x, y = along_columns()
+    monkeypatch.setattr(choose, "TURNS", 2)
+    for folds in (2, 3, 5):
+        rows = replace(arrays((x, y)), deal=np.arange(ROWS) % folds)
+        errors = [choose._learned(rows, choose.RECIPES[1], nd.Preprocess(), False, t).rounds[0].rmse for t in (0, 1)]
+        assert errors[0] != errors[1]
+
+
 def test_few_rows_are_not_enough_to_choose_by() -> None:
     choice = choose.choose(arrays(along_columns(choose.FEWEST_ROWS - 1)), 149, nd.Preprocess())
     assert choice == choose.Choice(nd.Nystrom(149, nd.NTK(2, 1.0)), nd.Preprocess(), nd.Metric())
