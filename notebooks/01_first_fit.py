@@ -2,6 +2,11 @@
 # jupyter:
 #   jupytext:
 #     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -86,7 +91,8 @@ plt.show()
 # The rows that were held out agree with the cross-validation, and a straight line is beaten by much.
 
 # %%
-linear = nd.fit(nd.Job(dataset=job.dataset, features=nd.Linear(n_components=layout.input_shape[0])))
+(columns,) = result.model.preprocessing.mapped_shape  # the names of categories became columns
+linear = nd.fit(nd.Job(dataset=job.dataset, features=nd.Linear(n_components=columns)))
 for name, each in (("linear", linear), ("NTK", result)):
     test = nd.evaluate(each.model, str(place / "test.zarr"))
     print(

@@ -12,7 +12,7 @@ from ntkdist.cluster.reduce import reduce_all
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.features import Linear, RandomFourier
 from ntkdist.kernels import Gaussian
-from ntkdist.planning.job import Job
+from ntkdist.planning.job import Job, Metric
 from ntkdist.planning.plan import Plan
 from ntkdist.report.baselines import BoostedTrees, ExactRidge, Table, median_distance, one_thread
 from ntkdist.report.comparison import Row
@@ -44,7 +44,7 @@ def at_components(job: Job, components: Sequence[int]) -> list[Job]:
 def _feature_rows(bench: Bench, first: Job, components: Sequence[int], pre: Preprocessing) -> Iterator[RowsAndNote]:
     """Yield ridge regression on the columns and on features of a Gaussian, fitted on the first job's cluster."""
     chosen: dict[str, Any] = {"alphas": "auto", "alphas_per_row": None} if first.plan.folds != 1 else {}
-    job = replace(first, solver=None, **chosen)
+    job = replace(first, solver=None, metric=Metric(), **chosen)
     with connect(first.cluster, bench.scheduler, bench.client) as client:
         bench = bench._replace(client=client)
         linear = replace(job, features=Linear(int(np.prod(pre.mapped_shape))))
