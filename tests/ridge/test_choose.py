@@ -103,7 +103,13 @@ def test_few_rows_are_not_enough_to_choose_by() -> None:
     assert choice == choose.Choice(nd.Nystrom(149, nd.NTK(2, 1.0)), nd.Preprocess(), nd.Metric())
 
 
-def test_a_job_without_features_is_the_job_that_it_becomes(make_dataset: Any, two_workers: Any, tmp_path: Any) -> None:
+@pytest.mark.slow
+def test_a_choice_on_a_cluster_is_that_of_one_process(make_dataset: Any, two_workers: Any) -> None:
+    open_job = nd.Job(nd.Dataset(make_dataset(*along_columns())), plan=nd.PlanTable(folds=3))
+    same(nd.fit(open_job, client=two_workers), nd.fit(open_job))
+
+
+def test_a_job_without_features_is_the_job_that_it_becomes(make_dataset: Any, tmp_path: Any) -> None:
     x, y = along_columns()
     open_job = nd.Job(nd.Dataset(make_dataset(x, y)), plan=nd.PlanTable(folds=3))
     chosen, trials = choose.complete(open_job, None, None)
@@ -113,7 +119,6 @@ def test_a_job_without_features_is_the_job_that_it_becomes(make_dataset: Any, tw
     assert one.report["plan"]["job"] == msgspec.to_builtins(chosen)
     assert [trial["rmse"] for trial in one.report["choice"]] == [trial.rmse for trial in trials]
     assert "features, columns and metric were chosen among 2 kinds" in " ".join(one.report["notes"])
-    same(nd.fit(open_job, client=two_workers), other)
     again = nd.fit(open_job, out=str(tmp_path / "run"))  # a complete run is loaded
     np.testing.assert_array_equal(again.model.coef, one.model.coef)
 

@@ -148,7 +148,9 @@ def test_the_report_says_why_the_rounds_ended(make_dataset: Any, target: str, ro
         assert any(note.startswith(kept + f"{errors[0]:.4g} in fits") for note in found["notes"])
 
 
-@pytest.mark.parametrize("cut", ["round 0", "gradients 0", "round 1", "equations"])
+@pytest.mark.parametrize(
+    "cut", ["gradients 0", *(pytest.param(cut, marks=pytest.mark.slow) for cut in ("round 0", "round 1", "equations"))]
+)
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(make_dataset: Any, tmp_path: Path, cut: str) -> None:
     asked, out = job(make_dataset), str(tmp_path / "run")
     straight = nd.fit(asked)
@@ -178,6 +180,7 @@ def test_rounds_that_are_kept_are_not_done_again(make_dataset: Any, tmp_path: Pa
     assert phases.count("round 1") == 2  # one for each length
 
 
+@pytest.mark.slow
 def test_a_damaged_round_is_done_again(make_dataset: Any, tmp_path: Path) -> None:
     asked = job(make_dataset, plan={"checkpoint": str(tmp_path / "kept")})
     straight = nd.fit(job(make_dataset, name="again"))
@@ -191,6 +194,7 @@ def test_a_damaged_round_is_done_again(make_dataset: Any, tmp_path: Path) -> Non
     same(nd.fit(asked), straight)
 
 
+@pytest.mark.slow
 def test_the_bits_are_those_of_any_scheduler(make_dataset: Any, two_workers: Any) -> None:
     asked = job(make_dataset)
     straight = nd.fit(asked)
