@@ -240,7 +240,8 @@ class Nystrom(FeatureMap, frozen=True):
 
     def gradient_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
         d = math.prod(input_shape) + 1
-        blocks = 3 if polynomials(self.kernel) is not None or isinstance(self.kernel, ProductLaplace) else 13
+        product = isinstance(self.kernel, ProductLaplace)
+        blocks = 2 if product else 3 if polynomials(self.kernel) is not None else 13
         return 40 * d + 8 * blocks * self.n_components + 8 * t * (3 * d + 3) + 32
 
     def gradient_weights_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
