@@ -139,6 +139,11 @@ class MetricSearch:
 
 def next_metric(metric: F8, sums: GradientSums) -> F8 | None:
     """Return the metric that follows from the gradients of a fit with this one; None if they do not vary."""
+    with backend.one_thread():  # the bits do not depend on the number of threads
+        return _next_metric(metric, sums)
+
+
+def _next_metric(metric: F8, sums: GradientSums) -> F8 | None:
     average, covariance = sums.average, sums.covariance
     vary, size = (float(a.sum() if a.ndim == 1 else np.trace(a)) for a in (average, sums.outer / sums.weight))
     if not vary > CONSTANT * size:
@@ -148,10 +153,9 @@ def next_metric(metric: F8, sums: GradientSums) -> F8 | None:
         square = float(root**2 @ covariance)
     else:
         p = np.diag(metric) if metric.ndim == 1 else metric
-        with backend.one_thread():
-            values, vectors = np.linalg.eigh(p @ average @ p.T)
+        values, vectors = np.linalg.eigh(p @ average @ p.T)
         root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-        square = float(np.einsum("ij,jk,ik->", root, covariance, root))
+        square = float(np.sum((root @ covariance) * root))
     return root / np.sqrt(square) if square > 0 else None
 
 
