@@ -370,6 +370,7 @@ COMPARED, COMPARED_ROWS = 512, 8_000  # landmarks and rows of candidates
 OURS = [
     (nd.ProductLaplace(1.0), "quantile", "diagonal"),
     (nd.NTK(2, bias=1.0), "both", "full"),
+    (nd.NTK(2, bias=1.0), "standard", "full"),
     (nd.NTK(2, bias=1.0), "standard", "diagonal"),
     (nd.ProductLaplace(1.0), "standard", "diagonal"),
     (nd.NTK(2, bias=1.0), "quantile", "full"),
