@@ -4,6 +4,7 @@
     python jobs/bench_tables.py errors ames --json jobs/results/tables-ames.json
     python jobs/bench_tables.py errors protein --data DIR --budget 20 --model LightGBM --model ours
     python jobs/bench_tables.py errors ames --again ours --json jobs/results/tables-ames.json     # once more
+    python jobs/bench_tables.py columns ames --json jobs/results/columns-ames.json   # ours, by the columns of numbers
     python jobs/bench_tables.py model LightGBM ames                  # one model in this process
 
 The tables are in table_sources.py, the models in rivals.py.  All cores are used, or as many as OMP_NUM_THREADS says.
@@ -21,12 +22,13 @@ from typing import Any
 import click
 import numpy as np
 from harness import Result, options, started
-from rivals import MODELS, THREADS, Part, fitted, loss
-from table_sources import SOURCES, load
+from rivals import COLUMNS, MODELS, THREADS, Part, fitted, loss
+from table_sources import SOURCES, Table, load
 
 from ntkdist.memory import peak_memory_bytes, resident_bytes
 
 ERROR, LOG_LOSS = "error", "log loss"
+EVERY = MODELS | COLUMNS
 place = click.option("--data", default="", metavar="DIR", help="Where the archives of some tables are.")
 seconds = click.option("--budget", default=60.0, show_default=True, help="Processor seconds of a search.")
 
@@ -78,10 +80,37 @@ def errors(
     notes = [source.size(), f"{budget:g} processor seconds for a search, {THREADS} threads"]
     result = Result(table, [source.data], out, notes)
     rows = {row["model"]: row for row in earlier(out, table, notes) if row["model"] not in again}
+    measured(source, result, rows, [*models, *again] or list(MODELS), splits, data, budget, limit)
+
+
+@main.command()
+@click.argument("table", type=click.Choice(list(SOURCES)), default="tiny")
+@place
+@click.option("--splits", default=1, show_default=True, help="Only the first so many.")
+@options(table="tiny", splits=1)
+def columns(table: str, data: str, splits: int, out: str) -> None:
+    """Measure ours on TABLE with each choice of the columns that are made of numbers, for three kinds of metrics."""
+    source = load(table, data)
+    result = Result(table, [source.data], out, [source.size(), f"{THREADS} threads"])
+    measured(source, result, {}, list(COLUMNS), splits, data, 0.0, 3600.0)
+
+
+def measured(
+    source: Table,
+    result: Result,
+    rows: dict[str, dict[str, Any]],
+    names: list[str],
+    splits: int,
+    data: str,
+    budget: float,
+    limit: float,
+) -> None:
+    """Measure models on splits, each in a process of its own, beside the rows that there are."""
+    table = result.origin["title"]
     result.rows = list(rows.values())
-    for name in [*models, *again] or MODELS:
-        if find_spec(MODELS[name].needs) is None:
-            result.notes.append(f"{name}: {MODELS[name].needs} is not installed")
+    for name in names:
+        if find_spec(EVERY[name].needs) is None:
+            result.notes.append(f"{name}: {EVERY[name].needs} is not installed")
             continue
         for split in range(min(splits, len(source.tests))):
             if split in rows.get(name, {}).get("split", []):
@@ -104,7 +133,7 @@ def errors(
 
 def retell(result: Result, rows: dict[str, dict[str, Any]]) -> None:
     """Put the rows in order, and the command that makes all of them in the place of one that made some."""
-    result.rows = [rows[name] for name in MODELS if name in rows]
+    result.rows = [rows[name] for name in EVERY if name in rows]
     result.origin["command"] = retold(result.origin["command"], list(rows))
 
 
@@ -135,13 +164,13 @@ def retold(command: str, models: list[str]) -> str:
     chosen = " --model " in command or " --again " in command
     base = re.sub(r" --(model|again)[ =]('[^']*'|\S+)", "", command)
     base = re.sub(r" --data[ =]('[^']*'|\S+)", " --data DIR", base)
-    if not chosen or set(models) >= set(MODELS):
+    if not chosen or set(models) >= set(MODELS) or set(models) <= set(COLUMNS):
         return base
     return base + "".join(f" --model '{name}'" for name in MODELS if name in models)
 
 
 @main.command()
-@click.argument("name", type=click.Choice(list(MODELS)))
+@click.argument("name", type=click.Choice(list(EVERY)))
 @click.argument("table", type=click.Choice(list(SOURCES)))
 @click.option("--split", default=0)
 @place
@@ -153,11 +182,11 @@ def model(name: str, table: str, split: int, data: str, budget: float) -> None:
     test[source.tests[split]] = True
     whole = Part(source.x, source.y, source.classes, budget)
     train, held = whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test))
-    importlib.import_module(MODELS[name].needs)
+    importlib.import_module(EVERY[name].needs)
     del source, whole
     resident_bytes()
     elapsed = started()
-    found, chosen = fitted(MODELS[name], train)
+    found, chosen = fitted(EVERY[name], train)
     fit = elapsed()
     predicted = found.predict(held.x)
     row = {"split": split} | measures(held, predicted)

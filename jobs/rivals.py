@@ -385,6 +385,32 @@ OURS = [
 ]
 
 
+def with_columns(kernel: Any, form: str, front: str) -> Fit:
+    """Return a fit of ours with a kernel, a form of the metric and columns that are given, of a moderate size."""
+
+    def fit(part: Part, params: Params, held: Held | None, rounds: int) -> Fitted:
+        m = min(768, len(part.y) // 2)
+        metric = nd.Metric(2, form, m, scales=(0.1, 0.3, 1.0, 3.0))
+        kind = nd.NTKRidgeClassifier if part.classes else nd.NTKRidgeCV
+        model = kind(nd.Nystrom(m, kernel), metric=metric, front=front)
+        return Fitted(predictor(model.fit(part.x, part.y), part))
+
+    return fit
+
+
+KINDS = {
+    "NTK, full": (nd.NTK(2, bias=1.0), "full"),
+    "NTK, diagonal": (nd.NTK(2, bias=1.0), "diagonal"),
+    "product, diagonal": (nd.ProductLaplace(1.0), "diagonal"),
+}
+FRONTS = ("standard", "quantile", "both", "bins", "target-bins")
+COLUMNS = {
+    f"{name}, {front}": Model(with_columns(kernel, form, front))
+    for name, (kernel, form) in KINDS.items()
+    for front in FRONTS
+}
+
+
 def between(rng: np.random.Generator, low: float, high: float) -> float:
     """Draw a number whose logarithm is uniform."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))

@@ -195,6 +195,27 @@ def table_summary(results: Results) -> str:
     return grid(["mean rank (wins)", *models], lines) if losses else NOTHING
 
 
+def table_columns(results: Results) -> str:
+    """Lay out, for each kind of fit of ours, the mean over tables of its loss with each choice of columns.
+
+    Losses are in units of that with standardised columns; in brackets is the number of tables where it is least.
+    """
+    lines: dict[str, dict[str, list[float]]] = {}
+    for result in of("bench_tables.py columns", results):
+        measure = measure_of(result)
+        for row in result["rows"]:
+            kind, _, front = row["model"].rpartition(", ")
+            lines.setdefault(kind, {}).setdefault(front, []).append(float(np.mean(row[measure])))
+    body = []
+    for kind, fronts in lines.items():
+        losses = np.array(list(fronts.values())) / fronts["standard"]  # (fronts, tables)
+        wins = np.bincount(losses.argmin(axis=0), minlength=len(losses))
+        cells = [f"{mean:.3f} ({count})" for mean, count in zip(losses.mean(axis=1), wins, strict=True)]
+        body.append([kind, *cells])
+    count = len(of("bench_tables.py columns", results))
+    return grid([f"{count} tables", *next(iter(lines.values()))], body) if body else NOTHING
+
+
 TABLES = "bench_tables.py errors"
 MEASURES = {"numbers": "error", "classes": "log loss"}  # that models are ranked by
 COSTS = ("processor s", "peak MB")
@@ -277,6 +298,7 @@ DETAILS: dict[str, Callable[[Results], str]] = {
     "four folds": four_folds,
     "table ranks": table_ranks,
     "table errors": table_errors,
+    "table columns": table_columns,
     "images": images,
     "kernel errors": kernel_errors,
     "all rows": all_rows,

@@ -25,7 +25,7 @@ def files() -> list[str]:
 
 def test_the_tables_of_the_readme_are_those_of_the_results() -> None:
     printed = TABLE.findall(run("jobs/tables.py", *files()))
-    assert len(printed) == 2
+    assert len(printed) == 3
     assert TABLE.findall((ROOT / "README.md").read_text()) == printed, (
         "README.md is not up to date; run: python jobs/tables.py jobs/results/*.json --write README.md"
     )
@@ -71,6 +71,25 @@ def test_a_benchmark_writes_that_form(tmp_path: Path) -> None:
     assert set(found) == {"title", "command", "data", "machine", "versions", "notes", "rows", "claims"}
     assert found["data"] == [{"name": "normals, seed 0", "rows": 80, "columns": 32}]
     assert [len(row["processor s"]) for row in found["rows"]] == [2, 2, 2]
+
+
+def test_columns_are_compared_with_standardised_ones(tmp_path: Path) -> None:
+    paths = []
+    for name, losses in {"one": [0.2, 0.1, 0.4, 0.6], "two": [0.5, 0.5, 0.2, 0.1]}.items():
+        models = [f"{kind}, {front}" for kind in ("NTK, full", "b") for front in ("standard", "both")]
+        rows = [{"model": model, "error": [loss]} for model, loss in zip(models, losses, strict=True)]
+        path = tmp_path / f"columns-{name}.json"
+        path.write_text(json.dumps({"command": f"python jobs/bench_tables.py columns {name}", "rows": rows}))
+        paths.append(str(path))
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- table columns: python jobs/tables.py jobs/results/*.json -->\n<!-- end -->")
+    run("jobs/tables.py", *paths, "--write", str(readme))
+    assert readme.read_text().splitlines()[1:-1] == [
+        "| 2 tables | standard | both |",
+        "| --- | --- | --- |",
+        "| NTK, full | 1.000 (1) | 0.750 (1) |",
+        "| b | 1.000 (1) | 1.000 (1) |",
+    ]
 
 
 MARKS = ("table ranks", "table errors", "table summary")
