@@ -21,6 +21,7 @@ from ntkdist.spec import Spec, decode, digest, encode, read_toml
 
 Positive = Annotated[int, Meta(ge=1)]
 LEAST_COMPONENTS, MOST_COMPONENTS, ROUNDS = 1024, 4096, 3  # of what is chosen for a job without features
+AFFORDABLE = 4e12  # products of two features
 
 
 class PlanTable(Spec, frozen=True, tag=False):
@@ -230,9 +231,15 @@ class Job(Spec, frozen=True, tag=False):
 
 
 def components(rows: int) -> int:
-    """Return the number of features for so many rows: theirs up to a thousand, then a power of two near 16 roots."""
-    wanted = 2 ** math.ceil(math.log2(16 * math.sqrt(max(rows, 1))))
-    return min(max(rows, 8), max(LEAST_COMPONENTS, min(wanted, MOST_COMPONENTS)))
+    """Return the number of features chosen for so many rows.
+
+    Theirs up to a thousand, then a power of two near 16 times their root, and for many rows as their sums are made in
+    minutes.
+    """
+    rows = max(rows, 1)
+    wanted = 2 ** math.ceil(math.log2(16 * math.sqrt(rows)))
+    affordable = 2 ** math.floor(math.log2(math.sqrt(AFFORDABLE / rows)))
+    return min(max(rows, 8), max(LEAST_COMPONENTS, min(wanted, affordable, MOST_COMPONENTS)))
 
 
 def rounds_components(m: int) -> int:

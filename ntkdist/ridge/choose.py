@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from ntkdist import memory
 from ntkdist.cluster import Client, progress
 from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, phase, reduce
@@ -37,6 +38,7 @@ FEWEST_ROWS = 150  # below, the rows held out are too few to choose by
 SAMPLE_ROWS = 2**14
 TRIAL_COMPONENTS = 512
 TRIAL_ROUNDS = 2
+GRAMS = 12  # that a fit holds at once: of the folds, and in solving
 WIDEST = 500  # columns of rows, of which a full metric is learned
 
 
@@ -93,14 +95,14 @@ def choose(
     """
     if len(rows.x) < FEWEST_ROWS or rows.x.ndim > 2:
         preprocess = msgspec.structs.replace(preprocess, front=front or PLAIN.front)
-        return Choice(Nystrom(components(count), PLAIN.kernel), preprocess, metric or PLAIN.metric)
+        return Choice(Nystrom(_fitting(count), PLAIN.kernel), preprocess, metric or PLAIN.metric)
     given = (Recipe(one.kernel, front or one.front, metric or _metric(one, rows.x.shape[1])) for one in RECIPES)
     trials = tuple(_tried(rows, recipe, preprocess, balanced) for recipe in dict.fromkeys(given))
     best = min(trials, key=lambda trial: trial.rmse)
     kernel, metric = best.recipe.kernel, msgspec.structs.replace(best.recipe.metric, scales=best.scales)
     if not any(best.kept):  # no round gained: the length is the kernel's
         kernel, metric = of_length(kernel, best.scales[0] / best.width**0.5), Metric()
-    m = components(count)
+    m = _fitting(count)
     if metric.rounds and metric.n_components is None:
         metric = msgspec.structs.replace(metric, n_components=rounds_components(m))
     chosen = msgspec.structs.replace(preprocess, front=best.recipe.front)
@@ -146,6 +148,14 @@ def of_length(kernel: AnyKernel, scale: float) -> AnyKernel:
         return msgspec.structs.replace(kernel, bias=kernel.bias / scale)
     assert isinstance(kernel, ProductLaplace)
     return msgspec.structs.replace(kernel, lengthscale=kernel.lengthscale / scale)
+
+
+def _fitting(rows: int) -> int:
+    """Return the features for so many rows, halved until the sums of the folds fit half of the free memory."""
+    m, free = components(rows), memory.free_memory_bytes()
+    while free is not None and m > TRIAL_COMPONENTS and 2 * GRAMS * 8 * m**2 > free:
+        m //= 2
+    return m
 
 
 def _metric(recipe: Recipe, columns: int) -> Metric:

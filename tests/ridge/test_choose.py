@@ -98,6 +98,14 @@ def test_folds_are_held_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         assert errors[0] != errors[1]
 
 
+def test_features_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "FEWEST_ROWS", 10**6)
+    monkeypatch.setattr(choose.memory, "free_memory_bytes", lambda: 2 * choose.GRAMS * 8 * 1500**2)
+    choice = choose.choose(arrays(along_columns()), 50_000, nd.Preprocess())
+    assert components(50_000) == 4096
+    assert choice.features.n_components == 1024
+
+
 def test_few_rows_are_not_enough_to_choose_by() -> None:
     choice = choose.choose(arrays(along_columns(choose.FEWEST_ROWS - 1)), 149, nd.Preprocess())
     assert choice == choose.Choice(nd.Nystrom(149, nd.NTK(2, 1.0)), nd.Preprocess(), nd.Metric())
@@ -192,8 +200,8 @@ def test_classes_are_chosen_for_by_their_codes() -> None:
 
 
 def test_the_number_of_features_grows_with_the_root_of_the_rows() -> None:
-    sizes = [components(n) for n in (1, 500, 1024, 5_000, 20_000, 60_000, 10**9)]
-    assert sizes == [8, 500, 1024, 2048, 4096, MOST_COMPONENTS, MOST_COMPONENTS]
+    sizes = [components(n) for n in (1, 500, 1024, 5_000, 20_000, 60_000, 300_000, 10**9)]
+    assert sizes == [8, 500, 1024, 2048, 4096, MOST_COMPONENTS, 2048, LEAST_COMPONENTS]
     assert [rounds_components(m) for m in (100, 600, 1024, 4096)] == [100, LEAST_COMPONENTS // 2, 512, 2048]
 
 
