@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkdist import memory
 from ntkdist.cluster import Client, progress
@@ -93,7 +94,7 @@ def choose(
 
     ``front`` and ``metric`` are those of all recipes, if given.
     """
-    if len(rows.x) < FEWEST_ROWS or rows.x.ndim > 2:
+    if len(rows.x) < FEWEST_ROWS or rows.x.ndim > 2 or not _folds(rows).any():
         preprocess = msgspec.structs.replace(preprocess, front=front or PLAIN.front)
         return Choice(Nystrom(_fitting(count), PLAIN.kernel), preprocess, metric or PLAIN.metric)
     given = (Recipe(one.kernel, front or one.front, metric or _metric(one, rows.x.shape[1])) for one in RECIPES)
@@ -176,13 +177,19 @@ def _tried(rows: Arrays, recipe: Recipe, preprocess: Preprocess, balanced: bool)
 def _learned(rows: Arrays, recipe: Recipe, preprocess: Preprocess, balanced: bool, turn: int) -> Preprocessing:
     source, shards = source_and_shards(rows, TRIAL_COMPONENTS, FOLDS, None)
     layout = source.layout
-    folds = rows.folds(layout, 0, layout.rows, FOLDS) if rows.deal is None else np.asarray(rows.deal)
-    turned = replace(rows, deal=(folds + turn) % (folds.max() + 1))  # the last fold that has rows is held out
+    folds = _folds(rows)
+    turned = replace(rows, deal=(folds + turn) % (folds.max() + 1))  # the last fold is held out
     source, quiet = source._replace(dataset=turned), progress.silent
     pre, _ = scaling(preprocess, source._replace(folds=0), None, quiet, balanced, ByFold(source, shards))
     m = min(TRIAL_COMPONENTS, layout.rows // 2)
     metric = msgspec.structs.replace(recipe.metric, rounds=min(TRIAL_ROUNDS, recipe.metric.rounds))
     return learn_metric(turned, metric, Nystrom(m, recipe.kernel), FOLDS, pre, None)
+
+
+def _folds(rows: Arrays) -> NDArray[np.int64]:
+    """Return the fold of each row, numbered from 0 without gaps; all are 0 where rows are all equal."""
+    dealt = rows.folds(rows.layout(), 0, len(rows.x), FOLDS) if rows.deal is None else np.asarray(rows.deal)
+    return np.unique(dealt, return_inverse=True)[1]
 
 
 def _few(rows: Arrays) -> bool:

@@ -98,6 +98,12 @@ def test_folds_are_held_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         assert errors[0] != errors[1]
 
 
+def test_rows_that_are_all_equal_are_refused_as_those_of_one_fold() -> None:
+    frame = pd.DataFrame({"a": np.ones(ROWS), "kind": "same"})
+    with pytest.raises(nd.DataError, match="All rows are in one of 5 folds, for they are few or equal"):
+        nd.NTKRidgeCV().fit(frame, np.arange(ROWS))
+
+
 def test_features_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "FEWEST_ROWS", 10**6)
     monkeypatch.setattr(choose.memory, "free_memory_bytes", lambda: 2 * choose.GRAMS * 8 * 1500**2)
