@@ -70,7 +70,7 @@ def _metric_seconds(p: Plan, machines: Resources) -> dict[str, float]:
         return {}
     rates = of_solver(measured(one), one)
     cost, metric = GramCost(one, machines, rates), p.job.metric
-    share = min(1.0, metric.rows / p.layout.rows)
+    share = metric.share(p.layout.rows)
     thinned = rates._replace(mapped=share * rates.mapped, added=share * rates.added)
     trial = replace(cost, rates=thinned).summing + cost.solves * rates.solved
     gradients = p.layout.rows * (rates.read + GRADIENT_COST * thinned.mapped) / cost.slots

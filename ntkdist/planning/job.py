@@ -98,6 +98,10 @@ class Metric(Spec, frozen=True, tag=False):
         """Return the features of the fits of the rounds, where the job has m."""
         return self.n_components or min(m, 2048)
 
+    def share(self, rows: int) -> float:
+        """Return the share of so many rows that the rounds use."""
+        return min(1.0, self.rows / rows)
+
     def validate(self) -> None:
         if not self.scales:
             raise SpecError("metric.scales is empty; expected one or more lengths, such as [1.0]")

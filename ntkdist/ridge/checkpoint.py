@@ -71,9 +71,7 @@ class Kept:
         arrays: ArraysByName = part.total.arrays()
 
         def write(url: str) -> None:
-            with zarr_groups.new_group(url, PART, {"tally": counted}) as place:
-                for name, array in arrays.items():
-                    zarr_groups.write_whole(place, name, array)
+            _write_group(PART, url, arrays, {"tally": counted})
 
         try:
             _keep(self.place, self._name(shard), write)
@@ -112,9 +110,8 @@ class KeptState:
         marker = storage.join(self.place, f"{self._name}.kept")
         before, mine = storage.read_text(marker), f"{self._name}-{uuid.uuid4().hex}.zarr"
         empty = {k: (array.shape, array.dtype.name) for k, array in arrays.items() if not array.size}
-        with zarr_groups.new_group(storage.join(self.place, mine), STATE, {"empty": empty}) as url:
-            for name in arrays.keys() - empty:
-                zarr_groups.write_whole(url, name, arrays[name])
+        full = {name: array for name, array in arrays.items() if array.size}
+        _write_group(STATE, storage.join(self.place, mine), full, {"empty": empty})
         storage.write_text(marker, mine)
         if before:
             storage.remove(storage.join(self.place, before))
@@ -133,13 +130,7 @@ class KeptRounds:
 
     def save(self, number: int, arrays: ArraysByName) -> None:
         """Keep the arrays of a round; raise StoreError if they cannot be written."""
-
-        def write(url: str) -> None:
-            with zarr_groups.new_group(url, STATE, {}) as place:
-                for name, array in arrays.items():
-                    zarr_groups.write_whole(place, name, array)
-
-        _keep(self.place, f"round-{number}", write)
+        _keep(self.place, f"round-{number}", lambda url: _write_group(STATE, url, arrays, {}))
 
 
 def _keep(place: str, name: str, write: Callable[[str], None]) -> str:
@@ -164,6 +155,13 @@ def _load(place: str, name: str, read: Callable[[str], T]) -> T | None:
         storage.remove(marker)
         storage.remove(url)
         return None
+
+
+def _write_group(kind: str, url: str, arrays: ArraysByName, attrs: dict[str, Any]) -> None:
+    """Write arrays and attributes as a group."""
+    with zarr_groups.new_group(url, kind, attrs) as place:
+        for name, array in arrays.items():
+            zarr_groups.write_whole(place, name, array)
 
 
 def _read_group(kind: str, url: str) -> tuple[ArraysByName, dict[str, Any]]:

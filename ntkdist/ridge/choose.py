@@ -167,7 +167,9 @@ def _metric(recipe: Recipe, columns: int) -> Metric:
 def _tried(rows: Arrays, recipe: Recipe, preprocess: Preprocess, balanced: bool) -> Trial:
     """Learn a metric with some folds held out in turn, and return the mean of the errors."""
     preprocess = msgspec.structs.replace(preprocess, front=recipe.front)
-    each = [_learned(rows, recipe, preprocess, balanced, turn) for turn in range(TURNS if _few(rows) else 1)]
+    each = [
+        _learned(rows, recipe, preprocess, balanced, turn) for turn in range(TURNS if len(rows.x) < FEW_ROWS else 1)
+    ]
     kept = [next(i for i, one in enumerate(pre.rounds) if one.kept) for pre in each]
     rmse = float(np.sqrt(np.mean([pre.rounds[i].rmse ** 2 for i, pre in zip(kept, each, strict=True)])))
     scales = _by_count([one.scale for pre in each for one in (pre.rounds if any(kept) else pre.rounds[:1])])
@@ -190,10 +192,6 @@ def _folds(rows: Arrays) -> NDArray[np.int64]:
     """Return the fold of each row, numbered from 0 without gaps; all are 0 where rows are all equal."""
     dealt = rows.folds(rows.layout(), 0, len(rows.x), FOLDS) if rows.deal is None else np.asarray(rows.deal)
     return np.unique(dealt, return_inverse=True)[1]
-
-
-def _few(rows: Arrays) -> bool:
-    return len(rows.x) < FEW_ROWS
 
 
 def _by_count(values: Sequence[Any]) -> tuple[Any, ...]:

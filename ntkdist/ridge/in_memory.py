@@ -38,6 +38,6 @@ def learn_metric(
     """Learn a metric for a fit of some features, or, with no rounds, the length of rows."""
     features = msgspec.structs.replace(features, n_components=metric.components(features.n_components))
     source, shards = source_and_shards(rows, features.n_components, folds, client)
-    source = source._replace(share=min(1.0, metric.rows / source.layout.rows))
+    source = source._replace(share=metric.share(source.layout.rows))
     search = MetricSearch(metric, features, source, shards, MAP_FAN_IN, rows.dtype, client, progress.silent)
     return search.learn(pre)

@@ -63,7 +63,7 @@ def metric_search(p: Plan, client: Client | None, watch: Watch | None) -> Metric
     if (one := of_rounds(p)) is None:
         return None
     source, shards = by_fold(one)
-    source = source._replace(share=min(1.0, p.job.metric.rows / p.layout.rows))
+    source = source._replace(share=p.job.metric.share(p.layout.rows))
     return MetricSearch(p.job.metric, one.features, source, shards, one.fan_in, one.dtype, client, watch)
 
 
