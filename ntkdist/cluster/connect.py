@@ -119,7 +119,7 @@ def resources(client: Client | None, warm: Callable[[], object] = int, gpus: boo
     wait_for_workers(client, 1, WORKERS_SECONDS, "The cluster", "see why its workers end")  # a nanny starts another
     seen = client.run(gpu.gpu) if gpus else {}  # first: CUDA takes memory of a process, too
     machines = client.run(preflight.machine)
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = preflight.workers_of(client)
     here = {name: one for name, one in machines.items() if name in workers}
     threads, tasks = min(preflight.threads(workers, here).values()), max(info["nthreads"] for info in workers.values())
     beside = sum(info["host"] in ("127.0.0.1", get_ip()) for info in workers.values())

@@ -94,7 +94,7 @@ def wait_for_workers(client: Client, count: int, seconds: int, who: str, remedy:
     try:
         client.wait_for_workers(count, timeout=seconds)
     except TimeoutError:
-        here = len(client.scheduler_info(n_workers=-1)["workers"])
+        here = len(client.nthreads())
         some = f"{here} of {count} workers" if here else "no workers"
         raise ClusterError(f"{who} has had {some} for {seconds} s; {remedy}") from None
 

@@ -57,6 +57,16 @@ def threads(workers: dict[str, Any], machines: dict[str, Machine]) -> dict[str, 
     return shares
 
 
+def workers_of(client: Client) -> dict[str, Any]:
+    """Ask the scheduler for the description of each worker, by address.
+
+    `Client.scheduler_info` may return that of no worker: a callback of the client's replaces what was asked for.
+    """
+    scheduler: Any = client.scheduler
+    workers: dict[str, Any] = client.sync(scheduler.identity, n_workers=-1)["workers"]
+    return workers
+
+
 def check(client: Client) -> None:
     """Refuse a cluster whose processes differ in the versions that have to agree, in one ClusterError."""
     said: Any = client.get_versions(packages=AGREE)
@@ -85,7 +95,7 @@ def table(client: Client | None) -> str:
         packages = {here: {"packages": versions()}}
         machines = {here: machine()}
     else:
-        workers = client.scheduler_info(n_workers=-1)["workers"]
+        workers = workers_of(client)
         said: Any = client.get_versions(packages=AGREE)
         packages = said["workers"]
         answers = client.run(machine, on_error="return")  # an error where ntkdist is absent or another

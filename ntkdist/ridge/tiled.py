@@ -73,7 +73,7 @@ class TilePlacement:
 
     def __init__(self, client: Client | None, threads: int, last: int) -> None:
         self.client, self.threads, self.last = client, threads, last
-        self.workers = sorted(client.scheduler_info(n_workers=-1)["workers"]) if client is not None else []
+        self.workers = sorted(client.nthreads()) if client is not None else []
         self.id, self.calls = uuid.uuid4().hex[:8], itertools.count()
 
     def __call__(self, place: Place, function: Any, *args: Any) -> Any:

@@ -19,7 +19,9 @@ from distributed.security import Security
 
 import ntkdist as nd
 from ntkdist.cluster import launch, preflight
+from ntkdist.cluster.connect import resources
 from ntkdist.cluster.preflight import Machine
+from ntkdist.ridge.tiled import TilePlacement
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "dask"
 
@@ -33,6 +35,19 @@ def certificates() -> dict[str, str]:
         f"{role}__{what}": what.lower() for role in ("CLIENT", "SCHEDULER", "WORKER") for what in ("CERT", "KEY")
     }
     return {f"DASK_DISTRIBUTED__COMM__TLS__{key}": str(Path(f"{name}.pem").absolute()) for key, name in tls.items()}
+
+
+def test_workers_are_those_that_the_scheduler_knows(two_workers, monkeypatch) -> None:
+    """Also while a callback of the client's replaces its own copy of them by one without any."""
+
+    async def replaced(n_workers: int = 0) -> None:
+        two_workers._scheduler_identity = {"workers": {}}
+
+    monkeypatch.setattr(two_workers, "_update_scheduler_info", replaced)
+    assert two_workers.scheduler_info(n_workers=-1)["workers"] == {}
+    assert sorted(preflight.workers_of(two_workers)) == sorted(two_workers.nthreads())
+    assert resources(two_workers).workers == 2
+    assert len(TilePlacement(two_workers, 1, 3).workers) == 2
 
 
 def worker(host: str, tasks: int = 1) -> dict[str, object]:

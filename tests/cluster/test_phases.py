@@ -11,6 +11,7 @@ import pytest
 from counted import CountRows
 
 import ntkdist as nd
+from ntkdist.cluster.preflight import workers_of
 from ntkdist.cluster.reduce import Pass, fetch, sums_in_place
 from ntkdist.planning.plan import by_fold
 
@@ -114,7 +115,7 @@ def test_a_performance_report_is_in_the_run_directory(make_dataset, table, two_w
 @pytest.mark.dashboard
 def test_the_metrics_to_watch_are_those_of_dask(make_dataset, table, two_workers) -> None:
     nd.fit(job_on(make_dataset(*table)), client=two_workers)
-    ports = {info["services"]["dashboard"] for info in two_workers.scheduler_info()["workers"].values()}
+    ports = {info["services"]["dashboard"] for info in workers_of(two_workers).values()}
     port = two_workers.cluster.scheduler.http_server.port
     assert not [name for name in SCHEDULER if f"\n{name}" not in _metrics(port)]
     for each in ports:

@@ -252,7 +252,7 @@ def test_sums_that_are_added_stay_as_they_are(count: int, two_workers: Any) -> N
     right = bits(add_parts(parts))
     assert [bits(part) for part in parts] == before
     assert bits(add_parts(parts)) == right
-    held = two_workers.map(part_of, range(count), workers=min(two_workers.scheduler_info()["workers"]), pure=False)
+    held = two_workers.map(part_of, range(count), workers=min(two_workers.nthreads()), pure=False)
     for _ in range(2):
         assert bits(two_workers.submit(add_parts, held, pure=False).result()) == right
     assert [bits(part) for part in two_workers.gather(held)] == before

@@ -20,6 +20,7 @@ from interrupted import same
 from servers import local_cluster, scheduler_and_worker
 
 import ntkdist as nd
+from ntkdist.cluster.preflight import workers_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -159,11 +160,11 @@ def test_workers_that_pause_and_spill(make_dataset: Any) -> None:
         local_cluster(memory_limit=10**9) as cluster,
         Client(cluster) as client,
     ):
-        first = next(iter(client.scheduler_info()["workers"]))
+        first = next(iter(client.nthreads()))
         client.run(hog, 700 * 10**6, workers=[first])
 
         def status() -> str:
-            found: str = client.scheduler_info()["workers"][first]["status"]
+            found: str = workers_of(client)[first]["status"]
             return found
 
         deadline = time.monotonic() + 60
