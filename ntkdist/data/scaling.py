@@ -91,6 +91,8 @@ class Round(NamedTuple):
     rmse: float  # of the rows held out, in units of the targets, averaged over them
     alpha: float  # per unit of training weight
     kept: bool = False  # whether the metric is that of this round
+    stretch: float = 1.0  # factor of the length that was chosen for the map of the fit, in the round that is kept
+    last_rmse: float | None = None  # as ``rmse``, with that map; None where the length does not matter
     ended: str = ""  # why the round is the last: "rounds" all done, no "gain", or "gradients" that do not vary
 
 

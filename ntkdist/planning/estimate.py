@@ -11,11 +11,12 @@ from ntkdist.planning import resolve, resolve_gpu
 from ntkdist.planning.dense_cost import GramCost
 from ntkdist.planning.iterative_cost import ProductsCost
 from ntkdist.planning.job import Job
-from ntkdist.planning.plan import GB, Plan, of_rounds
+from ntkdist.planning.plan import GB, Plan, of_lengths, of_rounds
 from ntkdist.planning.rates import Rates, measured
 from ntkdist.planning.tiled_cost import TilesCost
 
 GRADIENT_COST = 2.5  # gradients of a function, in units of mapping its row
+LAST_TRIALS = 3  # of the length for the fit's own features, as a rule
 COSTS = {"gram": GramCost, "tiles": TilesCost, "products": ProductsCost}  # by `Solver.sums`
 
 
@@ -65,16 +66,25 @@ def cost(p: Plan, machines: Resources, price: float = 0.0, client: Client | None
 
 
 def _metric_seconds(p: Plan, machines: Resources) -> dict[str, float]:
-    """Estimate the seconds of all rounds for a metric, if there are any."""
-    if (one := of_rounds(p)) is None:
+    """Estimate the seconds of all rounds for a metric, and of the length that follows them, if there are any."""
+    if (one := of_rounds(p)) is None or (last := of_lengths(p)) is None:
         return {}
-    rates = of_solver(measured(one), one)
-    cost, metric = GramCost(one, machines, rates), p.job.metric
-    share = metric.share(p.layout.rows)
+    metric, rows = p.job.metric, p.layout.rows
+    (trial, mapped), (last_trial, _) = (
+        _trial_seconds(one, machines, metric.share(rows)),
+        _trial_seconds(last, machines, metric.last_share(rows, last.m)),
+    )
+    rounds = (metric.rounds + 1) * len(metric.scales) * trial + metric.rounds * GRADIENT_COST * mapped
+    return {"metric": rounds + LAST_TRIALS * last_trial}
+
+
+def _trial_seconds(p: Plan, machines: Resources, share: float) -> tuple[float, float]:
+    """Estimate the seconds of a fit to a share of the rows, and of reading and mapping them once."""
+    rates = of_solver(measured(p), p)
+    cost = GramCost(p, machines, rates)
     thinned = rates._replace(mapped=share * rates.mapped, added=share * rates.added)
-    trial = replace(cost, rates=thinned).summing + cost.solves * rates.solved
-    gradients = p.layout.rows * (rates.read + GRADIENT_COST * thinned.mapped) / cost.slots
-    return {"metric": (metric.rounds + 1) * len(metric.scales) * trial + metric.rounds * gradients}
+    mapping = p.layout.rows * (rates.read + thinned.mapped) / cost.slots
+    return replace(cost, rates=thinned).summing + cost.solves * rates.solved, mapping
 
 
 def of_solver(rates: Rates, p: Plan) -> Rates:

@@ -37,6 +37,9 @@ def _tables(metric: MetricReport) -> Iterator[Table]:
         text = f"The error{fits} on rows that no gradient has seen, at the best length of a row; round 0 has no metric."
         if metric.ended:
             text += f" The rounds ended because {ENDED[metric.ended]}."
+        if (kept := metric.rounds[metric.best]).last_rmse is not None:
+            text += f" With the features of the fit, rows {kept.stretch:.3g} times as long have the least error, "
+            text += f"{kept.last_rmse:.4g} on some of the rows."
         yield Table("Rounds", rounds, ("round", "length", "rmse held out", "alpha per row"), text)
     if metric.directions:
         text = "Combinations of scaled columns along which the function changes most."

@@ -119,18 +119,18 @@ class KeptState:
 
 @dataclass(frozen=True)
 class KeptRounds:
-    """The kept rounds of a search for a metric."""
+    """The kept steps of a search for a metric: its rounds by number, and what follows them by name."""
 
     place: str
 
-    def load(self, number: int) -> ArraysByName | None:
-        """Load the arrays of a round; None if it is not finished, or damaged."""
-        group = _load(self.place, f"round-{number}", functools.partial(_read_group, STATE))
+    def load(self, name: str) -> ArraysByName | None:
+        """Load the arrays of a step; None if it is not finished, or damaged."""
+        group = _load(self.place, f"round-{name}", functools.partial(_read_group, STATE))
         return None if group is None else group[0]
 
-    def save(self, number: int, arrays: ArraysByName) -> None:
-        """Keep the arrays of a round; raise StoreError if they cannot be written."""
-        _keep(self.place, f"round-{number}", lambda url: _write_group(STATE, url, arrays, {}))
+    def save(self, name: str, arrays: ArraysByName) -> None:
+        """Keep the arrays of a step; raise StoreError if they cannot be written."""
+        _keep(self.place, f"round-{name}", lambda url: _write_group(STATE, url, arrays, {}))
 
 
 def _keep(place: str, name: str, write: Callable[[str], None]) -> str:

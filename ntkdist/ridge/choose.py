@@ -22,7 +22,7 @@ from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, phase, reduce
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.scaling import Front, Preprocess, Preprocessing
 from ntkdist.features import AnyFeatureMap, Nystrom
-from ntkdist.kernels import NTK, AnyKernel, ProductLaplace
+from ntkdist.kernels import NTK, AnyKernel, Gaussian, ProductLaplace
 from ntkdist.planning.job import ROUNDS, Job, Metric, components, rounds_components
 from ntkdist.planning.plan import by_fold, check_choice, plan
 from ntkdist.ridge import earlier
@@ -55,8 +55,10 @@ SMOOTH = Metric(rounds=ROUNDS, form="full", scales=(0.3, 1.0, 3.0))
 ALONG_COLUMNS = Metric(rounds=ROUNDS, form="diagonal", scales=(0.1, 0.3, 1.0, 3.0))
 RECIPES = (
     Recipe(NTK(2, 1.0), "both", SMOOTH),
-    Recipe(NTK(2, 1.0), "standard", SMOOTH),
     Recipe(NTK(2, 1.0), "standard", msgspec.structs.replace(SMOOTH, form="diagonal")),
+    Recipe(Gaussian(1.0), "both", SMOOTH),
+    Recipe(Gaussian(1.0), "standard", SMOOTH),
+    Recipe(Gaussian(1.0), "both", msgspec.structs.replace(SMOOTH, form="diagonal")),
     Recipe(ProductLaplace(1.0), "quantile", ALONG_COLUMNS),
     Recipe(ProductLaplace(1.0), "standard", ALONG_COLUMNS),
 )
@@ -70,6 +72,7 @@ class Trial(NamedTuple):
     rmse: float
     kept: tuple[int, ...]  # the best round of each turn
     scales: tuple[float, ...]  # best lengths of rows, in any round
+    stretch: float  # factor of the length that the best rounds were left with
     width: int  # columns that the map takes
 
 
@@ -102,7 +105,7 @@ def choose(
     best = min(trials, key=lambda trial: trial.rmse)
     kernel, metric = best.recipe.kernel, msgspec.structs.replace(best.recipe.metric, scales=best.scales)
     if not any(best.kept):  # no round gained: the length is the kernel's
-        kernel, metric = of_length(kernel, best.scales[0] / best.width**0.5), Metric()
+        kernel, metric = of_length(kernel, best.stretch * best.scales[0] / best.width**0.5), Metric()
     m = _fitting(count)
     if metric.rounds and metric.n_components is None:
         metric = msgspec.structs.replace(metric, n_components=rounds_components(m))
@@ -147,7 +150,7 @@ def of_length(kernel: AnyKernel, scale: float) -> AnyKernel:
     """Return the kernel of rows that are ``scale`` times as long, up to a factor."""
     if isinstance(kernel, NTK):
         return msgspec.structs.replace(kernel, bias=kernel.bias / scale)
-    assert isinstance(kernel, ProductLaplace)
+    assert isinstance(kernel, Gaussian | ProductLaplace)
     return msgspec.structs.replace(kernel, lengthscale=kernel.lengthscale / scale)
 
 
@@ -171,9 +174,11 @@ def _tried(rows: Arrays, recipe: Recipe, preprocess: Preprocess, balanced: bool)
         _learned(rows, recipe, preprocess, balanced, turn) for turn in range(TURNS if len(rows.x) < FEW_ROWS else 1)
     ]
     kept = [next(i for i, one in enumerate(pre.rounds) if one.kept) for pre in each]
-    rmse = float(np.sqrt(np.mean([pre.rounds[i].rmse ** 2 for i, pre in zip(kept, each, strict=True)])))
+    best = [pre.rounds[i] for i, pre in zip(kept, each, strict=True)]
+    rmse = float(np.sqrt(np.mean([(one.last_rmse or one.rmse) ** 2 for one in best])))
     scales = _by_count([one.scale for pre in each for one in (pre.rounds if any(kept) else pre.rounds[:1])])
-    return Trial(recipe, rmse, tuple(kept), scales, int(np.prod(each[0].mapped_shape)))
+    stretch = float(np.exp(np.mean([np.log(one.stretch) for one in best])))
+    return Trial(recipe, rmse, tuple(kept), scales, stretch, int(np.prod(each[0].mapped_shape)))
 
 
 def _learned(rows: Arrays, recipe: Recipe, preprocess: Preprocess, balanced: bool, turn: int) -> Preprocessing:

@@ -42,6 +42,8 @@ class RoundReport(msgspec.Struct):
     rmse: float  # of the rows held out, in target units, averaged over targets
     alpha_per_row: float
     kept: bool = False
+    stretch: float = 1.0  # factor of the length that was chosen for the features of the fit, if kept
+    last_rmse: float | None = None  # with those features
 
 
 class DirectionReport(msgspec.Struct):

@@ -15,7 +15,7 @@ from ntkdist.data.partitions import evenly
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.features import AnyFeatureMap
 from ntkdist.planning.job import Metric
-from ntkdist.ridge.metric import MetricSearch
+from ntkdist.ridge.metric import MetricSearch, Small
 
 SHARD_BYTES = 64 * 2**20  # fewest bytes of Dask rows that one task sums
 
@@ -36,8 +36,11 @@ def learn_metric(
     rows: Arrays, metric: Metric, features: AnyFeatureMap, folds: int, pre: Preprocessing, client: Any
 ) -> Preprocessing:
     """Learn a metric for a fit of some features, or, with no rounds, the length of rows."""
-    features = msgspec.structs.replace(features, n_components=metric.components(features.n_components))
-    source, shards = source_and_shards(rows, features.n_components, folds, client)
-    source = source._replace(share=metric.share(source.layout.rows))
-    search = MetricSearch(metric, features, source, shards, MAP_FAN_IN, rows.dtype, client, progress.silent)
-    return search.learn(pre)
+
+    def small(m: int, share: float) -> Small:
+        fewer = msgspec.structs.replace(features, n_components=m)
+        return Small.of(fewer, *source_and_shards(rows, m, folds, client), share)
+
+    m, count = features.n_components, rows.layout().rows
+    rounds, last = small(metric.components(m), metric.share(count)), small(m, metric.last_share(count, m))
+    return MetricSearch(metric, rounds, last, MAP_FAN_IN, rows.dtype, client, progress.silent).learn(pre)

@@ -8,7 +8,7 @@ Pandit, Belkin, Science 2024; here on a feature map, and as sums over partitions
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from ntkdist.sums.gradients import GradientsOf, GradientSums
 F8 = NDArray[np.float64]
 CONSTANT = 1e-9  # of the mean square of gradients: a variance that rounding may make of a linear function
 GAIN = 1e-3  # of the error: a round that gains less is the last
+STEP, STEPS = 1.5, 4  # of the length, for the map of the fit
 
 
 class Trial(NamedTuple):
@@ -50,14 +51,26 @@ class Trial(NamedTuple):
     held: int  # the fold whose rows are held out
 
 
+class Small(NamedTuple):
+    """A fit of the search: its features, and the rows that it takes."""
+
+    features: AnyFeatureMap
+    source: Source
+    shards: Sequence[Shard]  # their groups are the folds, of which the last that has rows is held out
+
+    @classmethod
+    def of(cls, features: AnyFeatureMap, source: Source, shards: Sequence[Shard], share: float) -> "Small":
+        """Make a fit that takes a share of the rows."""
+        return cls(features, source._replace(share=share), shards)
+
+
 @dataclass(frozen=True)
 class MetricSearch:
     """The search for a metric on the rows of a source."""
 
     metric: Metric
-    features: AnyFeatureMap  # of the rounds
-    source: Source
-    shards: Sequence[Shard]  # their groups are the folds, of which the last that has rows is held out
+    small: Small  # of the rounds
+    last: Small  # of the length that is chosen once more, for as many features as the fit's
     fan_in: int
     dtype: str
     client: Client | None
@@ -66,16 +79,14 @@ class MetricSearch:
     def learn(self, pre: Preprocessing, kept: KeptRounds | None = None) -> Preprocessing:
         """Return the scaling with the metric of least error on the rows held out; kept rounds are not done again.
 
-        Raises DataError if all rows are in one fold.
+        The best length of rows depends on the number of features, so it is chosen once more for the last fit.  Raises
+        DataError if all rows are in one fold.
         """
         d = int(np.prod(pre.mapped_shape))
         metrics, errors, rounds, following = list[F8](), list[float](), list[Round](), np.full(d, d**-0.5)
         for number in range(self.metric.rounds + 1):
-            arrays = kept.load(number) if kept else None
-            if arrays is None:
-                arrays = self._round(replace(pre, metric=following), number)
-                if kept:
-                    kept.save(number, arrays)
+            here = replace(pre, metric=following)
+            arrays = once(kept, str(number), functools.partial(self._round, here, number))
             scale, error, rmse, alpha = arrays["numbers"].tolist()
             gained = number == 0 or np.sqrt(error) < (1 - GAIN) * np.sqrt(min(errors))
             metrics.append(arrays["metric"])
@@ -86,8 +97,10 @@ class MetricSearch:
                 break
             following = arrays["following"]
         best = int(np.argmin(errors))
-        rounds[best] = rounds[best]._replace(kept=True)
-        return replace(pre, metric=metrics[best], rounds=tuple(rounds))
+        arrays = once(kept, "length", functools.partial(self._stretch, replace(pre, metric=metrics[best])))
+        stretch, *rmse = arrays["numbers"].tolist()
+        rounds[best] = rounds[best]._replace(kept=True, stretch=stretch, last_rmse=rmse[0] if rmse else None)
+        return replace(pre, metric=stretch * metrics[best], rounds=tuple(rounds))
 
     def _end(self, number: int, gained: bool, goes_on: bool) -> str:
         """Return why a round is the last, as in `Round`; "" if another follows."""
@@ -99,19 +112,37 @@ class MetricSearch:
 
     def _round(self, pre: Preprocessing, number: int) -> dict[str, F8]:
         """Fit at every length, and return numbers and metric of the best fit, and the metric that follows from it."""
-        scales = self.metric.scales if depends_on_length(self.features, pre.mapped_shape) else (1.0,)
-        best = min((self._trial(pre, scale, number) for scale in scales), key=lambda trial: trial.error)
+        scales = self.metric.scales if depends_on_length(self.small.features, pre.mapped_shape) else (1.0,)
+        trials = (self._trial(self.small, pre, scale, f"round {number}") for scale in scales)
+        best = min(trials, key=lambda trial: trial.error)
         numbers = best.round.scale, best.error, best.round.rmse, best.round.alpha
         arrays = {"numbers": np.array(numbers), "metric": best.preprocessing.metric}
         if number < self.metric.rounds and (following := self._following(best, number)) is not None:
             arrays["following"] = following
         return arrays
 
-    def _trial(self, pre: Preprocessing, scale: float, number: int) -> Trial:
+    def _stretch(self, pre: Preprocessing) -> dict[str, F8]:
+        """Return the factor of all rows with the least error, reached from 1 in steps that gain, and that error."""
+        if not depends_on_length(self.last.features, pre.mapped_shape):
+            return {"numbers": np.ones(1)}
+
+        @functools.cache
+        def trial(step: int) -> Trial:
+            return self._trial(self.last, pre, STEP**step, "length")
+
+        def gains(step: int, before: int) -> bool:
+            return np.sqrt(trial(step).error) < (1 - GAIN) * np.sqrt(trial(before).error)
+
+        best, way = 0, 1 if gains(1, 0) else -1
+        while abs(best) < STEPS and gains(best + way, best):
+            best += way
+        return {"numbers": np.array([STEP**best, trial(best).round.rmse])}
+
+    def _trial(self, small: Small, pre: Preprocessing, scale: float, name: str) -> Trial:
         pre = replace(pre, metric=scale * pre.metric)
-        whole = self.source._replace(folds=0)
-        features = fitted(self.features, Preprocess(), whole, pre, self.client, self.watch)
-        folds = self._sums(EquationsOf(features, pre, self.dtype), self.shards, f"round {number}")
+        whole = small.source._replace(folds=0)
+        features = fitted(small.features, Preprocess(), whole, pre, self.client, self.watch)
+        folds = self._sums(small, EquationsOf(features, pre, self.dtype), small.shards, name)
         check_folds(folds, ())
         held = max(k for k, fold in enumerate(folds) if fold.weight > 0)
         train, test = functools.reduce(operator.add, folds[:held]), folds[held]
@@ -126,15 +157,25 @@ class MetricSearch:
         with backend.one_thread():
             coef, _ = solve_at(Cholesky(), trial.train, trial.alpha)
         summand = GradientsOf(trial.features, pre, coef, self.dtype, self.metric.form == "full")
-        shards = [shard for shard in self.shards if shard.group < trial.held]
-        each = self._sums(summand, shards, f"gradients {number}")
+        shards = [shard for shard in self.small.shards if shard.group < trial.held]
+        each = self._sums(self.small, summand, shards, f"gradients {number}")
         return next_metric(pre.metric, functools.reduce(operator.add, each))
 
-    def _sums(self, summand: AnySummand, shards: Sequence[Shard], name: str) -> list[Any]:
-        rows = round(self.source.share * sum(shard.rows for shard in shards))
+    def _sums(self, small: Small, summand: AnySummand, shards: Sequence[Shard], name: str) -> list[Any]:
+        rows = round(small.source.share * sum(shard.rows for shard in shards))
         with phase(name, rows, self.client, self.watch) as done:
-            parts = reduce(Pass(self.source, summand, shards, self.fan_in, done), self.client)
+            parts = reduce(Pass(small.source, summand, shards, self.fan_in, done), self.client)
         return [part.total for part in parts]
+
+
+def once(kept: KeptRounds | None, name: str, make: Callable[[], dict[str, F8]]) -> dict[str, F8]:
+    """Return what is kept under a name, or make and keep it."""
+    arrays = kept.load(name) if kept else None
+    if arrays is None:
+        arrays = make()
+        if kept:
+            kept.save(name, arrays)
+    return arrays
 
 
 def next_metric(metric: F8, sums: GradientSums) -> F8 | None:

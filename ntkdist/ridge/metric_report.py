@@ -13,7 +13,7 @@ def report(p: Plan, pre: Preprocessing) -> MetricReport | None:
     if not pre.metric.size:
         return None
     asked, reused, names = p.job.metric, p.job.preprocess.reuse, raw_names(pre)
-    rounds = [RoundReport(one.scale, one.rmse, one.alpha, one.kept) for one in pre.rounds]
+    rounds = [RoundReport(one.scale, one.rmse, one.alpha, one.kept, one.stretch, one.last_rmse) for one in pre.rounds]
     plain = bool(rounds) and rounds[0].kept
     return MetricReport(
         form=("diagonal" if pre.metric.ndim == 1 else "full") if reused else asked.form,
@@ -40,4 +40,6 @@ def note(p: Plan, metric: MetricReport) -> str:
         kept = f"the metric of round {best} of {last} was kept: rmse {with_it:.4g}, and {plain:.4g} without it, {where}"
     else:
         kept = f"no metric was kept, for none lowered the rmse, {plain:.4g} {where}"
+    if (stretch := metric.rounds[best].stretch) != 1:
+        kept += f"; for the fit's own features rows are {stretch:.3g} times as long"
     return f"{kept}; the reported error is of {held} too, which chose penalty, round and length"

@@ -16,12 +16,12 @@ from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
 from ntkdist.data.moments import Mode, Moments, MomentsOf
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import Damaged, DataError
-from ntkdist.planning.plan import Plan, by_fold, of_rounds, source_of
+from ntkdist.planning.plan import Plan, by_fold, of_lengths, of_rounds, source_of
 from ntkdist.ridge import checkpoint, earlier, encode
 from ntkdist.ridge.checkpoint import Kept, KeptRounds
 from ntkdist.ridge.encode import ByFold
 from ntkdist.ridge.fitted_map import fitted
-from ntkdist.ridge.metric import MetricSearch
+from ntkdist.ridge.metric import MetricSearch, Small
 from ntkdist.ridge.model import Equations
 
 
@@ -60,11 +60,12 @@ def prepare(
 
 def metric_search(p: Plan, client: Client | None, watch: Watch | None) -> MetricSearch | None:
     """Return the search for a metric that a plan asks for; None if it learns none, or reuses that of another run."""
-    if (one := of_rounds(p)) is None:
+    metric, rows = p.job.metric, p.layout.rows
+    if (one := of_rounds(p)) is None or (last := of_lengths(p)) is None:
         return None
-    source, shards = by_fold(one)
-    source = source._replace(share=p.job.metric.share(p.layout.rows))
-    return MetricSearch(p.job.metric, one.features, source, shards, one.fan_in, one.dtype, client, watch)
+    small = Small.of(one.features, *by_fold(one), metric.share(rows))
+    lengths = Small.of(last.features, *by_fold(last), metric.last_share(rows, last.m))
+    return MetricSearch(metric, small, lengths, p.fan_in, p.dtype, client, watch)
 
 
 def _fit_scaling_and_map(

@@ -12,6 +12,7 @@ from interrupted import Cut, CutAfter, same
 
 import ntkdist as nd
 from ntkdist import random
+from ntkdist.planning.plan import of_lengths, of_rounds
 from ntkdist.ridge import checkpoint
 from ntkdist.ridge.importances import directions, importances, sensitivities
 
@@ -107,8 +108,9 @@ def test_the_report_has_rounds_and_what_they_found(make_dataset: Any, tmp_path: 
     (note,) = (note for note in result.report["notes"] if "metric" in note)
     assert note == (
         f"the metric of round 2 of 2 was kept: rmse {pre.rounds[2].rmse:.4g}, and {pre.rounds[0].rmse:.4g} without it, "
-        "in fits with 64 features, on fold 2, which no gradient has seen; the reported error is of fold 2 too, which "
-        "chose penalty, round and length"
+        "in fits with 64 features, on fold 2, which no gradient has seen; for the fit's own features rows are "
+        f"{pre.rounds[2].stretch:.3g} times as long; the reported error is of fold 2 too, which chose penalty, round "
+        "and length"
     )
     again = nd.fit(job(make_dataset, name="copy"), out=str(tmp_path / "run"))  # is read
     assert again.report["metric"] == found
@@ -149,14 +151,18 @@ def test_the_report_says_why_the_rounds_ended(make_dataset: Any, target: str, ro
 
 
 @pytest.mark.parametrize(
-    "cut", ["gradients 0", *(pytest.param(cut, marks=pytest.mark.slow) for cut in ("round 0", "round 1", "equations"))]
+    "cut",
+    [
+        "gradients 0",
+        *(pytest.param(cut, marks=pytest.mark.slow) for cut in ("round 0", "round 1", "length", "equations")),
+    ],
 )
 def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(make_dataset: Any, tmp_path: Path, cut: str) -> None:
     asked, out = job(make_dataset), str(tmp_path / "run")
     straight = nd.fit(asked)
     with pytest.raises(Cut):
         nd.fit(asked, out=out, watch=CutAfter(2, cut))
-    result = nd.fit(asked, out=out, resume=cut in ("round 1", "equations"))
+    result = nd.fit(asked, out=out, resume=cut in ("round 1", "length", "equations"))
     same(result, straight)
     assert result.model.preprocessing.rounds == straight.model.preprocessing.rounds
     saved = nd.load(f"{out}/model.zarr").preprocessing
@@ -187,7 +193,7 @@ def test_a_damaged_round_is_done_again(make_dataset: Any, tmp_path: Path) -> Non
     with pytest.raises(Cut):
         nd.fit(asked, watch=CutAfter(2, "round 1"))
     rounds = checkpoint.KeptRounds(str(tmp_path / "kept"))
-    assert rounds.load(0) is not None
+    assert rounds.load("0") is not None
     (group,) = (tmp_path / "kept").glob("round-0-*.zarr")
     chunk = next(p for p in (group / "following").rglob("*") if p.is_file() and p.name != "zarr.json")
     chunk.write_bytes(chunk.read_bytes()[:-3])
@@ -277,6 +283,40 @@ def test_rows_held_out_choose_the_round(make_dataset: Any) -> None:
     assert result.model.preprocessing.rounds[-1].rmse < result.model.preprocessing.rounds[0].rmse
     assert result.report["metric"]["fold"] == 1
     assert any("on the rows held out by 'holdout', which no gradient has seen" in n for n in result.report["notes"])
+
+
+def test_the_length_is_chosen_once_more_for_the_features_of_the_fit(make_dataset: Any) -> None:
+    """Rows that are longer or shorter have larger errors, by a dense solve with landmarks of its own."""
+    x, y = ridge_function()
+    held = np.arange(ROWS) % 4 == 0
+    asked = nd.Job(
+        nd.Dataset(make_dataset(x, y, holdout=held.astype(np.uint8)), holdout="holdout"),
+        nd.Nystrom(300, nd.Gaussian(1.0)),
+        metric=nd.Metric(rounds=1, n_components=24, scales=(0.3, 1.0)),
+    )
+    found = nd.fit(asked)
+    kept = next(one for one in found.model.preprocessing.rounds if one.kept)
+    assert kept.stretch > 1
+    assert kept.last_rmse is not None
+    assert kept.last_rmse < kept.rmse
+    assert kept.last_rmse == pytest.approx(found.cv.rmse, rel=0.05)  # which has tried more penalties
+    u = found.model.preprocessing.inputs(x, np.float64)
+
+    def error(factor: float) -> float:
+        z = asked.map.fit(factor * u[~held][:300])(factor * u)
+        gram, rhs = z[~held].T @ z[~held], z[~held].T @ y[~held]
+        fits = (z[held] @ np.linalg.solve(gram + alpha * np.eye(300), rhs) for alpha in 10.0 ** np.arange(-7, 1))
+        return min(float(np.sqrt(np.mean((fit - y[held]) ** 2))) for fit in fits)
+
+    assert error(1.0) < 1.02 * min(error(1.5), error(1 / 1.5))
+
+
+def test_the_length_of_a_fit_without_a_gram_is_chosen_for_the_features_of_the_rounds(make_dataset: Any) -> None:
+    p = nd.plan(job(make_dataset, settings={"solver": nd.PCG()}))
+    assert [q.m for q in (of_rounds(p), of_lengths(p)) if q] == [64, 64]
+    dense = nd.plan(job(make_dataset, name="again"))
+    assert [q.m for q in (of_rounds(dense), of_lengths(dense)) if q] == [64, 96]
+    assert of_lengths(nd.plan(job(make_dataset, nd.Metric(), name="third"))) is None
 
 
 def test_a_share_of_the_rows_is_enough_for_the_rounds(make_dataset: Any) -> None:
