@@ -24,6 +24,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import ntkdist as nd
 from ntkdist.planning.job import components
+from ntkdist.ridge.choose import RECIPES, WIDEST
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
 FEW_ROWS = 2_000  # up to which candidates are scored on three folds, not on one fifth
@@ -344,44 +345,39 @@ def of_xrfm(rng: np.random.Generator) -> Iterator[Params]:
 def ours(part: Part, params: Params, held: Held | None, rounds: int) -> Fitted:
     """Fit an estimator of ntkdist to the frame as it is; by default it chooses features, columns and metric itself.
 
-    Candidates have few landmarks and rows while they are compared, and as many as the rows suggest at last.
+    Candidates have few landmarks and rows while they are compared, and twice as many as the default would have at last.
     """
     values = dict(params)
     if held:
         part = part.take(np.random.default_rng(2).permutation(len(part.y))[:COMPARED_ROWS])
     if "kernel" in values:
         m = min(COMPARED if held else 2 * components(len(part.y)), len(part.y))
+        form = values["metric"] if part.x.shape[1] <= WIDEST else "diagonal"
         values["features"] = nd.Nystrom(m, values.pop("kernel"))
-        rounds, most = (2, COMPARED) if held else (3, 2 * COMPARED)
-        values["metric"] = nd.Metric(rounds, values["metric"], min(m, most), scales=(0.1, 0.3, 1.0, 3.0))
+        values["metric"] = nd.Metric(3, form, min(m, 2 * COMPARED), scales=(0.1, 0.3, 1.0, 3.0))
     model = (nd.NTKRidgeClassifier if part.classes else nd.NTKRidgeCV)(**values)
     return Fitted(predictor(model.fit(part.x, part.y), part))
 
 
 def of_ours(_: np.random.Generator) -> Iterator[Params]:
-    """List kernels with the columns made of numbers and the form of the metric; the default comes fifth."""
-    for number, (kernel, front, form) in enumerate(OURS):
-        if number == 4:
-            yield {}
+    """List kernels with the columns made of numbers and the form of the metric, those of the default first."""
+    recipes = ((one.kernel, one.front, one.metric.form) for one in RECIPES)
+    for kernel, front, form in (*recipes, *MORE):
         yield {"kernel": kernel, "front": front, "metric": form}
 
 
-COMPARED, COMPARED_ROWS = 512, 8_000  # landmarks and rows of candidates
-OURS = [
-    (nd.ProductLaplace(1.0), "quantile", "diagonal"),
-    (nd.NTK(2, bias=1.0), "both", "full"),
-    (nd.NTK(2, bias=1.0), "standard", "full"),
-    (nd.NTK(2, bias=1.0), "standard", "diagonal"),
-    (nd.ProductLaplace(1.0), "standard", "diagonal"),
-    (nd.NTK(2, bias=1.0), "quantile", "full"),
-    (nd.ProductLaplace(1.0), "quantile", "full"),
-    (nd.NTK(1, bias=1.0), "both", "full"),
+COMPARED, COMPARED_ROWS = 768, 16_000  # landmarks and rows of candidates
+MORE = [
     (nd.ProductLaplace(1.0), "both", "diagonal"),
-    (nd.Laplace(1.0), "quantile", "full"),
-    (nd.NTK(1, bias=1.0), "standard", "diagonal"),
-    (nd.NTK(3, bias=1.0), "standard", "full"),
+    (nd.NTK(2, bias=1.0), "standard", "full"),
+    (nd.GammaExponential(1.0, gamma=1.5), "both", "full"),
+    (nd.Gaussian(1.0), "quantile", "full"),
     (nd.ProductLaplace(1.0), "target-bins", "diagonal"),
-    (nd.NTK(2, bias=1.0), "target-bins", "diagonal"),
+    (nd.NTK(2, bias=1.0), "quantile", "diagonal"),
+    (nd.Laplace(1.0), "both", "diagonal"),
+    (nd.ProductLaplace(1.0), "standard", "full"),
+    (nd.Gaussian(1.0), "standard", "diagonal"),
+    (nd.NTK(1, bias=1.0), "both", "full"),
 ]
 
 

@@ -7,7 +7,7 @@ suggests.  All that is chosen is written into a job, which can be run again.
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -33,8 +33,9 @@ from ntkdist.ridge.prepare import scaling
 from ntkdist.spec import encode
 from ntkdist.sums.sample import TrainingSampleOf
 
-FOLDS, TURNS = 5, 2  # of the rows of the sample, and how many of them are held out in turn where rows are few
+FOLDS, TURNS = 5, 4  # of the rows of the sample, and how many of them are held out in turn where rows are few
 FEW_ROWS = 3000
+CLOSE = 1.1  # times the least error so far: recipes above are not tried on other folds
 FEWEST_ROWS = 150  # below, the rows held out are too few to choose by
 SAMPLE_ROWS = 2**14
 TRIAL_COMPONENTS = 512
@@ -70,6 +71,7 @@ class Trial(NamedTuple):
 
     recipe: Recipe
     rmse: float
+    turns: int  # folds that were held out, one after the other
     kept: tuple[int, ...]  # the best round of each turn
     scales: tuple[float, ...]  # best lengths of rows, in any round
     stretch: float  # factor of the length that the best rounds were left with
@@ -101,8 +103,8 @@ def choose(
         preprocess = msgspec.structs.replace(preprocess, front=front or PLAIN.front)
         return Choice(Nystrom(_fitting(count), PLAIN.kernel), preprocess, metric or PLAIN.metric)
     given = (Recipe(one.kernel, front or one.front, metric or _metric(one, rows.x.shape[1])) for one in RECIPES)
-    trials = tuple(_tried(rows, recipe, preprocess, balanced) for recipe in dict.fromkeys(given))
-    best = min(trials, key=lambda trial: trial.rmse)
+    trials = _raced(dict.fromkeys(given), functools.partial(_learned, rows, preprocess, balanced), len(rows.x))
+    best = min(trials, key=lambda trial: (-trial.turns, trial.rmse))
     kernel, metric = best.recipe.kernel, msgspec.structs.replace(best.recipe.metric, scales=best.scales)
     if not any(best.kept):  # no round gained: the length is the kernel's
         kernel, metric = of_length(kernel, best.stretch * best.scales[0] / best.width**0.5), Metric()
@@ -142,7 +144,8 @@ def complete(job: Job, client: Client | None, watch: Watch | None) -> tuple[Job,
 def described(trials: Sequence[Trial]) -> list[ChoiceReport]:
     """Describe the trials for a report."""
     return [
-        ChoiceReport(encode(one.recipe.kernel), one.recipe.front, one.recipe.metric.form, one.rmse) for one in trials
+        ChoiceReport(encode(one.recipe.kernel), one.recipe.front, one.recipe.metric.form, one.rmse, one.turns)
+        for one in trials
     ]
 
 
@@ -167,21 +170,32 @@ def _metric(recipe: Recipe, columns: int) -> Metric:
     return recipe.metric if columns <= WIDEST else msgspec.structs.replace(recipe.metric, form="diagonal")
 
 
-def _tried(rows: Arrays, recipe: Recipe, preprocess: Preprocess, balanced: bool) -> Trial:
-    """Learn a metric with some folds held out in turn, and return the mean of the errors."""
-    preprocess = msgspec.structs.replace(preprocess, front=recipe.front)
-    each = [
-        _learned(rows, recipe, preprocess, balanced, turn) for turn in range(TURNS if len(rows.x) < FEW_ROWS else 1)
-    ]
+def _raced(recipes: Iterable[Recipe], learned: Callable[[Recipe, int], Preprocessing], rows: int) -> tuple[Trial, ...]:
+    """Learn metrics with some folds held out in turn, each turn by the recipes with errors close to the least."""
+    found = {recipe: list[Preprocessing]() for recipe in recipes}
+    close = list(found)
+    for turn in range(TURNS if rows < FEW_ROWS else 1):
+        for recipe in close:
+            found[recipe].append(learned(recipe, turn))
+        errors = {recipe: _trial(recipe, found[recipe]).rmse for recipe in close}
+        close = [recipe for recipe in close if errors[recipe] <= CLOSE * min(errors.values())]
+        if len(close) == 1:
+            break
+    return tuple(_trial(recipe, each) for recipe, each in found.items())
+
+
+def _trial(recipe: Recipe, each: Sequence[Preprocessing]) -> Trial:
+    """Return a trial with the mean of the errors of some turns."""
     kept = [next(i for i, one in enumerate(pre.rounds) if one.kept) for pre in each]
     best = [pre.rounds[i] for i, pre in zip(kept, each, strict=True)]
     rmse = float(np.sqrt(np.mean([(one.last_rmse or one.rmse) ** 2 for one in best])))
     scales = _by_count([one.scale for pre in each for one in (pre.rounds if any(kept) else pre.rounds[:1])])
     stretch = float(np.exp(np.mean([np.log(one.stretch) for one in best])))
-    return Trial(recipe, rmse, tuple(kept), scales, stretch, int(np.prod(each[0].mapped_shape)))
+    return Trial(recipe, rmse, len(each), tuple(kept), scales, stretch, int(np.prod(each[0].mapped_shape)))
 
 
-def _learned(rows: Arrays, recipe: Recipe, preprocess: Preprocess, balanced: bool, turn: int) -> Preprocessing:
+def _learned(rows: Arrays, preprocess: Preprocess, balanced: bool, recipe: Recipe, turn: int) -> Preprocessing:
+    preprocess = msgspec.structs.replace(preprocess, front=recipe.front)
     source, shards = source_and_shards(rows, TRIAL_COMPONENTS, FOLDS, None)
     layout = source.layout
     folds = _folds(rows)

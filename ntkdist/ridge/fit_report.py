@@ -110,6 +110,7 @@ class ChoiceReport(msgspec.Struct):
     front: str
     form: str  # of the metric
     rmse: float  # on rows of a sample that were held out, in units of the targets
+    turns: int = 1  # parts of the sample that were held out, one after the other; recipes far from the best have fewer
 
 
 class FitReport(msgspec.Struct, kw_only=True):

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from interrupted import same
 import ntkdist as nd
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Layout, Rows
+from ntkdist.data.scaling import Round
 from ntkdist.planning.job import LEAST_COMPONENTS, MOST_COMPONENTS, components, rounds_components
 from ntkdist.ridge import choose
 from ntkdist.sums.sample import TrainingSample, TrainingSampleOf
@@ -89,14 +91,34 @@ def test_rows_of_many_columns_have_a_diagonal_metric(monkeypatch: pytest.MonkeyP
     assert {one.recipe.metric.form for one in choice.trials} == {"diagonal"}
 
 
-def test_folds_are_held_out_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each turn holds out other rows, whatever the number of folds that the rows are dealt to."""
+def test_other_rows_are_held_out_in_each_turn() -> None:
+    """Whatever the number of folds that the rows are dealt to."""
     x, y = along_columns()
-    monkeypatch.setattr(choose, "TURNS", 2)
     for folds in (2, 3, 5):
         rows = replace(arrays((x, y)), deal=np.arange(ROWS) % folds)
-        errors = [choose._learned(rows, choose.RECIPES[1], nd.Preprocess(), False, t).rounds[0].rmse for t in (0, 1)]
+        errors = [choose._learned(rows, nd.Preprocess(), False, choose.RECIPES[1], t).rounds[0].rmse for t in (0, 1)]
         assert errors[0] != errors[1]
+
+
+def test_only_recipes_close_to_the_best_are_tried_on_other_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However lucky one was before."""
+    monkeypatch.setattr(choose, "TURNS", 4)
+    errors = {"far": [1.0] * 4, "lucky": [0.5, 1.3, 0.1, 0.1], "good": [0.52, 0.6, 0.6, 0.6], "near": [0.54] * 4}
+    recipes = {name: choose.RECIPES[0]._replace(front=name) for name in errors}
+    tried = list[tuple[str, int]]()
+
+    def learned(recipe: choose.Recipe, turn: int) -> Any:
+        tried.append((recipe.front, turn))
+        return SimpleNamespace(rounds=[Round(1.0, errors[recipe.front][turn], 0.1, kept=True)], mapped_shape=(D,))
+
+    trials = choose._raced(recipes.values(), learned, ROWS)
+    turns = {"far": 1, "lucky": 2, "good": 4, "near": 4}
+    assert {one.recipe.front: one.turns for one in trials} == turns
+    assert sorted(tried) == sorted((name, turn) for name, count in turns.items() for turn in range(count))
+    mean = {one.recipe.front: one.rmse for one in trials}
+    assert mean["good"] == pytest.approx(np.sqrt(np.mean(np.square(errors["good"]))))
+    once = choose._raced(recipes.values(), learned, choose.FEW_ROWS)
+    assert {one.turns for one in once} == {1}
 
 
 def test_rows_that_are_all_equal_are_refused_as_those_of_one_fold() -> None:
