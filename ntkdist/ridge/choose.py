@@ -33,9 +33,9 @@ from ntkdist.ridge.prepare import scaling
 from ntkdist.spec import encode
 from ntkdist.sums.sample import TrainingSampleOf
 
-FOLDS, TURNS = 5, 4  # of the rows of the sample, and how many of them are held out in turn where rows are few
+FOLDS, TURNS = 5, 3  # of the rows of the sample, and how many of them are held out in turn where rows are few
 FEW_ROWS = 3000
-CLOSE = 1.1  # times the least error so far: recipes above are not tried on other folds
+CLOSE = 1.05  # times the least error so far: recipes above are not tried on other folds
 FEWEST_ROWS = 150  # below, the rows held out are too few to choose by
 SAMPLE_ROWS = 2**14
 TRIAL_COMPONENTS = 512
