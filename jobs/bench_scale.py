@@ -2,6 +2,7 @@
 
 python jobs/bench_scale.py rows [--rows 100000,300000,1000000] [--components 512]
 python jobs/bench_scale.py workers [--pairs 5]
+python jobs/bench_scale.py metric FLIGHTS.npz [--rows 100000,300000,1000000,3000000] [--workers 2]
 python jobs/bench_scale.py tasks [--tasks 10000] [--partitions 1000000]
 """
 
@@ -9,14 +10,17 @@ import multiprocessing
 import pickle
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from distributed import Client, LocalCluster
-from harness import Result, dataset, median, normals, options, report, started
+from harness import Result, dataset, file, median, normals, options, report, started, tiny_table
 
 import ntkdist as nd
 from ntkdist.backend import syrk_rate
@@ -116,6 +120,56 @@ def bare_rate(m: int, count: int, seconds: float) -> float:
         arguments = [[m] * count, [2048] * count, ["float32"] * count, [1] * count]
         list(pool.map(syrk_rate, *arguments, [0.1] * count))  # imports
         return sum(pool.map(syrk_rate, *arguments, [seconds] * count))
+
+
+@main.command()
+@click.argument("source")
+@click.option("--rows", default="100000,300000,1000000,3000000")
+@click.option("--components", default=512)
+@click.option("--workers", default=1)
+@options(source=tiny_table, rows="500,1000", components=64)
+def metric(source: str, rows: str, components: int, workers: int, out: str) -> None:
+    """Learn a metric from all rows of SOURCE, more and more of them: seconds of a round beside those of the main pass.
+
+    A round is a pass of gradients and a fit.  SOURCE is made by prepare.py flights; every fit is on new workers.
+    """
+    sizes, clock = [int(n) for n in rows.split(",")], Clock()
+    result = Result("Rounds of a metric", [file(source)], out, [f"Gaussian kernel, m = {components:,}, one length"])
+    with np.load(source) as f, tempfile.TemporaryDirectory() as place:
+        order = np.random.default_rng(0).permutation(len(f["x"]))
+        x, y = f["x"], f["y"]
+        for n in sizes:
+            some = np.sort(order[:n])
+            job = nd.Job(
+                dataset(f"{place}/{n}", x[some], y[some]),
+                nd.Nystrom(components, nd.Gaussian(1.0)),
+                metric=nd.Metric(1, n_components=components, rows=n, scales=(1.0,)),
+                cluster=nd.Local(workers),
+            )
+            run = nd.fit(job, watch=clock).report["run"]
+            seconds = {name: clock.seconds[name] for name in ("gradients 0", "round 1", "equations")}
+            of_round = seconds["gradients 0"] + seconds["round 1"]
+            row = {"rows": n, "workers": workers} | {f"{name}, s": value for name, value in seconds.items()}
+            row |= {"a round over the main pass": of_round / seconds["equations"]}
+            result.add(row | {"peak MB": max(run["peak_memory_bytes"].values()) / 1e6})
+    over = ", ".join(f"{row['a round over the main pass']:.2f}" for row in result.rows)
+    peaks = ", ".join(f"{row['peak MB']:.0f}" for row in result.rows)
+    what = f"a round for a metric from all rows, {Path(source).name}, m={components:,}, {workers} worker(s)"
+    at = ", ".join(f"{n:,}" for n in sizes)
+    result.end({what: f"{over} of the main pass at {at} rows; peak of a worker {peaks} MB"})
+
+
+class Clock:
+    """A watch that keeps the seconds of each phase."""
+
+    def __init__(self) -> None:
+        self.seconds = dict[str, float]()
+
+    @contextmanager
+    def __call__(self, phase: str, rows: int) -> Iterator[Any]:
+        start = time.perf_counter()
+        yield lambda done: None
+        self.seconds[phase] = time.perf_counter() - start
 
 
 @dataclass(frozen=True)

@@ -50,22 +50,31 @@ class Fitted(NamedTuple):
     chosen: str
 
 
-def ours(make: Callable[..., Any], kernels: Sequence[Any]) -> Callable[[Part], Fitted]:
-    """Fit a map with the kernel that cross-validates best at up to 2,048 columns, then with all columns."""
+def ours(
+    make: Callable[..., Any],
+    kernels: Sequence[Any],
+    fronts: Sequence[Any] = ("standard",),
+    rounds: int = 0,
+) -> Callable[[Part], Fitted]:
+    """Fit a map with the kernel and columns that cross-validate best at up to 2,048 columns, then with all columns."""
+    candidates = [(kernel, nd.Preprocess(front=front)) for kernel in kernels for front in fronts]
 
     def fit(part: Part) -> Fitted:
         with tempfile.TemporaryDirectory() as place:
             np.savez(f"{place}/train.npz", x=part.x, y=part.y)
             nd.convert(f"{place}/train.npz", f"{place}/train.zarr", target=["y"])
-            job = nd.Job(nd.Dataset(f"{place}/train.zarr"), nd.Linear(1), plan=nd.PlanTable(folds=part.folds))
+            plan = nd.PlanTable(folds=part.folds)
+            job = nd.Job(nd.Dataset(f"{place}/train.zarr"), nd.Linear(1), plan=plan, metric=nd.Metric(rounds))
 
-            def fitted(kernel: Any, m: int) -> nd.FitResult:
-                return nd.fit(msgspec.structs.replace(job, features=make(m, kernel)))
+            def fitted(kernel: Any, columns: nd.Preprocess, m: int) -> nd.FitResult:
+                return nd.fit(msgspec.structs.replace(job, features=make(m, kernel), preprocess=columns))
 
-            scores = [fitted(kernel, min(part.m, KERNEL_M)).cv for kernel in kernels] if len(kernels) > 1 else []
-            best = kernels[int(np.argmin([cv.rmse for cv in scores if cv is not None])) if scores else 0]
-            model = fitted(best, part.m).model
-        return Fitted(model, f"{best}, alpha per row {model.alpha[0] / len(part.x):.1e}")
+            few = min(part.m, KERNEL_M)
+            scores = [fitted(*one, few).cv for one in candidates] if len(candidates) > 1 else []
+            kernel, columns = candidates[int(np.argmin([cv.rmse for cv in scores if cv is not None])) if scores else 0]
+            model = fitted(kernel, columns, part.m).model
+        chosen = [str(kernel)] + [f"{columns.front} columns"] * (len(fronts) > 1)
+        return Fitted(model, ", ".join([*chosen, f"alpha per row {model.alpha[0] / len(part.x):.1e}"]))
 
     return fit
 
@@ -219,6 +228,7 @@ MODELS: dict[str, Callable[[Part], Fitted]] = {
     ),
     "NTKSketch": ours(lambda m, k: nd.NTKSketch(m, k.depth, 8, bias=k.bias), NTKS),
     "Nystrom, Gaussian": ours(nd.Nystrom, GAUSSIANS),
+    "Nystrom, Gaussian, metric": ours(nd.Nystrom, GAUSSIANS[2:3], ("standard", "both"), rounds=3),
     "RandomFourier, Gaussian": ours(nd.RandomFourier, GAUSSIANS),
     "boosted trees": boosted_trees,
     "linear": linear,

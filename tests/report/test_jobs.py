@@ -18,6 +18,7 @@ COMMANDS = [
     "bench_plans.py",
     "bench_regression.py errors",
     "bench_regression.py uncertainty",
+    "bench_scale.py metric",
     "bench_scale.py rows",
     "bench_scale.py tasks",
     "bench_scale.py workers",
