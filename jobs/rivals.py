@@ -1,8 +1,9 @@
 """Models for tables with categories and missing values: boosted trees of three makers, xRFM, scikit-learn's, and ours.
 
 Every model gets the training rows of a split and chooses all that it has to choose from them alone.  A tuned one tries
-candidates, the first of which is its default, on rows held out, until the processor seconds of the budget are used;
-then it is fitted to all training rows, with the rounds at which boosting was best.
+candidates, the first of which are its default or those that its default chooses from, on rows held out, until the
+processor seconds of the budget are used; then the best three are fitted to all training rows, with the rounds at which
+boosting was best, and their predictions are averaged.
 """
 
 import os
@@ -28,6 +29,7 @@ from ntkdist.ridge.choose import RECIPES, WIDEST
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "0")) or os.cpu_count() or 1
 FEW_ROWS = 2_000  # up to which candidates are scored on three folds, not on one fifth
+AVERAGED = 3  # candidates
 ROUNDS, PATIENCE = 5_000, 50  # of boosting with early stopping
 LEVELS = 100  # columns of a one-hot code, at most: rarer levels share one
 LANDMARKS = 1024  # of scikit-learn's Nyström features
@@ -79,24 +81,36 @@ def fitted(model: Model, part: Part) -> tuple[Fitted, str]:
     """Fit a model, after a search if it is tuned, and describe its choice."""
     if model.candidates is None:
         return model.fit(part, {}, None, 0), "defaults"
-    params, rounds, count = search(model.fit, part, model.candidates(np.random.default_rng(0)))
-    values = [
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
-    ]
-    chosen = ", ".join(values + [f"{rounds} rounds"] * (rounds > 0)) or "defaults"
-    return model.fit(part, params, None, rounds), f"{chosen} (of {count})"
+    tried = sorted(search(model.fit, part, model.candidates(np.random.default_rng(0))), key=lambda one: one.loss)
+    best = tried[:AVERAGED]
+    fits = [model.fit(part, one.params, None, one.rounds) for one in best]
+    chosen = "; ".join(one.described() for one in best)
+    return Fitted(lambda x: np.mean([fit.predict(x) for fit in fits], axis=0)), f"{chosen} (of {len(tried)})"
 
 
-def search(fit: Fit, part: Part, candidates: Iterable[Params]) -> tuple[Params, int, int]:
-    """Return the candidate with the least loss, its rounds, and how many were tried.
+class Candidate(NamedTuple):
+    """A candidate with its loss on rows held out, and the rounds at which boosting was best."""
 
-    The search ends before a candidate that would pass the budget if it took as long as the longest so far.
-    """
+    loss: float
+    params: Params
+    rounds: int
+
+    def described(self) -> str:
+        """Write the values."""
+        values = [
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self.params.items()
+        ]
+        return ", ".join(values + [f"{self.rounds} rounds"] * (self.rounds > 0)) or "defaults"
+
+
+def search(fit: Fit, part: Part, candidates: Iterable[Params]) -> list[Candidate]:
+    """Try candidates, and end before one that would pass the budget if it took as long as the longest so far."""
     start = time.process_time()
-    inner, best, longest, count = list(inner_splits(part)), (np.inf, Params(), 0), 0.0, 0
+    inner, tried, longest = list(inner_splits(part)), list[Candidate](), 0.0
     for params in candidates:
         begin = time.process_time()
-        if count and begin - start + longest > part.budget:
+        if tried and begin - start + longest > part.budget:
             break
         trials = []
         for fold, (train, held) in enumerate(inner):
@@ -105,9 +119,9 @@ def search(fit: Fit, part: Part, candidates: Iterable[Params]) -> tuple[Params, 
             trial = fit(train, params, Held(held, now + share), 0)
             trials.append((loss(held, trial.predict(held.x)), trial.rounds))
         mean, rounds = np.mean(trials, axis=0)
-        best = min(best, (float(mean), params, round(rounds)), key=lambda one: one[0])
-        longest, count = max(longest, time.process_time() - begin), count + 1
-    return best[1], best[2], count
+        tried.append(Candidate(float(mean), params, round(rounds)))
+        longest = max(longest, time.process_time() - begin)
+    return tried
 
 
 def inner_splits(part: Part) -> Iterator[tuple[Part, Part]]:
@@ -351,10 +365,10 @@ def ours(part: Part, params: Params, held: Held | None, rounds: int) -> Fitted:
     if held:
         part = part.take(np.random.default_rng(2).permutation(len(part.y))[:COMPARED_ROWS])
     if "kernel" in values:
-        m = min(COMPARED if held else 2 * components(len(part.y)), len(part.y))
+        m = min(COMPARED if held else 2 * components(len(part.y)), len(part.y) // (2 if held else 1))
         form = values["metric"] if part.x.shape[1] <= WIDEST else "diagonal"
         values["features"] = nd.Nystrom(m, values.pop("kernel"))
-        values["metric"] = nd.Metric(3, form, min(m, 2 * COMPARED), scales=(0.1, 0.3, 1.0, 3.0))
+        values["metric"] = nd.Metric(2 if held else 3, form, min(m, 1024), scales=(0.3, 1.0, 3.0))
     model = (nd.NTKRidgeClassifier if part.classes else nd.NTKRidgeCV)(**values)
     return Fitted(predictor(model.fit(part.x, part.y), part))
 
@@ -366,7 +380,7 @@ def of_ours(_: np.random.Generator) -> Iterator[Params]:
         yield {"kernel": kernel, "front": front, "metric": form}
 
 
-COMPARED, COMPARED_ROWS = 768, 16_000  # landmarks and rows of candidates
+COMPARED, COMPARED_ROWS = 384, 8_000  # landmarks and rows of candidates
 MORE = [
     (nd.ProductLaplace(1.0), "both", "diagonal"),
     (nd.NTK(2, bias=1.0), "standard", "full"),

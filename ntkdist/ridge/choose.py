@@ -55,13 +55,13 @@ class Recipe(NamedTuple):
 SMOOTH = Metric(rounds=ROUNDS, form="full", scales=(0.3, 1.0, 3.0))
 ALONG_COLUMNS = Metric(rounds=ROUNDS, form="diagonal", scales=(0.1, 0.3, 1.0, 3.0))
 RECIPES = (
-    Recipe(NTK(2, 1.0), "both", SMOOTH),
-    Recipe(NTK(2, 1.0), "standard", msgspec.structs.replace(SMOOTH, form="diagonal")),
     Recipe(Gaussian(1.0), "both", SMOOTH),
-    Recipe(Gaussian(1.0), "standard", SMOOTH),
-    Recipe(Gaussian(1.0), "both", msgspec.structs.replace(SMOOTH, form="diagonal")),
     Recipe(ProductLaplace(1.0), "quantile", ALONG_COLUMNS),
+    Recipe(NTK(2, 1.0), "both", SMOOTH),
+    Recipe(Gaussian(1.0), "both", msgspec.structs.replace(SMOOTH, form="diagonal")),
     Recipe(ProductLaplace(1.0), "standard", ALONG_COLUMNS),
+    Recipe(Gaussian(1.0), "standard", SMOOTH),
+    Recipe(NTK(2, 1.0), "standard", msgspec.structs.replace(SMOOTH, form="diagonal")),
 )
 PLAIN = Recipe(NTK(2, 1.0), "standard", Metric())  # of few rows
 
