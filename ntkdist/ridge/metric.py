@@ -127,16 +127,17 @@ class MetricSearch:
             return {"numbers": np.ones(1)}
 
         @functools.cache
-        def trial(step: int) -> Trial:
-            return self._trial(self.last, pre, STEP**step, "length")
+        def errors(step: int) -> tuple[float, float]:
+            trial = self._trial(self.last, pre, STEP**step, "length")
+            return trial.error, trial.round.rmse
 
         def gains(step: int, before: int) -> bool:
-            return np.sqrt(trial(step).error) < (1 - GAIN) * np.sqrt(trial(before).error)
+            return np.sqrt(errors(step)[0]) < (1 - GAIN) * np.sqrt(errors(before)[0])
 
         best, way = 0, 1 if gains(1, 0) else -1
         while abs(best) < STEPS and gains(best + way, best):
             best += way
-        return {"numbers": np.array([STEP**best, trial(best).round.rmse])}
+        return {"numbers": np.array([STEP**best, errors(best)[1]])}
 
     def _trial(self, small: Small, pre: Preprocessing, scale: float, name: str) -> Trial:
         pre = replace(pre, metric=scale * pre.metric)
