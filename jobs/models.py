@@ -28,6 +28,7 @@ NTKS = tuple(nd.NTK(depth, bias) for depth in (1, 2, 3) for bias in (1.0, 3.0))
 GAUSSIANS = tuple(nd.Gaussian(length) for length in LENGTHSCALES)
 PER_ROW = tuple(10.0**e for e in range(-7, 0))  # penalties of the others' ridges over their training rows
 KERNEL_M = 2048  # columns that kernels are compared with: at 512, zonal features prefer a kernel that is worse at 2,048
+METRIC_M = 1024  # the same, where each of them learns a metric in rounds
 TUNING_M, TUNING_ROWS = 512, 5000  # of scikit-learn's searches, which fit every pair of values for every fold
 SCORING = "neg_mean_squared_error"
 EXACT_ROWS = 16_000  # more, and an exact kernel is left out
@@ -56,7 +57,7 @@ def ours(
     fronts: Sequence[Any] = ("standard",),
     rounds: int = 0,
 ) -> Callable[[Part], Fitted]:
-    """Fit a map with the kernel and columns that cross-validate best at up to 2,048 columns, then with all columns."""
+    """Fit a map with the kernel and columns that cross-validate best with few columns, then with all columns."""
     candidates = [(kernel, nd.Preprocess(front=front)) for kernel in kernels for front in fronts]
 
     def fit(part: Part) -> Fitted:
@@ -69,7 +70,7 @@ def ours(
             def fitted(kernel: Any, columns: nd.Preprocess, m: int) -> nd.FitResult:
                 return nd.fit(msgspec.structs.replace(job, features=make(m, kernel), preprocess=columns))
 
-            few = min(part.m, KERNEL_M)
+            few = min(part.m, METRIC_M if rounds else KERNEL_M)
             scores = [fitted(*one, few).cv for one in candidates] if len(candidates) > 1 else []
             kernel, columns = candidates[int(np.argmin([cv.rmse for cv in scores if cv is not None])) if scores else 0]
             model = fitted(kernel, columns, part.m).model

@@ -106,11 +106,13 @@ def test_the_report_has_rounds_and_what_they_found(make_dataset: Any, tmp_path: 
     assert found["sensitivities"] == dict(zip(names, sensitivities(pre).tolist(), strict=True))
     assert [(d["share"], d["columns"]) for d in found["directions"]] == directions(pre, 3)
     (note,) = (note for note in result.report["notes"] if "metric" in note)
+    (best,) = (i for i, one in enumerate(pre.rounds) if one.kept)
+    last = len(pre.rounds) - 1
     assert note == (
-        f"the metric of round 2 of 2 was kept: rmse {pre.rounds[2].rmse:.4g}, and {pre.rounds[0].rmse:.4g} without it, "
-        "in fits with 64 features, on fold 2, which no gradient has seen; for the fit's own features rows are "
-        f"{pre.rounds[2].stretch:.3g} times as long; the reported error is of fold 2 too, which chose penalty, round "
-        "and length"
+        f"the metric of round {best} of {last} was kept: rmse {pre.rounds[best].rmse:.4g}, and "
+        f"{pre.rounds[0].rmse:.4g} without it, in fits with 64 features, on fold 2, which no gradient has seen; for "
+        f"the fit's own features rows are {pre.rounds[best].stretch:.3g} times as long; the reported error is of fold "
+        "2 too, which chose penalty, round and length"
     )
     again = nd.fit(job(make_dataset, name="copy"), out=str(tmp_path / "run"))  # is read
     assert again.report["metric"] == found
@@ -171,7 +173,8 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_bits(make_dataset: Any, tmp_
 
 
 def test_rounds_that_are_kept_are_not_done_again(make_dataset: Any, tmp_path: Path) -> None:
-    asked = job(make_dataset, plan={"checkpoint": str(tmp_path / "kept")})
+    one_length = msgspec.structs.replace(ROUNDS, scales=(1.0,))
+    asked = job(make_dataset, one_length, plan={"checkpoint": str(tmp_path / "kept")})
     with pytest.raises(Cut):
         nd.fit(asked, watch=CutAfter(2, "round 1"))
     phases = list[str]()
@@ -183,7 +186,7 @@ def test_rounds_that_are_kept_are_not_done_again(make_dataset: Any, tmp_path: Pa
 
     nd.fit(asked, watch=Noted(-1))
     assert "round 0" not in phases
-    assert phases.count("round 1") == 2  # one for each length
+    assert phases.count("round 1") == 1
 
 
 @pytest.mark.slow
@@ -213,8 +216,9 @@ def test_the_bits_are_those_of_any_scheduler(make_dataset: Any, two_workers: Any
 
 @pytest.mark.parametrize("solver", [nd.TiledCholesky(), nd.PCG(sample_rows=64)])
 def test_other_solvers_fit_on_the_same_metric(make_dataset: Any, solver: Any) -> None:
-    dense = nd.fit(job(make_dataset, settings={"alphas": (1e-3, 1e-1)}))
-    other = nd.fit(job(make_dataset, name="again", settings={"alphas": (1e-3, 1e-1), "solver": solver}))
+    rounds = msgspec.structs.replace(ROUNDS, n_components=96)  # without a Gram, the length is for their features
+    dense = nd.fit(job(make_dataset, rounds, settings={"alphas": (1e-3, 1e-1)}))
+    other = nd.fit(job(make_dataset, rounds, name="again", settings={"alphas": (1e-3, 1e-1), "solver": solver}))
     np.testing.assert_array_equal(other.model.preprocessing.metric, dense.model.preprocessing.metric)
     assert other.cv.scored == (2,)
     x, _ = ridge_function(50, seed=2)
@@ -292,7 +296,7 @@ def test_the_length_is_chosen_once_more_for_the_features_of_the_fit(make_dataset
     asked = nd.Job(
         nd.Dataset(make_dataset(x, y, holdout=held.astype(np.uint8)), holdout="holdout"),
         nd.Nystrom(300, nd.Gaussian(1.0)),
-        metric=nd.Metric(rounds=1, n_components=24, scales=(0.3, 1.0)),
+        metric=nd.Metric(rounds=1, n_components=24, scales=(0.7,)),
     )
     found = nd.fit(asked)
     kept = next(one for one in found.model.preprocessing.rounds if one.kept)
@@ -323,6 +327,17 @@ def test_a_share_of_the_rows_is_enough_for_the_rounds(make_dataset: Any) -> None
     asked = job(make_dataset, msgspec.structs.replace(ROUNDS, rows=700))
     pre = nd.fit(asked).model.preprocessing
     assert abs(np.linalg.eigh(pre.metric @ pre.metric.T)[1][:, -1] @ DIRECTION) > 0.95
+
+
+def test_lengths_beyond_those_given_are_tried_as_long_as_they_gain(make_dataset: Any) -> None:
+    short = nd.fit(job(make_dataset, nd.Metric(1, n_components=64, scales=(0.2, 0.1)))).model.preprocessing.rounds
+    assert {one.scale for one in short} <= {0.2, 0.4, 0.8, 1.6}
+    assert min(one.scale for one in short) > 0.2
+    one = nd.fit(job(make_dataset, nd.Metric(1, n_components=64, scales=(0.2,)), name="again"))
+    assert {each.scale for each in one.model.preprocessing.rounds} == {0.2}
+    long = nd.fit(job(make_dataset, nd.Metric(1, n_components=64, scales=(50.0, 100.0)), name="third"))
+    assert {each.scale for each in long.model.preprocessing.rounds} <= {25.0, 12.5, 6.25}
+    assert short[0].rmse < one.model.preprocessing.rounds[0].rmse
 
 
 def test_lengths_are_tried_only_where_the_kernel_depends_on_them(make_dataset: Any) -> None:
