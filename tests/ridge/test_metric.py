@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -15,6 +16,7 @@ from ntkdist import random
 from ntkdist.planning.plan import of_lengths, of_rounds
 from ntkdist.ridge import checkpoint
 from ntkdist.ridge.importances import directions, importances, sensitivities
+from ntkdist.ridge.metric import MetricSearch
 
 D, ROWS = 6, 1500
 DIRECTION = np.array([1.0, -1.0, 0.5, 0, 0, 0])
@@ -107,12 +109,12 @@ def test_the_report_has_rounds_and_what_they_found(make_dataset: Any, tmp_path: 
     assert [(d["share"], d["columns"]) for d in found["directions"]] == directions(pre, 3)
     (note,) = (note for note in result.report["notes"] if "metric" in note)
     (best,) = (i for i, one in enumerate(pre.rounds) if one.kept)
-    last = len(pre.rounds) - 1
+    last, stretch = len(pre.rounds) - 1, pre.rounds[best].stretch
     assert note == (
         f"the metric of round {best} of {last} was kept: rmse {pre.rounds[best].rmse:.4g}, and "
-        f"{pre.rounds[0].rmse:.4g} without it, in fits with 64 features, on fold 2, which no gradient has seen; for "
-        f"the fit's own features rows are {pre.rounds[best].stretch:.3g} times as long; the reported error is of fold "
-        "2 too, which chose penalty, round and length"
+        f"{pre.rounds[0].rmse:.4g} without it, in fits with 64 features, on fold 2, which no gradient has seen; "
+        + f"for the fit's own features rows are {stretch:.3g} times as long; " * (stretch != 1)
+        + "the reported error is of fold 2 too, which chose penalty, round and length"
     )
     again = nd.fit(job(make_dataset, name="copy"), out=str(tmp_path / "run"))  # is read
     assert again.report["metric"] == found
@@ -291,16 +293,16 @@ def test_rows_held_out_choose_the_round(make_dataset: Any) -> None:
 
 def test_the_length_is_chosen_once_more_for_the_features_of_the_fit(make_dataset: Any) -> None:
     """Rows that are longer or shorter have larger errors, by a dense solve with landmarks of its own."""
-    x, y = ridge_function()
+    x, _ = ridge_function()
     held = np.arange(ROWS) % 4 == 0
     asked = nd.Job(
-        nd.Dataset(make_dataset(x, y, holdout=held.astype(np.uint8)), holdout="holdout"),
+        nd.Dataset(make_dataset(x, y := np.sin(x @ DIRECTION), holdout=held.astype(np.uint8)), holdout="holdout"),
         nd.Nystrom(300, nd.Gaussian(1.0)),
         metric=nd.Metric(rounds=1, n_components=24, scales=(0.7,)),
     )
     found = nd.fit(asked)
     kept = next(one for one in found.model.preprocessing.rounds if one.kept)
-    assert kept.stretch > 1
+    assert kept.stretch != 1
     assert kept.last_rmse is not None
     assert kept.last_rmse < kept.rmse
     assert kept.last_rmse == pytest.approx(found.cv.rmse, rel=0.05)  # which has tried more penalties
@@ -329,15 +331,32 @@ def test_a_share_of_the_rows_is_enough_for_the_rounds(make_dataset: Any) -> None
     assert abs(np.linalg.eigh(pre.metric @ pre.metric.T)[1][:, -1] @ DIRECTION) > 0.95
 
 
-def test_lengths_beyond_those_given_are_tried_as_long_as_they_gain(make_dataset: Any) -> None:
-    short = nd.fit(job(make_dataset, nd.Metric(1, n_components=64, scales=(0.2, 0.1)))).model.preprocessing.rounds
-    assert {one.scale for one in short} <= {0.2, 0.4, 0.8, 1.6}
-    assert min(one.scale for one in short) > 0.2
-    one = nd.fit(job(make_dataset, nd.Metric(1, n_components=64, scales=(0.2,)), name="again"))
-    assert {each.scale for each in one.model.preprocessing.rounds} == {0.2}
-    long = nd.fit(job(make_dataset, nd.Metric(1, n_components=64, scales=(50.0, 100.0)), name="third"))
-    assert {each.scale for each in long.model.preprocessing.rounds} <= {25.0, 12.5, 6.25}
-    assert short[0].rmse < one.model.preprocessing.rounds[0].rmse
+@pytest.mark.parametrize(
+    ("scales", "best", "tried"),
+    [
+        ((1.0, 2.0), 1.0, {1.0, 2.0, 0.5}),
+        ((2.0, 1.0), 4.0, {1.0, 2.0, 4.0, 8.0}),
+        ((1.0, 3.0, 9.0), 3.0, {1.0, 3.0, 9.0}),
+        ((4.0, 8.0), 0.01, {8.0, 4.0, 2.0, 1.0, 0.5}),  # three beyond
+        ((1.0,), 4.0, {1.0}),
+    ],
+)
+def test_lengths_beyond_those_given_are_tried_as_long_as_they_gain(
+    monkeypatch: pytest.MonkeyPatch, scales: Any, best: float, tried: set[float]
+) -> None:
+    seen = set[float]()
+
+    def trial(self: Any, small: Any, pre: Any, scale: float, name: str) -> Any:
+        seen.add(scale)
+        return SimpleNamespace(error=abs(np.log(scale / best)), round=SimpleNamespace(scale=scale))
+
+    monkeypatch.setattr(MetricSearch, "_trial", trial)
+    small: Any = SimpleNamespace(features=FEATURES)
+    search = MetricSearch(nd.Metric(1, scales=scales), small, small, 4, "float64", None, None)
+    pre: Any = SimpleNamespace(mapped_shape=(D,))
+    found = search._best(pre, "round 0").round.scale
+    assert seen == tried
+    assert found == min(tried, key=lambda scale: abs(np.log(scale / best)))
 
 
 def test_lengths_are_tried_only_where_the_kernel_depends_on_them(make_dataset: Any) -> None:
