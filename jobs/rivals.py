@@ -1,9 +1,9 @@
 """Models for tables with categories and missing values: boosted trees of three makers, xRFM, scikit-learn's, and ours.
 
 Every model gets the training rows of a split and chooses all that it has to choose from them alone.  A tuned one tries
-candidates, the first of which is its default, on rows held out, until the processor seconds of the budget are used; then
-the best three are fitted to all training rows, with the rounds at which boosting was best, and their predictions are
-averaged.
+candidates, the first of which is its default, on rows held out, until the processor seconds of the budget are used;
+then the best three are fitted to all training rows, with the rounds at which boosting was best, and their predictions
+are averaged.
 """
 
 import os
@@ -360,19 +360,16 @@ def ours(part: Part, params: Params, held: Held | None, rounds: int) -> Fitted:
 
 
 def ours_averaged(part: Part, params: Params, held: Held | None, rounds: int) -> Fitted:
-    """Average the fits of the three recipes with the least errors in the choice of the default, the best of them its own.
+    """Average the default with the two recipes that came next in its choice.
 
-    The search is that of the default, so it takes what it takes, and not the budget.
+    The search is that of the default: it takes what it takes, and not the budget.
     """
     first = estimator(part).fit(part.x, part.y)
     trials = sorted(first.choice_.trials, key=lambda one: (-one.turns, one.rmse))[:AVERAGED]
     m = first.choice_.features.n_components
-    others = [(nd.Nystrom(m, one.recipe.kernel), one.recipe.front, one.recipe.metric) for one in trials[1:]]
-    fits = [
-        first,
-        *(estimator(part, features, front, metric).fit(part.x, part.y) for features, front, metric in others),
-    ]
-    predictors = [predictor(fit, part) for fit in fits]
+    next_ones = [one.recipe for one in trials[1:]]
+    others = [estimator(part, nd.Nystrom(m, one.kernel), one.front, one.metric) for one in next_ones]
+    predictors = [predictor(fit, part) for fit in (first, *(other.fit(part.x, part.y) for other in others))]
     return Fitted(lambda x: np.mean([predict(x) for predict in predictors], axis=0))
 
 
