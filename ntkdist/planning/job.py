@@ -85,11 +85,10 @@ class Metric(Spec, frozen=True, tag=False):
     rows : int
         Rows that the rounds use, about; a hash of the positions picks them.
     scales : tuple of float
-        Lengths (root of the mean square) that u is tried with in each round; where the first or the last of several
-        is best, at most three beyond it, in the same steps, as long as they gain.  They stand for the bias of an NTK
-        and the length scale of a radial kernel; a homogeneous kernel does not depend on them.  The length of the round
-        that is kept is chosen once more, by steps of a factor 1.5 that gain, for the features of the job itself, or,
-        where their Gram is in no process whole, of the rounds.
+        Lengths (root of the mean square) that u is tried with in each round.  They stand for the bias of an NTK and the
+        length scale of a radial kernel; a homogeneous kernel does not depend on them.  The length of the round that is
+        kept is chosen once more, by steps of a factor 1.5 that gain, for the features of the job itself, or, where
+        their Gram is in no process whole, of the rounds.
     """
 
     rounds: Annotated[int, Meta(ge=0)] = 0

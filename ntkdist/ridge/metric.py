@@ -10,7 +10,6 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +36,6 @@ from ntkdist.sums.gradients import GradientsOf, GradientSums
 F8 = NDArray[np.float64]
 CONSTANT = 1e-9  # of the mean square of gradients: a variance that rounding may make of a linear function
 GAIN = 1e-3  # of the error: a round that gains less is the last
-BEYOND = 3  # steps beyond the lengths that are given
 STEP, STEPS = 1.5, 4  # of the length, for the map of the fit
 
 
@@ -114,28 +112,14 @@ class MetricSearch:
 
     def _round(self, pre: Preprocessing, number: int) -> dict[str, F8]:
         """Fit at every length, and return numbers and metric of the best fit, and the metric that follows from it."""
-        best = self._best(pre, f"round {number}")
+        scales = self.metric.scales if depends_on_length(self.small.features, pre.mapped_shape) else (1.0,)
+        trials = (self._trial(self.small, pre, scale, f"round {number}") for scale in scales)
+        best = min(trials, key=lambda trial: trial.error)
         numbers = best.round.scale, best.error, best.round.rmse, best.round.alpha
         arrays = {"numbers": np.array(numbers), "metric": best.preprocessing.metric}
         if number < self.metric.rounds and (following := self._following(best, number)) is not None:
             arrays["following"] = following
         return arrays
-
-    def _best(self, pre: Preprocessing, name: str) -> Trial:
-        """Return the trial of least error; beyond the shortest and the longest length, steps go on while they gain."""
-
-        def trial(scale: float) -> Trial:
-            return self._trial(self.small, pre, scale, name)
-
-        depends = depends_on_length(self.small.features, pre.mapped_shape)
-        scales = sorted(set(self.metric.scales)) if depends else [1.0]
-        best = min(map(trial, scales), key=lambda one: one.error)
-        for edge, inner in ((scales[-1], scales[-2:][0]), (scales[0], scales[:2][-1])):
-            further = [edge * (edge / inner) ** step for step in range(BEYOND + 1 if edge != inner else 1)]
-            for scale, beyond in pairwise(further):
-                if best.round.scale == scale:
-                    best = min(best, trial(beyond), key=lambda one: one.error)
-        return best
 
     def _stretch(self, pre: Preprocessing) -> dict[str, F8]:
         """Return the factor of all rows with the least error, reached from 1 in steps that gain, and that error."""
