@@ -32,7 +32,7 @@ def part(rivals: ModuleType, rows: int, budget: float) -> Any:
 
 
 @pytest.mark.parametrize(("rows", "fits", "held"), [(30, 3, 10), (2000, 1, 400)])
-def test_a_search_takes_the_candidate_with_the_least_loss_on_rows_held_out(
+def test_a_search_averages_the_candidates_with_the_least_losses_on_rows_held_out(
     rivals: ModuleType, rows: int, fits: int, held: int
 ) -> None:
     calls = []
@@ -47,10 +47,10 @@ def test_a_search_takes_the_candidate_with_the_least_loss_on_rows_held_out(
 
     model = rivals.Model(fit, lambda rng: [{"off": off} for off in range(5)])
     found, chosen = rivals.fitted(model, part(rivals, rows, 1e9))
-    assert chosen == "off 2, 20 rounds (of 5)"
-    assert len(calls) == 5 * fits + 1
-    assert calls[-1] == ({"off": 2}, 20, rows)
-    assert found.predict(pd.DataFrame({"a": [7.0]})).tolist() == [7.0]
+    assert chosen == "off 2, 20 rounds; off 1, 10 rounds; off 3, 30 rounds (of 5)"
+    assert len(calls) == 5 * fits + 3
+    assert calls[-3:] == [({"off": off}, 10 * off, rows) for off in (2, 1, 3)]
+    assert found.predict(pd.DataFrame({"a": [7.0]})) == pytest.approx([7 + (0 + 1 + 1) / 3])
 
 
 def test_a_search_ends_before_a_candidate_that_would_pass_the_budget(rivals: ModuleType) -> None:
@@ -63,9 +63,8 @@ def test_a_search_ends_before_a_candidate_that_would_pass_the_budget(rivals: Mod
             pass
         return rivals.Fitted(lambda x: x["a"])
 
-    params, _, count = rivals.search(fit, part(rivals, 30, 0.75), ({"i": i} for i in itertools.count()))
-    assert count == 2  # of 0.3 s each; a third would end after 0.9 s
-    assert params == {"i": 0}
+    tried = rivals.search(fit, part(rivals, 30, 0.75), ({"i": i} for i in itertools.count()))
+    assert [one.params for one in tried] == [{"i": 0}, {"i": 1}]  # of 0.3 s each; a third would end after 0.9 s
     assert deadlines[0] == pytest.approx(0.25, abs=0.05)  # a third of the budget
     assert deadlines[2] == pytest.approx(0.55, abs=0.05)  # what is left of it
 
