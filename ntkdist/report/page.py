@@ -124,7 +124,10 @@ def _numbers(
     if cv is not None:
         band = cv.standard_error / (2 * cv.rmse) if cv.rmse else 0.0
         error = "rmse of one-hot scores" if pre.classes else "rmse"
-        yield f"{cv.rmse:.4g} ± {band:.1g}", f"cross-validated {error} ± its standard error"
+        if np.isfinite(band):
+            yield f"{cv.rmse:.4g} ± {band:.1g}", f"cross-validated {error} ± its standard error"
+        else:  # one fold was scored
+            yield f"{cv.rmse:.4g}", f"{error} of the rows held out"
         yield f"{cv.r2:.3f}", "r²"
     least, most = min(report.alpha_per_row), max(report.alpha_per_row)
     yield f"{least:.2g}" + (f" – {most:.2g}" if most > least else ""), "alpha per row"

@@ -138,6 +138,8 @@ def test_the_section_of_a_metric(command: Command) -> None:
     run = fit_metric(command, "abc")
     assert command("report", run, "--no-data").exit_code == 0
     page, metric = Path(run, "report.html").read_text(), json.loads(Path(run, "report.json").read_text())["metric"]
+    assert "rmse of the rows held out" in page
+    assert "± nan" not in page
     section = page[page.index("<h2>Metric</h2>") : page.index("<h2>Data</h2>")]
     cells = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", section)]
     rounds = [
