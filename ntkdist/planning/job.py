@@ -21,7 +21,7 @@ from ntkdist.spec import Spec, decode, digest, encode, read_toml
 
 Positive = Annotated[int, Meta(ge=1)]
 LEAST_COMPONENTS, MOST_COMPONENTS, ROUNDS = 1024, 4096, 3  # of what is chosen for a job without features
-LENGTH_ROWS = 2**14
+LENGTH_ROWS = 2**14  # of the rows, at least, by which a length is chosen for the features of the fit
 AFFORDABLE = 4e12  # products of two features
 
 
