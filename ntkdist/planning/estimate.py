@@ -11,7 +11,7 @@ from ntkdist.planning import resolve, resolve_gpu
 from ntkdist.planning.dense_cost import GramCost
 from ntkdist.planning.iterative_cost import ProductsCost
 from ntkdist.planning.job import Job
-from ntkdist.planning.plan import GB, Plan, of_lengths, of_rounds
+from ntkdist.planning.plan import GB, Plan, of_metric
 from ntkdist.planning.rates import Rates, measured
 from ntkdist.planning.tiled_cost import TilesCost
 
@@ -67,12 +67,12 @@ def cost(p: Plan, machines: Resources, price: float = 0.0, client: Client | None
 
 def _metric_seconds(p: Plan, machines: Resources) -> dict[str, float]:
     """Estimate the seconds of all rounds for a metric, and of the length that follows them, if there are any."""
-    if (one := of_rounds(p)) is None or (last := of_lengths(p)) is None:
+    if (plans := of_metric(p)) is None:
         return {}
     metric, rows = p.job.metric, p.layout.rows
     (trial, mapped), (last_trial, _) = (
-        _trial_seconds(one, machines, metric.share(rows)),
-        _trial_seconds(last, machines, metric.last_share(rows, last.m)),
+        _trial_seconds(plans.rounds, machines, metric.share(rows)),
+        _trial_seconds(plans.lengths, machines, metric.last_share(rows, plans.lengths.m)),
     )
     rounds = (metric.rounds + 1) * len(metric.scales) * trial + metric.rounds * GRADIENT_COST * mapped
     return {"metric": rounds + LAST_TRIALS * last_trial}

@@ -5,6 +5,7 @@ Legend: as in `ntkdist.planning.cut`.
 
 import bisect
 import math
+from typing import NamedTuple
 
 import msgspec
 
@@ -40,9 +41,11 @@ class Plan(Cut, frozen=True, tag=False):
             Bytes that it has before it starts, as measured by `resources`.
         """
         peaks = [self._pass_memory(workers, tasks_at_once, process)]
-        if (one := of_rounds(self)) is not None and (last := of_lengths(self)) is not None:
-            peaks += [each._pass_memory(workers, tasks_at_once, process) for each in (one, last)]
-            peaks.append(one._gradients_memory(self.job.metric.form == "full", workers, tasks_at_once, process))
+        if plans := of_metric(self):
+            peaks += [each._pass_memory(workers, tasks_at_once, process) for each in plans]
+            peaks.append(
+                plans.rounds._gradients_memory(self.job.metric.form == "full", workers, tasks_at_once, process)
+            )
         return max(peaks, key=lambda parts: sum(parts.values()))
 
     def _pass_memory(self, workers: int, tasks_at_once: int, process: int) -> dict[str, int]:
@@ -218,20 +221,23 @@ def check_choice(job: Job, layout: Layout) -> None:
         )
 
 
-def of_rounds(p: Plan) -> Plan | None:
-    """Return the plan of the fit of a round in which a metric is learned; None if there is no round."""
-    return _small(p, p.job.metric.components(p.m))
+class MetricPlans(NamedTuple):
+    """The plans of the fits by which a metric is learned."""
+
+    rounds: Plan
+    lengths: Plan  # of the fits that choose the length of rows once more
 
 
-def of_lengths(p: Plan) -> Plan | None:
-    """Return the plan of the fits that choose the length of rows once more; None if there is no round."""
-    return _small(p, p.m if p.solver.sums == "gram" else p.job.metric.components(p.m))
-
-
-def _small(p: Plan, m: int) -> Plan | None:
-    job = p.job
-    if not job.metric.rounds or job.preprocess.reuse:
+def of_metric(p: Plan) -> MetricPlans | None:
+    """Return the plans of the fits by which a metric is learned; None if none is."""
+    if not p.job.metric.rounds or p.job.preprocess.reuse:
         return None
+    few = p.job.metric.components(p.m)
+    return MetricPlans(_small(p, few), _small(p, p.m if p.solver.sums == "gram" else few))
+
+
+def _small(p: Plan, m: int) -> Plan:
+    job = p.job
     features = p.features if m == p.m else msgspec.structs.replace(p.features, n_components=m)
     solver = choose(m, len(AUTO_GRID))
     table = msgspec.structs.replace(job.plan, tile=None, block_rows=None, device="cpu")

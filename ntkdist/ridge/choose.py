@@ -22,7 +22,7 @@ from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, phase, reduce
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.scaling import Front, Preprocess, Preprocessing
 from ntkdist.features import AnyFeatureMap, Nystrom
-from ntkdist.kernels import NTK, AnyKernel, Gaussian, ProductLaplace
+from ntkdist.kernels import NTK, AnyKernel, Gaussian, Laplace, ProductLaplace
 from ntkdist.planning.job import ROUNDS, Job, Metric, components, rounds_components
 from ntkdist.planning.plan import by_fold, check_choice, plan
 from ntkdist.ridge import earlier
@@ -54,14 +54,15 @@ class Recipe(NamedTuple):
 
 SMOOTH = Metric(rounds=ROUNDS, form="full", scales=(0.3, 1.0, 3.0))
 ALONG_COLUMNS = Metric(rounds=ROUNDS, form="diagonal", scales=(0.1, 0.3, 1.0, 3.0))
+SMOOTH_ALONG_COLUMNS = msgspec.structs.replace(SMOOTH, form="diagonal")
 RECIPES = (
     Recipe(Gaussian(1.0), "both", SMOOTH),
     Recipe(ProductLaplace(1.0), "quantile", ALONG_COLUMNS),
     Recipe(NTK(2, 1.0), "both", SMOOTH),
-    Recipe(Gaussian(1.0), "both", msgspec.structs.replace(SMOOTH, form="diagonal")),
-    Recipe(ProductLaplace(1.0), "standard", ALONG_COLUMNS),
-    Recipe(Gaussian(1.0), "standard", SMOOTH),
-    Recipe(NTK(2, 1.0), "standard", msgspec.structs.replace(SMOOTH, form="diagonal")),
+    Recipe(Laplace(1.0), "both", SMOOTH),
+    Recipe(ProductLaplace(1.0), "both", ALONG_COLUMNS),
+    Recipe(Gaussian(1.0), "standard", SMOOTH_ALONG_COLUMNS),
+    Recipe(NTK(2, 1.0), "standard", SMOOTH_ALONG_COLUMNS),
 )
 PLAIN = Recipe(NTK(2, 1.0), "standard", Metric())  # of few rows
 
@@ -153,7 +154,7 @@ def of_length(kernel: AnyKernel, scale: float) -> AnyKernel:
     """Return the kernel of rows that are ``scale`` times as long, up to a factor."""
     if isinstance(kernel, NTK):
         return msgspec.structs.replace(kernel, bias=kernel.bias / scale)
-    assert isinstance(kernel, Gaussian | ProductLaplace)
+    assert isinstance(kernel, Gaussian | Laplace | ProductLaplace)
     return msgspec.structs.replace(kernel, lengthscale=kernel.lengthscale / scale)
 
 

@@ -16,7 +16,7 @@ from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
 from ntkdist.data.moments import Mode, Moments, MomentsOf
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import Damaged, DataError
-from ntkdist.planning.plan import Plan, by_fold, of_lengths, of_rounds, source_of
+from ntkdist.planning.plan import Plan, by_fold, of_metric, source_of
 from ntkdist.ridge import checkpoint, earlier, encode
 from ntkdist.ridge.checkpoint import Kept, KeptRounds
 from ntkdist.ridge.encode import ByFold
@@ -60,12 +60,13 @@ def prepare(
 
 def metric_search(p: Plan, client: Client | None, watch: Watch | None) -> MetricSearch | None:
     """Return the search for a metric that a plan asks for; None if it learns none, or reuses that of another run."""
-    metric, rows = p.job.metric, p.layout.rows
-    if (one := of_rounds(p)) is None or (last := of_lengths(p)) is None:
+    metric, count = p.job.metric, p.layout.rows
+    if (plans := of_metric(p)) is None:
         return None
-    small = Small.of(one.features, *by_fold(one), metric.share(rows))
-    lengths = Small.of(last.features, *by_fold(last), metric.last_share(rows, last.m))
-    return MetricSearch(metric, small, lengths, p.fan_in, p.dtype, client, watch)
+    rounds, lengths = plans
+    small = Small.of(rounds.features, *by_fold(rounds), metric.share(count))
+    last = Small.of(lengths.features, *by_fold(lengths), metric.last_share(count, lengths.m))
+    return MetricSearch(metric, small, last, p.fan_in, p.dtype, client, watch)
 
 
 def _fit_scaling_and_map(

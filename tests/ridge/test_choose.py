@@ -78,7 +78,7 @@ def test_without_rounds_the_length_is_that_of_the_kernel(monkeypatch: pytest.Mon
     assert choice.features.kernel.bias == pytest.approx((2 * D) ** 0.5 / (3 * trial.stretch))  # two forms of a column
 
 
-@pytest.mark.parametrize("kernel", [nd.NTK(2, 0.7), nd.ProductLaplace(1.3), nd.Gaussian(0.8)])
+@pytest.mark.parametrize("kernel", [nd.NTK(2, 0.7), nd.ProductLaplace(1.3), nd.Gaussian(0.8), nd.Laplace(0.8)])
 def test_a_longer_row_is_a_shorter_kernel(kernel: Any) -> None:
     x = np.random.default_rng(0).standard_normal((6, D))
     short, long = choose.of_length(kernel, 2.5)(x), kernel(2.5 * x)
