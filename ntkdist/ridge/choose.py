@@ -35,7 +35,7 @@ from ntkdist.sums.sample import TrainingSampleOf
 
 FOLDS, TURNS = 5, 3  # of the rows of the sample, and how many of them are held out in turn where rows are few
 FEW_ROWS = 3000
-CLOSE = 1.05  # times the least error so far: recipes above are not tried on other folds
+CLOSE = 0.05  # over the turns so far, of the least error: recipes further above it are not tried on other folds
 FEWEST_ROWS = 150  # below, the rows held out are too few to choose by
 SAMPLE_ROWS = 2**14
 TRIAL_COMPONENTS = 512
@@ -179,7 +179,7 @@ def _raced(recipes: Iterable[Recipe], learned: Callable[[Recipe, int], Preproces
         for recipe in close:
             found[recipe].append(learned(recipe, turn))
         errors = {recipe: _trial(recipe, found[recipe]).rmse for recipe in close}
-        close = [recipe for recipe in close if errors[recipe] <= CLOSE * min(errors.values())]
+        close = [recipe for recipe in close if errors[recipe] <= (1 + CLOSE / (turn + 1)) * min(errors.values())]
         if len(close) == 1:
             break
     return tuple(_trial(recipe, each) for recipe, each in found.items())
@@ -203,7 +203,7 @@ def _learned(rows: Arrays, preprocess: Preprocess, balanced: bool, recipe: Recip
     turned = replace(rows, deal=(folds + turn) % (folds.max() + 1))  # the last fold is held out
     source, quiet = source._replace(dataset=turned), progress.silent
     pre, _ = scaling(preprocess, source._replace(folds=0), None, quiet, balanced, ByFold(source, shards))
-    m = min(TRIAL_COMPONENTS, layout.rows // 2)
+    m = min(TRIAL_COMPONENTS, max(layout.rows // 4, FEWEST_ROWS // 2))
     metric = msgspec.structs.replace(recipe.metric, rounds=min(TRIAL_ROUNDS, recipe.metric.rounds))
     return learn_metric(turned, metric, Nystrom(m, recipe.kernel), FOLDS, pre, None)
 
