@@ -5,8 +5,9 @@ e the largest degree that is exact, N_j = C(d + j − 1, j) its monomials.
 """
 
 import math
+from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Meta
@@ -18,6 +19,7 @@ from scipy.sparse import csr_array, hstack, issparse
 from ntkdist.errors import SpecError
 from ntkdist.features import monomials, sketch
 from ntkdist.features.base import FeatureMap, Params, flat, normalised
+from ntkdist.features.pull_back import of_lengths
 from ntkdist.kernels import NTK, with_bias
 
 F8 = NDArray[np.float64]
@@ -40,6 +42,15 @@ class Columns(NamedTuple):
     def factors(self) -> list[tuple[int, int]]:
         """The input and output length of each factor of the chain."""
         return [(self.dims[-1], self.state), *((self.dims[r - 1], m) for _, r, m in self.chain)] if self.chain else []
+
+
+class Block(NamedTuple):
+    """Columns of one degree: a kind, the degree, the columns z (n, m) and the factor that they still need."""
+
+    kind: Literal["constant", "exact", "linear", "product"]
+    degree: int
+    z: NDArray[Any]
+    factor: Any
 
 
 class NTKSketch(FeatureMap, frozen=True):
@@ -116,33 +127,105 @@ class NTKSketch(FeatureMap, frozen=True):
         return params
 
     def apply(self, params: Params, x: NDArray[Any] | csr_array) -> NDArray[Any]:
-        columns = self._columns(self._width(x.shape[1:]))
         u, length = _unit_rows(x, self.bias)
-        out = np.empty((u.shape[0], self.n_components), x.dtype)
-        out[:, 0] = params["one"]
-        at, powers = 1, [u]
-
-        def put(z: NDArray[Any], m: int, factor: Any) -> None:
-            nonlocal at
-            np.multiply(z[:, :m], factor, out=out[:, at : at + m])
+        out, at = np.empty((u.shape[0], self.n_components), x.dtype), 0
+        for block in self._blocks(params, [u]):
+            m = block.z.shape[1]
+            np.multiply(block.z, block.factor, out=out[:, at : at + m])
             at += m
+        out[:, at:] = 0
+        out *= length
+        return out
 
+    def _blocks(self, params: Params, powers: list[Any], kept: list[sketch.Factors] | None = None) -> Iterator[Block]:
+        """Yield the columns block by block, each to be read before the next.
+
+        ``powers`` begins as [u], to which the monomials are appended; ``kept`` is that of `sketch.poly_sketch`.
+        """
+        u = powers[0]
+        columns = self._columns(u.shape[1])
+        yield Block("constant", 0, np.ones((u.shape[0], 1), u.dtype), params["one"])
         for j in range(1, columns.exact + 1):
             if j > 1:
                 powers.append(monomials.next_degree(u, powers[-1], j))
             if (factor := params.get(f"exact{j}")) is not None:
-                z = _dense(powers[-1])
-                put(z, z.shape[1], factor)
+                yield Block("exact", j, _dense(powers[-1]), factor)
         if m := columns.sketched.get(1, 0):
             z = sketch.sparse_count_sketch(params["linear"], u, m) if issparse(u) else sketch.srht(params["linear"], u)
-            put(z, m, params["factor1"])
+            yield Block("linear", 1, z, params["factor1"])
         if columns.chain:
-            for j, z in sketch.poly_sketch(params["poly"], powers, columns.chain, columns.state):
+            for j, z in sketch.poly_sketch(params["poly"], powers, columns.chain, columns.state, kept):
                 if m := columns.sketched.get(j, 0):
-                    put(z, m, params[f"factor{j}"])
-        out[:, at:] = 0
-        out *= length
-        return out
+                    yield Block("product", j, z[:, :m], params[f"factor{j}"])
+
+    @property
+    def has_gradient(self) -> bool:
+        return True
+
+    def gradient_weights(self, params: Params, coef: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+        return coef.astype(dtype)
+
+    def gradient_of(self, params: Params, x: NDArray[Any] | csr_array, weights: NDArray[Any]) -> NDArray[Any]:
+        u, length = _unit_rows(x, self.bias)
+        powers, kept, each, at = [u], list[sketch.Factors](), list[tuple[str, int, NDArray[Any]]](), 0
+        values = np.zeros((u.shape[0], weights.shape[1]), u.dtype)
+        for block in self._blocks(params, powers, kept):
+            m = block.z.shape[1]
+            by_column = np.reshape(block.factor, (-1, 1)) * weights[at : at + m]
+            values += block.z @ by_column
+            each.append((block.kind, block.degree, by_column))
+            at += m
+        slopes = np.empty((*values.shape, u.shape[1]), u.dtype)
+        for i in range(values.shape[1]):
+            slopes[:, i] = self._slopes(params, powers, kept, [(kind, j, w[:, i]) for kind, j, w in each])
+        return of_lengths(slopes, _dense(u), values, length, math.prod(x.shape[1:]))
+
+    def _slopes(
+        self,
+        params: Params,
+        powers: list[Any],
+        kept: list[sketch.Factors],
+        weights: list[tuple[str, int, NDArray[Any]]],
+    ) -> NDArray[Any]:
+        """Return the gradients by u of one function, from the weights (m_j,) of each block, by its kind and degree."""
+        d, dtype, columns = powers[0].shape[1], powers[0].dtype, self._columns(powers[0].shape[1])
+        out, products = [np.zeros(power.shape, dtype) for power in powers], dict[int, NDArray[Any]]()
+        for kind, j, w in weights:
+            if kind == "exact":
+                out[j - 1] += w
+            elif kind == "linear":
+                linear = params["linear"]
+                out[0] += (
+                    sketch.count_sketch_transposed(linear, w[None])
+                    if "bucket" in linear
+                    else sketch.srht_transposed(linear, w[None], d)
+                )
+            elif kind == "product":
+                products[j] = w
+        if columns.chain:
+            sketch.poly_pull_back(params["poly"], kept, columns.chain, columns.state, products, out)
+        for j in range(2, len(powers) + 1):
+            place, exponent = monomials.raised(d, j)
+            by_lower = out[j - 1][:, place]
+            by_lower *= exponent.astype(dtype)
+            out[0] += np.matmul(powers[j - 2][:, None], by_lower)[:, 0]
+        return out[0]
+
+    def gradient_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        d, size = self._width(input_shape), np.dtype(dtype).itemsize
+        columns, hashed = self._columns(d), d > sketch.WIDE
+        values = 2 * t * d + 4 * d + 2 * sum(columns.dims) + self.n_components
+        values += 2 * max((d * count for count in columns.dims[:-1]), default=0)
+        if columns.chain:
+            lefts = 1 + len({step.j - step.r for step in columns.chain})
+            factors = max(sketch.factor_values(q, k, hashed) + q for q, k in columns.factors)
+            values += sum(step.columns for step in columns.chain) + (lefts + 5) * columns.state + factors
+        if m := columns.sketched.get(1, 0):
+            values += sketch.factor_values(d, m, hashed)
+        return size * values + 24 * d * hashed + 64
+
+    def gradient_weights_bytes(self, input_shape: tuple[int, ...], dtype: Any, t: int) -> int:
+        return 2 * np.dtype(dtype).itemsize * self.n_components * t
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         d = self._width(input_shape)

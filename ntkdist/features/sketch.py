@@ -30,6 +30,8 @@ from ntkdist import gpu, random
 
 F8 = NDArray[np.float64]
 Drawn = dict[str, NDArray[Any]]  # the arrays of a sketch
+Factors = tuple[NDArray[Any], NDArray[Any]]  # S P_i and S_j u^{⊗r}, whose product is P_j
+Slopes = Sequence[NDArray[Any]]  # gradients by u, and by the monomials of degree 2 … e
 Powers = Sequence[NDArray[Any] | csr_array]  # u, and the monomials of degree 2 … e
 DENSE = 128  # up to this power of two, an SRHT is one product with its own matrix
 WIDE = 1024  # longer rows are hashed before they are mixed, at a cost in proportion to their non-zeros
@@ -87,6 +89,13 @@ def sparse_count_sketch(s: Drawn, x: csr_array, m: int) -> NDArray[Any]:
     return out
 
 
+def count_sketch_transposed(s: Drawn, y: NDArray[Any]) -> NDArray[Any]:
+    """Multiply rows y (n, m) by the transposed sketch of `draw_buckets`, to (n, d)."""
+    out: NDArray[Any] = y[:, s["bucket"]]
+    out *= s["sign"]
+    return out
+
+
 # By Hadamard matrices.
 
 
@@ -139,6 +148,19 @@ def srht(s: Drawn, x: NDArray[Any]) -> NDArray[Any]:
     return xp.take(mix(wide).reshape(n, -1), s["rows"], axis=1)
 
 
+def srht_transposed(s: Drawn, y: NDArray[Any], d: int) -> NDArray[Any]:
+    """Multiply rows y (n, m) by the transposed transform, to (n, d)."""
+    if "matrix" in s:
+        return y @ s["matrix"].T
+    count, w = len(s["signs"]), next_power(d)
+    wide = np.zeros((len(y), count * w), y.dtype)
+    wide[:, s["rows"]] = y
+    mixed = mix(wide.reshape(-1, count, w))[:, :, :d]
+    mixed *= s["signs"]
+    out: NDArray[Any] = mixed.sum(axis=1)
+    return out
+
+
 def srht_values(d: int, m: int) -> int:
     """Count the numbers that `srht` holds for one row at its peak, its result included."""
     w = next_power(d)
@@ -178,6 +200,15 @@ def factor(s: Drawn, x: NDArray[Any] | csr_array, m: int) -> NDArray[Any]:
     return mix(sparse_count_sketch(s, x if issparse(x) else csr_array(x), next_power(m)))[:, :m]
 
 
+def factor_transposed(s: Drawn, y: NDArray[Any], d: int) -> NDArray[Any]:
+    """Multiply rows y (n, m) by the transposed factor, to (n, d)."""
+    if "bucket" not in s:
+        return srht_transposed(s, y, d)
+    wide = np.zeros((len(y), next_power(y.shape[1])), y.dtype)
+    wide[:, : y.shape[1]] = y
+    return count_sketch_transposed(s, mix(wide))
+
+
 def factor_values(d: int, m: int, hashed: bool) -> int:
     """Count the numbers that `factor` holds for one row at its peak, with its result, without a sparse row's values."""
     return 3 * next_power(m) if hashed else srht_values(d, m)
@@ -205,10 +236,13 @@ def draw_poly(
     return s
 
 
-def poly_sketch(s: dict[str, Any], powers: Powers, chain: Sequence[Step], w: int) -> Iterator[tuple[int, NDArray[Any]]]:
+def poly_sketch(
+    s: dict[str, Any], powers: Powers, chain: Sequence[Step], w: int, kept: list[Factors] | None = None
+) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield each degree j of a chain with its columns P: E⟨P, P'⟩ = (columns/w)·⟨u, u'⟩^j.
 
-    The caller may overwrite a sketch after reading it, but has to read it before the next is made.
+    The caller may overwrite a sketch after reading it, but has to read it before the next is made.  The factors of all
+    products are appended to ``kept``.
     """
     e = len(powers)
     left, state, at = factor(s["left"], powers[-1], w), None, e
@@ -217,7 +251,36 @@ def poly_sketch(s: dict[str, Any], powers: Powers, chain: Sequence[Step], w: int
             assert state is not None
             left, at = mix(state * s[f"mix{at + e}"]), at + e
         p = factor(s[f"right{j}"], powers[r - 1], columns)
+        if kept is not None:
+            kept.append((left[:, :columns], p.copy()))
         p *= left[:, :columns]
         if j % e == 0:
             state = p
         yield j, p
+
+
+def poly_pull_back(
+    s: dict[str, Any],
+    factors: Sequence[Factors],
+    chain: Sequence[Step],
+    w: int,
+    weights: dict[int, NDArray[Any]],
+    out: Slopes,
+) -> None:
+    """Add the gradients of Σ_j ⟨weights_j, P_j⟩ by the powers to ``out``, one array (n, N_r) for each power.
+
+    ``factors`` are those that `poly_sketch` has kept.  The chain is run backwards: the gradients by P_j give those by
+    both of its factors, and those by all that start from P_i give that by P_i.
+    """
+    e, by_state = len(out), None
+    by_left = np.zeros((len(out[0]), w), out[0].dtype)
+    for k, ((j, r, columns), (left, right)) in reversed(list(enumerate(zip(chain, factors, strict=True)))):
+        by_p = np.zeros_like(right) if by_state is None or j % e else by_state
+        if j in weights:
+            by_p[:, : len(weights[j])] += weights[j]
+        out[r - 1] += factor_transposed(s[f"right{j}"], by_p * left, out[r - 1].shape[1])
+        by_left[:, :columns] += by_p * right
+        if k and chain[k - 1].j - chain[k - 1].r != j - r:
+            by_state = mix(by_left) * s[f"mix{j - r}"]
+            by_left[:] = 0
+    out[-1] += factor_transposed(s["left"], by_left, out[-1].shape[1])

@@ -46,11 +46,12 @@ MAPS = [
     *(Nystrom(30, kernel) for kernel in KERNELS),
     *(ZonalFeatures(m, kernel) for m in (12, 150) for kernel in ANGULAR),
     *(RandomFourier(m, kernel) for m in (64, 33) for kernel in RADIAL),
+    *(NTKSketch(m, 2, 8, bias) for m in (20, 300) for bias in (0.0, 0.7)),
 ]
 every_map = pytest.mark.parametrize("spec", MAPS, ids=encode)
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=encode)
 every_dimension = pytest.mark.parametrize("d", [1, 2, 3, 7])
-NONE: list[FeatureMap] = [NTKRandomFeatures(64), NTKSketch(64, 2), CNTKRandomFeatures(64), CNTKSketch(64)]
+NONE: list[FeatureMap] = [NTKRandomFeatures(64), CNTKRandomFeatures(64), CNTKSketch(64)]
 
 
 def fitted(spec: Any, d: int) -> Any:
@@ -121,7 +122,8 @@ def test_float32_rows_have_the_gradients_of_float64(spec: Any, d: int) -> None:
 def test_a_row_of_zeros_has_the_gradient_0_where_the_map_is_homogeneous(spec: Any) -> None:
     features, coef, x = fitted(spec, 5), weights(spec.n_components), rows(4, 5)
     g = features.gradients(np.concatenate([x, np.zeros((1, 5))]), coef)
-    homogeneous = getattr(spec.kernel, "homogeneous", True) and not getattr(spec.kernel, "bias", 0)
+    bias = getattr(spec, "bias", 0) or getattr(spec.kernel, "bias", 0)
+    homogeneous = getattr(spec.kernel, "homogeneous", True) and not bias
     assert np.isfinite(g).all()
     assert (np.abs(g[-1]).max() == 0) == homogeneous
     same_rows(g[:-1].reshape(4, -1), features.gradients(x, coef).reshape(4, -1))
@@ -233,6 +235,20 @@ def test_sparse_rows_have_gradients_where_the_map_takes_them() -> None:
         ZonalFeatures(20).gradients(csr_array(x), weights(20))
 
 
+@pytest.mark.parametrize("d", [40, 1100])
+def test_a_sketch_has_gradients_however_long_the_rows(d: int) -> None:
+    """With factors that are mixed from all columns, and with those of long rows, which are hashed."""
+    features, coef, x = NTKSketch(400, 2), weights(400), rows(5, d)
+    directions = rows(3, d, seed=9) / np.sqrt(d)
+
+    def along(steps: F8) -> F8:
+        return features(x + steps @ directions) @ coef
+
+    got = features.gradients(x, coef)
+    assert_near(got @ directions.T, differences(along, np.zeros((1, 3))), 1e-6)
+    assert_near(features.gradients(csr_array(x), coef), got, 1e-9)
+
+
 def test_few_landmarks_have_gradients() -> None:
     """None at all, where all rows are zero; and fewer than columns."""
     x, coef = rows(9, 4), weights(40)
@@ -249,8 +265,6 @@ def test_a_map_without_gradients_refuses_in_a_sentence(spec: FeatureMap) -> None
     said = {
         NTKRandomFeatures: "its functions are sums of steps; learn the metric with ZonalFeatures or Nystrom of the "
         "same kernel, and take it over with `[preprocess] reuse`",
-        NTKSketch: "none is implemented; learn the metric with ZonalFeatures or Nystrom of the same kernel, and take "
-        "it over with `[preprocess] reuse`",
     }.get(type(spec), "its rows are images, and a metric is for vectors; leave the metric out")
     assert not spec.has_gradient
     for call in (
@@ -311,6 +325,8 @@ MEASURED = [
     Case(Nystrom(512, NTK(2, bias=1.0)), 784, ROWS, 10),
     Case(Nystrom(512, GammaExponential(3.0, 0.7, True)), 784, ROWS, 10),
     Case(Nystrom(512, ProductLaplace(3.0)), 20, ROWS, 3),
+    *(Case(NTKSketch(2048, 2), d, 200, t) for d in (9, 90) for t in (1, 10)),
+    Case(NTKSketch(1024, 2), 2000, 64, 3),
 ]
 
 

@@ -342,7 +342,6 @@ def test_lengths_are_tried_only_where_the_kernel_depends_on_them(make_dataset: A
         ({"preprocess": nd.Preprocess(reuse="a + b")}, "the metrics of several runs do not add"),
         ({"metric": nd.Metric(rounds=1, n_components=97)}, "metric.n_components is 97, more than the 96"),
         ({"features": nd.NTKRandomFeatures(96)}, "NTKRandomFeatures has no gradient"),
-        ({"features": nd.NTKSketch(96)}, "NTKSketch has no gradient"),
         ({"features": nd.CNTKRandomFeatures(96)}, "CNTKRandomFeatures has no gradient"),
     ],
 )
