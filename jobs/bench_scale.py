@@ -1,7 +1,7 @@
 """Growth with the rows, the workers and the tasks: seconds and memory of a fit, and the overhead of a task.
 
 python jobs/bench_scale.py rows [--rows 100000,300000,1000000] [--components 512]
-python jobs/bench_scale.py workers [--pairs 5]
+python jobs/bench_scale.py workers [--pairs 5] [--metric]
 python jobs/bench_scale.py metric FLIGHTS.npz [--rows 100000,300000,1000000,3000000] [--workers 2]
 python jobs/bench_scale.py tasks [--tasks 10000] [--partitions 1000000]
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import numpy as np
 from distributed import Client, LocalCluster
 from harness import Result, dataset, file, median, normals, options, report, started, tiny_table
@@ -74,23 +75,25 @@ def rows_(rows: str, components: int, out: str) -> None:
 @click.option("--rows", default=200_000)
 @click.option("--components", default=2048)
 @click.option("--seconds", default=4.0, help="Of each bare syrk.")
+@click.option("--metric", "learned", is_flag=True, help="Time a round for a metric in place of the main pass.")
 @options(pairs=1, rows=2000, components=64, seconds=0.1)
-def workers(pairs: int, rows: int, components: int, seconds: float, out: str) -> None:
+def workers(pairs: int, rows: int, components: int, seconds: float, learned: bool, out: str) -> None:
     """Fit with one worker process and with two, a thread each, beside bare syrk in one and two processes, by turns."""
     notes = ["each row is a pair of fits and of syrk by turns"]
-    result = Result("Two workers", [normals(rows, 64)], out, notes)
+    result = Result("Two workers, a round for a metric" if learned else "Two workers", [normals(rows, 64)], out, notes)
     with tempfile.TemporaryDirectory() as place:
         x = np.random.default_rng(0).standard_normal((rows, 64), "f4")
         data = dataset(f"{place}/x", x, x[:, 0])
         for _ in range(pairs):
-            fits = [rows / equations_seconds(data, components, count) for count in (1, 2)]
+            fits = [rows / pass_seconds(data, components, count, learned) for count in (1, 2)]
             syrks = [bare_rate(components, count, seconds) for count in (1, 2)]
             gains = fits[1] / fits[0], syrks[1] / syrks[0]
             each = (*fits, *gains, gains[0] / gains[1], fits[0] * components**2 / syrks[0])
             result.add(dict(zip(GAINS, map(float, each), strict=True)))
     over = [row["gain of the fit over that of syrk"] for row in result.rows]
+    what = " in a round for a metric" * learned
     claims = {
-        f"what a second worker gains beside a second process of bare `ssyrk`, m={components:,}, {rows:,} rows": (
+        f"what a second worker gains{what} beside a second process of bare `ssyrk`, m={components:,}, {rows:,} rows": (
             f"{median(over):.2f} of its gain, median of {pairs} pairs ({min(over):.2f} to {max(over):.2f})"
         )
     }
@@ -107,11 +110,15 @@ GAINS = (
 )
 
 
-def equations_seconds(data: nd.Dataset, m: int, count: int) -> float:
-    """Return the seconds of the Gram pass of a fit on new worker processes."""
-    plan = nd.PlanTable(threads=1, folds=2)
+def pass_seconds(data: nd.Dataset, m: int, count: int, learned: bool) -> float:
+    """Return the seconds of the Gram pass of a fit on new worker processes, or those of a round for a metric."""
+    clock, plan = Clock(), nd.PlanTable(threads=1, folds=2)
     job = nd.Job(data, nd.NTKRandomFeatures(m), alphas_per_row=(1e-3,), plan=plan, cluster=nd.Local(count))
-    return float(nd.fit(job).report["run"]["seconds"]["equations"])
+    if learned:
+        metric = nd.Metric(1, n_components=m, rows=data.layout().rows, scales=(1.0,))
+        job = msgspec.structs.replace(job, features=nd.ZonalFeatures(m), metric=metric)
+    nd.fit(job, watch=clock)
+    return clock.round if learned else clock.seconds["equations"]
 
 
 def bare_rate(m: int, count: int, seconds: float) -> float:
@@ -147,10 +154,9 @@ def metric(source: str, rows: str, components: int, workers: int, out: str) -> N
                 cluster=nd.Local(workers),
             )
             run = nd.fit(job, watch=clock).report["run"]
-            seconds = {name: clock.seconds[name] for name in ("gradients 0", "round 1", "equations")}
-            of_round = seconds["gradients 0"] + seconds["round 1"]
+            seconds = {name: clock.seconds[name] for name in (*ROUND, "equations")}
             row = {"rows": n, "workers": workers} | {f"{name}, s": value for name, value in seconds.items()}
-            row |= {"a round over the main pass": of_round / seconds["equations"]}
+            row |= {"a round over the main pass": clock.round / seconds["equations"]}
             result.add(row | {"peak MB": max(run["peak_memory_bytes"].values()) / 1e6})
     over = ", ".join(f"{row['a round over the main pass']:.2f}" for row in result.rows)
     peaks = ", ".join(f"{row['peak MB']:.0f}" for row in result.rows)
@@ -170,6 +176,13 @@ class Clock:
         start = time.perf_counter()
         yield lambda done: None
         self.seconds[phase] = time.perf_counter() - start
+
+    @property
+    def round(self) -> float:
+        return sum(self.seconds[name] for name in ROUND)
+
+
+ROUND = ("gradients 0", "round 1")  # the phases of a round: a pass of gradients and a fit
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     "bench_exact.py",
+    "bench_exact.py --rounds 1",
     "bench_images.py accuracy",
     "bench_images.py cntk",
     "bench_kernel_error.py",
@@ -22,6 +23,7 @@ COMMANDS = [
     "bench_scale.py rows",
     "bench_scale.py tasks",
     "bench_scale.py workers",
+    "bench_scale.py workers --metric",
     "bench_solvers.py pcg",
     "bench_solvers.py tiles",
     "bench_speed.py maps",
