@@ -38,7 +38,7 @@ FEW_ROWS = 3000
 CLOSE = 0.05  # over the turns so far, of the least error: recipes further above it are not tried on other folds
 FEWEST_ROWS = 150  # below, the rows held out are too few to choose by
 SAMPLE_ROWS = 2**14
-TRIAL_COMPONENTS = 512
+FEW_COMPONENTS, TRIAL_COMPONENTS = 384, 512  # of few rows, and of others
 TRIAL_ROUNDS = 2
 GRAMS = 12  # that a fit holds at once: of the folds, and in solving
 WIDEST = 500  # columns of rows, of which a full metric is learned
@@ -203,7 +203,7 @@ def _learned(rows: Arrays, preprocess: Preprocess, balanced: bool, recipe: Recip
     turned = replace(rows, deal=(folds + turn) % (folds.max() + 1))  # the last fold is held out
     source, quiet = source._replace(dataset=turned), progress.silent
     pre, _ = scaling(preprocess, source._replace(folds=0), None, quiet, balanced, ByFold(source, shards))
-    m = min(TRIAL_COMPONENTS, max(layout.rows // 4, FEWEST_ROWS // 2))
+    m = min(TRIAL_COMPONENTS, max(layout.rows // 4, FEW_COMPONENTS), layout.rows // 2)
     metric = msgspec.structs.replace(recipe.metric, rounds=min(TRIAL_ROUNDS, recipe.metric.rounds))
     return learn_metric(turned, metric, Nystrom(m, recipe.kernel), FOLDS, pre, None)
 
