@@ -90,7 +90,10 @@ def check_folds(folds: Sequence[NormalEquations | CrossSums], scored: Sequence[i
     needed = range(len(folds)) if scored is None else scored
     if sum(fold.weight > 0 for fold in folds) < 2 or any(folds[k].weight <= 0 for k in needed):
         each = [round(fold.weight, 6) for fold in folds]
-        raise DataError(f"Cross-validation needs two or more folds with rows, got folds of weight {each}; lower folds")
+        raise DataError(
+            f"Cross-validation needs two or more folds with rows, got folds of weight {each}; lower folds, or give "
+            "rows that are not all equal, as equal ones share a fold"
+        )
 
 
 def penalties(

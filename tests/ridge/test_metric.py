@@ -351,6 +351,11 @@ def test_a_metric_that_cannot_be_learned_is_refused_in_a_sentence(settings: Any,
         nd.Job(**values)
 
 
+def test_a_table_of_equal_rows_is_refused_in_a_sentence() -> None:
+    with pytest.raises(nd.DataError, match=r"two or more folds with rows.* give rows that are not all equal"):
+        nd.NTKRidgeCV(nd.Nystrom(20), metric=ROUNDS).fit(np.ones((60, 3)), np.arange(60.0))
+
+
 def test_no_length_is_refused() -> None:
     with pytest.raises(nd.SpecError, match=r"metric\.scales is empty"):
         nd.Metric(scales=())
