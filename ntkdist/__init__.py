@@ -40,6 +40,7 @@ from ntkdist.ridge.detach import attach, cancel, status, submit
 from ntkdist.ridge.fit import FitResult, fit, normal_equations
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.predict import evaluate, featurize, predict
+from ntkdist.ridge.predict_table import predict_table
 from ntkdist.ridge.prefix_curve import PrefixCurve, prefix_curve
 from ntkdist.ridge.residuals import leave_one_out
 from ntkdist.ridge.solve import solve
@@ -118,6 +119,7 @@ __all__ = [
     "normal_equations",
     "plan",
     "predict",
+    "predict_table",
     "prefix_curve",
     "save",
     "solve",

@@ -27,6 +27,7 @@ from ntkdist.cli.support import (
 from ntkdist.cluster import preflight
 from ntkdist.cluster.connect import connect
 from ntkdist.data import storage, zarr_groups
+from ntkdist.data.sources import is_table
 from ntkdist.planning import estimate, resolve
 from ntkdist.report import comparison_plots
 from ntkdist.ridge import prefix_curve, run_directory
@@ -189,13 +190,22 @@ def solve(
 
 @main.command()
 @click.argument("model")
-@click.argument("dataset")
+@click.argument("rows")
 @click.argument("out")
+@click.option("--keep", default="", metavar="NAME,...", help="Columns of a csv or parquet file to copy to the output.")
+@click.option("--std", is_flag=True, help="Add standard deviations to a csv or parquet file.")
 @scheduler_option
-def predict(model: str, dataset: str, out: str, scheduler: str) -> None:
-    """Predict every row of a dataset; write in the order of its source."""
-    nd.predict(load_model(model), dataset, out, scheduler=scheduler)
-    print_written(out)
+def predict(model: str, rows: str, out: str, keep: str, std: bool, scheduler: str) -> None:
+    """Predict every row of a csv or parquet file, or of a dataset; write in the order of its source."""
+    loaded = load_model(model)
+    if not is_table(rows):
+        if keep or std or is_table(out):
+            raise click.UsageError(f"{rows} is a dataset: predictions of it are a Zarr group, without --keep and --std")
+        nd.predict(loaded, rows, out, scheduler=scheduler)
+        print_written(out)
+        return
+    report = nd.predict_table(loaded, rows, out, keep=[name for name in keep.split(",") if name], std=std)
+    click.echo("\n".join([f"{out}: {report.rows:,} rows", *(f"Note: {note}." for note in report.notes())]))
 
 
 @main.command()

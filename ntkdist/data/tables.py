@@ -159,8 +159,7 @@ def open_table(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
     """Open a csv or parquet file: a scan over csv, or over the strings of parquet, comes before the reading pass."""
     if wanted.x != "x":
         raise SpecError(f"{path.name} has columns, no array '{wanted.x}'; --x is for npz files")
-    with readable(path.name):
-        kinds, batches = _open_parquet(path) if path.suffix.lower() == ".parquet" else _open_csv(path)
+    kinds, batches = opened(path)
     apart = (*wanted.target, *wanted.drop, *wanted.beside().values())
     for name in wanted.category:
         if name not in kinds or name in apart:
@@ -195,6 +194,12 @@ def open_table(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
                 column.scan(batch[name], rows)
         rows += batch.num_rows
     return _raw_table(path, wanted, columns, rows, lambda: batches(list(columns)))
+
+
+def opened(path: Path) -> tuple[dict[str, tuple[str, ...]], Callable[[list[str]], Iterator[Any]]]:
+    """Open a csv or parquet file: the kinds of its columns, () where they are text, and batches of some columns."""
+    with readable(path.name):
+        return _open_parquet(path) if path.suffix.lower() == ".parquet" else _open_csv(path)
 
 
 def _raw_table(
@@ -267,11 +272,11 @@ def _with_names(
 ) -> Iterator[Any]:
     """Yield batches in which integers that are categories are strings."""
     for batch in batches(columns):
-        each = [_named(n, batch[n]) if n in category else batch[n] for n in columns]
+        each = [named(n, batch[n]) if n in category else batch[n] for n in columns]
         yield pa.record_batch(each, names=columns)
 
 
-def _named(name: str, values: Any) -> Any:
+def named(name: str, values: Any) -> Any:
     """Convert whole numbers to strings."""
     if types.is_floating(values.type):
         values = pc.if_else(pc.is_nan(values), None, values)
