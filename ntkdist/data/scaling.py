@@ -11,6 +11,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
+from ntkdist import backend
 from ntkdist.data.dataset import Layout, Rows
 from ntkdist.data.encoding import Encoding, Front
 from ntkdist.data.moments import Mode, Moments, MomentsOf
@@ -224,7 +225,7 @@ class Preprocessing:
         """Apply the metric to scaled rows."""
         if not self.metric.size:
             return scaled
-        return scaled @ self.metric if self.metric.ndim == 2 else scaled * self.metric
+        return scaled @ backend.aligned(self.metric) if self.metric.ndim == 2 else scaled * self.metric
 
     def targets(self, y: NDArray[Any]) -> F8:
         """Scale targets, or encode classes as centred one-hot codes, (n, t)."""

@@ -405,11 +405,11 @@ def _cached_draw(features: AnyMap, input_shape: tuple[int, ...], dtype: np.dtype
 
 
 def _cast(value: Any, dtype: np.dtype[Any]) -> Any:
-    """Cast floating-point arrays, in dictionaries too; share those that need no cast."""
+    """Cast floating-point arrays, in dictionaries too; share those that need no cast and are aligned."""
     if isinstance(value, dict):
         return {k: _cast(v, dtype) for k, v in value.items()}
     unchanged = value.dtype.kind != "f" or (value.dtype == dtype and value.flags.c_contiguous)
-    return value if unchanged else value.astype(dtype)
+    return backend.aligned(value) if unchanged else value.astype(dtype)
 
 
 def flat(x: NDArray[Any]) -> NDArray[Any]:

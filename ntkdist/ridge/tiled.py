@@ -224,7 +224,7 @@ class TiledPath(Grid):
 def on_threads(threads: int, function: Any, *args: Any) -> Any:
     """Call a function with a number of threads for this process's tasks."""
     backend.use_threads(threads)
-    return function(*args)
+    return function(*map(backend.aligned, args))
 
 
 def taken(part: Part, place: Place) -> F8:

@@ -158,8 +158,12 @@ def divide(a: F8, lower: F8) -> F8:
 
 
 def subtract_product(a: F8, left: F8, right: F8) -> F8:
-    """Compute A − left rightᵀ."""
+    """Compute A − left rightᵀ, with the same bits whether both are one array in memory or two equal ones.
+
+    Of one array NumPy would compute a symmetric product, which may round in another way than a general one.
+    """
     out = np.empty_like(a, order="C")
+    right = right.copy() if np.may_share_memory(left, right) else right
 
     def fill(i: int) -> None:
         rows = slice(i, i + backend.TILE)

@@ -15,6 +15,8 @@ from plans import plan_of
 import ntkdist as nd
 from ntkdist.cluster.connect import resources
 from ntkdist.planning import resolve
+from ntkdist.ridge.tiled import on_threads
+from ntkdist.solvers.tiled import subtract_product
 from ntkdist.sums import NormalEquations, TileSums
 from ntkdist.sums.tiles import panels, places, run, runs
 
@@ -218,6 +220,25 @@ def test_the_same_bits_on_two_workers(make_dataset: Any, table: Any, two_workers
     assert len(there.report["run"]["peak_memory_bytes"]) == 2
     assert there.equations is None
     assert any("TiledCholesky keeps no Gram" in note for note in there.report["notes"])
+
+
+@pytest.mark.parametrize("shift", [0, 4, 8])
+def test_the_bits_of_a_product_do_not_depend_on_where_its_factors_are(shift: int) -> None:
+    """As what another process sent may be at any address, and one array may come as two."""
+    rng = np.random.default_rng(0)
+    a, left, right = (rng.standard_normal((rows, 40)) for rows in (16, 16, 40))
+
+    def moved(x: Any) -> Any:
+        place = np.zeros(x.nbytes + 64, np.uint8)
+        out = np.ndarray(x.shape, x.dtype, place.data, (-place.ctypes.data) % 32 + shift)
+        out[:] = x
+        return out
+
+    for one, other in ((left, right), (right, right)):
+        target = a if one is left else right
+        here = on_threads(1, subtract_product, target, one, other)
+        there = on_threads(1, subtract_product, moved(target), moved(one), moved(other))
+        np.testing.assert_array_equal(here, there)
 
 
 @pytest.mark.cluster
