@@ -78,7 +78,13 @@ def predict_table(
         path = storage.fetch(source, Path(scratch) / "source")
         for block in new_rows.blocks(path, pre.columns, Known.of(pre.encoding), keep):
             _check(model, block.x, path.name, rows)
-            write(block.kept | predicted(model, block.x, std))
+            found = predicted(model, block.x, std)
+            if clash := block.kept.keys() & found.keys():
+                raise DataError(
+                    f"column '{min(clash)}' of {path.name} is to be kept, but the predictions have one of that name; "
+                    "rename it, or leave it out"
+                )
+            write(block.kept | found)
             rows += len(block.x)
             count, each = pre.range.rows_outside(block.x)
             outside += count

@@ -170,6 +170,9 @@ def test_columns_and_endings_are_checked(fitted: Any, tmp_path: Path) -> None:
     dates = written(new.assign(b=new["day"]), tmp_path / "dates.parquet")
     with pytest.raises(nd.DataError, match=r"column 'b' of dates\.parquet holds dates, but numbers in training"):
         nd.predict_table(model, dates, str(tmp_path / "out.csv"))
+    earlier = written(new.assign(prediction=1.0), tmp_path / "earlier.csv")
+    with pytest.raises(nd.DataError, match=r"column 'prediction' of earlier\.csv is to be kept, but"):
+        nd.predict_table(model, earlier, str(tmp_path / "out.csv"), keep=["prediction"])
     with pytest.raises(nd.SpecError, match="neither a csv nor a parquet file"):
         nd.predict_table(model, source, str(tmp_path / "out.txt"))
     with pytest.raises(nd.StoreError, match="exists already"):
