@@ -42,7 +42,7 @@ def same_features(z: np.ndarray, expected: np.ndarray, steps: bool = False) -> N
     off, norms = np.linalg.norm(z - expected, axis=1), np.linalg.norm(expected, axis=1)
     far = off > 10 * ROUNDING[z.dtype.type] * norms
     assert far.sum() <= steps
-    assert (off[far] < 0.5 * norms[far]).all()
+    assert (off[far] < 0.01 * norms[far]).all()
 
 
 # Maps.
@@ -70,7 +70,7 @@ def test_features_are_those_of_the_cpu(name: str, dtype: type, device: Any, monk
         monkeypatch.setattr(gpu, "PIECE_BYTES", piece)
         z = features.on_gpu(x)
         assert isinstance(z, device.ndarray)
-        same_features(gpu.to_host(z), features(x), steps=name.startswith(("cntk", "random")))
+        same_features(gpu.to_host(z), features(x), steps=dtype == np.float32 and name.startswith("cntk"))
     assert features.on_gpu(x[:0]).shape == (0, features.n_components)
 
 

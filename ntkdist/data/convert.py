@@ -26,7 +26,7 @@ from ntkdist import random
 from ntkdist.data import dataset, sparse, storage, zarr_groups
 from ntkdist.data.dataset import Dataset, Layout
 from ntkdist.data.partitions import Content, partition_rows
-from ntkdist.data.sources import RawSparseTable, RawTable, Wanted, open_arrays, open_sparse
+from ntkdist.data.sources import RawSparseTable, RawTable, Wanted, is_table, open_arrays, open_sparse
 from ntkdist.data.zarr_groups import refuse_existing
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.spec import installed
@@ -108,7 +108,7 @@ def convert(
     with _scratch(dest) as directory:
         scratch = Path(directory)
         path = storage.fetch(source, scratch / "source")
-        if path.name.lower().endswith((".csv", ".csv.gz", ".parquet")):
+        if is_table(path.name):
             from ntkdist.data.tables import open_table  # imports pyarrow
 
             opened: RawTable | RawSparseTable = open_table(path, wanted, scratch)

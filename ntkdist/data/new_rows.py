@@ -56,9 +56,9 @@ def blocks(path: Path, columns: Sequence[str], known: Known, keep: Sequence[str]
     at = 0
     for batch in _one_or_more(batches, list(dict.fromkeys([*columns, *keep]))):
         read = [column.read(batch[column.column.name], at) for column in inputs]
-        unknown = {c.column.name: int((x < 0).sum()) for c, x in zip(inputs, read, strict=True) if c.kind == "category"}
-        kept = {name: batch[name] for name in keep}
-        yield Block(np.stack(read, axis=1), kept, {name: count for name, count in unknown.items() if count})
+        codes = {c.column.name: x for c, x in zip(inputs, read, strict=True) if c.kind == "category"}
+        unknown = {name: int((x < 0).sum()) for name, x in codes.items() if (x < 0).any()}
+        yield Block(np.stack(read, axis=1), {name: batch[name] for name in keep}, unknown)
         at += batch.num_rows
 
 

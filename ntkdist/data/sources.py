@@ -21,14 +21,14 @@ from ntkdist.spec import nearest
 Block = dict[str, NDArray[Any]]  # arrays of equal length, named as in the dataset: x, y, weight, groups, holdout
 Fields = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]  # type and shape of a row of each array
 
-TABLES = (".csv", ".parquet")  # endings
+TABLES = (".csv", ".csv.gz", ".parquet")  # endings
 BLOCK_BYTES = 16 * 2**20
 MAX_CLASSES = 2**16
 
 
 def is_table(url: str) -> bool:
     """Return whether a path or URL is that of a csv or parquet file by its ending."""
-    return url.lower().removesuffix(".gz").endswith(TABLES)
+    return url.lower().endswith(TABLES)
 
 
 class Wanted(NamedTuple):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ntkdist.data import storage
 from ntkdist.data.frames import Known
 from ntkdist.errors import DataError
-from ntkdist.ridge.model import RidgeModel, class_labels
+from ntkdist.ridge.model import RidgeModel
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def predict_table(
     """Predict every row of a csv or parquet file, and write a csv or parquet file in the same order.
 
     Columns are found by name and read as what they held in training.  Names that training had not are taken as unknown
-    ones, empty cells are filled in where the model knows how, and values outside the range of training are clipped; all
-    are counted.  The output has the columns kept, then ``prediction`` (or one for each target, ``prediction NAME``),
+    ones, and values outside the range of training are clipped; both are counted.  Empty cells are filled in where the
+    model knows how.  The output has the columns kept, then ``prediction`` (or ``prediction NAME`` for each target),
     then ``std``; it appears whole or not at all.  Memory does not grow with the rows.
 
     Parameters
@@ -98,7 +98,7 @@ def predicted(model: RidgeModel, x: Any, std: bool) -> dict[str, Any]:
     if model.classes:
         if std:
             raise DataError("the model predicts classes, which have no std; leave it out")
-        return {"prediction": class_labels(model.classes)[model(x).argmax(axis=1)]}
+        return {"prediction": model.predict(x)}
     columns = by_target(model, "prediction", model(x))
     return columns | (by_target(model, "std", model.std(x)) if std else {})
 

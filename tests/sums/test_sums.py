@@ -113,6 +113,8 @@ def test_float32_rounding_is_that_of_a_block() -> None:
     for i in range(0, 4000, 500):
         e.update(z[i : i + 500], y[i : i + 500])
     assert_same(e, exact, 1e-5)
+    scale = np.sqrt(np.outer(np.diag(exact.gram), np.diag(exact.gram)))
+    assert np.max(np.abs(e.gram - exact.gram) / scale) <= 1e-6
     assert e.gram.dtype == np.float64
 
 
