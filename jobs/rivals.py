@@ -360,17 +360,12 @@ def ours(part: Part, params: Params, held: Held | None, rounds: int) -> Fitted:
 
 
 def ours_averaged(part: Part, params: Params, held: Held | None, rounds: int) -> Fitted:
-    """Average the default with the two recipes that came next in its choice.
+    """Average the recipes that came near the default in its choice.
 
     The search is that of the default: it takes what it takes, and not the budget.
     """
-    first = estimator(part).fit(part.x, part.y)
-    trials = sorted(first.choice_.trials, key=lambda one: (-one.turns, one.rmse))[:AVERAGED]
-    m = first.choice_.features.n_components
-    next_ones = [one.recipe for one in trials[1:]]
-    others = [estimator(part, nd.Nystrom(m, one.kernel), one.front, one.metric) for one in next_ones]
-    predictors = [predictor(fit, part) for fit in (first, *(other.fit(part.x, part.y) for other in others))]
-    return Fitted(lambda x: np.mean([predict(x) for predict in predictors], axis=0))
+    chosen = estimator(part).fit(part.x, part.y)
+    return Fitted(predictor(chosen.ensemble().fit(part.x, part.y), part))
 
 
 def estimator(part: Part, features: Any = None, front: str = "auto", metric: Any = None) -> Any:

@@ -213,6 +213,8 @@ class Job(Spec, frozen=True, tag=False):
                 f"solver {type(self.solver).__name__} takes folds of whole partitions, but '{self.dataset.fold_array}' "
                 f"deals rows; leave out {'groups' if self.dataset.groups else 'holdout'}, or use a direct solver"
             )
+        if self.plan.folds == 1 and self.features is None and not self.preprocess.reuse:
+            raise SpecError("folds = 1 leaves no rows to choose features by; give [features], or more folds")
         if self.metric.rounds:
             self._check_metric()
         if self.solver and self.features:

@@ -36,6 +36,7 @@ from ntkdist.sums.sample import TrainingSampleOf
 FOLDS, TURNS = 5, 3  # of the rows of the sample, and how many of them are held out in turn where rows are few
 FEW_ROWS = 3000
 CLOSE = 0.05  # over the turns so far, of the least error: recipes further above it are not tried on other folds
+NEAR, WEIGHING = 1.1, 8  # what is averaged: up to so many times the least error, by weights of this inverse power of it
 FEWEST_ROWS = 150  # below, the rows held out are too few to choose by
 SAMPLE_ROWS = 2**14
 FEW_COMPONENTS, TRIAL_COMPONENTS = 384, 512  # of few rows, and of others
@@ -87,6 +88,17 @@ class Choice(NamedTuple):
     metric: Metric
     trials: tuple[Trial, ...] = ()
 
+    def near(self) -> "list[tuple[float, Choice]]":
+        """Return the choices by all trials of nearly the least error, the best first, with weights that fall with it.
+
+        Means of predictions with these weights have smaller errors than the best alone where targets are noisy.
+        """
+        trials = sorted(self.trials, key=_order)
+        excess = [max(1.0, trial.rmse / trials[0].rmse) for trial in trials]
+        pairs = [(ratio**-WEIGHING, trial) for ratio, trial in zip(excess, trials, strict=True) if ratio <= NEAR]
+        m = self.features.n_components
+        return [(weight, _of_trial(trial, m, self.preprocess)) for weight, trial in pairs] or [(1.0, self)]
+
 
 def choose(
     rows: Arrays,
@@ -105,15 +117,8 @@ def choose(
         return Choice(Nystrom(_fitting(count), PLAIN.kernel), preprocess, metric or PLAIN.metric)
     given = (Recipe(one.kernel, front or one.front, metric or _metric(one, rows.x.shape[1])) for one in RECIPES)
     trials = _raced(dict.fromkeys(given), functools.partial(_learned, rows, preprocess, balanced), len(rows.x))
-    best = min(trials, key=lambda trial: (-trial.turns, trial.rmse))
-    kernel, metric = best.recipe.kernel, msgspec.structs.replace(best.recipe.metric, scales=best.scales)
-    if not any(best.kept):  # no round gained: the length is the kernel's
-        kernel, metric = of_length(kernel, best.stretch * best.scales[0] / best.width**0.5), Metric()
-    m = _fitting(count)
-    if metric.rounds and metric.n_components is None:
-        metric = msgspec.structs.replace(metric, n_components=rounds_components(m))
-    chosen = msgspec.structs.replace(preprocess, front=best.recipe.front)
-    return Choice(Nystrom(m, kernel), chosen, metric, trials)
+    chosen = _of_trial(min(trials, key=_order), _fitting(count), preprocess)
+    return chosen._replace(trials=trials)
 
 
 def complete(job: Job, client: Client | None, watch: Watch | None) -> tuple[Job, tuple[Trial, ...]]:
@@ -206,6 +211,21 @@ def _learned(rows: Arrays, preprocess: Preprocess, balanced: bool, recipe: Recip
     m = min(TRIAL_COMPONENTS, max(layout.rows // 4, FEW_COMPONENTS), layout.rows // 2)
     metric = msgspec.structs.replace(recipe.metric, rounds=min(TRIAL_ROUNDS, recipe.metric.rounds))
     return learn_metric(turned, metric, Nystrom(m, recipe.kernel), FOLDS, pre, None)
+
+
+def _order(trial: Trial) -> tuple[int, float]:
+    """Return what the best trial is least in: it was never left out of the race."""
+    return -trial.turns, trial.rmse
+
+
+def _of_trial(trial: Trial, m: int, preprocess: Preprocess) -> Choice:
+    """Return the choice of m features by a trial."""
+    kernel, metric = trial.recipe.kernel, msgspec.structs.replace(trial.recipe.metric, scales=trial.scales)
+    if not any(trial.kept):  # no round gained: the length is the kernel's
+        kernel, metric = of_length(kernel, trial.stretch * trial.scales[0] / trial.width**0.5), Metric()
+    if metric.rounds and metric.n_components is None:
+        metric = msgspec.structs.replace(metric, n_components=rounds_components(m))
+    return Choice(Nystrom(m, kernel), msgspec.structs.replace(preprocess, front=trial.recipe.front), metric)
 
 
 def _folds(rows: Arrays) -> NDArray[np.int64]:

@@ -87,6 +87,8 @@ def test_plans_that_cannot_be_are_refused(make_dataset) -> None:
         nd.plan(nd.Job(dataset, nd.NTKRandomFeatures(128), plan=nd.PlanTable(block_rows=10)))
     with pytest.raises(nd.SpecError, match="folds = 1 leaves nothing to choose alpha by"):
         nd.Job(dataset, nd.NTKRandomFeatures(128), plan=nd.PlanTable(folds=1))
+    with pytest.raises(nd.SpecError, match="folds = 1 leaves no rows to choose features by"):
+        nd.Job(dataset, alphas=(1.0,), plan=nd.PlanTable(folds=1))
 
 
 def test_memory_is_refused_with_its_parts() -> None:

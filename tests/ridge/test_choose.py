@@ -228,6 +228,33 @@ def test_classes_are_chosen_for_by_their_codes() -> None:
     assert (model.predict(x) == np.where(y > 0, "up", "down")).mean() > 0.95
 
 
+def test_recipes_near_the_best_are_averaged_by_their_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "NEAR", np.inf)
+    x, y = along_columns()
+    frame = pd.DataFrame(x, columns=list("abcd")).assign(kind=np.where(np.arange(ROWS) % 3, "u", "v"))
+    model = nd.NTKRidgeCV(one_hot=4).fit(frame, y)
+    voting = model.ensemble().fit(frame, y)
+    predictions = [member.predict(frame) for member in voting.estimators_]
+    best, other = sorted(trial.rmse for trial in model.choice_.trials)
+    assert best < other
+    np.testing.assert_array_equal(predictions[0], model.predict(frame))  # with the estimator's other parameters
+    expected = np.average(predictions, axis=0, weights=[1, (other / best) ** -choose.WEIGHING])
+    np.testing.assert_allclose(voting.predict(frame), expected, rtol=1e-12)
+
+
+def test_recipes_far_from_the_best_are_not_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = along_columns()
+    model = nd.NTKRidgeClassifier().fit(x, y > 0)
+    assert len(model.choice_.trials) == 2
+    monkeypatch.setattr(choose, "NEAR", 1.0)
+    alone = model.ensemble().fit(x, y > 0)
+    np.testing.assert_array_equal(alone.predict_proba(x), model.predict_proba(x))
+    few = nd.NTKRidgeCV().fit(x[:100], y[:100])  # too few rows to try recipes on
+    np.testing.assert_array_equal(few.ensemble().fit(x[:100], y[:100]).predict(x), few.predict(x))
+    with pytest.raises(ValueError, match="no choice of features to average; fit without features first"):
+        nd.NTKRidgeCV(nd.Linear(D)).fit(x, y).ensemble()
+
+
 def test_the_number_of_features_grows_with_the_root_of_the_rows() -> None:
     sizes = [components(n) for n in (1, 500, 1024, 5_000, 20_000, 60_000, 300_000, 10**9)]
     assert sizes == [8, 500, 1024, 2048, 4096, MOST_COMPONENTS, 2048, LEAST_COMPONENTS]

@@ -20,6 +20,7 @@ from ntkdist.data.scaling import Preprocess, Preprocessing, Round
 from ntkdist.errors import InputError, SpecError
 from ntkdist.features import AnyFeatureMap, FeatureMap, ZonalFeatures
 from ntkdist.kernels import NTK
+from ntkdist.ridge.estimators.ensemble import ensemble
 from ntkdist.ridge.estimators.fitting import (
     FitOutcome,
     FitSettings,
@@ -212,9 +213,18 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
 
 
 class LearnsMetric:
-    """The attributes of a ridge that may have learned a metric."""
+    """Methods and attributes of a ridge that may have chosen its features and learned a metric."""
 
     model_: RidgeModel
+
+    def ensemble(self) -> Any:
+        """Return an average, not yet fitted, of estimators of the recipes with nearly the least error in ``choice_``.
+
+        It is scikit-learn's VotingRegressor or VotingClassifier.  Their predictions, or probabilities, are
+        averaged with weights that fall with that error: closer than the best alone where targets are noisy, and slower
+        by the number of recipes.  For one target.  Raises InputError unless `fit` has chosen the features.
+        """
+        return ensemble(self)
 
     @property
     def feature_importances_(self) -> NDArray[np.float64]:
