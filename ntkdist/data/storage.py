@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import numpy as np
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync  # runs a store's coroutine from any thread; Zarr has no public function for it
@@ -232,6 +233,26 @@ def remove(url: str) -> None:
     sync(store.delete("zarr.json"))  # first, so that a half-removed group cannot be opened
     sync(store.delete_dir(""))
     sync(store.delete(""))
+
+
+@contextmanager
+def new_file(url: str) -> Iterator[Path]:
+    """Yield the path of a file to write, which appears at a location if the block succeeds, whole or not at all."""
+    if not is_local(url):
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "file"
+            yield path
+            mapped = np.memmap(path, np.uint8, "r")  # no copy of the file in memory
+            sync(_below(url).set("", default_buffer_prototype().buffer.from_array_like(mapped)))
+        return
+    final = local_path(url).absolute()
+    partial = unfinished(final)
+    try:
+        with writing(url):
+            yield partial
+            os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def fetch(url: str, directory: Path) -> Path:
