@@ -191,6 +191,12 @@ class Encoding:
         return np.array([j for _, j in self._made], np.int64)
 
     @property
+    def had_gaps(self) -> NDArray[np.bool_]:
+        """Marks of the raw columns that had empty cells in training, (d,)."""
+        marked = np.isin(np.arange(len(self.kinds)), self.indicators)
+        return marked | np.array(["" in names for names in self.categories], bool)
+
+    @property
     def seen_range(self) -> "SeenRange":
         """The values and names that are not counted as new."""
         return SeenRange(Range(self.low, self.high), self.categories, self._seen_by_column())

@@ -193,7 +193,8 @@ def _numbers(series: Any) -> F8:
 def _seconds(series: Any, name: str) -> F8:
     """Return seconds since 1970-01-01 UTC; dates without a zone are UTC, and strings are dates of ISO 8601."""
     if _type_kind(series) in ("", "category") and any(isinstance(v, str) for v in _values(series)):
-        return np.array([_parsed(v, name, i) for i, v in enumerate(_values(series))], np.float64)
+        pairs = zip(_values(series), _missing(series).tolist(), strict=True)
+        return np.array([np.nan if absent else _parsed(v, name, i) for i, (v, absent) in enumerate(pairs)])
     if _is_polars(series):
         return np.asarray(series.dt.epoch("us").cast(float).to_numpy(), np.float64) / 1e6
     try:
@@ -204,9 +205,7 @@ def _seconds(series: Any, name: str) -> F8:
 
 
 def _parsed(value: Any, name: str, row: int) -> float:
-    """Return the seconds of a date or its text; NaN if it is missing."""
-    if value is None or value != value:
-        return np.nan
+    """Return the seconds of a date or its text."""
     try:
         moment = datetime.datetime.fromisoformat(str(value))
     except ValueError:

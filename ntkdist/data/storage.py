@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import numpy as np
@@ -242,7 +243,7 @@ def new_file(url: str) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "file"
             yield path
-            mapped = np.memmap(path, np.uint8, "r")  # no copy of the file in memory
+            mapped: Any = np.memmap(path, np.uint8, "r")  # no copy of the file in memory
             sync(_below(url).set("", default_buffer_prototype().buffer.from_array_like(mapped)))
         return
     final = local_path(url).absolute()
@@ -253,6 +254,17 @@ def new_file(url: str) -> Iterator[Path]:
             os.replace(partial, final)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(url: str) -> Iterator[str]:
+    """Yield a new location beside another, which every process sees that sees the other; it is removed in the end."""
+    name = f".{url.rstrip('/').rpartition('/')[2]}.{PARTIAL}-{uuid.uuid4().hex}"
+    place = str(local_path(url).absolute().with_name(name)) if is_local(url) else join(url.rpartition("/")[0], name)
+    try:
+        yield place
+    finally:
+        remove(place)
 
 
 def fetch(url: str, directory: Path) -> Path:

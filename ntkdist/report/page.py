@@ -139,13 +139,13 @@ def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> Tabl
     title = "Largest residuals"
     if sums is None:
         return Table(title, [("left out: they need the data, folds and equations",)])
-    source = "row" in p.dataset.others()
+    source = p.dataset.source_rows(p.layout, sums.largest.places.tolist())
     rows = []
-    for error, place, y, guess in zip(*sums.largest, strict=True):
-        row = p.dataset.column(p.layout, "row", int(place), int(place) + 1)[0] if source else place
+    for i, (error, place, y, guess) in enumerate(zip(*sums.largest, strict=True)):
+        row = place if source is None else source[i]
         pair = (pre.classes[int(y)], pre.classes[int(guess)]) if pre.classes else (f"{y:.6g}", f"{guess:.6g}")
         rows.append((f"{row:,}", *pair, f"{error:.4g}"))
-    head = ("row of the source" if source else "row", "true", "predicted out of fold", "error")
+    head = ("row" if source is None else "row of the source", "true", "predicted out of fold", "error")
     text = "The error is the lead of the wrong class's score over the true class's." if pre.classes else ""
     return Table(title, rows, head, text)
 

@@ -136,16 +136,21 @@ class RidgeModel:
 
     def spread(self, x: NDArray[Any] | csr_array, fold: int = -1, places: NDArray[np.int64] | None = None) -> F8:
         """Return the variance of predictions in units of s², (n,); times a row's weight, its leverage."""
-        if self.factor is None:
-            raise SpecError(
-                "the model has no factor; make one that has by `ntkdist solve RUN --keep-factor --out MODEL.zarr`, or "
-                "with keep_factor=True of `ntkdist.solve` or an estimator"
-            )
+        self.check_factor()
+        assert self.factor is not None
         x = self._rows(x)
         out = np.empty(x.shape[0])
         for block, z in self._mapped(x, fold, places):
             out[block] = self.factor.spread(z)
         return out
+
+    def check_factor(self) -> None:
+        """Raise a SpecError if the model has no factor."""
+        if self.factor is None:
+            raise SpecError(
+                "the model has no factor, which std needs; make one that has by `ntkdist solve RUN --keep-factor --out "
+                "MODEL.zarr`, or with keep_factor=True of `ntkdist.solve` or an estimator"
+            )
 
     def interval(self, x: Any, coverage: float = 0.9) -> tuple[F8, F8]:
         """Return the ends of intervals that hold a share ``coverage`` of targets: predictions ± `conformal_radius`.
@@ -196,7 +201,11 @@ class RidgeModel:
         """
         if not self.classes:
             raise SpecError("the model predicts numbers, which have no probabilities; ask for intervals")
-        return probabilities(self.scores(self._rows(x)), self.temperature)
+        return self.probabilities_of(self.scores(self._rows(x)))
+
+    def probabilities_of(self, scores: F8) -> F8:
+        """Return `probabilities` by scores, (n, k)."""
+        return probabilities(scores, self.temperature)
 
     @property
     def temperature(self) -> float:

@@ -134,7 +134,7 @@ def load(url: str) -> Any:
         factor = None
         if kept := attrs.get("factor"):
             factor = Factor(backend.unpack(array("triangle")), array("z_mean"), kept["weight"], array("noise"))
-        weights = {name: array(name) for name in ("coef", "intercept", "alpha")}
+        weights: dict[str, Any] = {name: array(name) for name in ("coef", "intercept", "alpha")}
         model = RidgeModel(preprocessing, features, **weights, dtype=attrs["dtype"], factor=factor)
         return replace(model, calibration=_calibration(url, attrs, model))
     names = attrs.get("sums", SUMS[:3])
@@ -155,7 +155,7 @@ def _calibration(url: str, attrs: dict[str, Any], model: RidgeModel) -> Calibrat
     beta = float("nan") if kept["temperature"] is None else kept["temperature"]
     if RESIDUALS not in attrs["arrays"]:
         return Calibration(np.zeros((0, len(model.intercept))), np.zeros(0), beta)
-    return Calibration(*(zarr_groups.read_whole(url, name) for name in (RESIDUALS, WEIGHT)), beta)
+    return Calibration(zarr_groups.read_whole(url, RESIDUALS), zarr_groups.read_whole(url, WEIGHT), beta)
 
 
 def fingerprint(features: AnyMap, mapped_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:
