@@ -63,6 +63,8 @@ class Settings(Protocol):
     def bins(self) -> int: ...
     @property
     def one_hot(self) -> int: ...
+    @property
+    def quantiles(self) -> tuple[float, float] | None: ...
 
 
 class Limits(NamedTuple):
@@ -321,13 +323,15 @@ class Encoding:
 
 
 def needed(layout: Layout, settings: Settings, nan: str) -> bool:
-    """Return whether rows may have to be encoded; if only for missing values, the data decide.
+    """Return whether rows may have to be encoded, or quantiles be known; if only for missing values, the data decide.
 
     Images, and sparse rows, are never encoded.
     """
     if layout.sparse or len(layout.input_shape) != 1:
         return False
-    return bool(layout.categories or layout.dates or settings.front != "standard" or nan == "impute")
+    return bool(
+        layout.categories or layout.dates or settings.front != "standard" or settings.quantiles or nan == "impute"
+    )
 
 
 def by_parts(layout: Layout, settings: Settings) -> bool:

@@ -15,7 +15,7 @@ from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.reduce import reduce_all
 from ntkdist.cluster.shards import Source
 from ntkdist.data import storage, zarr_groups
-from ntkdist.data.dataset import FORMAT, Dataset, Layout, Rows
+from ntkdist.data.dataset import FORMAT, Dataset, Rows
 from ntkdist.data.partitions import Content, partition_rows
 from ntkdist.data.scaling import Matching, Preprocess, Preprocessing
 from ntkdist.data.sources import is_table, output_format
@@ -178,17 +178,11 @@ def _to_group(
         order = source_order.order_of(source, client, watch)
         attrs["order"] = "dataset" if order == "dataset" else "source"
         part = source_order.write(table, source, place, order == "shuffled", client, watch)
-        first = [(f"row {row:,}", columns) for row, columns in first_rows(dataset, layout, part.tally.clipped_first)]
-        report = PredictionReport.of_tally(part.tally, first)
+        first = source_order.first_rows(dataset, layout, part.tally.clipped_first)
+        report = PredictionReport.of_tally(part.tally, [(f"row {row:,}", columns) for row, columns in first])
         report.uncalibrated = outputs.proba and np.isnan(model.temperature)
         attrs |= {"content": part.total.to_dict()} | report.to_attributes()
     return report
-
-
-def first_rows(dataset: Dataset, layout: Layout, first: Sequence[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-    """Return the first few rows outside a range by their rows in the source, from 0, as far as these are known."""
-    rows = dataset.source_rows(layout, [place for place, _ in first])
-    return [(place if rows is None else rows[i], columns) for i, (place, columns) in enumerate(first)]
 
 
 def featurize(
