@@ -152,15 +152,13 @@ def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> Tabl
 
 def _tables(p: Plan, report: FitReport) -> Iterator[Table]:
     data, run, layout = report.data, report.run, report.plan["layout"]
+    limits = "quantiles" if p.job.preprocess.quantiles else "range reused"
     rows = [
         ("dataset", data.store),
         ("fingerprint", layout["fingerprint"]),
         ("rows added", f"{data.rows:,} of {layout['rows']:,}"),
         ("rows dropped for NaN or Inf", f"{data.dropped_rows:,}"),
-        (
-            f"rows clipped to the {'quantiles' if p.job.preprocess.quantiles else 'range reused'}",
-            f"{data.clipped_rows:,}",
-        ),
+        (f"rows clipped to the {limits}", f"{data.clipped_rows:,}"),
         ("read and verified by checksum", f"{run.bytes_read / 1e6:,.1f} MB, {run.read_share:.1%} of the pass"),
         ("weight of each fold", ", ".join(f"{w:,.6g}" for w in data.fold_weights)),
     ]
@@ -168,8 +166,8 @@ def _tables(p: Plan, report: FitReport) -> Iterator[Table]:
     if data.clipped_first:
         counts = ", ".join(f"{count:,} in {name}" for name, count in data.clipped_columns.items())
         first = [(f"{one.row:,}", ", ".join(one.columns)) for one in data.clipped_first]
-        text = f"All {data.clipped_rows:,}, by column: {counts}; the first of them, counted from 0:"
-        yield Table("Rows clipped", first, ("row of the source", "columns"), text)
+        text = f"{data.clipped_rows:,} rows, by column: {counts}.  Some of them, counted from 0:"
+        yield Table("Rows clipped", first, ("row of the source, if known", "columns"), text)
     ordered = sorted(run.seconds.items(), key=lambda item: (item[0] == "total", item[0] != "prepare"))
     rows = [(phase, f"{seconds:,.2f} s") for phase, seconds in ordered]
     if run.gram_to_syrk_ratio:

@@ -113,7 +113,7 @@ class PredictionReport:
             each = ", ".join(f"'{name}' {count:,}" for name, count in self.outside_in.items())
             yield (
                 f"{self.outside:,} of {self.rows:,} rows had values or names outside those of training ({each}); "
-                f"first {_listed(self.first)}"
+                f"among them {_listed(self.first)}"
             )
         for name, count in self.unknown.items():
             yield f"column '{name}' held {count:,} names that training had not, taken as unknown ones"

@@ -207,9 +207,9 @@ def _choice_note(choice: list[ChoiceReport]) -> list[str]:
 
 
 def _first_note(first: list[ClippedRow]) -> list[str]:
-    """Name the first rows that were clipped, with a few of their columns."""
+    """Name some of the rows that were clipped, with a few of their columns."""
     named = [f"{one.row:,} ({', '.join(one.columns[:3])}{', …' * (len(one.columns) > 3)})" for one in first]
-    return [f"the first rows that were clipped, counted from 0: {', '.join(named)}"] if first else []
+    return [f"some of the rows that were clipped, counted from 0: {', '.join(named)}"] if first else []
 
 
 def _most(tally: Tally) -> str:

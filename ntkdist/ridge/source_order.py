@@ -165,9 +165,9 @@ class Gathered:
 
 
 def first_rows(dataset: Dataset, layout: Layout, first: Sequence[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
-    """Return the first few rows outside a range by their rows in the source, from 0, as far as these are known."""
+    """Return some rows by their rows in the source, from 0, or positions where these are not known; ascending."""
     rows = dataset.source_rows(layout, [place for place, _ in first]) if first else []
-    return [(place if rows is None else rows[i], columns) for i, (place, columns) in enumerate(first)]
+    return sorted((place if rows is None else rows[i], columns) for i, (place, columns) in enumerate(first))
 
 
 def write_fields(place: str, start: int, records: NDArray[Any]) -> Content:

@@ -120,9 +120,9 @@ class NTKRidge(_Regressor):
         penalised.
     inputs : {"auto", "columns", "channels", "none"}
         Scaling of X, see `ntkdist.Preprocess`.
-    clip : {"range", "none"}
+    clip : {"range", "none"} or pair of float
         Clip new values to the range of every column of the X that was fitted to, which bounds the error that an outlier
-        can cause.
+        can cause; or all values to two quantiles, such as (0.001, 0.999), see `ntkdist.Preprocess`.
     front : {"standard", "quantile", "both", "bins", "target-bins"}
     one_hot : int
         Columns that are made of each number, and of categories; see `ntkdist.Preprocess`.
