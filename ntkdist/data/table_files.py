@@ -1,7 +1,10 @@
 """Tables written as csv and parquet files, block by block, whole or not at all."""
 
+import csv as csv_writer
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ def writer(out: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     called once or more.
     """
     refuse_existing(out)
-    make = parquet.ParquetWriter if output_format(out) == "parquet" else csv.CSVWriter
+    make = parquet.ParquetWriter if output_format(out) == "parquet" else _CsvWriter
     file: Any = None
     with storage.new_file(out) as part:
 
@@ -34,8 +37,38 @@ def writer(out: str) -> Iterator[Callable[[dict[str, Any]], None]]:
                 file = file or make(part, batch.schema)
                 file.write_batch(batch)
 
-        yield write
-        file.close()
+        try:
+            yield write
+        finally:
+            if file is not None:
+                file.close()
+
+
+class _CsvWriter:
+    """A csv file with quotes only where values need them; Arrow's own writer quotes all strings."""
+
+    def __init__(self, path: Path, schema: Any) -> None:
+        self.file = path.open("wb")
+        header = io.StringIO()
+        csv_writer.writer(header, lineterminator="\n").writerow(schema.names)
+        self.file.write(header.getvalue().encode())
+
+    def write_batch(self, batch: Any) -> None:
+        """Write rows."""
+        try:
+            self.file.write(_csv(batch, "none"))
+        except pa.ArrowInvalid:
+            self.file.write(_csv(batch, "needed"))
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def _csv(batch: Any, quoting: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    csv.write_csv(batch, sink, csv.WriteOptions(include_header=False, quoting_style=quoting))
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def decoded(values: NDArray[Any], kind: Kind, names: tuple[str, ...] = ()) -> Any:

@@ -218,6 +218,19 @@ def test_endings_say_what_is_written(numbers: str, tmp_path: Path, monkeypatch: 
     assert_refused(("featurize", write_job(store="set.zarr"), "p.csv"), "is the name of a table")
 
 
+def test_csv_has_quotes_where_they_are_needed(numbers: str, tmp_path: Path) -> None:
+    """Keys are as they were, also those with leading zeros, commas, quotes and lines."""
+    new = frame(4, 3).assign(id=["007", "a, b", 'say "c"', "two\nlines"], plain=["p", "q", None, "s"])
+    model, rows = nd.load(f"{numbers}/model.zarr"), as_csv(tmp_path / "new.csv", new)
+    nd.predict_table(model, str(rows), str(tmp_path / "p.csv"), keep=["plain"])
+    header, first, _, third, *_ = (tmp_path / "p.csv").read_text().split("\n")
+    assert (header, first[:2], third[:1]) == ("plain,prediction", "p,", ",")
+    nd.predict_table(model, str(rows), str(tmp_path / "q.csv"), keep=["id", "plain"])
+    found = pd.read_csv(tmp_path / "q.csv", dtype=str)
+    assert found["id"].tolist() == new["id"].tolist()
+    assert found["plain"].fillna("").tolist() == ["p", "q", "", "s"]
+
+
 def test_a_failed_prediction_leaves_nothing(numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where some blocks are written before the bad row is read."""
     monkeypatch.setattr(sources, "BLOCK_BYTES", 2**12)
