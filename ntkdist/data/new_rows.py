@@ -87,15 +87,16 @@ class NewTable:
 
 def place(path: Path, row: int) -> str:
     """Return the words for a row of data, numbered from 0: in csv the line in which it begins, as editors count."""
-    return places(path, [row])[0]
+    words = places(path, [row])[0]
+    return f"{words} (counted from 0)" if words.startswith("row") else words
 
 
 def places(path: Path, rows: Sequence[int]) -> list[str]:
-    """Return `place` of ascending rows, by one reading."""
+    """Return the words for ascending rows of data, numbered from 0, by one reading."""
     if path.suffix.lower() != ".parquet":
         with contextlib.suppress(csv_reader.Error):  # a cell longer than Python's reader takes
             return [f"line {line:,}" for line in _lines(path, rows)]
-    return [f"row {row + 1:,} of the data" for row in rows]
+    return [f"row {row:,}" for row in rows]
 
 
 def _lines(path: Path, rows: Sequence[int]) -> Iterator[int]:

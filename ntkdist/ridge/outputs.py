@@ -95,7 +95,7 @@ class PredictionReport:
     first: list[tuple[str, list[str]]] = field(default_factory=list)  # the first few of them, and in which columns
     unknown: Counter[str] = field(default_factory=Counter)  # names that were not in training, by column
     empty: Counter[str] = field(default_factory=Counter)  # empty cells of columns that had none in training
-    ignored: Sequence[str] = ()  # columns of a file that are neither the model's nor kept
+    ignored: Sequence[str] = ()  # columns that are neither the model's nor kept
     uncalibrated: bool = False  # probabilities are those of a model that was not calibrated
 
     @classmethod
@@ -118,7 +118,8 @@ class PredictionReport:
         for name, count in self.unknown.items():
             yield f"column '{name}' held {count:,} names that training had not, taken as unknown ones"
         for name, count in self.empty.items():
-            yield f"column '{name}' was empty in {count:,} rows, and never in training; filled in as unknown, or median"
+            how = "filled in with the median, or as an unknown name"
+            yield f"column '{name}' was empty in {count:,} rows, and never in training; {how}"
         if self.ignored:
             names = ", ".join(f"'{name}'" for name in self.ignored[:8])
             more = f" and {len(self.ignored) - 8:,} more" if self.ignored[8:] else ""
@@ -139,4 +140,4 @@ def _listed(rows: list[tuple[str, list[str]]]) -> str:
         length += len(said[-1])
         if length > CHARACTERS:
             break
-    return ", ".join(said)
+    return ", ".join(said) + ", counted from 0" * rows[0][0].startswith("row")

@@ -122,7 +122,7 @@ def predict(
     std, proba, interval
         As in `predict_table`.
     client, scheduler, watch
-        As in `fit`.
+        As in `fit`; a file is read in this process.
 
     Returns
     -------
@@ -180,6 +180,7 @@ def _to_group(
         part = source_order.write(table, source, place, order == "shuffled", client, watch)
         first = source_order.first_rows(dataset, layout, part.tally.clipped_first)
         report = PredictionReport.of_tally(part.tally, [(f"row {row:,}", columns) for row, columns in first])
+        report.ignored = [name for name in layout.columns if pre.columns and name not in pre.columns]
         report.uncalibrated = outputs.proba and np.isnan(model.temperature)
         attrs |= {"content": part.total.to_dict()} | report.to_attributes()
     return report

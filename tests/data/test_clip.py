@@ -233,10 +233,12 @@ def test_the_command_line_tells_of_clipped_rows(command: Command) -> None:
     assert command("fit", write_job(), "--out", "run").exit_code == 0
     note = "Note: 2 rows had values outside the range that the model has seen, clipped to it.\n"
     said = (
-        "2 of 20 rows had values or names outside those of training ('b' 2, 'c' 1); among them row 2 (b), row 5 (c, b)"
+        "2 of 20 rows had values or names outside those of training ('b' 2, 'c' 1); "
+        "among them row 2 (b), row 5 (c, b), counted from 0"
     )
     found = command("predict", "run", "far.zarr", "predicted.zarr").stdout
-    assert found == f"predicted.zarr: 20 rows\nNote: {said}.\n"
+    ignored = "1 columns are not the model's, and were ignored: 'more'"
+    assert found == f"predicted.zarr: 20 rows\nNote: {said}.\nNote: {ignored}.\n"
     assert command("predict", "run", "train.zarr", "all.zarr").stdout == "all.zarr: 240 rows\n"
     assert json.loads(command("evaluate", "run", "far.zarr", "--json").stdout)["clipped_rows"] == 2
     write_csv("far.csv", far, *"abcy")

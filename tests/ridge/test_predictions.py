@@ -218,6 +218,25 @@ def test_endings_say_what_is_written(numbers: str, tmp_path: Path, monkeypatch: 
     assert_refused(("featurize", write_job(store="set.zarr"), "p.csv"), "is the name of a table")
 
 
+def test_the_commands_for_errors_of_predictions(numbers: str, tmp_path: Path, command: Command) -> None:
+    as_csv(tmp_path / "new.csv", frame(20, 3))
+    done = command("calibrate", f"{numbers}/run", "model.zarr", "--keep-factor")
+    assert done.stdout == "model.zarr\n"
+    np.testing.assert_array_equal(
+        nd.load("model.zarr").calibration.residuals, nd.load(f"{numbers}/model.zarr").calibration.residuals
+    )
+    done = command(
+        "predict", "model.zarr", tmp_path / "new.csv", "p.csv", "--std", "--interval", "0.9", "--keep", "city"
+    )
+    assert done.exit_code == 0, done.output
+    found = read("p.csv")
+    assert list(found.columns) == ["city", "prediction", "std", "low", "high"]
+    np.testing.assert_allclose(found["high"] - found["low"], 2 * nd.load("model.zarr").radius(0.9)[0])
+    assert_refused(("calibrate", f"{numbers}/run", "model.zarr"), "exists already")
+    assert_refused(("calibrate", "nowhere", "other.zarr"), "no complete run")
+    assert_refused(("predict", f"{numbers}/run", tmp_path / "new.csv", "q.csv", "--interval", 0.9), "calibrate RUN")
+
+
 def test_csv_has_quotes_where_they_are_needed(numbers: str, tmp_path: Path) -> None:
     """Keys are as they were, also those with leading zeros, commas, quotes and lines."""
     new = frame(4, 3).assign(id=["007", "a, b", 'say "c"', "two\nlines"], plain=["p", "q", None, "s"])
@@ -255,7 +274,7 @@ def test_lines_are_those_of_an_editor(numbers: str, tmp_path: Path) -> None:
     with pytest.raises(nd.DataError, match=rf"column 'rate' of new\.csv holds 'wrong' in line {line}, but numbers"):
         nd.predict_table(model, str(rows), str(tmp_path / "p.csv"))
     new.assign(rate=["1", "2", "3", "4", "wrong", "6"]).to_parquet(tmp_path / "new.parquet")
-    with pytest.raises(nd.DataError, match=r"of new\.parquet holds 'wrong' in row 5 of the data, but numbers"):
+    with pytest.raises(nd.DataError, match=r"of new\.parquet holds 'wrong' in row 4 \(counted from 0\), but numbers"):
         nd.predict_table(model, str(tmp_path / "new.parquet"), str(tmp_path / "p.csv"))
     for value in ("inf", "-1e999"):
         rows = as_csv(tmp_path / "inf.csv", frame(6, 3).astype({"rate": object}).assign(rate=[1, value, 3, 4, 5, 6]))
@@ -340,7 +359,7 @@ def test_rows_outside_the_range_are_named(numbers: str, tmp_path: Path, command:
     counts = "2 of 130 rows had values or names outside those of training ('size' 1, 'rate' 2)"
     assert f"{counts}; among them line 9 (rate), line 52 (size, rate)." in done.stdout
     done = command("predict", f"{numbers}/model.zarr", store, "p.zarr")
-    among = "among them row 7 (rate), row 50 (size, rate)."
+    among = "among them row 7 (rate), row 50 (size, rate), counted from 0."
     assert "2 of 130 rows" in done.stdout
     assert among in done.stdout
     attrs = zarr.open_group("p.zarr", mode="r").attrs
