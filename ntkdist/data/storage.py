@@ -64,6 +64,12 @@ def is_local(url: str) -> bool:
     return False
 
 
+def check_shared(url: str) -> None:
+    """Raise a `StoreError` if a location is in the memory of this process, which workers do not see."""
+    if url.startswith(f"{object_store.MEMORY}:"):
+        raise StoreError(f"{url} is in the memory of this process, which workers do not see; use a file or a bucket")
+
+
 def local_path(url: str) -> Path:
     assert is_local(url), url
     return Path(unquote(urlparse(url).path)) if url.startswith("file:") else Path(url)

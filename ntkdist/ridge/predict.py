@@ -146,6 +146,8 @@ def predict(
     dataset = as_fitted(msgspec.structs.replace(_dataset(dataset), nan="error"), model.preprocessing)
     zarr_groups.refuse_existing(out)
     with connect(None, scheduler, client) as client:
+        if client is not None:
+            storage.check_shared(out)
         if not as_table:
             outputs = replace(outputs, std=bool(model.factor and not model.classes))
             return _to_group(outputs, dataset, out, (), client, watch)

@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import zarr
 from command_line import ZONAL, Command, assert_refused, write_job
+from distributed import Client
 from tabular import as_csv, converted, frame
 
 import ntkdist as nd
@@ -200,6 +201,14 @@ def test_rows_and_predictions_in_an_object_store(numbers: str, tmp_path: Path, o
         nd.predict(model, f"{bucket}/bad.csv", f"{bucket}/second-{out}")
     left = {Path(name).name for name in memory.ls(bucket, detail=False)}
     assert left == {"new.csv", "bad.csv", out, f"of-dataset-{out}"}
+
+
+def test_workers_do_not_see_the_memory_of_a_process(numbers: str) -> None:
+    model = nd.load(f"{numbers}/model.zarr")
+    with Client(processes=False, dashboard_address=None, n_workers=1) as client:
+        for out in ("memory://bucket/p.csv", "memory://bucket/p.zarr"):
+            with pytest.raises(nd.StoreError, match="in the memory of this process, which workers do not see"):
+                nd.predict(model, f"{numbers}/data.zarr", out, client=client)
 
 
 def test_endings_say_what_is_written(numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
