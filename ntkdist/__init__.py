@@ -36,6 +36,7 @@ from ntkdist.planning.job import Job, Metric, PlanTable
 from ntkdist.planning.plan import Plan, plan
 from ntkdist.report.compare import compare
 from ntkdist.report.comparison import Comparison
+from ntkdist.ridge.calibrate import calibrate
 from ntkdist.ridge.detach import attach, cancel, status, submit
 from ntkdist.ridge.fit import FitResult, fit, normal_equations
 from ntkdist.ridge.model import Equations, RidgeModel
@@ -47,7 +48,7 @@ from ntkdist.ridge.solve import solve
 from ntkdist.ridge.store import load, save
 from ntkdist.solvers import PCG, Cholesky, Eigh, TiledCholesky
 from ntkdist.solvers.cross_validation import CVResult, cross_validate
-from ntkdist.solvers.uncertainty import Factor, conformal_radius
+from ntkdist.solvers.uncertainty import Calibration, Factor, conformal_radius
 
 if TYPE_CHECKING:
     from ntkdist.ridge.estimators import FeatureTransformer, NTKRidge, NTKRidgeClassifier, NTKRidgeCV
@@ -61,6 +62,7 @@ __all__ = [
     "CNTKRandomFeatures",
     "CNTKSketch",
     "CVResult",
+    "Calibration",
     "Cholesky",
     "ClusterError",
     "Comparison",
@@ -106,6 +108,7 @@ __all__ = [
     "TiledCholesky",
     "ZonalFeatures",
     "attach",
+    "calibrate",
     "cancel",
     "compare",
     "conformal_radius",

@@ -20,6 +20,7 @@ from ntkdist.cli.support import (
     load_model,
     parse_numbers,
     print_fit,
+    print_predicted,
     print_result,
     print_written,
     scheduler_option,
@@ -27,7 +28,6 @@ from ntkdist.cli.support import (
 from ntkdist.cluster import preflight
 from ntkdist.cluster.connect import connect
 from ntkdist.data import storage, zarr_groups
-from ntkdist.data.sources import is_table
 from ntkdist.planning import estimate, resolve
 from ntkdist.report import comparison_plots
 from ntkdist.ridge import prefix_curve, run_directory
@@ -189,23 +189,33 @@ def solve(
 
 
 @main.command()
+@click.argument("run")
+@click.argument("out")
+@click.option("--keep-factor", is_flag=True, help="Add the factor, for standard deviations of predictions.")
+@scheduler_option
+def calibrate(run: str, out: str, keep_factor: bool, scheduler: str) -> None:
+    """Write a run's model with what intervals and calibrated probabilities need, by one pass over its dataset."""
+    zarr_groups.refuse_existing(out)
+    nd.save(nd.calibrate(run, keep_factor=keep_factor, scheduler=scheduler), out)
+    click.echo(out)
+
+
+@main.command()
 @click.argument("model")
 @click.argument("rows")
 @click.argument("out")
-@click.option("--keep", default="", metavar="NAME,...", help="Columns of a csv or parquet file to copy to the output.")
-@click.option("--std", is_flag=True, help="Add standard deviations to a csv or parquet file.")
+@click.option("--keep", default="", metavar="NAME,...", help="Columns to copy to a csv or parquet file.")
+@click.option("--std", is_flag=True, help="Add standard deviations.")
+@click.option("--proba", is_flag=True, help="Add the probability of each class.")
+@click.option("--interval", type=float, default=0.0, metavar="COVERAGE", help="Add low and high ends, such as of 0.9.")
 @scheduler_option
-def predict(model: str, rows: str, out: str, keep: str, std: bool, scheduler: str) -> None:
-    """Predict every row of a csv or parquet file, or of a dataset; write in the order of its source."""
-    loaded = load_model(model)
-    if not is_table(rows):
-        if keep or std or is_table(out):
-            raise click.UsageError(f"{rows} is a dataset: predictions of it are a Zarr group, without --keep and --std")
-        nd.predict(loaded, rows, out, scheduler=scheduler)
-        print_written(out)
-        return
-    report = nd.predict_table(loaded, rows, out, keep=[name for name in keep.split(",") if name], std=std)
-    click.echo("\n".join([f"{out}: {report.rows:,} rows", *(f"Note: {note}." for note in report.notes())]))
+def predict(model: str, rows: str, out: str, keep: str, scheduler: str, **options: Any) -> None:
+    """Predict every row of a csv or parquet file as it is, or of a dataset; write in the order of its source.
+
+    OUT ends in .csv, .parquet or .zarr.
+    """
+    names = [name for name in keep.split(",") if name]
+    print_predicted(out, nd.predict(load_model(model), rows, out, keep=names, scheduler=scheduler, **options))
 
 
 @main.command()

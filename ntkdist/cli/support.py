@@ -11,7 +11,7 @@ from ntkdist.data import zarr_groups
 from ntkdist.data.dataset import FORMAT
 from ntkdist.ridge import run_directory
 from ntkdist.ridge.fit_report import Curve, FitReport, MetricReport
-from ntkdist.ridge.predict import PREDICTIONS
+from ntkdist.ridge.outputs import PredictionReport
 
 IMPORTANT = 5  # columns whose importance is printed
 scheduler_option = click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler to run on.")
@@ -84,10 +84,15 @@ def load_model(url: str) -> nd.RidgeModel:
     return loaded
 
 
+def print_predicted(out: str, report: PredictionReport) -> None:
+    """Print the path of predictions, the number of rows, and what was odd in them."""
+    click.echo("\n".join([f"{out}: {report.rows:,} rows", *(f"Note: {note}." for note in report.notes())]))
+
+
 def print_written(out: str) -> None:
     """Print the path of written rows, and the number of clipped ones."""
     click.echo(out)
-    _, attrs = zarr_groups.read_attributes(out, (PREDICTIONS, FORMAT))
+    _, attrs = zarr_groups.read_attributes(out, (FORMAT,))
     if clipped := attrs["clipped_rows"]:
         click.echo(f"Note: {clipped:,} rows had values outside the range that the model has seen, clipped to it.")
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist import backend, memory, random
-from ntkdist.cluster.tally import Tally
+from ntkdist.cluster.tally import Tally, first
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
-from ntkdist.data.ranges import Range, SeenRange
+from ntkdist.data.ranges import Range, SeenRange, first_outside
 from ntkdist.data.scaling import Matching, column_names
 from ntkdist.data.sparse import concatenate
 from ntkdist.errors import ClusterError, NtkdistError
@@ -217,6 +217,9 @@ def _count_outside(range: Range | SeenRange, layout: Layout, rows: Rows, tally: 
         names = column_names(layout, len(columns))
         for i in np.flatnonzero(columns):
             tally.clipped_in[names[i]] = tally.clipped_in.get(names[i], 0) + int(columns[i])
+        rows_outside = first_outside(range, rows.x)
+        mine = [(int(rows.places[i]), [names[j] for j in found]) for i, found in rows_outside]
+        tally.clipped_first = first(tally.clipped_first, mine)
 
 
 def _join(held: list[Rows]) -> Rows:

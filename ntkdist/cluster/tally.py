@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from ntkdist.data.ranges import FEW
+
 IDLE = (0, 0.0)
 
 
@@ -11,15 +13,16 @@ class Tally:
     """Rows, bytes, seconds and memory of some tasks: a value with ``+``.
 
     ``rows`` does not count those that were ``dropped``, but those that were ``clipped`` to a range of other rows;
-    ``clipped_in`` holds how many of these in each column, if any, by its name.  ``resumed`` counts the tasks whose sum
-    was kept from before; ``workers`` holds the peak resident bytes of each process that took part, ``worked`` its rows
-    and the seconds of its tasks.
+    ``clipped_in`` holds how many of these in each column, if any, by its name, and ``clipped_first`` the positions and
+    the columns of the first few.  ``resumed`` counts the tasks whose sum was kept from before; ``workers`` holds the
+    peak resident bytes of each process that took part, ``worked`` its rows and the seconds of its tasks.
     """
 
     rows: int = 0
     dropped: int = 0
     clipped: int = 0
     clipped_in: dict[str, int] = field(default_factory=dict)
+    clipped_first: list[tuple[int, list[str]]] = field(default_factory=list)
     resumed: int = 0
     nbytes: int = 0
     read_seconds: float = 0.0
@@ -39,6 +42,7 @@ class Tally:
             self.dropped + other.dropped,
             self.clipped + other.clipped,
             _added(self.clipped_in, other.clipped_in),
+            first(self.clipped_first, other.clipped_first),
             self.resumed + other.resumed,
             self.nbytes + other.nbytes,
             self.read_seconds + other.read_seconds,
@@ -49,12 +53,17 @@ class Tally:
 
     def of_rows(self, other: "Tally") -> "Tally":
         """Replace the counts of rows by another's, so that passes over the same rows do not count them twice."""
-        counts = {name: getattr(other, name) for name in ("rows", "dropped", "clipped", "clipped_in")}
+        counts = {name: getattr(other, name) for name in ("rows", "dropped", "clipped", "clipped_in", "clipped_first")}
         return replace(self, **counts)
 
     def rates(self) -> dict[str, float]:
         """Return the rows a second of each process while a task of it ran; of one task, where several run at once."""
         return {name: rows / max(seconds, 1e-9) for name, (rows, seconds) in self.worked.items()}
+
+
+def first(one: Iterable[tuple[int, list[str]]], other: Iterable[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Return the first few of rows, by their positions."""
+    return sorted([*one, *other], key=lambda row: row[0])[:FEW]
 
 
 def _added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:

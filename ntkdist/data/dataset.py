@@ -285,6 +285,12 @@ class Dataset(Spec, frozen=True):
         """Read rows of one array of the dataset, verified as in `read`."""
         return zarr_groups.read_rows(self.store, name, start, stop, layout.fingerprint)
 
+    def source_rows(self, layout: Layout, places: Iterable[int]) -> list[int] | None:
+        """Return the rows of the source, from 0, at some positions; None if the dataset has no array ``row``."""
+        if "row" not in self.others():
+            return None
+        return [int(self.column(layout, "row", place, place + 1)[0]) for place in places]
+
     def _inputs(self, layout: Layout, start: int, stop: int) -> NDArray[Any] | csr_array:
         if not layout.sparse:
             return self.column(layout, self.x, start, stop)

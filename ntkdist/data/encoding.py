@@ -63,6 +63,8 @@ class Settings(Protocol):
     def bins(self) -> int: ...
     @property
     def one_hot(self) -> int: ...
+    @property
+    def quantiles(self) -> tuple[float, float] | None: ...
 
 
 class Limits(NamedTuple):
@@ -191,6 +193,12 @@ class Encoding:
         return np.array([j for _, j in self._made], np.int64)
 
     @property
+    def had_gaps(self) -> NDArray[np.bool_]:
+        """Marks of the raw columns that had empty cells in training, (d,)."""
+        marked = np.isin(np.arange(len(self.kinds)), self.indicators)
+        return marked | np.array(["" in names for names in self.categories], bool)
+
+    @property
     def seen_range(self) -> "SeenRange":
         """The values and names that are not counted as new."""
         return SeenRange(Range(self.low, self.high), self.categories, self._seen_by_column())
@@ -315,13 +323,15 @@ class Encoding:
 
 
 def needed(layout: Layout, settings: Settings, nan: str) -> bool:
-    """Return whether rows may have to be encoded; if only for missing values, the data decide.
+    """Return whether rows may have to be encoded, or quantiles be known; if only for missing values, the data decide.
 
     Images, and sparse rows, are never encoded.
     """
     if layout.sparse or len(layout.input_shape) != 1:
         return False
-    return bool(layout.categories or layout.dates or settings.front != "standard" or nan == "impute")
+    return bool(
+        layout.categories or layout.dates or settings.front != "standard" or settings.quantiles or nan == "impute"
+    )
 
 
 def by_parts(layout: Layout, settings: Settings) -> bool:

@@ -6,6 +6,7 @@ Neither library is imported: a frame that is given is of one that is loaded.
 import datetime
 import decimal
 import numbers
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from ntkdist.errors import InputError
 from ntkdist.spec import nearest
 
 F8 = NDArray[np.float64]
+WHOLE = re.compile(r"-?\d+")
 WORDS = {"number": "numbers", "date": "dates", "category": "categories"}
 
 
@@ -81,13 +83,7 @@ def coded(frame: Any, known: Known | None = None) -> Coded:
         series = frame[frame.columns[i]]
         kind = _kind(series, name)
         if known is not None:
-            expected = known.kinds.get(name, "number")
-            if kind is not None and kind != expected:
-                remedy = 'by astype("category") or to strings' if expected == "category" else "as then"
-                raise InputError(
-                    f"Column '{name}' holds {WORDS[kind]}, but {WORDS[expected]} in training; convert it {remedy}"
-                )
-            kind = expected
+            kind = _as_known(kind, name, known)
         if kind == "category":
             names = tuple(_names(series, name)) if known is None else known.categories[name]
             categories.append((name, names))
@@ -99,6 +95,20 @@ def coded(frame: Any, known: Known | None = None) -> Coded:
         else:
             x[:, i] = _numbers(series)
     return Coded(x, columns, tuple(categories), tuple(dates))
+
+
+def _as_known(kind: Kind | None, name: str, known: Known) -> Kind:
+    """Return the kind of a column in training; refuse one that cannot be read as that.
+
+    Integers are read as names where all names of training are integers, and strings as dates.
+    """
+    expected = known.kinds.get(name, "number")
+    integers = expected == "category" and all(map(WHOLE.fullmatch, filter(None, known.categories[name])))
+    if kind in (None, expected) or (kind == "number" and integers) or (kind == "category" and expected == "date"):
+        return expected
+    assert kind is not None
+    remedy = 'by astype("category") or to strings' if expected == "category" else "as then"
+    raise InputError(f"Column '{name}' holds {WORDS[kind]}, but {WORDS[expected]} in training; convert it {remedy}")
 
 
 def as_trained(frame: Any, columns: tuple[str, ...], encoding: Encoding | None) -> F8:
@@ -181,7 +191,10 @@ def _numbers(series: Any) -> F8:
 
 
 def _seconds(series: Any, name: str) -> F8:
-    """Return seconds since 1970-01-01 UTC; dates without a zone are UTC."""
+    """Return seconds since 1970-01-01 UTC; dates without a zone are UTC, and strings are dates of ISO 8601."""
+    if _type_kind(series) in ("", "category") and any(isinstance(v, str) for v in _values(series)):
+        pairs = zip(_values(series), _missing(series).tolist(), strict=True)
+        return np.array([np.nan if absent else _parsed(v, name, i) for i, (v, absent) in enumerate(pairs)])
     if _is_polars(series):
         return np.asarray(series.dt.epoch("us").cast(float).to_numpy(), np.float64) / 1e6
     try:
@@ -189,3 +202,15 @@ def _seconds(series: Any, name: str) -> F8:
     except (ValueError, TypeError) as error:
         raise InputError(f"Column '{name}' holds a date that cannot be read ({error}); mend it") from None
     return np.where(np.isnat(moments), np.nan, moments.astype(np.int64) / 1e6)
+
+
+def _parsed(value: Any, name: str, row: int) -> float:
+    """Return the seconds of a date or its text."""
+    try:
+        moment = datetime.datetime.fromisoformat(str(value))
+    except ValueError:
+        raise InputError(
+            f"Column '{name}' holds '{value}' in row {row}, which cannot be read as a date such as 2026-01-31 or "
+            "2026-01-31T09:30; mend it"
+        ) from None
+    return moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp()

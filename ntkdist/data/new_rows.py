@@ -1,10 +1,11 @@
-"""New rows of csv and parquet files in the columns of a model, read block by block; and tables written beside them.
+"""New rows of csv and parquet files in the columns of a model, read block by block.
 
 Columns are taken by name and read as what they held in training, whatever they look like here, and others are ignored.
 """
 
 import contextlib
-import os
+import csv as csv_reader  # Arrow's does not say in which line a row is
+import gzip
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pyarrow import csv, parquet
 
-from ntkdist.data import storage
 from ntkdist.data.dataset import Kind
 from ntkdist.data.frames import WORDS, Known
-from ntkdist.data.sources import is_table
 from ntkdist.data.tables import PATTERNS, Column, named, opened
-from ntkdist.data.zarr_groups import refuse_existing
-from ntkdist.errors import DataError, SpecError
+from ntkdist.errors import DataError
 from ntkdist.spec import nearest
 
 READ_AS: Mapping[str, tuple[str, ...]] = {  # kinds of columns of parquet files
@@ -33,33 +30,89 @@ READ_AS: Mapping[str, tuple[str, ...]] = {  # kinds of columns of parquet files
 
 
 class Block(NamedTuple):
-    """Some rows of a file: inputs of the model (n, d) with codes of names, −1 for unknown ones, and columns kept."""
+    """Some rows of a file: inputs of the model (n, d), with codes of names, and columns kept.
+
+    An unknown name has the code −1; an empty cell is NaN.
+    """
 
     x: NDArray[np.float64]
     kept: dict[str, Any]  # Arrow arrays by name
-    unknown: dict[str, int]  # how many names were not in training, by column
 
 
-def blocks(path: Path, columns: Sequence[str], known: Known, keep: Sequence[str]) -> Iterator[Block]:
-    """Read the columns of a model, and others to keep as they are, block by block.
+@dataclass(frozen=True)
+class NewTable:
+    """A csv or parquet file, opened to read the columns of a model, and others to keep as they are, by name."""
 
-    Raises
-    ------
-    DataError
-        If a column is missing or of another kind than in training, or a value cannot be read; the row is named.
-    """
-    kinds, batches = opened(path)
-    for name in (*columns, *keep):
-        if name not in kinds:
-            raise DataError(f"{path.name} has no column '{name}', which {_use(name, keep)}{nearest(name, list(kinds))}")
-    inputs = [NewColumn.of(name, path, kinds[name], known) for name in columns]
-    at = 0
-    for batch in _one_or_more(batches, list(dict.fromkeys([*columns, *keep]))):
-        read = [column.read(batch[column.column.name], at) for column in inputs]
-        codes = {c.column.name: x for c, x in zip(inputs, read, strict=True) if c.kind == "category"}
-        unknown = {name: int((x < 0).sum()) for name, x in codes.items() if (x < 0).any()}
-        yield Block(np.stack(read, axis=1), {name: batch[name] for name in keep}, unknown)
-        at += batch.num_rows
+    path: Path
+    batches: Callable[[list[str]], Iterator[Any]]
+    inputs: Sequence["NewColumn"]
+    keep: Sequence[str]
+    ignored: Sequence[str]  # columns that are neither
+
+    @classmethod
+    def open(cls, path: Path, columns: Sequence[str], known: Known, keep: Sequence[str]) -> "NewTable":
+        """Open a file.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be opened, or a column is missing or of another kind than in training.
+        """
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; check the path")
+        kinds, batches = opened(path)
+        for name in (*columns, *keep):
+            if name not in kinds:
+                raise DataError(
+                    f"{path.name} has no column '{name}', which {_use(name, keep)}{nearest(name, list(kinds))}"
+                )
+        inputs = [NewColumn.of(name, path, kinds[name], known) for name in columns]
+        ignored = [name for name in kinds if name not in columns and name not in keep]
+        return cls(path, batches, inputs, list(keep), ignored)
+
+    def blocks(self) -> Iterator[Block]:
+        """Read block by block.
+
+        Raises
+        ------
+        DataError
+            If a value cannot be read; the row is named.
+        """
+        at, names = 0, list(dict.fromkeys([*(column.column.name for column in self.inputs), *self.keep]))
+        for batch in _one_or_more(self.batches, names):
+            read = [column.read(batch[column.column.name], at) for column in self.inputs]
+            yield Block(np.stack(read, axis=1), {name: batch[name] for name in self.keep})
+            at += batch.num_rows
+
+
+def place(path: Path, row: int) -> str:
+    """Return the words for a row of data, numbered from 0: in csv the line in which it begins, as editors count."""
+    words = places(path, [row])[0]
+    return f"{words} (counted from 0)" if words.startswith("row") else words
+
+
+def places(path: Path, rows: Sequence[int]) -> list[str]:
+    """Return the words for ascending rows of data, numbered from 0, by one reading."""
+    if path.suffix.lower() != ".parquet":
+        with contextlib.suppress(csv_reader.Error):  # a cell longer than Python's reader takes
+            return [f"line {line:,}" for line in _lines(path, rows)]
+    return [f"row {row:,}" for row in rows]
+
+
+def _lines(path: Path, rows: Sequence[int]) -> Iterator[int]:
+    """Yield the lines of a csv file, from 1, in which ascending rows of data begin; cells may span lines."""
+    unpack: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    with unpack(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv_reader.reader(file)
+        wanted, at, last = iter(rows), -1, 0  # the header is row −1
+        row = next(wanted, None)
+        for cells in reader:
+            if cells and at == row:
+                yield last + 1
+                row = next(wanted, None)
+            if row is None:
+                return
+            at, last = at + bool(cells), reader.line_num  # empty lines are no rows
 
 
 def _one_or_more(batches: Callable[[list[str]], Iterator[Any]], columns: list[str]) -> Iterator[Any]:
@@ -80,6 +133,7 @@ class NewColumn:
     """A column of a file that is read as what it held in training."""
 
     column: Column
+    path: Path
     kind: Kind
     names: tuple[str, ...]  # of the codes of a category
 
@@ -87,26 +141,33 @@ class NewColumn:
     def of(cls, name: str, path: Path, types: tuple[str, ...], known: Known) -> "NewColumn":
         """Prepare to read a column; refuse one whose type cannot be what it was in training."""
         kind = known.kinds.get(name, "number")
-        place = f"column '{name}' of {path.name}"
+        words = f"column '{name}' of {path.name}"
         if types and types[0] not in READ_AS[kind]:
             held = {"date": "dates", "time": "times", "string": "strings", "nested": "lists or structures"}
             raise DataError(
-                f"{place} holds {held.get(types[0], 'numbers')}, but {WORDS[kind]} in training; convert it as then"
+                f"{words} holds {held.get(types[0], 'numbers')}, but {WORDS[kind]} in training; convert it as then"
             )
-        return cls(Column(name, place, not types, (), 0), kind, known.categories.get(name, ()))
+        return cls(Column(name, words, not types, (), 0), path, kind, known.categories.get(name, ()))
 
     def read(self, values: Any, start: int) -> NDArray[np.float64]:
         """Convert a block of values, of which the first is in row ``start``, to numbers; null is NaN."""
         if self.kind == "category":
             words = named(self.column.name, values)
-            codes = pc.index_in(words.fill_null(""), value_set=pa.array(self.names, pa.string())).fill_null(-1)
-            return np.asarray(codes.cast(pa.float64()))
+            codes = pc.index_in(words, value_set=pa.array(self.names, pa.string())).fill_null(-1).cast(pa.float64())
+            return np.asarray(pc.if_else(pc.is_null(words), np.nan, codes))
         convert = self.column.seconds if self.kind == "date" else _numbers
         try:
-            return convert(values, start)
+            numbers = convert(values, start)
         except (DataError, pa.ArrowInvalid):
             self._refuse(values, start, convert)
             raise
+        if (infinite := np.isinf(numbers)).any():
+            row = int(infinite.argmax())
+            raise DataError(
+                f"{self.column.place} holds '{values[row]}' in {place(self.path, start + row)}, but finite "
+                f"{WORDS[self.kind]} in training; mend it"
+            )
+        return np.asarray(numbers)
 
     def _refuse(self, values: Any, start: int, convert: Callable[[Any, int], Any]) -> None:
         """Raise a DataError that names the first value that cannot be read."""
@@ -115,8 +176,8 @@ class NewColumn:
                 convert(values.slice(i, 1), start + i)
             except (DataError, pa.ArrowInvalid):
                 raise DataError(
-                    f"{self.column.place} holds '{values[i]}' in row {start + i}, but {WORDS[self.kind]} in training; "
-                    "mend it, or leave it empty if training had empty ones"
+                    f"{self.column.place} holds '{values[i]}' in {place(self.path, start + i)}, but "
+                    f"{WORDS[self.kind]} in training; mend it, or leave it empty if training had empty ones"
                 ) from None
 
 
@@ -128,36 +189,3 @@ def _numbers(values: Any, _: int) -> NDArray[np.float64]:
             digits = pc.if_else(pc.equal(pc.utf8_lower(values), "true"), "1", "0")
             values = pc.if_else(is_bool, digits, values)
     return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-
-
-@contextlib.contextmanager
-def writer(out: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Write a csv or parquet file from columns, block by block; it appears whole or not at all.
-
-    Yields a function that takes the columns of some rows by name, of the same names and types every time; it has to be
-    called once or more.
-    """
-    if not is_table(out) or out.lower().endswith(".gz"):
-        raise SpecError(f"{out} is neither a csv nor a parquet file by its ending; name it so")
-    if not storage.is_local(out):
-        raise SpecError(f"{out} is in an object store; write a local file, and copy it there")
-    refuse_existing(out)
-    final = storage.local_path(out).absolute()
-    part = storage.unfinished(final)
-    make = parquet.ParquetWriter if final.suffix.lower() == ".parquet" else csv.CSVWriter
-    file: Any = None
-
-    def write(columns: dict[str, Any]) -> None:
-        nonlocal file
-        batch = pa.record_batch(list(map(pa.array, columns.values())), names=list(columns))
-        with storage.writing(out):
-            file = file or make(part, batch.schema)
-            file.write_batch(batch)
-
-    try:
-        yield write
-        with storage.writing(out):
-            file.close()
-            os.replace(part, final)
-    finally:
-        part.unlink(missing_ok=True)

@@ -20,7 +20,8 @@ from zarr.storage import FsspecStore, ObjectStore, WrapperStore
 from ntkdist.errors import StoreError
 
 T = TypeVar("T")
-SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
+MEMORY = "memory"  # scheme of fsspec's files in the memory of this process, which no other process sees
+SCHEMES = ("s3", "gs", "az", "abfs", "abfss", MEMORY)
 PATIENCE_SECONDS = 120.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
 # The timeout is of one request with its body: a shard of 128 MiB at a megabyte per second.  obstore retries at once.
@@ -141,6 +142,8 @@ def _said(error: Exception) -> str:
 @functools.lru_cache(maxsize=64)
 def open_bucket(root: str) -> Store:
     """Open the store of a bucket with the settings of the environment, once per process."""
+    if root.startswith(f"{MEMORY}:"):
+        return FsspecStore.from_url(root)
     try:
         from obstore.exceptions import BaseError
         from obstore.store import from_url

@@ -3,6 +3,8 @@
 A kernel such as the NTK grows with its inputs, so one value far outside the training data would dominate a prediction.
 """
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from ntkdist.errors import DataError
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
 COUNTED = 2**20  # values that are compared at once, to bound memory
+FEW = 10  # rows outside that are named
 
 
 class Range(NamedTuple):
@@ -124,3 +127,19 @@ class SeenRange(NamedTuple):
             known = {n for n, s in zip(self.categories[mine], self.seen[mine], strict=True) if s}
             seen[j] = np.array([name in known for name in layout.names[j]], bool)
         return SeenRange(Range(low, high), layout.names, seen)
+
+
+def first_outside(range: Range | SeenRange, x: Any) -> list[tuple[int, I8]]:
+    """Return the first few rows outside, by position, each with its columns outside, (k,)."""
+    return list(islice(_outside_rows(range, x, 0), FEW))
+
+
+def _outside_rows(range: Range | SeenRange, x: Any, start: int) -> Iterator[tuple[int, I8]]:
+    """Yield the rows outside, of which x (n, *shape) is searched by halves; ``start`` is the position of the first."""
+    count, columns = range.rows_outside(x)
+    if count and x.shape[0] == 1:
+        yield start, np.flatnonzero(columns)
+    elif count:
+        half = x.shape[0] // 2
+        yield from _outside_rows(range, x[:half], start)
+        yield from _outside_rows(range, x[half:], start + half)

@@ -31,6 +31,21 @@ def is_table(url: str) -> bool:
     return url.lower().endswith(TABLES)
 
 
+def output_format(out: str, bare: str = "") -> str:
+    """Return "csv", "parquet" or "zarr" by the ending of a path or URL to write to, ``bare`` without an ending.
+
+    Raises
+    ------
+    SpecError
+        If the ending is another, or there is none and no ``bare``.
+    """
+    name = out.rstrip("/").rpartition("/")[2].lower()
+    ending = name.rpartition(".")[2] if "." in name.lstrip(".") else bare
+    if ending not in ("csv", "parquet", "zarr"):
+        raise SpecError(f"{out} is neither csv, parquet nor Zarr by its ending; end it in .csv, .parquet or .zarr")
+    return ending
+
+
 class Wanted(NamedTuple):
     """Names of what to read: columns or arrays, or for npy and IDX files of all but the inputs."""
 

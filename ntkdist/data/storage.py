@@ -11,8 +11,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlparse
 
+import numpy as np
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync  # runs a store's coroutine from any thread; Zarr has no public function for it
@@ -60,6 +62,12 @@ def is_local(url: str) -> bool:
     if "?" in rest or ":" in bucket or ("@" in bucket and not scheme.startswith("abfs")):
         raise StoreError(f"cannot open a {scheme}:// URL with credentials or a query; give them in the environment")
     return False
+
+
+def check_shared(url: str) -> None:
+    """Raise a `StoreError` if a location is in the memory of this process, which workers do not see."""
+    if url.startswith(f"{object_store.MEMORY}:"):
+        raise StoreError(f"{url} is in the memory of this process, which workers do not see; use a file or a bucket")
 
 
 def local_path(url: str) -> Path:
@@ -232,6 +240,37 @@ def remove(url: str) -> None:
     sync(store.delete("zarr.json"))  # first, so that a half-removed group cannot be opened
     sync(store.delete_dir(""))
     sync(store.delete(""))
+
+
+@contextmanager
+def new_file(url: str) -> Iterator[Path]:
+    """Yield the path of a file to write, which appears at a location if the block succeeds, whole or not at all."""
+    if not is_local(url):
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "file"
+            yield path
+            mapped: Any = np.memmap(path, np.uint8, "r")  # no copy of the file in memory
+            sync(_below(url).set("", default_buffer_prototype().buffer.from_array_like(mapped)))
+        return
+    final = local_path(url).absolute()
+    partial = unfinished(final)
+    try:
+        with writing(url):
+            yield partial
+            os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(url: str) -> Iterator[str]:
+    """Yield a new location beside another, which every process sees that sees the other; it is removed in the end."""
+    name = f".{url.rstrip('/').rpartition('/')[2]}.{PARTIAL}-{uuid.uuid4().hex}"
+    place = str(local_path(url).absolute().with_name(name)) if is_local(url) else join(url.rpartition("/")[0], name)
+    try:
+        yield place
+    finally:
+        remove(place)
 
 
 def fetch(url: str, directory: Path) -> Path:

@@ -24,6 +24,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ntkdist.data import storage
 from ntkdist.data.partitions import Content, chunks_per_partition, partition_rows
+from ntkdist.data.sources import is_table
 from ntkdist.errors import Damaged, DataError, StoreError
 from ntkdist.spec import nearest
 
@@ -76,6 +77,8 @@ def new_group(url: str, kind: str, attrs: Mapping[str, Any]) -> Iterator[str]:
     the group gets its attributes (``attrs`` as they are then) and is marked complete.  On a file system it is written
     under another name and then renamed to ``url``; a bucket cannot rename.  If the block fails, everything is removed.
     """
+    if is_table(url):
+        raise StoreError(f"{url} is the name of a table, but a Zarr group is a directory; end it in .zarr")
     refuse_existing(url)
     place, writer = url, uuid.uuid4().hex
     if storage.is_local(url):

@@ -12,7 +12,7 @@ import msgspec
 from ntkdist.cluster.shards import Source
 from ntkdist.cluster.tree import most_held
 from ntkdist.data.dataset import Layout, Shard
-from ntkdist.errors import PlanTooLarge, SpecError
+from ntkdist.errors import DataError, PlanTooLarge, SpecError
 from ntkdist.planning import task_memory
 from ntkdist.planning.cut import Cut
 from ntkdist.planning.job import Job, Metric
@@ -128,6 +128,14 @@ class Plan(Cut, frozen=True, tag=False):
             raise PlanTooLarge(
                 f"Plan needs {total / GB:.1f} GB per worker ({said}) but the limit is {limit / GB:.1f} GB; "
                 f"{first}lower n_components, folds, fan_in or block_rows, or use {more}larger workers"
+            )
+
+    def check_data(self) -> None:
+        """Refuse a dataset of other content than the plan was made for (DataError)."""
+        if (layout := self.dataset.layout()) != self.layout:
+            raise DataError(
+                f"{self.dataset.store} is not the data that was fitted on (fingerprint {layout.fingerprint}, "
+                f"then {self.layout.fingerprint}); restore it"
             )
 
     def check_driver(self, limit: int, process: int = PROCESS_BYTES) -> None:

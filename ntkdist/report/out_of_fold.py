@@ -13,7 +13,6 @@ from ntkdist.cluster import Client
 from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.reduce import reduce_all
 from ntkdist.data.dataset import Rows
-from ntkdist.errors import DataError
 from ntkdist.planning.plan import Plan, source_of
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.residuals import fold_models
@@ -126,11 +125,7 @@ def predict_out_of_fold(
 
     Rows that the fit skipped, and rows of folds that were not scored, such as those outside a holdout, are left out.
     """
-    if (layout := p.dataset.layout()) != p.layout:
-        raise DataError(
-            f"{p.dataset.store} is not the data that was fitted on (fingerprint {layout.fingerprint}, "
-            f"then {p.layout.fingerprint}); restore it"
-        )
+    p.check_data()
     unit = float(np.sqrt(cv.chosen[0])) or 1.0
     summand = OutOfFoldOf(p, fold_models(p.solver, equations, cv), bin_edges(equations), unit)
     source = source_of(p)._replace(block_rows=0)

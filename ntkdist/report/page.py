@@ -139,29 +139,35 @@ def _largest_errors(p: Plan, sums: OutOfFold | None, pre: Preprocessing) -> Tabl
     title = "Largest residuals"
     if sums is None:
         return Table(title, [("left out: they need the data, folds and equations",)])
-    source = "row" in p.dataset.others()
+    source = p.dataset.source_rows(p.layout, sums.largest.places.tolist())
     rows = []
-    for error, place, y, guess in zip(*sums.largest, strict=True):
-        row = p.dataset.column(p.layout, "row", int(place), int(place) + 1)[0] if source else place
+    for i, (error, place, y, guess) in enumerate(zip(*sums.largest, strict=True)):
+        row = place if source is None else source[i]
         pair = (pre.classes[int(y)], pre.classes[int(guess)]) if pre.classes else (f"{y:.6g}", f"{guess:.6g}")
         rows.append((f"{row:,}", *pair, f"{error:.4g}"))
-    head = ("row of the source" if source else "row", "true", "predicted out of fold", "error")
+    head = ("row" if source is None else "row of the source", "true", "predicted out of fold", "error")
     text = "The error is the lead of the wrong class's score over the true class's." if pre.classes else ""
     return Table(title, rows, head, text)
 
 
 def _tables(p: Plan, report: FitReport) -> Iterator[Table]:
     data, run, layout = report.data, report.run, report.plan["layout"]
+    limits = "quantiles" if p.job.preprocess.quantiles else "range reused"
     rows = [
         ("dataset", data.store),
         ("fingerprint", layout["fingerprint"]),
         ("rows added", f"{data.rows:,} of {layout['rows']:,}"),
         ("rows dropped for NaN or Inf", f"{data.dropped_rows:,}"),
-        ("rows clipped to the range reused", f"{data.clipped_rows:,}"),
+        (f"rows clipped to the {limits}", f"{data.clipped_rows:,}"),
         ("read and verified by checksum", f"{run.bytes_read / 1e6:,.1f} MB, {run.read_share:.1%} of the pass"),
         ("weight of each fold", ", ".join(f"{w:,.6g}" for w in data.fold_weights)),
     ]
     yield Table("Data", rows)
+    if data.clipped_first:
+        counts = ", ".join(f"{count:,} in {name}" for name, count in data.clipped_columns.items())
+        first = [(f"{one.row:,}", ", ".join(one.columns)) for one in data.clipped_first]
+        text = f"{data.clipped_rows:,} rows, by column: {counts}.  Some of them, counted from 0:"
+        yield Table("Rows clipped", first, ("row of the source, if known", "columns"), text)
     ordered = sorted(run.seconds.items(), key=lambda item: (item[0] == "total", item[0] != "prepare"))
     rows = [(phase, f"{seconds:,.2f} s") for phase, seconds in ordered]
     if run.gram_to_syrk_ratio:

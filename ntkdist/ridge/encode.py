@@ -13,10 +13,11 @@ from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, phase, reduce, reduce_all
 from ntkdist.cluster.shards import Source
 from ntkdist.data import encoding
-from ntkdist.data.column_sums import ColumnSums, ColumnSumsOf
+from ntkdist.data.column_sums import ColumnSums, ColumnSumsOf, TableSample
 from ntkdist.data.dataset import Dataset, Layout, Shard
 from ntkdist.data.encoding import SPLITS, Encoding, Limits
-from ntkdist.data.moments import Moments
+from ntkdist.data.knots import quantiles
+from ntkdist.data.moments import Mode, Moments
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import DataError
 
@@ -57,6 +58,8 @@ def fit(
     folds = _sums(preprocess, source, by_fold, client, watch)
     total = functools.reduce(operator.add, folds)
     pre = Preprocessing.fit(mode, layout, total.moments, balanced, preprocess.clip)
+    if preprocess.quantiles:
+        pre = within_quantiles(pre, total.sample, preprocess.quantiles, mode)
     if preprocess.front == "standard" and not (layout.categories or layout.dates or total.missing.any()):
         return pre, total.moments
     d = len(layout.kinds)
@@ -68,6 +71,24 @@ def fit(
     if preprocess.clip != "none":
         pre = replace(pre, x_low=encoded.low, x_high=encoded.high)
     return replace(pre, constant=_constant(layout, encoded, total)), total.moments
+
+
+def within_quantiles(pre: Preprocessing, sample: TableSample, shares: tuple[float, float], mode: Mode) -> Preprocessing:
+    """Return a preprocessing with two quantiles of a sample as limits, and the scale of the values clipped to them."""
+    arrays = [np.array(values) for values in (pre.x_low, pre.x_high, pre.x_mean, pre.x_scale)]
+    low, high, mean, scale = arrays
+    for j in range(sample.x.shape[1]):
+        some = ~np.isnan(sample.x[:, j])
+        x, weight = sample.x[some, j], sample.weight[some]
+        least, most = quantiles(x, weight, np.array(shares))
+        if least == most:
+            continue
+        low[j], high[j] = least, most
+        if mode != "none":
+            x = x.clip(least, most)
+            mean[j] = weight @ x / weight.sum()
+            scale[j] = np.sqrt(weight @ (x - mean[j]) ** 2 / weight.sum())
+    return replace(pre, x_low=low, x_high=high, x_mean=mean, x_scale=scale)
 
 
 def _sums(

@@ -18,14 +18,22 @@ class Curve(msgspec.Struct):
     alpha: list[list[float]] = []  # of every target, absolute
 
 
+class ClippedRow(msgspec.Struct):
+    """A row with values outside the range."""
+
+    row: int  # of the source, from 0, if the dataset says it, else its position in the dataset
+    columns: list[str]  # in which it lies outside
+
+
 class DataReport(msgspec.Struct, kw_only=True):
     """The rows that were read; weights are sums over rows."""
 
     store: str
     rows: int  # added to the sums
     dropped_rows: int = 0  # for NaN or Inf
-    clipped_rows: int = 0  # to the range of the scaling that was reused
+    clipped_rows: int = 0  # to the range of the scaling that was reused, or to quantiles
     clipped_columns: dict[str, int] = {}  # rows clipped in each column
+    clipped_first: list[ClippedRow] = []  # the first few
     skipped_rows: int = 0  # of damaged partitions
     skipped_partitions: list[int] = []
     constant_columns: list[str] = []

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
+from scipy.special import softmax
 
 from ntkdist.data import frames
 from ntkdist.data.moments import Moments
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.errors import DataError, SpecError
 from ntkdist.features import AnyMap
-from ntkdist.solvers.uncertainty import Factor
+from ntkdist.solvers.uncertainty import Calibration, Factor
 from ntkdist.sums import NormalEquations
 
 F8 = NDArray[np.float64]
@@ -44,6 +45,8 @@ class RidgeModel:
         Of the features.
     factor : Factor, optional
         Needed by `std`: m² numbers.
+    calibration : Calibration, optional
+        Needed by `interval`, and makes `probabilities` those of rows out of fold; see `ntkdist.calibrate`.
     """
 
     preprocessing: Preprocessing
@@ -53,6 +56,7 @@ class RidgeModel:
     alpha: F8
     dtype: str = "float32"
     factor: Factor | None = None
+    calibration: Calibration | None = None
 
     @classmethod
     def of_scaled(
@@ -132,15 +136,81 @@ class RidgeModel:
 
     def spread(self, x: NDArray[Any] | csr_array, fold: int = -1, places: NDArray[np.int64] | None = None) -> F8:
         """Return the variance of predictions in units of s², (n,); times a row's weight, its leverage."""
-        if self.factor is None:
-            raise SpecError(
-                "the model has no factor; fit or solve with keep_factor, by `ntkdist.solve` or an estimator"
-            )
+        self.check_factor()
+        assert self.factor is not None
         x = self._rows(x)
         out = np.empty(x.shape[0])
         for block, z in self._mapped(x, fold, places):
             out[block] = self.factor.spread(z)
         return out
+
+    def check_factor(self) -> None:
+        """Raise a SpecError if the model has no factor."""
+        if self.factor is None:
+            raise SpecError(
+                "the model has no factor, which std needs; make one that has by `ntkdist solve RUN --keep-factor --out "
+                "MODEL.zarr`, or with keep_factor=True of `ntkdist.solve` or an estimator"
+            )
+
+    def interval(self, x: Any, coverage: float = 0.9) -> tuple[F8, F8]:
+        """Return the ends of intervals that hold a share ``coverage`` of targets: predictions ± `conformal_radius`.
+
+        The radius is from residuals of rows that the models that predicted them were not fitted to.  It is valid for
+        any distribution of errors, and the same everywhere.
+
+        Parameters
+        ----------
+        x : as in calling
+        coverage : float
+            Strictly between 0 and 1.
+
+        Returns
+        -------
+        low, high : arrays of the shape of the predictions, in target units
+            Infinite if there are too few residuals for so large a coverage.
+
+        Raises
+        ------
+        SpecError
+            If the model has no residuals, predicts classes, or ``coverage`` cannot be.
+        """
+        radius = self.radius(coverage)
+        mean = self.scores(self._rows(x))
+        return self._without_axis(mean - radius), self._without_axis(mean + radius)
+
+    def radius(self, coverage: float) -> F8:
+        """Return half the width of `interval`, (t,)."""
+        if self.classes:
+            raise SpecError("the model predicts classes, which have no intervals; ask for probabilities")
+        if self.calibration is None:
+            raise SpecError(
+                "the model has no residuals out of fold, which intervals need; make one that has, by one pass over the "
+                "training rows, with `ntkdist calibrate RUN MODEL.zarr` or `ntkdist.calibrate`, and predict by that"
+            )
+        return self.calibration.radius(coverage)
+
+    def probabilities(self, x: Any) -> F8:
+        """Return probabilities of the classes, (n, k): of a calibrated model softmax(temperature · scores).
+
+        Otherwise scores are clipped to [1e-6, 1] and divided by their sum.
+
+        Raises
+        ------
+        SpecError
+            If the model predicts numbers.
+        """
+        if not self.classes:
+            raise SpecError("the model predicts numbers, which have no probabilities; ask for intervals")
+        return self.probabilities_of(self.scores(self._rows(x)))
+
+    def probabilities_of(self, scores: F8) -> F8:
+        """Return `probabilities` by scores, (n, k)."""
+        return probabilities(scores, self.temperature)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of `Calibration`; nan without."""
+        return self.calibration.temperature if self.calibration else float("nan")
 
     def _without_axis(self, out: F8) -> F8:
         """Drop the axis of targets if the data have none."""
@@ -171,6 +241,14 @@ class RidgeModel:
         if not self.classes:
             return self(x)
         return class_labels(self.classes)[self(x).argmax(axis=1)]
+
+
+def probabilities(scores: F8, temperature: float) -> F8:
+    """Return softmax(temperature · scores), (n, k); clipped scores over their sum if ``temperature`` is nan."""
+    if np.isfinite(temperature):
+        return np.asarray(softmax(temperature * scores, axis=1))
+    clipped = np.clip(scores, 1e-6, 1.0)
+    return clipped / clipped.sum(axis=1, keepdims=True)
 
 
 def class_labels(classes: tuple[str, ...]) -> NDArray[Any]:

@@ -1,7 +1,8 @@
 """Uses of a model or a map: evaluate, predict, featurize.  Each is a pass of the mapper; writers sum digests."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -13,20 +14,21 @@ from ntkdist.cluster.connect import connect, resources
 from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.reduce import reduce_all
 from ntkdist.cluster.shards import Source
-from ntkdist.data import zarr_groups
+from ntkdist.data import storage, zarr_groups
 from ntkdist.data.dataset import FORMAT, Dataset, Rows
 from ntkdist.data.partitions import Content, partition_rows
 from ntkdist.data.scaling import Matching, Preprocess, Preprocessing
+from ntkdist.data.sources import is_table, output_format
 from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
-from ntkdist.ridge import earlier, source_order
+from ntkdist.ridge import earlier, kept_columns, source_order
 from ntkdist.ridge.fitted_map import fitted
+from ntkdist.ridge.kept_columns import KeptColumn
 from ntkdist.ridge.model import RidgeModel
+from ntkdist.ridge.outputs import PREDICTIONS, Fields, Outputs, PredictionReport
+from ntkdist.ridge.predict_table import check_kept, predict_table
 from ntkdist.ridge.prepare import scaling, verified_source
 from ntkdist.sums.metrics import MetricsOf
-
-PREDICTIONS = "ntkdist.predictions"
-Fields = tuple[tuple[str, str, tuple[int, ...]], ...]  # name, type and shape of each
 
 
 def evaluate(
@@ -88,28 +90,43 @@ def predict(
     dataset: Dataset | str,
     out: str,
     *,
+    keep: Sequence[str] = (),
+    std: bool = False,
+    proba: bool = False,
+    interval: float = 0.0,
     client: Client | None = None,
     scheduler: str = "",
     watch: Watch | None = None,
-) -> None:
-    """Write predictions for every row of a dataset to a new Zarr group, shard by shard, in the order of the source.
+) -> PredictionReport:
+    """Write predictions for every row of a dataset, in the order of the source: to Zarr shard by shard, csv or parquet.
 
-    Arrays: ``prediction`` in target units, or class codes with their names in the attribute ``classes`` and the scores
-    in ``score``; ``std`` of numbers, if the model has its factor (see `RidgeModel.std`); ``row``, ``groups`` and
-    ``holdout`` as far as the dataset has them.
+    Arrays of a Zarr group: ``prediction`` in target units, or class codes with their names in the attribute ``classes``
+    and the scores in ``score``; ``std`` of numbers, if the model has its factor (see `RidgeModel.std`); ``low`` and
+    ``high`` of intervals, and ``probability`` (n, k) of classes, if asked for; ``row``, ``groups`` and ``holdout`` as
+    far as the dataset has them.  Columns of a csv or parquet file are those of `predict_table`, which also takes raw
+    files; they pass through a group beside it, which is removed.
 
     The attribute ``order`` is "source" if entry i is that of row i of what was converted.  It is "dataset" if the
     dataset has no array ``row``, or one that is not a permutation of its rows.  The attribute ``clipped_rows`` counts
-    the rows with values outside the range of the rows that the model was fitted to.
+    the rows with values outside the range of the rows that the model was fitted to, ``clipped_columns`` the same by
+    column, and ``clipped_first`` names the first few.
 
     Parameters
     ----------
     model : RidgeModel
     dataset : Dataset or str
     out : str
-        Path or URL of the new group.
+        Path or URL of the new file or group; the ending says csv, parquet or Zarr, which is also without an ending.
+    keep : sequence of str
+        Input columns, targets, and arrays such as ``row``, to copy to csv or parquet.
+    std, proba, interval
+        As in `predict_table`.
     client, scheduler, watch
-        As in `fit`.
+        As in `fit`; a file is read in this process.
+
+    Returns
+    -------
+    PredictionReport
 
     Raises
     ------
@@ -117,24 +134,58 @@ def predict(
         If ``out`` exists.
     DataError
         If a row has a NaN that the model cannot fill in, or cannot be read, whatever the dataset's settings: every row
-        gets a prediction.
+        gets a prediction; or there is no column to keep.
+    SpecError
+        If ``out`` has another ending, or the model has not what is asked for.
     """
+    outputs = Outputs(model, std, proba, interval)
+    as_table = output_format(out, bare="zarr") != "zarr"
+    check_kept(keep, outputs, out)
+    if isinstance(dataset, str) and is_table(dataset):
+        return predict_table(model, dataset, out, keep=keep, std=std, proba=proba, interval=interval)
+    dataset = as_fitted(msgspec.structs.replace(_dataset(dataset), nan="error"), model.preprocessing)
+    zarr_groups.refuse_existing(out)
+    with connect(None, scheduler, client) as client:
+        if client is not None:
+            storage.check_shared(out)
+        if not as_table:
+            outputs = replace(outputs, std=bool(model.factor and not model.classes))
+            return _to_group(outputs, dataset, out, (), client, watch)
+        kept = kept_columns.kept(dataset, keep)
+        with storage.scratch(out) as rows:
+            report = _to_group(outputs, dataset, rows, kept, client, watch)
+            kept_columns.write_table(outputs, kept, rows, out)
+    return report
+
+
+def _to_group(
+    outputs: Outputs,
+    dataset: Dataset,
+    out: str,
+    kept: Sequence[KeptColumn],
+    client: Client | None,
+    watch: Watch | None,
+) -> PredictionReport:
+    """Write predictions, and columns kept, to a new Zarr group."""
+    model, layout = outputs.model, dataset.layout(labelled=False)
     pre = model.preprocessing
-    dataset = as_fitted(msgspec.structs.replace(_dataset(dataset), nan="error"), pre)
-    layout = dataset.layout(labelled=False)
     matching = pre.match(layout, dataset.store)
     attrs: dict[str, Any] = {"classes": model.classes, "target_names": pre.target_names, "source": dataset.store}
-    with connect(None, scheduler, client) as client:
-        threads = resources(client).threads
-        source = Source(dataset.absolute(), layout, 0, threads, labelled=False, range=matching.range)
-        others = dataset.others().items()
-        copied = tuple((k, kind, shape[1:]) for k, (shape, kind) in others if k in ("row", "groups", "holdout"))
-        table = Predictions(model, matching, source, copied)
-        with zarr_groups.new_group(out, PREDICTIONS, attrs) as place:
-            order = source_order.order_of(source, client, watch)
-            attrs["order"] = "dataset" if order == "dataset" else "source"
-            part = source_order.write(table, source, place, order == "shuffled", client, watch)
-            attrs |= {"content": part.total.to_dict(), "clipped_rows": part.tally.clipped}
+    threads = resources(client).threads
+    source = Source(dataset.absolute(), layout, 0, threads, labelled=False, range=matching.range)
+    others = dataset.others().items()
+    copied = tuple((k, kind, shape[1:]) for k, (shape, kind) in others if k in ("row", "groups", "holdout"))
+    table = Predictions(outputs, matching, source, copied, tuple(kept))
+    with zarr_groups.new_group(out, PREDICTIONS, attrs) as place:
+        order = source_order.order_of(source, client, watch)
+        attrs["order"] = "dataset" if order == "dataset" else "source"
+        part = source_order.write(table, source, place, order == "shuffled", client, watch)
+        first = source_order.first_rows(dataset, layout, part.tally.clipped_first)
+        report = PredictionReport.of_tally(part.tally, [(f"row {row:,}", columns) for row, columns in first])
+        report.ignored = [name for name in layout.columns if pre.columns and name not in pre.columns]
+        report.uncalibrated = outputs.proba and np.isnan(model.temperature)
+        attrs |= {"content": part.total.to_dict()} | report.to_attributes()
+    return report
 
 
 def featurize(
@@ -210,33 +261,29 @@ def target_kind(classes: tuple[str, ...], targets: int) -> str:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A `Table` of predictions, with the arrays ``copied`` from the dataset."""
+    """A `Table` of predictions, with the arrays ``copied`` from the dataset, and columns kept."""
 
-    model: RidgeModel
+    outputs: Outputs
     matching: Matching
     source: Source
     copied: Fields
+    kept: tuple[KeptColumn, ...] = ()
 
     @property
     def record(self) -> np.dtype[Any]:
-        model, t = self.model, len(self.model.intercept)
-        if model.classes:
-            return np.dtype([*self.copied, ("prediction", "u2", ()), ("score", "f8", (t,))])
-        shape = (t,) if model.preprocessing.vector_target else ()
-        std = [("std", "f8", shape)] if model.factor else []
-        return np.dtype([*self.copied, ("prediction", "f8", shape), *std])
+        kept: Fields = tuple((column.field, column.dtype, ()) for column in self.kept)
+        return np.dtype([*self.copied, *kept, *self.outputs.fields])
 
     def __call__(self, rows: Rows) -> NDArray[Any]:
-        model, x, records = self.model, self.matching(rows).x, np.empty(rows.n, self.record)
+        records = np.empty(rows.n, self.record)
+        span = rows.start, rows.start + rows.n
         for name, _, _ in self.copied:
-            records[name] = source_order.column(self.source, name, rows.start, rows.start + rows.n)
-        if model.classes:
-            records["score"] = scores = model.scores(x)
-            records["prediction"] = scores.argmax(axis=1)
-            return records
-        records["prediction"] = model(x)
-        if model.factor:
-            records["std"] = model.std(x)
+            records[name] = source_order.column(self.source, name, *span)
+        for column in self.kept:
+            stored = None if column.array == "x" else source_order.column(self.source, column.array, *span)
+            records[column.field] = column.of(rows.x if stored is None else stored)
+        for name, values in self.outputs.arrays(self.matching(rows).x).items():
+            records[name] = values
         return records
 
 

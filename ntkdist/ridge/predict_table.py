@@ -1,48 +1,48 @@
-"""Predictions for the rows of a csv or parquet file as it is, written as another, in its order."""
+"""Predictions for the rows of a csv or parquet file as it is, in its order, written as another, or as a Zarr group."""
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist.data import storage
+from ntkdist.data import storage, zarr_groups
 from ntkdist.data.frames import Known
-from ntkdist.errors import DataError
+from ntkdist.data.partitions import Content, partition_rows
+from ntkdist.data.ranges import FEW, first_outside
+from ntkdist.data.scaling import Preprocessing
+from ntkdist.data.sources import output_format
+from ntkdist.errors import DataError, SpecError
 from ntkdist.ridge.model import RidgeModel
+from ntkdist.ridge.outputs import PREDICTIONS, Outputs, PredictionReport
 
-
-@dataclass(frozen=True)
-class TableReport:
-    """Counts of the rows of a file that a model has predicted."""
-
-    rows: int
-    outside: int  # rows with values or names outside those of training
-    outside_in: dict[str, int]  # the same by column
-    unknown: dict[str, int]  # names that were not in training, by column
-
-    def notes(self) -> Iterator[str]:
-        """Say what a person should know of the rows."""
-        if self.outside:
-            each = ", ".join(f"'{name}' {count:,}" for name, count in self.outside_in.items())
-            yield f"{self.outside:,} of {self.rows:,} rows had values or names outside those of training ({each})"
-        for name, count in self.unknown.items():
-            yield f"column '{name}' held {count:,} names that training had not, taken as unknown ones"
+Write = Callable[[dict[str, Any]], None]
 
 
 def predict_table(
-    model: RidgeModel, source: str, out: str, *, keep: Sequence[str] = (), std: bool = False
-) -> TableReport:
-    """Predict every row of a csv or parquet file, and write a csv or parquet file in the same order.
+    model: RidgeModel,
+    source: str,
+    out: str,
+    *,
+    keep: Sequence[str] = (),
+    std: bool = False,
+    proba: bool = False,
+    interval: float = 0.0,
+) -> PredictionReport:
+    """Predict every row of a csv or parquet file, and write a csv or parquet file or a Zarr group in the same order.
 
     Columns are found by name and read as what they held in training.  Names that training had not are taken as unknown
     ones, and values outside the range of training are clipped; both are counted.  Empty cells are filled in where the
-    model knows how.  The output has the columns kept, then ``prediction`` (or ``prediction NAME`` for each target),
-    then ``std``; it appears whole or not at all.  Memory does not grow with the rows.
+    model knows how, and counted in columns that had none in training.  Other columns are ignored, and named.  The
+    output appears whole or not at all.  Memory does not grow with the rows.
+
+    A csv or parquet file has the columns kept, then ``prediction``, ``std``, ``low`` and ``high``, each followed by the
+    name of the target where there are several; for classes ``prediction``, by name, and ``probability NAME`` of every
+    class.  A Zarr group has the arrays of `ntkdist.predict`.
 
     Parameters
     ----------
@@ -50,76 +50,150 @@ def predict_table(
     source : str
         Path or URL.
     out : str
-        Path; the ending says csv or parquet.
+        Path or URL; the ending says csv, parquet or Zarr.
     keep : sequence of str
-        Columns of the source to copy.
+        Columns of the source to copy; not to Zarr.
     std : bool
         Add the standard deviations of `RidgeModel.std`.
+    proba : bool
+        Add `RidgeModel.probabilities`.
+    interval : float
+        Add the ends of intervals of this coverage, see `RidgeModel.interval`; 0 for none.
+
+    Returns
+    -------
+    PredictionReport
 
     Raises
     ------
     DataError
-        If the model has no names of columns, a column is missing, or a value cannot be read or filled in.
+        If the model has no names of columns, a column is missing, or a value cannot be read or filled in; of csv, the
+        line of the file is named.
     SpecError
-        If ``out`` has another ending, or the model has no factor to compute ``std`` by.
+        If ``out`` has another ending, or the model has not what is asked for.
     StoreError
         If ``out`` exists or cannot be written.
     """
     from ntkdist.data import new_rows  # Arrow, which takes a while to import
 
-    pre = model.preprocessing
+    pre, outputs = model.preprocessing, Outputs(model, std, proba, interval)
+    as_zarr = output_format(out) == "zarr"
+    check_kept(keep, outputs, out)
     if not pre.columns:
         raise DataError(
             f"the model was fitted to rows without names of columns, so those of {source} cannot be found; convert it, "
             "and predict the dataset"
         )
-    rows, outside, outside_in, unknown = 0, 0, Counter[str](), Counter[str]()
-    with tempfile.TemporaryDirectory() as scratch, new_rows.writer(out) as write:
+    report = PredictionReport(uncalibrated=proba and np.isnan(model.temperature))
+    attrs: dict[str, Any] = {"source": source, "order": "source"}
+    first: list[tuple[int, list[str]]] = []
+    with tempfile.TemporaryDirectory() as scratch:
         path = storage.fetch(source, Path(scratch) / "source")
-        for block in new_rows.blocks(path, pre.columns, Known.of(pre.encoding), keep):
-            _check(model, block.x, path.name, rows)
-            found = predicted(model, block.x, std)
-            if clash := block.kept.keys() & found.keys():
-                raise DataError(
-                    f"column '{min(clash)}' of {path.name} is to be kept, but the predictions have one of that name; "
-                    "rename it, or leave it out"
-                )
-            write(block.kept | found)
-            rows += len(block.x)
-            count, each = pre.range.rows_outside(block.x)
-            outside += count
-            outside_in.update({pre.columns[j]: int(each[j]) for j in np.flatnonzero(each)} if count else {})
-            unknown.update(block.unknown)
-    return TableReport(rows, outside, dict(outside_in), dict(unknown))
+        table = new_rows.NewTable.open(path, pre.columns, Known.of(pre.encoding), keep)
+        report.ignored = table.ignored
+        with _group_writer(out, model, attrs) if as_zarr else _file_writer(out) as write:
+            for block in table.blocks():
+                _check(pre, block.x, path.name, lambda i: new_rows.place(path, report.rows + i))
+                arrays = outputs.arrays(block.x)
+                write(arrays if as_zarr else block.kept | outputs.columns(arrays))
+                _count(report, first, pre, block.x)
+            words = new_rows.places(path, [row for row, _ in first])
+            report.first = list(zip(words, (names for _, names in first), strict=True))
+            attrs |= report.to_attributes()
+    return report
 
 
-def predicted(model: RidgeModel, x: Any, std: bool) -> dict[str, Any]:
-    """Return the columns that predict rows x (n, d), by name."""
-    if model.classes:
-        if std:
-            raise DataError("the model predicts classes, which have no std; leave it out")
-        return {"prediction": model.predict(x)}
-    columns = by_target(model, "prediction", model(x))
-    return columns | (by_target(model, "std", model.std(x)) if std else {})
+def check_kept(keep: Sequence[str], outputs: Outputs, out: str) -> None:
+    """Refuse columns to keep in Zarr, or of names that predictions have."""
+    if keep and output_format(out, bare="zarr") == "zarr":
+        raise SpecError(
+            f"{out} is a Zarr group by its name, which keeps no columns (keep: {', '.join(keep)}); write csv or "
+            "parquet, or leave out keep"
+        )
+    if clash := set(keep) & outputs.columns(_no_rows(outputs)).keys():
+        raise DataError(
+            f"column '{min(clash)}' is to be kept, but the predictions have one of that name; rename it, or leave it "
+            "out"
+        )
 
 
-def by_target(model: RidgeModel, name: str, values: Any) -> dict[str, Any]:
-    """Return a column, or one for each target."""
-    if values.ndim == 1:
-        return {name: values}
-    targets = model.preprocessing.target_names or tuple(map(str, range(values.shape[1])))
-    return {f"{name} {target}": np.ascontiguousarray(values[:, i]) for i, target in enumerate(targets)}
+def _no_rows(outputs: Outputs) -> dict[str, NDArray[Any]]:
+    return {name: np.empty((0, *shape), dtype) for name, dtype, shape in outputs.fields}
 
 
-def _check(model: RidgeModel, x: NDArray[np.float64], file: str, start: int) -> None:
-    """Refuse empty cells of a model that cannot fill them in."""
-    encoding = model.preprocessing.encoding
-    if encoding is not None and encoding.impute:
+def _file_writer(out: str) -> AbstractContextManager[Write]:
+    from ntkdist.data import table_files
+
+    return table_files.writer(out)
+
+
+@contextmanager
+def _group_writer(out: str, model: RidgeModel, attrs: dict[str, Any]) -> Iterator[Write]:
+    """Write arrays block by block to a new group, which appears when the block ends; attributes are as they are then.
+
+    The number of rows is known in the end: till then arrays lie in scratch files of this machine.
+    """
+    zarr_groups.refuse_existing(out)
+    with tempfile.TemporaryDirectory() as scratch:
+        files: dict[str, tuple[Path, np.dtype[Any], tuple[int, ...]]] = {}
+
+        def write(arrays: dict[str, Any]) -> None:
+            for name, values in arrays.items():
+                files[name] = Path(scratch) / name, values.dtype, values.shape[1:]
+                with files[name][0].open("ab") as file:
+                    np.ascontiguousarray(values).tofile(file)
+
+        yield write
+        attrs |= {"classes": model.classes, "target_names": model.preprocessing.target_names}
+        with zarr_groups.new_group(out, PREDICTIONS, attrs) as place:
+            content = Content()
+            for name, (path, dtype, shape) in files.items():
+                content += _copied(place, name, path, dtype, shape)
+            attrs["content"] = content.to_dict()
+
+
+def _copied(place: str, name: str, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Content:
+    """Copy a file of rows to a new array, partition by partition, and return its digest."""
+    width = dtype.itemsize * int(np.prod(shape))
+    rows, content = path.stat().st_size // width, Content()
+    size = partition_rows(max(rows, 1), shape, dtype)
+    zarr_groups.create_array(place, name, (rows, *shape), dtype, size)
+    with path.open("rb") as file:
+        for start in range(0, rows, size):
+            values = np.frombuffer(file.read(size * width), dtype).reshape(-1, *shape)
+            content += zarr_groups.write_content(place, name, start, values)
+    return content
+
+
+def _check(pre: Preprocessing, x: NDArray[np.float64], file: str, place: Callable[[int], str]) -> None:
+    """Refuse empty cells of a model that cannot fill them in; categories have a name for them."""
+    if pre.encoding is not None and pre.encoding.impute:
         return
     bad = np.isnan(x)
+    if pre.encoding is not None:
+        bad[:, [kind == "category" for kind in pre.encoding.kinds]] = False
     if bad.any():
         row, j = np.argwhere(bad)[0]
         raise DataError(
-            f"column '{model.preprocessing.columns[j]}' of {file} is empty in row {start + row}, and training had no "
-            'empty cells; fill it in, or fit with nan = "impute"'
+            f"column '{pre.columns[j]}' of {file} is empty in {place(int(row))}, and training had no empty cells; "
+            'fill it in, or fit with nan = "impute"'
         )
+
+
+def _count(
+    report: PredictionReport, first: list[tuple[int, list[str]]], pre: Preprocessing, x: NDArray[np.float64]
+) -> None:
+    """Count rows, and what is odd in them."""
+    count, each = pre.range.rows_outside(x)
+    report.outside += count
+    if count:
+        report.outside_in.update({pre.columns[j]: int(each[j]) for j in np.flatnonzero(each)})
+        some = first_outside(pre.range, x)[: FEW - len(first)] if len(first) < FEW else []
+        first += [(report.rows + i, [pre.columns[j] for j in columns]) for i, columns in some]
+    report.rows += len(x)
+    if pre.encoding is not None:
+        unknown, empty = (x < 0).sum(axis=0), np.isnan(x).sum(axis=0)
+        kinds, gaps = pre.encoding.kinds, pre.encoding.had_gaps
+        names = enumerate(pre.columns)
+        report.unknown += Counter({n: int(unknown[j]) for j, n in names if kinds[j] == "category" and unknown[j]})
+        report.empty += Counter({n: int(empty[j]) for j, n in enumerate(pre.columns) if empty[j] and not gaps[j]})

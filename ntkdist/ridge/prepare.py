@@ -53,8 +53,10 @@ def prepare(
         return _fit_scaling_and_map(p, by_folds, client, watch, learn)
 
     empty, kept = checkpoint.prepared(checkpoint_at, p, fit)
-    if p.job.preprocess.reuse:  # otherwise the range is that of these rows, and none is clipped
-        source = earlier.matched(source, empty.preprocessing)._replace(range=empty.preprocessing.range)
+    if p.job.preprocess.reuse:
+        source = earlier.matched(source, empty.preprocessing)
+    if p.job.preprocess.reuse or p.job.preprocess.quantiles:  # otherwise none is outside the range of these rows
+        source = source._replace(range=empty.preprocessing.range)
     return Prepared(empty, source, shards, machines, client, watch, kept, time.perf_counter() - start)
 
 

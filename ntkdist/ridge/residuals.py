@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from ntkdist import random
 from ntkdist.cluster import Client
 from ntkdist.cluster.connect import connect, resources
 from ntkdist.cluster.progress import Watch, default_watch
@@ -33,9 +34,11 @@ from ntkdist.ridge.prepare import verified_source
 from ntkdist.ridge.solve import solve_at
 from ntkdist.solvers import AnySolver
 from ntkdist.solvers.cv_result import CVResult
+from ntkdist.solvers.uncertainty import Calibration
 
 F8 = NDArray[np.float64]
 STEEPEST = 1e6  # largest factor of the scores; beyond it, all probabilities are 0 or 1
+CALIBRATION_ROWS, CALIBRATION = 2**16, 1003  # of the sample that a model keeps; key of the stream that draws it
 FULL = 1 - 1e-9  # largest leverage: the prediction rests on the row alone
 Block = tuple[NDArray[np.int64], dict[str, NDArray[Any]]]
 
@@ -100,6 +103,21 @@ def out_of_fold(
         parts = reduce(Pass(source, OutOfFold(models), shards, MAP_FAN_IN, done), client)
     rowwise: Rowwise = functools.reduce(operator.add, (part.total for part in parts))
     return rowwise.in_order()
+
+
+def calibration(model: RidgeModel, values: dict[str, NDArray[Any]]) -> Calibration:
+    """Return the calibration of a model by the arrays of `out_of_fold`: of classes a temperature, else residuals."""
+    if model.classes:
+        beta = temperature(values["prediction"], values["y"].astype(np.int64), values["weight"])
+        return Calibration(np.zeros((0, len(model.intercept))), np.zeros(0), beta)
+    return sampled(values["y"].reshape(values["prediction"].shape) - values["prediction"], values["weight"])
+
+
+def sampled(residuals: F8, weight: F8) -> Calibration:
+    """Return a calibration by residuals (n, t) with weights (n,), of which a seeded sample is kept."""
+    keys = random.uniforms_of(np.arange(len(residuals)), 0, CALIBRATION, 0)
+    some = np.sort(np.argsort(keys, kind="stable")[:CALIBRATION_ROWS])
+    return Calibration(residuals[some], weight[some])
 
 
 def temperature(scores: F8, codes: NDArray[np.int64], weight: F8 | None = None) -> float:

@@ -16,8 +16,8 @@ from ntkdist.errors import StoreError
 from ntkdist.planning import resolve_gpu
 from ntkdist.planning.job import Job, difference, identity, job_digest
 from ntkdist.planning.plan import Plan
-from ntkdist.ridge import metric_report, store
-from ntkdist.ridge.fit_report import ChoiceReport, Curve, DataReport, FitReport, MetricReport, RunReport
+from ntkdist.ridge import metric_report, source_order, store
+from ntkdist.ridge.fit_report import ChoiceReport, ClippedRow, Curve, DataReport, FitReport, MetricReport, RunReport
 from ntkdist.ridge.fitted import FitStatistics
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.solvers.cv_result import CVResult
@@ -120,9 +120,10 @@ def report(
     """Return the report of a fit."""
     tally, pre, skip = statistics.tally, statistics.preprocessing, p.skip or ()
     metric = metric_report.report(p, pre)
+    first = [ClippedRow(*one) for one in source_order.first_rows(p.dataset, p.layout, tally.clipped_first)]
     return FitReport(
         digest=job_digest(p.job),
-        notes=_choice_note(choice) + _notes(p, machines, statistics, cv, metric),
+        notes=_choice_note(choice) + _notes(p, machines, statistics, cv, metric) + _first_note(first),
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         plan=msgspec.to_builtins(p),
         data=DataReport(
@@ -131,6 +132,7 @@ def report(
             dropped_rows=tally.dropped,
             clipped_rows=tally.clipped,
             clipped_columns=tally.clipped_in,
+            clipped_first=first,
             skipped_rows=p.layout.rows_of(skip),
             skipped_partitions=list(skip),
             constant_columns=list(pre.constant),
@@ -188,7 +190,8 @@ def _notes(
     if tally.dropped:
         notes.append(f"{tally.dropped:,} rows with NaN or Inf were dropped, as asked")
     if tally.clipped:
-        notes.append(f"{tally.clipped:,} rows had values outside the range reused, clipped to it: {_most(tally)}")
+        limits = "quantiles of clip, clipped to them" if p.job.preprocess.quantiles else "range reused, clipped to it"
+        notes.append(f"{tally.clipped:,} rows had values outside the {limits}: {_most(tally)}")
     return notes
 
 
@@ -201,6 +204,12 @@ def _choice_note(choice: list[ChoiceReport]) -> list[str]:
         f"features, columns and metric were chosen among {len(choice)} kinds by their errors on rows of a sample that "
         f"were held out: from {max(trial.rmse for trial in choice):.4g} to {best.rmse:.4g}"
     ]
+
+
+def _first_note(first: list[ClippedRow]) -> list[str]:
+    """Name some of the rows that were clipped, with a few of their columns."""
+    named = [f"{one.row:,} ({', '.join(one.columns[:3])}{', …' * (len(one.columns) > 3)})" for one in first]
+    return [f"some of the rows that were clipped, counted from 0: {', '.join(named)}"] if first else []
 
 
 def _most(tally: Tally) -> str:

@@ -8,7 +8,7 @@ inside the group, which appears at its place when it is complete.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,7 +21,7 @@ from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.reduce import reduce_all
 from ntkdist.cluster.shards import Part, Source
 from ntkdist.data import storage, zarr_groups
-from ntkdist.data.dataset import Dataset, Rows, Shard
+from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
 from ntkdist.data.partitions import Content, partition_rows
 
 RANGE_BYTES = 64 * 2**20
@@ -162,6 +162,12 @@ class Gathered:
 
     def update(self, total: Content, records: Any) -> Content:
         return total + write_fields(self.place, *records)
+
+
+def first_rows(dataset: Dataset, layout: Layout, first: Sequence[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Return some rows by their rows in the source, from 0, or positions where these are not known; ascending."""
+    rows = dataset.source_rows(layout, [place for place, _ in first]) if first else []
+    return sorted((place if rows is None else rows[i], columns) for i, (place, columns) in enumerate(first))
 
 
 def write_fields(place: str, start: int, records: NDArray[Any]) -> Content:

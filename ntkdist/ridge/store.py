@@ -5,6 +5,7 @@ software computes other features from the same spec.
 """
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from ntkdist.data.scaling import Preprocessing, Round
 from ntkdist.errors import StoreError
 from ntkdist.features import AnyFeatureMap, AnyMap, FittedMap
 from ntkdist.ridge.model import Equations, RidgeModel
-from ntkdist.solvers.uncertainty import Factor
+from ntkdist.solvers.uncertainty import Calibration, Factor
 from ntkdist.spec import decode, versions
 from ntkdist.sums import NormalEquations
 
@@ -31,6 +32,7 @@ SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
 RANGE = ("x_low", "x_high")
 METRIC = "metric"  # absent for the identity
 ENCODING = "encoding"  # absent for numbers alone
+RESIDUALS, WEIGHT = "calibration.residuals", "calibration.weight"  # absent for classes
 PROBES, PROBE_ROLE = 8, 1000
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # relative to the norm of a probe's features
 
@@ -72,6 +74,10 @@ def save(value: RidgeModel | Equations, url: str) -> None:
         if (factor := value.factor) is not None:
             attrs |= {"factor": {"weight": factor.weight}}
             arrays |= {"triangle": backend.pack(factor.lower), "z_mean": factor.z_mean, "noise": factor.noise}
+        if (calibration := value.calibration) is not None:
+            beta = calibration.temperature
+            attrs |= {"calibration": {"temperature": beta if np.isfinite(beta) else None}}
+            arrays |= {RESIDUALS: calibration.residuals, WEIGHT: calibration.weight} if calibration.weight.size else {}
     else:
         kind = EQUATIONS
         attrs |= {"folds": len(value.folds), "scored": value.scored, "sums": SUMS, "datasets": value.datasets}
@@ -128,8 +134,9 @@ def load(url: str) -> Any:
         factor = None
         if kept := attrs.get("factor"):
             factor = Factor(backend.unpack(array("triangle")), array("z_mean"), kept["weight"], array("noise"))
-        weights = {name: array(name) for name in ("coef", "intercept", "alpha")}
-        return RidgeModel(preprocessing, features, **weights, dtype=attrs["dtype"], factor=factor)
+        weights: dict[str, Any] = {name: array(name) for name in ("coef", "intercept", "alpha")}
+        model = RidgeModel(preprocessing, features, **weights, dtype=attrs["dtype"], factor=factor)
+        return replace(model, calibration=_calibration(url, attrs, model))
     names = attrs.get("sums", SUMS[:3])
     folds = [NormalEquations.of_arrays({name: array(f"{name}{k}") for name in names}) for k in range(attrs["folds"])]
     scored, moments = attrs.get("scored"), None
@@ -139,6 +146,16 @@ def load(url: str) -> Any:
         *(folds, features, preprocessing, attrs["dtype"], None if scored is None else tuple(scored)),
         *(moments, attrs.get("datasets", {})),
     )
+
+
+def _calibration(url: str, attrs: dict[str, Any], model: RidgeModel) -> Calibration | None:
+    """Read the calibration of a model, if it has one."""
+    if (kept := attrs.get("calibration")) is None:
+        return None
+    beta = float("nan") if kept["temperature"] is None else kept["temperature"]
+    if RESIDUALS not in attrs["arrays"]:
+        return Calibration(np.zeros((0, len(model.intercept))), np.zeros(0), beta)
+    return Calibration(zarr_groups.read_whole(url, RESIDUALS), zarr_groups.read_whole(url, WEIGHT), beta)
 
 
 def fingerprint(features: AnyMap, mapped_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:

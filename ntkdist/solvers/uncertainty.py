@@ -64,6 +64,29 @@ class Factor:
         return np.asarray(1 / self.weight + np.einsum("ij,ij->j", half, half))
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Errors of rows by models that were not fitted to them, from which intervals and probabilities are computed.
+
+    Attributes
+    ----------
+    residuals : (n, t) float64 array
+        Of a sample of the training rows, in target units; (0, t) for classes.
+    weight : (n,) float64 array
+        Of the same rows.
+    temperature : float
+        Factor of class scores, of which softmax makes probabilities; nan for numbers.
+    """
+
+    residuals: F8
+    weight: F8
+    temperature: float = float("nan")
+
+    def radius(self, coverage: float) -> F8:
+        """Return `conformal_radius`, (t,)."""
+        return conformal_radius(self.residuals, coverage, self.weight)
+
+
 def conformal_radius(residuals: F8, coverage: float, weight: F8 | None = None) -> F8:
     """Return half the width of intervals that hold a new row's target with probability ``coverage``, (t,).
 

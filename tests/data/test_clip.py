@@ -18,7 +18,7 @@ from stored import MakeDataset
 
 import ntkdist as nd
 from ntkdist.data.moments import Moments
-from ntkdist.data.ranges import Range
+from ntkdist.data.ranges import FEW, Range, SeenRange, first_outside
 
 F8 = NDArray[np.float64]
 ZONAL = nd.ZonalFeatures(64, nd.NTK(depth=2, bias=1.0))
@@ -184,6 +184,8 @@ def test_a_fit_that_reuses_a_range_tells_what_it_clips(
     data = nd.fit(job).report
     assert (data["data"]["rows"], data["data"]["clipped_rows"]) == (300, 2)
     assert data["data"]["clipped_columns"] == {"column 0": 1, "column 2": 2}
+    first = [{"row": 3, "columns": ["column 0", "column 2"]}, {"row": 7, "columns": ["column 2"]}]
+    assert data["data"]["clipped_first"] == first
     assert "2 rows had values outside the range reused, clipped to it: 2 in column 2, 1 in column 0" in data["notes"]
     with pytest.raises(nd.DataError, match=r'clip is "none" but .*run clips inputs; leave out clip, or reuse'):
         nd.fit(job_on(job.dataset.store, "none", reuse=str(tmp_path / "run")))
@@ -230,8 +232,14 @@ def test_the_command_line_tells_of_clipped_rows(command: Command) -> None:
         assert command("convert", f"{name}.csv", f"{name}.zarr", "--target", "y").exit_code == 0
     assert command("fit", write_job(), "--out", "run").exit_code == 0
     note = "Note: 2 rows had values outside the range that the model has seen, clipped to it.\n"
-    assert command("predict", "run", "far.zarr", "predicted.zarr").stdout == f"predicted.zarr\n{note}"
-    assert command("predict", "run", "train.zarr", "all.zarr").stdout == "all.zarr\n"
+    said = (
+        "2 of 20 rows had values or names outside those of training ('b' 2, 'c' 1); "
+        "among them row 2 (b), row 5 (c, b), counted from 0"
+    )
+    found = command("predict", "run", "far.zarr", "predicted.zarr").stdout
+    ignored = "1 columns are not the model's, and were ignored: 'more'"
+    assert found == f"predicted.zarr: 20 rows\nNote: {said}.\nNote: {ignored}.\n"
+    assert command("predict", "run", "train.zarr", "all.zarr").stdout == "all.zarr: 240 rows\n"
     assert json.loads(command("evaluate", "run", "far.zarr", "--json").stdout)["clipped_rows"] == 2
     write_csv("far.csv", far, *"abcy")
     assert command("convert", "far.csv", "again.zarr", "--target", "y").exit_code == 0
@@ -239,7 +247,100 @@ def test_the_command_line_tells_of_clipped_rows(command: Command) -> None:
     assert command("featurize", "again.toml", "features.zarr").stdout == f"features.zarr\n{note}"
     fitted = command("fit", "again.toml", "--out", "again")
     assert "Note: 2 rows had values outside the range reused, clipped to it: 2 in b, 1 in c." in fitted.stdout
+    assert "Note: some of the rows that were clipped, counted from 0: 2 (b), 5 (b, c)." in fitted.stdout
     assert command("report", "again", "--no-data").exit_code == 0
     page = Path("again", "report.html").read_text()
     assert "2 rows had values outside the range reused" in page
     assert "rows clipped to the range reused" in page
+    assert "<td>5</td><td>b, c</td>" in page
+
+
+@given(st.integers(0, 2**32), st.integers(0, 40))
+def test_the_first_rows_outside_are_those_of_a_loop(seed: int, rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = np.stack([rng.standard_normal(rows), rng.standard_normal(rows), rng.integers(-1, 3, rows)], axis=1)
+    limits = Range(np.array([-1.0, -1.0, -np.inf]), np.array([1.0, 1.0, np.inf]))
+    table = SeenRange(
+        limits, ((), (), ("p", "q", "r")), [np.ones(0, bool), np.ones(0, bool), np.array([1, 1, 0], bool)]
+    )
+    numbers = np.column_stack([np.abs(x[:, :2]) > 1, np.zeros(rows, bool)])
+    names = np.column_stack([numbers[:, :2], (x[:, 2] < 0) | (x[:, 2] == 2)])
+    for range_, outside in ((limits, numbers), (table, names)):
+        found = [(i, columns.tolist()) for i, columns in first_outside(range_, x)]
+        every = [(int(i), np.flatnonzero(outside[i]).tolist()) for i in np.flatnonzero(outside.any(axis=1))]
+        assert found == every[:FEW]
+    assert [i for i, _ in first_outside(limits, csr_array(x))] == [i for i, _ in first_outside(limits, x)]
+
+
+def wild(rng: np.random.Generator, rows: int = 600) -> tuple[F8, F8]:
+    """Rows of which two have values a million deviations out, a rare flag, and a column with gaps."""
+    x = np.column_stack([rng.standard_normal((rows, 3)), np.arange(rows) == 50])
+    y = np.abs(x[:, 0]) + x[:, 1]
+    x[5, 0], x[77, 2] = 1e6, -1e7
+    return x, y
+
+
+def test_quantiles_withstand_wild_training_rows(make_dataset: MakeDataset) -> None:
+    """Limits and scale are those of clipped values, and the rows outside are named; the range keeps the error."""
+    rng = np.random.default_rng(2)
+    (x, y), new = wild(rng), np.column_stack([rng.standard_normal((300, 3)), np.zeros(300)])
+    truth = np.abs(new[:, 0]) + new[:, 1]
+    store = make_dataset(x, y)
+    ranged, robust = (
+        nd.fit(nd.Job(nd.Dataset(store), ZONAL, plan=PLAN, preprocess=nd.Preprocess(clip=clip)))
+        for clip in ("range", (0.01, 0.99))
+    )
+    errors = [float(np.sqrt(np.mean((one.model(new) - truth) ** 2))) for one in (ranged, robust)]
+    assert errors[1] < 0.3 < 0.5 < errors[0]
+    pre = robust.model.preprocessing
+    limits = np.quantile(x, [0.01, 0.99], axis=0)
+    limits[:, 3] = 0, 1  # equal quantiles: the range
+    np.testing.assert_allclose([pre.x_low, pre.x_high], limits)
+    inside = x[:, :3].clip(*limits[:, :3])
+    np.testing.assert_allclose([pre.x_mean[:3], pre.x_scale[:3]], [inside.mean(axis=0), inside.std(axis=0)])
+    outside = (x < limits[0]) | (x > limits[1])
+    data = robust.report["data"]
+    assert data["clipped_rows"] == outside.any(axis=1).sum()
+    assert data["clipped_columns"] == {f"column {j}": int(outside[:, j].sum()) for j in range(3)}
+    assert [row["row"] for row in data["clipped_first"]] == np.flatnonzero(outside.any(axis=1))[:FEW].tolist()
+    assert any("outside the quantiles of clip, clipped to them" in note for note in robust.report["notes"])
+    np.testing.assert_array_equal(robust.model(x), robust.model(x.clip(*limits)))
+
+
+def test_quantiles_are_those_of_any_cut_and_of_estimators(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    x, y = wild(np.random.default_rng(2))
+    clip, limits = (0.01, 0.99), []
+    for name, size in (("one", 600), ("many", 40)):
+        store = make_dataset(x, y, name=name, rows_per_partition=size)
+        job = nd.Job(nd.Dataset(store), ZONAL, alphas=(1.0,), plan=nd.PlanTable(folds=1, dtype="float64"))
+        model = nd.fit(msgspec.structs.replace(job, preprocess=nd.Preprocess(clip=clip))).model
+        limits.append([model.preprocessing.x_low, model.preprocessing.x_high])
+    estimator = nd.NTKRidge(ZONAL, clip=clip).fit(x, y)
+    limits.append([estimator.model_.preprocessing.x_low, estimator.model_.preprocessing.x_high])
+    np.testing.assert_array_equal(limits[0], limits[1])
+    np.testing.assert_array_equal(limits[0], limits[2])
+    nd.save(estimator.model_, str(tmp_path / "model.zarr"))
+    np.testing.assert_array_equal(nd.load(str(tmp_path / "model.zarr"))(x), estimator.predict(x))
+    gaps = np.where(np.arange(600)[:, None] % 9 == np.arange(4), np.nan, x)
+    encoding = nd.NTKRidge(ZONAL, clip=clip).fit(gaps, y).model_.preprocessing.encoding
+    assert encoding is not None
+    expected = np.nanquantile(gaps[:, :3], clip, axis=0)
+    np.testing.assert_allclose([encoding.low[:3], encoding.high[:3]], expected)
+
+
+def test_quantiles_are_refused_where_they_cannot_be(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    for shares in ((0.9, 0.1), (-0.1, 0.9), (0.5, 0.5)):
+        with pytest.raises(nd.SpecError, match="expected two shares, ascending and between 0 and 1"):
+            nd.Preprocess(clip=shares)
+    with pytest.raises(nd.SpecError, match="but run has the range that is reused; leave out clip"):
+        nd.Preprocess(clip=(0.1, 0.9), reuse="run")
+    rng = np.random.default_rng(0)
+    images = make_dataset(rng.integers(0, 255, (60, 3, 3, 2)).astype(np.uint8), rng.standard_normal(60), name="images")
+    with pytest.raises(
+        nd.SpecError, match=r'clip = \[0\.1, 0\.9\] is for tables, but the rows are images; use "range"'
+    ):
+        nd.fit(nd.Job(nd.Dataset(images), ZONAL, plan=PLAN, preprocess=nd.Preprocess(clip=(0.1, 0.9))))
+    with pytest.raises(ValueError, match="is for tables, but the rows are sparse"):
+        nd.NTKRidge(nd.NTKSketch(64), clip=(0.1, 0.9)).fit(csr_array(np.eye(30)), np.arange(30.0))
+    (tmp_path / "job.toml").write_text('[dataset]\nstore = "x"\n[preprocess]\nclip = [0.001, 0.999]\n')
+    assert nd.Job.read(str(tmp_path / "job.toml")).preprocess.quantiles == (0.001, 0.999)

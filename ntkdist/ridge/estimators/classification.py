@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -18,9 +17,9 @@ from ntkdist.planning.job import Metric
 from ntkdist.ridge.estimators.base import LearnsMetric, RidgeEstimator
 from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, as_grid
 from ntkdist.ridge.estimators.inputs import dataset, is_dataset, is_outside, training_rows
-from ntkdist.ridge.model import RidgeModel, class_labels
+from ntkdist.ridge.model import RidgeModel, class_labels, probabilities
 from ntkdist.ridge.predict import evaluate
-from ntkdist.ridge.residuals import temperature
+from ntkdist.ridge.residuals import calibration
 
 
 class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
@@ -146,7 +145,8 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
         self.temperature_ = float("nan")
         if self.calibrated:
             values = outcome.out_of_fold(rows, self.folds).values
-            self.temperature_ = temperature(values["prediction"], values["y"].astype(np.int64), values["weight"])
+            self.model_ = replace(self.model_, calibration=calibration(self.model_, values))
+            self.temperature_ = self.model_.temperature
 
     def decision_function(self, X: Any) -> Any:
         """Return scores, (n, k); for two classes, the second's less the first's, (n,)."""
@@ -183,8 +183,4 @@ def _labels(model: RidgeModel, classes: NDArray[Any], x: Any) -> NDArray[Any]:
 
 
 def _probabilities(model: RidgeModel, beta: float, x: Any) -> NDArray[np.float64]:
-    scores = model.scores(x)
-    if np.isfinite(beta):
-        return np.asarray(softmax(beta * scores, axis=1))
-    clipped = np.clip(scores, 1e-6, 1.0)
-    return clipped / clipped.sum(axis=1, keepdims=True)
+    return probabilities(model.scores(x), beta)

@@ -1,6 +1,7 @@
 """Ridge regression on kernel features, with the interface of scikit-learn."""
 
 import functools
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +17,7 @@ from ntkdist.ridge.estimators.base import LearnsMetric, RidgeEstimator
 from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, as_grid
 from ntkdist.ridge.estimators.inputs import dataset, is_dataset, training_rows
 from ntkdist.ridge.predict import evaluate
+from ntkdist.ridge.residuals import sampled
 from ntkdist.solvers.uncertainty import conformal_radius
 
 
@@ -46,7 +48,8 @@ class _Regressor(MultiOutputMixin, RegressorMixin, RidgeEstimator):
 
     def _set_results(self, outcome: FitOutcome, rows: Arrays | Dataset) -> None:
         if self.keep_factor:
-            self.model_, self.residuals_, self._weights = outcome.with_factor(rows, self._settings().folds)
+            model, self.residuals_, self._weights = outcome.with_factor(rows, self._settings().folds)
+            self.model_ = replace(model, calibration=sampled(self.residuals_, self._weights))
         model, single = outcome.model, not outcome.model.preprocessing.vector_target
         self.coef_ = model.coef[:, 0] if single else model.coef.T
         self.intercept_ = float(model.intercept[0]) if single else model.intercept
@@ -117,9 +120,9 @@ class NTKRidge(_Regressor):
         penalised.
     inputs : {"auto", "columns", "channels", "none"}
         Scaling of X, see `ntkdist.Preprocess`.
-    clip : {"range", "none"}
+    clip : {"range", "none"} or pair of float
         Clip new values to the range of every column of the X that was fitted to, which bounds the error that an outlier
-        can cause.
+        can cause; or all values to two quantiles, such as (0.001, 0.999), see `ntkdist.Preprocess`.
     front : {"standard", "quantile", "both", "bins", "target-bins"}
     one_hot : int
         Columns that are made of each number, and of categories; see `ntkdist.Preprocess`.

@@ -26,7 +26,7 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
         By default ``ZonalFeatures(512, NTK(depth=2, bias=1.0))``.
     inputs : {"auto", "columns", "channels", "none"}
         Scaling of X.
-    clip : {"range", "none"}
+    clip : {"range", "none"} or pair of float
         Clip new values to the range of every column of the X that was fitted to.
     front, one_hot, nan
         As in `NTKRidge`.  As y is ignored, a column of more than ``one_hot`` categories becomes their counts.
