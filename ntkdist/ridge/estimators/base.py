@@ -29,10 +29,12 @@ from ntkdist.ridge.estimators.fitting import (
     sum_equations,
 )
 from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset, is_lazy, is_outside, new_rows
+from ntkdist.ridge.estimators.nested import BETWEEN, nested, replaced
 from ntkdist.ridge.importances import importances
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.predict import as_fitted
 from ntkdist.ridge.source_order import column, order_of
+from ntkdist.spec import nearest
 
 DEFAULT = ZonalFeatures(512, NTK(depth=2, bias=1.0))
 BLOCK_ROWS = 4096  # of a Zarr array
@@ -48,6 +50,32 @@ class KernelEstimator(BaseEstimator):
     front: Any
     one_hot: Any
     nan: Any
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters by name; ``deep`` adds the fields of specs, such as ``features__n_components``."""
+        params: dict[str, Any] = super().get_params(deep)
+        return params | {path: one for name in params if deep for path, one in nested(name, params[name]).items()}
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; a spec, which is never changed, is replaced where its fields are given by their paths.
+
+        Raises
+        ------
+        InputError
+            If there is no such parameter, or no such field of its value.
+        """
+        super().set_params(**{name: value for name, value in params.items() if BETWEEN not in name})
+        inside: dict[str, dict[str, Any]] = {}
+        for path, value in params.items():
+            name, between, rest = path.partition(BETWEEN)
+            if between:
+                inside.setdefault(name, {})[rest] = value
+        known = self.get_params(deep=False)
+        for name, changes in inside.items():
+            if name not in known:
+                raise InputError(f"{type(self).__name__} has no parameter '{name}'{nearest(name, tuple(known))}")
+            setattr(self, name, replaced(name, known[name], changes))
+        return self
 
     @property
     def feature_map(self) -> AnyFeatureMap:
