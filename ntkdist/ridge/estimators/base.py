@@ -1,15 +1,17 @@
 """The base classes of the estimators: one maps rows block by block, the other fits a ridge to them."""
 
 import abc
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, is_classifier
 from sklearn.utils.validation import check_is_fitted
 
+from ntkdist import backend
 from ntkdist.cluster import progress
 from ntkdist.cluster.connect import as_delayed, resources
 from ntkdist.cluster.shards import Source, blocks
@@ -28,8 +30,10 @@ from ntkdist.ridge.estimators.fitting import (
     fit_dataset,
     sum_equations,
 )
+from ntkdist.ridge.estimators.folds import Dealt, dealt
 from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.ridge.estimators.nested import BETWEEN, nested, replaced
+from ntkdist.ridge.estimators.scoring import results
 from ntkdist.ridge.importances import importances
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.predict import as_fitted
@@ -44,12 +48,14 @@ BlockFunction = Callable[[Any], NDArray[Any]]  # (n, *input_shape) → (n, ...)
 class KernelEstimator(BaseEstimator):
     """An estimator that scales rows and maps them to features."""
 
-    features: AnyFeatureMap | None
+    features: Any  # a map or None; with `takes_several`, also a list of maps
+    random_state: int | None
     inputs: Any
     clip: Any
     front: Any
     one_hot: Any
     nan: Any
+    takes_several: ClassVar[bool] = False  # maps to choose from
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters by name; ``deep`` adds the fields of specs, such as ``features__n_components``."""
@@ -79,12 +85,31 @@ class KernelEstimator(BaseEstimator):
 
     @property
     def feature_map(self) -> AnyFeatureMap:
-        """The feature map that is used."""
-        if self.features is None:
-            return DEFAULT
-        if not isinstance(self.features, FeatureMap):
-            raise SpecError(f"features is {self.features!r}; expected a feature map, such as nd.ZonalFeatures(1024)")
-        return self.features
+        """The feature map that is used, of several the first."""
+        return self.feature_maps[0]
+
+    @property
+    def feature_maps(self) -> tuple[AnyFeatureMap, ...]:
+        """The feature maps to choose from."""
+        several = self.takes_several and isinstance(self.features, list | tuple) and len(self.features) > 0
+        maps: Any = self.features if several else [DEFAULT if self.features is None else self.features]
+        if wrong := [each for each in maps if not isinstance(each, FeatureMap)]:
+            list_of = " or a list of them" if self.takes_several else ""
+            raise SpecError(
+                f"features is {wrong[0]!r}; expected a feature map, such as nd.ZonalFeatures(1024){list_of}"
+            )
+        return tuple(self._seeded(each) for each in maps)
+
+    def _seeded(self, features: AnyFeatureMap) -> AnyFeatureMap:
+        """Return a map with the seed of ``random_state``, if that is given and the map draws."""
+        if self.random_state is None or not hasattr(features, "seed"):
+            return features
+        if not isinstance(self.random_state, int | np.integer) or isinstance(self.random_state, bool):
+            raise InputError(
+                f"random_state is {self.random_state!r}; expected an integer, the seed of the feature map, or None for "
+                "the map's own"
+            )
+        return msgspec.structs.replace(features, seed=self.random_state)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -96,7 +121,8 @@ class KernelEstimator(BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = getattr(self.features, "takes_sparse", False)
+        maps = self.features if isinstance(self.features, list | tuple) else [self.features]
+        tags.input_tags.sparse = all(getattr(each, "takes_sparse", False) for each in maps)
         tags.input_tags.allow_nan = self.nan == "impute"
         return tags
 
@@ -138,9 +164,11 @@ class KernelEstimator(BaseEstimator):
 class RidgeEstimator(KernelEstimator, abc.ABC):
     """A ridge on the features of a kernel, fitted to rows or to the sums of earlier rows and new ones."""
 
-    keep_equations: bool
+    keep_equations: bool | str
+    n_jobs: int | None
+    verbose: bool | None
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None, groups: Any = None) -> Self:
         """Fit to rows; the result of earlier calls is dropped.
 
         Parameters
@@ -149,44 +177,111 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
             NumPy, pandas, polars, SciPy sparse (if the map takes it), Dask, a Zarr array; or the place of a dataset in
             Zarr (str, path or `Dataset`), which holds its own targets, and is fitted by `ntkdist.fit`.
         y : (n,) or (n, t) array
-            For a classifier (n,) labels: strings, integers or booleans.
+            For a classifier (n,) labels: strings, integers or booleans; or (n, t) zeros and ones, one column a label.
         sample_weight : (n,) array, optional
             A row of weight k counts as k rows.
+        groups : (n,) array, optional
+            Rows of one group are in one fold, by scikit-learn's `GroupKFold` or the ``cv`` that is given.
         """
-        with as_value_errors():
+        with self._anew(), as_value_errors(), backend.at_most(self._threads()):
             if is_dataset(X):
                 data = dataset(X, y, sample_weight, self.nan)
                 self._check_dataset(data)
-                return self._store(fit_dataset(data, self._chosen_settings(data)), data, self.keep_equations)
-            rows = self._training_arrays(X, y, sample_weight)
-            settings = self._chosen_settings(rows)
-            return self._store(choose_penalty(sum_equations(rows, settings), settings), rows, self.keep_equations)
+                if groups is not None or getattr(self, "cv", None) is not None:
+                    raise InputError(
+                        "X is the place of a dataset, which has folds of its own; leave out cv and groups, or name "
+                        "arrays of it by nd.Dataset(store, groups=..., holdout=...)"
+                    )
+                here = Dealt(data, getattr(self, "folds", 1))
+            else:
+                here = self._deal(self._training_arrays(X, y, sample_weight), X, groups)
+            outcome = self._best(here.rows, self._candidates(here))
+            return self._store(outcome, here, bool(self.keep_equations))
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, **labels: Any) -> Self:
         """Add the sums of rows to those of earlier calls, and solve."""
         before = self._previous_equations(X)
-        with as_value_errors():
+        with as_value_errors(), backend.at_most(self._threads()):
             rows = self._training_arrays(X, y, sample_weight, reset=before is None, **labels)
-            settings = self._chosen_settings(rows, before)
-            equations = sum_equations(rows, settings, before)
-            outcome = choose_penalty(equations if before is None else before + equations, settings)
-            return self._store(outcome, rows, True)
+            here = Dealt(rows, getattr(self, "folds", 1))
+            return self._store(self._best(rows, self._candidates(here, before), before), here, True)
 
-    def _chosen_settings(self, rows: Arrays | Dataset, before: Equations | None = None) -> FitSettings:
-        """Return the settings of a fit to rows; without a map, choose it, or take that of the rows before."""
-        settings = self._settings()
-        if self.features is not None or settings.folds == 1:
-            return settings
+    @contextmanager
+    def _anew(self) -> Iterator[None]:
+        """Forget an earlier fit; after an error, it is as before."""
+        kept = dict(vars(self))
+        for name in kept:
+            if name.endswith("_"):
+                delattr(self, name)
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(kept)
+            raise
+
+    def _threads(self) -> int:
+        """Return the threads that ``n_jobs`` asks for, 0 for all."""
+        if self.n_jobs is None:
+            return 0
+        if not isinstance(self.n_jobs, int | np.integer) or self.n_jobs == 0:
+            raise InputError(f"n_jobs is {self.n_jobs!r}; expected a number of threads, -1 for all, or None")
+        return int(self.n_jobs) if self.n_jobs > 0 else max(1, backend.cores() + 1 + int(self.n_jobs))
+
+    def _deal(self, rows: Arrays, x: Any, groups: Any) -> Dealt:
+        """Deal rows to folds, if the estimator has any."""
+        if not hasattr(self, "folds"):
+            if groups is not None:
+                raise InputError(
+                    f"groups deal rows to folds, of which {type(self).__name__} has none; leave them out, or use "
+                    "NTKRidgeCV"
+                )
+            return Dealt(rows, 1)
+        return dealt(rows, x, self.cv, self.folds, groups, is_classifier(self))
+
+    def _candidates(self, here: Dealt, before: Equations | None = None) -> list[FitSettings]:
+        """Return the settings of a fit to rows with each map; without a map, choose it; or take that of rows before."""
+        watch = {None: None, False: progress.silent, True: progress.default_watch()}[
+            None if self.verbose is None else bool(self.verbose)
+        ]
+        settings = self._settings(here.folds)._replace(scored=here.scored, watch=watch)
         if before is not None:
             spec: Any = before.features.spec
-            return settings._replace(features=spec)
-        front = None if self.front == "auto" else self.front
-        settings, self.choice_ = chosen(rows, settings, front, getattr(self, "metric", None))
-        return settings
+            return [settings._replace(features=spec)]
+        if self.features is None and settings.folds > 1:
+            front = None if self.front == "auto" else self.front
+            settings, choice = chosen(here.rows, settings, front, getattr(self, "metric", None))
+            self.choice_ = choice._replace(features=self._seeded(choice.features))
+            return [settings._replace(features=self.choice_.features)]
+        maps = self.feature_maps
+        if len(maps) > 1 and settings.folds == 1:
+            raise InputError(f"folds is 1, which leaves nothing to choose among {len(maps)} features by; use more folds")
+        return [settings._replace(features=each) for each in maps]
+
+    def _best(
+        self, rows: Arrays | Dataset, candidates: Sequence[FitSettings], before: Equations | None = None
+    ) -> FitOutcome:
+        """Fit each candidate, and return the one of the least error out of fold; set ``cv_results_``."""
+        best, tried = None, []
+        for settings in candidates:
+            if isinstance(rows, Dataset):
+                outcome = fit_dataset(rows, settings)
+            else:
+                equations = sum_equations(rows, settings, before)
+                outcome = choose_penalty(equations if before is None else before + equations, settings)
+            outcome = outcome.with_scores(rows, settings)
+            if outcome.scored is not None:
+                tried.append((settings.features, outcome.scored))
+            if best is None or outcome.error < best.error:
+                best = outcome
+        assert best is not None
+        if tried:
+            self.cv_results_ = results(tried)
+        return best
 
     @abc.abstractmethod
-    def _settings(self) -> FitSettings:
-        """Return the settings of the fit, or refuse the estimator's parameters."""
+    def _settings(self, folds: int) -> FitSettings:
+        """Return the settings of a fit with so many folds, or refuse the estimator's parameters."""
 
     @abc.abstractmethod
     def _check_dataset(self, rows: Dataset) -> None:
@@ -200,12 +295,14 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
     def _set_results(self, outcome: FitOutcome, rows: Arrays | Dataset) -> None:
         """Set the attributes of a fit that are not of every ridge."""
 
-    def _store(self, outcome: FitOutcome, rows: Arrays | Dataset, keep: bool) -> Self:
+    def _store(self, outcome: FitOutcome, here: Dealt, keep: bool) -> Self:
         """Set all attributes of a fit."""
+        rows, self._dealt_by = here.rows, here.dealt_by
         if isinstance(rows, Dataset):
             self._set_columns(outcome.model.preprocessing)
+            if rows.fold_array and len(outcome.equations.folds) > 1:
+                self._dealt_by = f"'{rows.fold_array}' of the dataset that was fitted to"
         self.model_, self.cv_ = outcome.model, outcome.cv
-        self._fold_array = rows.fold_array if isinstance(rows, Dataset) and len(outcome.equations.folds) > 1 else ""
         self._set_results(outcome, rows)
         if keep:
             self.equations_ = outcome.equations
@@ -220,17 +317,20 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
                 "X is the place of a dataset, but partial_fit adds rows of arrays; use fit, or add the sums of two "
                 "datasets that ntkdist.fit leaves"
             )
+        if getattr(self, "cv", None) is not None:
+            raise InputError(
+                "cv deals the rows of one call to folds, and partial_fit adds rows of others; use folds, or fit"
+            )
         before: Equations | None = getattr(self, "equations_", None)
         if before is None and hasattr(self, "model_"):
             raise InputError("fit did not keep its sums, so none can be added; set keep_equations=True and fit again")
         if before is None:
             return None
-        if name := getattr(self, "_fold_array", ""):
+        if self._dealt_by:
             raise InputError(
-                f"'{name}' of the dataset that was fitted to deals its rows to folds, and says nothing of rows of "
-                "arrays; fit to a dataset that has them all"
+                f"{self._dealt_by} deals its rows to folds, and says nothing of rows of later calls; fit to all rows"
             )
-        if self.features is not None and before.features.spec != self.feature_map:
+        if self.features is not None and before.features.spec not in self.feature_maps:
             raise InputError("features is not the map of the rows learnt before, so sums do not add; call fit instead")
         if len(before.folds) != (folds := getattr(self, "folds", 1)):
             raise InputError(
