@@ -85,9 +85,7 @@ class FitOutcome(NamedTuple):
         if settings.scoring in (None, "neg_mean_squared_error"):
             return self._replace(scored=by_error(self.cv, self.equations.total.weight))
         with self._by_fold(rows) as (source, shards, client):
-            scored = by_classes(
-                settings.scoring, self.equations, self.cv, source, shards, settings.calibrated, client
-            )
+            scored = by_classes(settings.scoring, self.equations, self.cv, source, shards, settings.calibrated, client)
         model, cv = solved(self.equations, self.cv, scored)
         return self._replace(model=model, cv=cv, scored=scored)
 
@@ -200,9 +198,8 @@ def fit_map(rows: Arrays | Dataset, features: AnyFeatureMap, preprocess: Preproc
 
 def choose_penalty(equations: Equations, settings: FitSettings) -> FitOutcome:
     """Choose a penalty by cross-validation if there are folds, and solve; folds without rows are not scored."""
-    present = tuple(
-        k for k, fold in enumerate(equations.folds) if fold.weight > 0 and k in (settings.scored or range(settings.folds))
-    )
+    scored = range(settings.folds) if settings.scored is None else settings.scored
+    present = tuple(k for k in scored if equations.folds[k].weight > 0)
     if equations.preprocessing.rounds:  # the metric has seen the targets of all other folds
         present = present[-1:]
     if settings.folds > 1 and sum(fold.weight > 0 for fold in equations.folds) < 2:
@@ -210,8 +207,7 @@ def choose_penalty(equations: Equations, settings: FitSettings) -> FitOutcome:
             f"All rows are in one of {settings.folds} folds, for they are few or equal: of one sample there is nothing "
             "to choose alpha by; give more rows, or use NTKRidge with an alpha"
         )
-    scored = replace(equations, scored=present)
-    model, cv = solve(scored, alphas=settings.alphas, per_target=settings.per_target)
+    model, cv = solve(replace(equations, scored=present), alphas=settings.alphas, per_target=settings.per_target)
     return FitOutcome(model, cv, equations)
 
 

@@ -60,7 +60,13 @@ def by_error(cv: CVResult, weight: float) -> Scored:
 
 
 def by_classes(
-    scoring: str, equations: Equations, cv: CVResult, source: Source, shards: Sequence[Shard], calibrated: bool, client: Any
+    scoring: str,
+    equations: Equations,
+    cv: CVResult,
+    source: Source,
+    shards: Sequence[Shard],
+    calibrated: bool,
+    client: Any,
 ) -> Scored:
     """Score the classes that every penalty of a cross-validation gives the rows of each fold, in one more pass.
 
