@@ -162,8 +162,8 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
         if unknown and missing:
             wrong = min(unknown, key=repr)
             raise InputError(
-                f"class_weight names {wrong!r}, which is no class, but not {min(map(repr, missing))}, which is"
-                f"{nearest(str(wrong), [str(name) for name in labels])}; give the labels as they are in y"
+                f"class_weight names {wrong!r}, which is no class, but not {min(map(repr, missing))}, which is; "
+                f"give the labels as they are in y{nearest(str(wrong), [str(name) for name in labels])}"
             )
 
     def _settings(self, folds: int) -> FitSettings:
@@ -192,12 +192,7 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
     def _set_results(self, outcome: FitOutcome, rows: Arrays | Dataset) -> None:
         if isinstance(rows, Dataset):
             self.classes_, self.multilabel_ = class_labels(outcome.model.classes), False
-        coef, intercept = outcome.model.coef.T, outcome.model.intercept
-        if self.multilabel_:
-            coef, intercept = 2 * coef, 2 * intercept - 1
-        elif len(self.classes_) == 2:
-            coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
-        self.coef_, self.intercept_, self.alpha_ = coef, intercept, float(outcome.model.alpha[0])
+        self._set_weights(outcome.model)
         self.temperature_ = np.full(len(self.classes_), np.nan) if self.multilabel_ else float("nan")
         if self.calibrated:
             values = outcome.out_of_fold(rows).values
@@ -208,6 +203,14 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
                 self.temperature_ = np.array(betas)
             else:
                 self.temperature_ = temperature(scores, y, weight)
+
+    def _set_weights(self, model: RidgeModel) -> None:
+        coef, intercept = model.coef.T, model.intercept
+        if self.multilabel_:
+            coef, intercept = 2 * coef, 2 * intercept - 1
+        elif len(self.classes_) == 2:
+            coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+        self.coef_, self.intercept_, self.alpha_ = coef, intercept, float(model.alpha[0])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -16,6 +16,7 @@ from ntkdist.planning.job import Metric
 from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, as_grid
 from ntkdist.ridge.estimators.inputs import dataset, is_dataset, training_rows
 from ntkdist.ridge.estimators.ridge import LearnsMetric, RidgeEstimator
+from ntkdist.ridge.model import RidgeModel
 from ntkdist.ridge.predict import evaluate
 from ntkdist.solvers.uncertainty import conformal_radius
 
@@ -48,7 +49,10 @@ class _Regressor(MultiOutputMixin, RegressorMixin, RidgeEstimator):
     def _set_results(self, outcome: FitOutcome, rows: Arrays | Dataset) -> None:
         if self.keep_factor:
             self.model_, self.residuals_, self._weights = outcome.with_factor(rows)
-        model, single = outcome.model, not outcome.model.preprocessing.vector_target
+        self._set_weights(outcome.model)
+
+    def _set_weights(self, model: RidgeModel) -> None:
+        single = not model.preprocessing.vector_target
         self.coef_ = model.coef[:, 0] if single else model.coef.T
         self.intercept_ = float(model.intercept[0]) if single else model.intercept
         self.alpha_ = float(model.alpha[0]) if np.ptp(model.alpha) == 0 else model.alpha
@@ -140,7 +144,7 @@ class NTKRidge(_Regressor):
         Threads of this process that passes over arrays and the cross-validation use, −1 for all, as is the default.
         They change the speed, not the bits.
     verbose : bool, optional
-        Show progress, or none; by default for datasets alone.
+        Show progress in a terminal or a notebook, or none; by default for datasets alone.
 
     Attributes
     ----------

@@ -30,6 +30,7 @@ from ntkdist.ridge.estimators.inputs import as_value_errors, dataset, is_dataset
 from ntkdist.ridge.estimators.scoring import results
 from ntkdist.ridge.importances import importances
 from ntkdist.ridge.model import Equations, RidgeModel
+from ntkdist.solvers.cv_result import CVResult
 
 
 class RidgeEstimator(KernelEstimator, abc.ABC):
@@ -38,6 +39,8 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
     keep_equations: bool | str
     n_jobs: int | None
     verbose: bool | None
+    model_: RidgeModel
+    cv_: CVResult | None
     _added = False  # whether `partial_fit` was called
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None, groups: Any = None) -> Self:
@@ -125,9 +128,7 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
 
     def _candidates(self, here: Dealt, before: Equations | None = None) -> list[FitSettings]:
         """Return the settings of a fit to rows with each map; without a map, choose it; or take that of rows before."""
-        watch = {None: None, False: progress.silent, True: progress.default_watch()}[
-            None if self.verbose is None else bool(self.verbose)
-        ]
+        watch = None if self.verbose is None else progress.default_watch() if self.verbose else progress.silent
         if self.keep_equations not in ("here", True, False):
             raise InputError(f'keep_equations is {self.keep_equations!r}; expected "here", True or False')
         settings = self._settings(here.folds)._replace(scored=here.scored, watch=watch)
@@ -180,6 +181,10 @@ class RidgeEstimator(KernelEstimator, abc.ABC):
     @abc.abstractmethod
     def _set_results(self, outcome: FitOutcome, rows: Arrays | Dataset) -> None:
         """Set the attributes of a fit that are not of every ridge."""
+
+    @abc.abstractmethod
+    def _set_weights(self, model: RidgeModel) -> None:
+        """Set ``coef_``, ``intercept_`` and ``alpha_``."""
 
     def _store(self, outcome: FitOutcome, here: Dealt, added: bool = False) -> Self:
         """Set all attributes of a fit; of sums that were ``added``, more is to be expected."""
