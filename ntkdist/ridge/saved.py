@@ -24,6 +24,15 @@ def save(value: Any, url: str) -> None:
         If ``url`` exists or cannot be written.
     SpecError
         If the value is of another kind, is not fitted, or has a parameter that is a Python object, such as a splitter.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((200, 3))
+    >>> ridge = nd.NTKRidge().fit(x, x[:, 0])
+    >>> nd.save(ridge, "ridge.zarr")
+    >>> bool((nd.load("ridge.zarr").predict(x) == ridge.predict(x)).all())
+    True
     """
     if isinstance(value, RidgeModel | Equations):
         store.save(value, url)

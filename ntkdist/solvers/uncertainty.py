@@ -90,6 +90,12 @@ def conformal_radius(residuals: F8, coverage: float, weight: F8 | None = None) -
     ------
     SpecError
         If ``coverage`` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> nd.conformal_radius(np.arange(1.0, 100.0), 0.9).tolist()
+    [90.0]
     """
     if not 0 < coverage < 1:
         raise SpecError(f"coverage is {coverage}; expected a number between 0 and 1")

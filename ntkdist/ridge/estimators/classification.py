@@ -60,6 +60,20 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
         each, (t,): the probability of a label is that of two classes.
     multilabel_ : bool
         A flag: rows have several labels.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((300, 3))
+    >>> names = np.where(np.abs(x[:, 0]) > 0.7, "far", "near")
+    >>> classifier = nd.NTKRidgeClassifier(nd.ZonalFeatures(128), scoring="accuracy").fit(x, names)
+    >>> classifier.predict([[2.0, 0.0, 0.0]]).tolist()
+    ['far']
+    >>> classifier.predict_proba(x).shape
+    (300, 2)
+    >>> several = nd.NTKRidgeClassifier(nd.ZonalFeatures(128)).fit(x, np.abs(x) > 0.7)
+    >>> several.predict([[2.0, 0.0, 0.0]]).tolist()
+    [[1, 0, 0]]
     """
 
     classes_: NDArray[Any]

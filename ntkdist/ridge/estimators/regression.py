@@ -158,6 +158,16 @@ class NTKRidge(_Regressor):
     residuals_ : (n, t) array
         Errors of the rows of the last call by models that were not fitted to them, if the factor is kept; for a dataset
         with a holdout, of the rows held out.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((300, 3))
+    >>> ridge = nd.NTKRidge(nd.ZonalFeatures(256), alpha=0.1).fit(x, np.abs(x[:, 0]))
+    >>> ridge.predict(x[:5]).shape
+    (5,)
+    >>> ridge.set_params(features__kernel__depth=3).features.kernel
+    NTK(depth=3, bias=0.0)
     """
 
     def __init__(
@@ -236,6 +246,19 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
     metric_rounds_ : tuple of Round
         Of each round the length ``scale``, the error ``rmse`` on the last fold in units of y, the penalty ``alpha``,
         and whether its metric was ``kept``; the first is without a metric.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((300, 3))
+    >>> y = np.sin(2 * x[:, 0])
+    >>> ridge = nd.NTKRidgeCV([nd.Nystrom(100, nd.Gaussian(2.0)), nd.Linear(3)], keep_factor=True).fit(x, y)
+    >>> ridge.model_.features.spec.kernel
+    Gaussian(lengthscale=2.0, homogeneous=False)
+    >>> mean, std = ridge.predict(x, return_std=True)
+    >>> low, high = ridge.predict_interval(x, coverage=0.9)
+    >>> bool(((low < y) & (y < high)).mean() > 0.85)
+    True
     """
 
     takes_several = True

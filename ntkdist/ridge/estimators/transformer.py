@@ -36,6 +36,13 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
     preprocessing_ : Preprocessing
     features_ : FeatureMap or FittedMap
         The map, fitted to X if it is one that needs a sample of rows.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((300, 3))
+    >>> nd.FeatureTransformer(nd.ZonalFeatures(128)).fit_transform(x).shape
+    (300, 128)
     """
 
     def __init__(
