@@ -8,6 +8,8 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
+from distributed import Client
 from folds import scaled
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge, RidgeClassifier
@@ -253,6 +255,24 @@ def softmaxed(scores: F8) -> F8:
     return p / p.sum(axis=1, keepdims=True)
 
 
+def test_datasets_and_rows_of_dask_are_scored_by_their_folds(
+    classes: Any, make_dataset: MakeDataset, two_workers: Client
+) -> None:
+    x, y = classes
+    place = make_dataset(x, y, classes=True, holdout=np.arange(600) % 4 == 1)
+    grid = [1e-2, 1.0, 30.0]
+    stored = nd.NTKRidgeClassifier(PHI, grid, scoring="accuracy").fit(nd.Dataset(place, holdout="holdout"))
+    held = PredefinedSplit(np.where(np.arange(600) % 4 == 1, 0, -1))
+    here = nd.NTKRidgeClassifier(PHI, grid, cv=held, scoring="accuracy").fit(x, y)
+    scores = here.cv_results_["split0_test_score"]
+    assert len(scores) >= 3
+    np.testing.assert_array_equal(stored.cv_results_["split0_test_score"], scores)
+    assert stored.alpha_ == here.alpha_
+    with two_workers.as_current():
+        lazy = nd.NTKRidgeClassifier(PHI, grid, cv=held, scoring="accuracy").fit(da.from_array(x, chunks=(150, 5)), y)
+    np.testing.assert_array_equal(lazy.cv_results_["split0_test_score"], scores)
+
+
 def test_classifiers_have_coefficients_of_their_decisions(classes: Any) -> None:
     x, y = classes
     features = nd.FeatureTransformer(PHI).fit(x)
@@ -262,6 +282,8 @@ def test_classifiers_have_coefficients_of_their_decisions(classes: Any) -> None:
         decisions = features.transform(x) @ fitted.coef_.T + fitted.intercept_
         np.testing.assert_allclose(np.squeeze(decisions), fitted.decision_function(x), rtol=1e-8, atol=1e-10)
         assert fitted.alpha_ == fitted.model_.alpha[0]
+    fitted.set_params(metric=nd.Metric(rounds=1)).fit(x, y)
+    assert hasattr(fitted, "feature_importances_") != hasattr(fitted, "coef_")
 
 
 def test_misspelt_names_are_refused_with_the_nearest(classes: Any) -> None:
@@ -388,6 +410,15 @@ def test_a_saved_estimator_is_the_same_estimator(name: str, xy: Any, classes: An
         np.testing.assert_array_equal(loaded.cv_.mse, fitted.cv_.mse)
     assert isinstance(nd.ridge.store.load(place), nd.RidgeModel)  # what commands take
     np.testing.assert_array_equal(loaded.fit(x, y).predict(x), fitted.predict(x))
+
+
+def test_an_estimator_of_a_newer_version_is_refused(xy: tuple[F8, F8], tmp_path: Path) -> None:
+    place = str(tmp_path / "saved.zarr")
+    nd.save(nd.NTKRidge(PHI).fit(*xy), place)
+    group = zarr.open_group(place)
+    group.attrs["estimator"] = group.attrs["estimator"] | {"params": {"invented_later": 1}}
+    with pytest.raises(nd.StoreError, match="a newer ntkdist saved this NTKRidge; update ntkdist"):
+        nd.load(place)
 
 
 def test_what_cannot_be_saved_is_refused(xy: tuple[F8, F8], tmp_path: Path) -> None:

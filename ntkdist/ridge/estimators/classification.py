@@ -52,7 +52,8 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
         With several labels a row, their columns.
     alpha_ : float
     coef_, intercept_ : (k, m) array and (k,) array; of two classes, (1, m) and (1,)
-        `decision_function` is φ @ coef_.T + intercept_.
+        `decision_function` is φ @ coef_.T + intercept_.  With a metric there is no ``coef_``, which scikit-learn's
+        selection would take before ``feature_importances_``; the weights are those of ``model_``.
     model_, cv_, cv_results_, choice_, equations_, feature_importances_, metric_, metric_rounds_
         As in `NTKRidgeCV`.
     temperature_ : float
@@ -134,6 +135,7 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
         self, X: Any, y: Any, weight: Any, *, reset: bool = True, classes: Any = None, **labels: Any
     ) -> Arrays:
         """Return rows with the codes of their labels, or with zeros and ones; set ``classes_``."""
+        y = np.asarray(y) if is_outside(y) else y
         indicators = as_indicators(y)
         if not reset and (indicators is not None) != self.multilabel_:
             raise InputError("y is of one kind, but one class a row or several labels in the rows before; call fit")
@@ -224,7 +226,9 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
             coef, intercept = 2 * coef, 2 * intercept - 1
         elif len(self.classes_) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
-        self.coef_, self.intercept_, self.alpha_ = coef, intercept, float(model.alpha[0])
+        self.intercept_, self.alpha_ = intercept, float(model.alpha[0])
+        if not model.preprocessing.metric.size:  # scikit-learn's selection would take it before feature_importances_
+            self.coef_ = coef
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

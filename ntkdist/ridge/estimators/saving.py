@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist.errors import SpecError
+from ntkdist.errors import SpecError, StoreError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.planning.job import Metric
 from ntkdist.ridge.estimators.classification import NTKRidgeClassifier
@@ -48,8 +48,10 @@ def described(value: Any) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 def restored(model: RidgeModel, attrs: dict[str, Any], arrays: dict[str, NDArray[Any]], url: str) -> RidgeEstimator:
     """Return the estimator of a model and of what `described` returned."""
-    params = {name: _decoded(name, one, url) for name, one in attrs["params"].items()}
-    made: RidgeEstimator = KINDS[attrs["kind"]](**params)
+    kind = KINDS.get(attrs["kind"])
+    if kind is None or not attrs["params"].keys() <= set(kind._get_param_names()):
+        raise StoreError(f"{url}: a newer ntkdist saved this {attrs['kind']}; update ntkdist")
+    made: RidgeEstimator = kind(**{name: _decoded(name, one, url) for name, one in attrs["params"].items()})
     made._set_columns(model.preprocessing)
     made.model_, made.cv_ = model, None if attrs["cv"] is None else CVResult.from_dict(attrs["cv"])
     made._dealt_by, made._added = attrs["dealt"]
