@@ -177,7 +177,7 @@ def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None 
         warnings.warn(
             f"{clipped:,} of {source.layout.rows:,} new rows have values outside the range of the first rows and were "
             'clipped to it; fit all rows at once, or set clip="none"',
-            stacklevel=4,  # the caller of partial_fit
+            stacklevel=5,  # the caller of partial_fit
         )
     return Equations([part.total for part in parts], features, pre, summand.dtype, moments=moments)
 
