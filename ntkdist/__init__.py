@@ -44,8 +44,8 @@ from ntkdist.ridge.predict import evaluate, featurize, predict
 from ntkdist.ridge.predict_table import predict_table
 from ntkdist.ridge.prefix_curve import PrefixCurve, prefix_curve
 from ntkdist.ridge.residuals import leave_one_out
+from ntkdist.ridge.saved import load, save
 from ntkdist.ridge.solve import solve
-from ntkdist.ridge.store import load, save
 from ntkdist.solvers import PCG, Cholesky, Eigh, TiledCholesky
 from ntkdist.solvers.cross_validation import CVResult, cross_validate
 from ntkdist.solvers.uncertainty import Calibration, Factor, conformal_radius
@@ -138,3 +138,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(estimators, name)
     raise AttributeError(f"module 'ntkdist' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """Return all public names, also of what is not imported yet."""
+    return sorted({*globals(), *__all__})

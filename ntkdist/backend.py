@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +43,7 @@ _changing = threading.RLock()  # held while the variables below, or a number of 
 _runs = 0  # number of runs inside `own_threads`
 _before: tuple[int, ThreadPoolExecutor | None] = (0, None)  # _threads and _pool before the first of these runs
 _threads_before: dict[str, tuple[Any, int]] = {}  # libraries with one number per process, and that number before
+_most = ContextVar("most", default=0)  # cores that a caller's work may use; 0: all
 
 
 def use_threads(count: int) -> None:
@@ -169,7 +171,22 @@ def parallel_map(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> l
 
 
 def cores() -> int:
-    return len(core_numbers())
+    return most(len(core_numbers()))
+
+
+def most(count: int) -> int:
+    """Return so many cores, or fewer inside `at_most`."""
+    return min(count, _most.get() or count)
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """Let the caller's passes and cross-validation use at most so many cores of this process, all if it is 0."""
+    token = _most.set(count)
+    try:
+        yield
+    finally:
+        _most.reset(token)
 
 
 def core_numbers() -> frozenset[int]:

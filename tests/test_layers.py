@@ -16,7 +16,7 @@ ROOT = Path(ntkdist.__file__).parent
 # From the bottom up: a room, or a file of the hall, imports only what stands before it.  "ntkdist" is the package's own
 # __init__, and through it all that is public.
 ORDER = (
-    *("errors", "random", "memory", "gpu", "spec", "backend"),
+    *("errors", "random", "memory", "gpu", "display", "spec", "backend"),
     *("data", "kernels", "sums", "features", "solvers", "cluster", "planning", "ridge", "report"),
     *("ntkdist", "demo", "cli"),
 )

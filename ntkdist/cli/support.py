@@ -9,7 +9,7 @@ import click
 import ntkdist as nd
 from ntkdist.data import zarr_groups
 from ntkdist.data.dataset import FORMAT
-from ntkdist.ridge import run_directory
+from ntkdist.ridge import run_directory, store
 from ntkdist.ridge.fit_report import Curve, FitReport, MetricReport
 from ntkdist.ridge.outputs import PredictionReport
 
@@ -70,7 +70,7 @@ def load_equations(url: str) -> nd.Equations:
     """Load equations from their path or a run directory."""
     if run_directory.without_equations(url):
         raise nd.DataError(f"{url} has no equations: its solver kept no Gram; fit again, with other alphas or solver")
-    loaded = nd.load(zarr_groups.find(url, "equations.zarr"))
+    loaded = store.load(zarr_groups.find(url, "equations.zarr"))
     if not isinstance(loaded, nd.Equations):
         raise nd.DataError(f"{url} holds a {type(loaded).__name__}; expected equations, or a run directory")
     return loaded
@@ -78,7 +78,7 @@ def load_equations(url: str) -> nd.Equations:
 
 def load_model(url: str) -> nd.RidgeModel:
     """Load a model from its path or a run directory."""
-    loaded = nd.load(zarr_groups.find(url, "model.zarr"))
+    loaded = store.load(zarr_groups.find(url, "model.zarr"))
     if not isinstance(loaded, nd.RidgeModel):
         raise nd.DataError(f"{url} holds {type(loaded).__name__}; expected a model, or a run directory")
     return loaded

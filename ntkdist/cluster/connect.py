@@ -112,7 +112,7 @@ def resources(client: Client | None, warm: Callable[[], object] = int, gpus: boo
     if client is None:
         pool = local_scheduler() == "threads"
         at_once = (dask.config.get("num_workers", None) or CPU_COUNT) if pool else 1
-        threads = max(1, CPU_COUNT // at_once)
+        threads = max(1, backend.most(CPU_COUNT) // at_once)
         shares = _shared({"": gpu.gpu()} if gpus else {}, {"": ("", at_once)})
         process = _resident(warm, 1, 1)
         return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, process, process, shares)

@@ -104,21 +104,21 @@ class Arrays:
         )
         return replace(self, x=x, y=y, weight=weight, deal=deal)
 
-    def between(self, start: int, stop: int) -> tuple[Any, Any, Any]:
-        """Slice x, y and weights; slices of Dask arrays are not computed."""
-        x, y, weight = (None if a is None else a[start:stop] for a in (self.x, self.y, self.weight))
-        return x, y, weight
+    def between(self, start: int, stop: int) -> tuple[Any, Any, Any, Any]:
+        """Slice x, y, weights and folds; slices of Dask arrays are not computed."""
+        x, y, weight, deal = (None if a is None else a[start:stop] for a in (self.x, self.y, self.weight, self.deal))
+        return x, y, weight, deal
 
-    def holding(self, first: int, x: Any, y: Any, weight: Any) -> "Arrays":
+    def holding(self, first: int, x: Any, y: Any, weight: Any, deal: Any) -> "Arrays":
         """Return a copy that holds the given rows, of which the first is row ``first``."""
-        return replace(self, x=x, y=y, weight=weight, first=first)
+        return replace(self, x=x, y=y, weight=weight, deal=deal, first=first)
 
     def without_targets(self) -> "Arrays":
         """Return the same rows with a target of zeros, for maps that are fitted without one."""
         return replace(self, y=np.broadcast_to(np.zeros(1), self.x.shape[:1]))
 
     def without_rows(self) -> "Arrays":
-        return replace(self, x=None, y=None, weight=None)
+        return replace(self, x=None, y=None, weight=None, deal=None)
 
 
 def _taken(a: Any, rows: NDArray[np.int64]) -> Any:

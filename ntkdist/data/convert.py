@@ -95,6 +95,15 @@ def convert(
         If the options contradict each other.
     StoreError
         If the destination exists or has no space.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((400, 3))
+    >>> np.savez("waves.npz", x=x, y=np.sin(2 * x[:, 0]))
+    >>> layout = nd.convert("waves.npz", "waves.zarr")
+    >>> layout.rows, layout.input_shape
+    (400, (3,))
     """
     target, drop, category = ((v,) if isinstance(v, str) else tuple(v) for v in (target, drop, category))
     if shuffle_seed is not None and shuffle_seed < 0:

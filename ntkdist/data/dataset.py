@@ -115,7 +115,7 @@ class Layout(Spec, frozen=True):
 Nan = Literal["error", "drop", "impute"]
 
 
-class Dataset(Spec, frozen=True):
+class Dataset(Spec, frozen=True, repr_omit_defaults=True):
     """A dataset, by the location of its Zarr group and the names of its arrays.
 
     Parameters

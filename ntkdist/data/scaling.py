@@ -16,6 +16,7 @@ from ntkdist.data.dataset import Layout, Rows
 from ntkdist.data.encoding import Encoding, Front
 from ntkdist.data.moments import Mode, Moments, MomentsOf
 from ntkdist.data.ranges import Range, SeenRange
+from ntkdist.display import Described, names
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import Spec, digest, nearest
 
@@ -26,7 +27,7 @@ Recoding = tuple[tuple[int, F8], ...]  # columns of the model, with its code for
 KINDS = {"number": "numbers", "date": "dates", "category": "categories"}
 
 
-class Preprocess(Spec, frozen=True):
+class Preprocess(Spec, frozen=True, repr_omit_defaults=True):
     """Settings of scaling and clipping.
 
     Parameters
@@ -121,8 +122,8 @@ class Round(NamedTuple):
     ended: str = ""  # why the round is the last: "rounds" all done, no "gain", or "gradients" that do not vary
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+@dataclass(frozen=True, repr=False)
+class Preprocessing(Described):
     """Fitted scaling: x ↦ ((clip(x) − x_mean)/x_scale)·P, y ↦ (y − y_mean)/y_scale, classes ↦ centred one-hot."""
 
     input_shape: tuple[int, ...]
@@ -199,6 +200,17 @@ class Preprocessing:
     def for_fold(self, fold: int) -> "Preprocessing":
         """Return the preprocessing that knows nothing of a fold's targets, for a model of the other folds."""
         return self if self.encoding is None else replace(self, encoding=self.encoding.for_fold(fold))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is shown of the scaling, by name."""
+        t = self.t if self.vector_target else None
+        return {
+            "inputs": " × ".join(f"{n:,}" for n in self.input_shape),
+            "columns": names(self.columns) or None,
+            "targets": (names(self.target_names) or t) if not self.classes else None,
+            "classes": names(self.classes) or None,
+            "metric": {0: None, 1: "diagonal", 2: "full"}[self.metric.ndim if self.metric.size else 0],
+        }
 
     @property
     def t(self) -> int:

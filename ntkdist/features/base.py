@@ -338,6 +338,10 @@ class FittedMap:
             name.update(np.ascontiguousarray(array).data)
         return name.hexdigest()[:16]
 
+    def __repr__(self) -> str:
+        arrays = (f"{name}={' × '.join(map(str, array.shape))}" for name, array in self.arrays.items())
+        return f"FittedMap({self.spec!r}, {', '.join(arrays)})"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FittedMap) and self._name == other._name
 

@@ -72,6 +72,16 @@ class Nystrom(FeatureMap, frozen=True):
     kernel : Kernel
     landmarks : {"uniform", "leverage", "rpcholesky"}
     seed : int
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((100, 4))
+    >>> kernel = nd.Gaussian(lengthscale=3.0)
+    >>> features = nd.Nystrom(60, kernel).fit(x)  # `ntkdist.fit` and the estimators do this
+    >>> z = features(x)
+    >>> bool(np.linalg.norm(z @ z.T - kernel(x)) < 0.01 * np.linalg.norm(kernel(x)))
+    True
     """
 
     no_gradient: ClassVar[tuple[str, str]] = OF_IMAGES  # of a convolutional kernel

@@ -61,6 +61,17 @@ class ZonalFeatures(FeatureMap, frozen=True):
     kernel : NTK, NNGP, or a homogeneous Gaussian, Laplace or GammaExponential
         Its bias, if it has one, is appended to every row as one more column.
     seed : int
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((100, 4))
+    >>> kernel = nd.NTK(depth=2, bias=1.0)
+    >>> z = nd.ZonalFeatures(2048, kernel)(x)
+    >>> z.shape
+    (100, 2048)
+    >>> bool(np.linalg.norm(z @ z.T - kernel(x)) < 0.05 * np.linalg.norm(kernel(x)))
+    True
     """
 
     kernel: RowKernel = NTK(depth=2)  # also implements `FeatureMap.kernel`, as a kernel is called with rows

@@ -57,6 +57,13 @@ class NTK(ZonalKernel, frozen=True):
         L, the number of hidden layers.
     bias : float
         Appended to every row as one more column; functions are then not homogeneous.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.array([[3.0, 4.0], [1.0, 0.0]])
+    >>> np.diag(nd.NTK(depth=2)(x)).round(6).tolist()
+    [75.0, 3.0]
     """
 
     depth: Depth

@@ -25,7 +25,7 @@ LENGTH_ROWS = 2**14  # of the rows, at least, by which a length is chosen for th
 AFFORDABLE = 4e12  # products of two features
 
 
-class PlanTable(Spec, frozen=True, tag=False):
+class PlanTable(Spec, frozen=True, tag=False, repr_omit_defaults=True):
     """The ``[plan]`` of a job; what is absent is resolved from the data, m and the folds.
 
     Parameters
@@ -67,7 +67,7 @@ class PlanTable(Spec, frozen=True, tag=False):
     device: Device | Literal["auto"] = "auto"
 
 
-class Metric(Spec, frozen=True, tag=False):
+class Metric(Spec, frozen=True, tag=False, repr_omit_defaults=True):
     """The ``[metric]`` of a job: a linear map P of the scaled inputs, learned from the gradients of fits in rounds.
 
     Each round fits a ridge on u = xP, and takes the next P from the average outer product of its gradients (a recursive
@@ -114,7 +114,7 @@ class Metric(Spec, frozen=True, tag=False):
             raise SpecError("metric.scales is empty; expected one or more lengths, such as [1.0]")
 
 
-class Job(Spec, frozen=True, tag=False):
+class Job(Spec, frozen=True, tag=False, repr_omit_defaults=True):
     """A job: the TOML file of a user, decoded.
 
     Parameters

@@ -5,13 +5,14 @@ Legend: as in `ntkdist.planning.cut`.
 
 import bisect
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ntkdist.cluster.shards import Source
 from ntkdist.cluster.tree import most_held
 from ntkdist.data.dataset import Layout, Shard
+from ntkdist.display import Described
 from ntkdist.errors import DataError, PlanTooLarge, SpecError
 from ntkdist.planning import task_memory
 from ntkdist.planning.cut import Cut
@@ -25,8 +26,22 @@ FILLED = 0.7  # of a worker's memory limit, where what fills it is ours to choos
 PROCESS_BYTES = 250 * 2**20  # of a process with NumPy, SciPy, Zarr, Dask and Numba loaded, where none is measured
 
 
-class Plan(Cut, frozen=True, tag=False):
+class Plan(Described, Cut, frozen=True, tag=False):
     """A resolved job, and the memory that it needs.  Made by `plan`; see `Cut`."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is shown of the plan, by name."""
+        return {
+            "dataset": self.dataset.store,
+            "rows": self.layout.rows,
+            "features": self.features,
+            "folds": self.folds,
+            "tasks": sum(self.tasks_of(fold) for fold in range(self.folds)),
+            "solver": self.solver,
+            "device": self.device,
+            "dtype": self.dtype,
+            "worker_memory": f"{self.projected_memory_bytes() / 1e9:.3g} GB",
+        }
 
     def memory(self, workers: int = 1, tasks_at_once: int = 1, process: int = PROCESS_BYTES) -> dict[str, int]:
         """Return the peak bytes of a worker, by part: of the pass, or of a round for a metric, where that needs more.

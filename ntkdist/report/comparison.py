@@ -1,5 +1,6 @@
 """The results of a comparison, as plain values and as text tables."""
 
+import html
 import textwrap
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -83,6 +84,12 @@ class Comparison:
         """Return two tables of at most 80 columns, errors and costs, and the notes."""
         notes = [textwrap.fill(f"{note}.", WIDTH, initial_indent="* ", subsequent_indent="  ") for note in self.notes]
         return "\n\n".join([_aligned(self._errors()), _aligned(self._costs()), "\n".join(notes)])
+
+    def __repr__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.to_text())}</pre>"
 
     def to_markdown(self) -> str:
         """Return the tables and notes in Markdown."""

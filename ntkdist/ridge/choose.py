@@ -21,6 +21,7 @@ from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, phase, reduce
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.scaling import Front, Preprocess, Preprocessing
+from ntkdist.display import line, table, text
 from ntkdist.features import AnyFeatureMap, Nystrom
 from ntkdist.kernels import NTK, AnyKernel, Gaussian, Laplace, ProductLaplace
 from ntkdist.planning.job import ROUNDS, Job, Metric, components, rounds_components
@@ -98,6 +99,20 @@ class Choice(NamedTuple):
         pairs = [(ratio**-WEIGHING, trial) for ratio, trial in zip(excess, trials, strict=True) if ratio <= NEAR]
         m = self.features.n_components
         return [(weight, _of_trial(trial, m, self.preprocess)) for weight, trial in pairs] or [(1.0, self)]
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was chosen, and the errors of the recipes, by name."""
+        trials = {
+            f"{one.recipe.kernel}, {one.recipe.front}, {one.recipe.metric.form}": f"rmse {text(one.rmse)}"
+            for one in self.trials
+        }
+        return {"features": self.features, "front": self.preprocess.front, "metric": self.metric} | trials
+
+    def __repr__(self) -> str:
+        return line("Choice", {"features": self.features, "front": self.preprocess.front, "metric": self.metric})
+
+    def _repr_html_(self) -> str:
+        return table("Choice", self.facts())
 
 
 def choose(

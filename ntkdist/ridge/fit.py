@@ -14,6 +14,7 @@ from ntkdist.cluster.connect import connect, resources
 from ntkdist.cluster.progress import Watch
 from ntkdist.cluster.reduce import on_each_worker
 from ntkdist.data import storage
+from ntkdist.display import Described
 from ntkdist.errors import SpecError, StoreError
 from ntkdist.planning import resolve
 from ntkdist.planning.job import Job, job_digest
@@ -28,8 +29,8 @@ from ntkdist.sums import NormalEquations
 FITS = {"gram": dense.fit, "tiles": tiled.fit, "products": iterative.fit}  # by `Solver.sums`
 
 
-@dataclass(frozen=True)
-class FitResult:
+@dataclass(frozen=True, repr=False)
+class FitResult(Described):
     """The result of a fit.
 
     Attributes
@@ -47,6 +48,12 @@ class FitResult:
     cv: CVResult | None
     report: dict[str, Any]
     equations: Equations | None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is shown of the result, by name."""
+        cv = {} if self.cv is None else {"cv_rmse": self.cv.rmse, "cv_r2": self.cv.r2}
+        of_run = {"rows": self.report["data"]["rows"], "seconds": round(self.report["run"]["seconds"]["total"], 1)}
+        return self.model.facts() | cv | of_run
 
 
 def fit(
@@ -99,6 +106,20 @@ def fit(
         If the equations cannot be solved with any, or with the chosen penalty.
     StoreError
         If ``out`` or the checkpoint is of another job, or cannot be written.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((400, 3))
+    >>> np.savez("waves.npz", x=x, y=np.sin(2 * x[:, 0]))
+    >>> layout = nd.convert("waves.npz", "waves.zarr")
+    >>> job = nd.Job(nd.Dataset("waves.zarr"), nd.Nystrom(100, nd.Gaussian(2.0)))
+    >>> result = nd.fit(job, out="waves-run")
+    >>> bool(result.cv.r2 > 0.9)
+    True
+    >>> model = nd.load("waves-run/model.zarr")
+    >>> model(x[:5]).shape
+    (5,)
     """
     job = what.job if isinstance(what, Plan) else what
     if out and (done := run_directory.existing_run(out, job)):

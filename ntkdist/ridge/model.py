@@ -17,6 +17,7 @@ from scipy.special import softmax
 from ntkdist.data import frames
 from ntkdist.data.moments import Moments
 from ntkdist.data.scaling import Preprocessing
+from ntkdist.display import Described
 from ntkdist.errors import DataError, SpecError
 from ntkdist.features import AnyMap
 from ntkdist.solvers.uncertainty import Calibration, Factor
@@ -28,8 +29,8 @@ PIECES = 8  # fewest in a block, to occupy all threads
 ROUNDING = 1e-5  # relative error of a difference of sums, as where all rows are subtracted
 
 
-@dataclass(frozen=True)
-class RidgeModel:
+@dataclass(frozen=True, repr=False)
+class RidgeModel(Described):
     """A fitted ridge on features: prediction is φ(scaled x) @ coef + intercept.
 
     Attributes
@@ -70,6 +71,10 @@ class RidgeModel:
     def classes(self) -> tuple[str, ...]:
         """Class names in the order of the scores; empty for regression."""
         return self.preprocessing.classes
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is shown of the model, by name."""
+        return {"features": self.features.spec, **self.preprocessing.facts(), "alpha": self.alpha, "dtype": self.dtype}
 
     def __call__(self, x: Any) -> F8:
         """Predict for raw rows.
@@ -257,8 +262,8 @@ def class_labels(classes: tuple[str, ...]) -> NDArray[Any]:
     return np.array([int(name) for name in classes] if plain else classes)
 
 
-@dataclass(frozen=True)
-class Equations:
+@dataclass(frozen=True, repr=False)
+class Equations(Described):
     """The sums of every fold, with their map and scaling: enough to choose a penalty and solve, without the data.
 
     ``+`` and ``-`` work fold by fold.  They raise DataError if features, scaling or folds differ, or if a dataset is
@@ -290,6 +295,16 @@ class Equations:
     def total(self) -> NormalEquations:
         """The sum over all folds."""
         return functools.reduce(operator.add, self.folds)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is shown of the sums, by name."""
+        weight = sum(fold.weight for fold in self.folds)
+        return {
+            "features": self.features.spec,
+            **self.preprocessing.facts(),
+            "folds": len(self.folds),
+            "weight": weight,
+        }
 
     def __add__(self, other: "Equations") -> "Equations":
         return self._combine(other, 1)

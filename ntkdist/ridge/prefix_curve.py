@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkdist.display import Described
 from ntkdist.errors import SpecError
 from ntkdist.ridge.fit_report import Curve
 from ntkdist.ridge.model import Equations
@@ -20,8 +21,8 @@ F8 = NDArray[np.float64]
 HALVINGS = 4  # sizes m/2 to m/16, which take about a fifth of the work of size m
 
 
-@dataclass(frozen=True)
-class PrefixCurve:
+@dataclass(frozen=True, repr=False)
+class PrefixCurve(Described):
     """Cross-validated errors of nested maps.
 
     Attributes
@@ -34,6 +35,10 @@ class PrefixCurve:
 
     components: NDArray[np.int64]
     results: tuple[CVResult, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the error at every number of columns."""
+        return {f"rmse_{m}": rmse for m, rmse in zip(self.components.tolist(), self.rmse.tolist(), strict=True)}
 
     @property
     def mse(self) -> F8:

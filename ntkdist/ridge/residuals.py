@@ -28,6 +28,7 @@ from ntkdist.cluster.shards import Source
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset, Rows, Shard
 from ntkdist.data.scaling import Matching
+from ntkdist.display import Described
 from ntkdist.errors import DataError, SpecError
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.prepare import verified_source
@@ -43,8 +44,8 @@ FULL = 1 - 1e-9  # largest leverage: the prediction rests on the row alone
 Block = tuple[NDArray[np.int64], dict[str, NDArray[Any]]]
 
 
-@dataclass(frozen=True, eq=False)
-class Rowwise:
+@dataclass(frozen=True, eq=False, repr=False)
+class Rowwise(Described):
     """Arrays with one entry a row, and the rows' positions: a value with ``+``, kept in blocks until it is read."""
 
     blocks: tuple[Block, ...]  # positions (n,) of rows, and arrays (n, ...) by name
@@ -53,6 +54,10 @@ class Rowwise:
     def of(cls, places: NDArray[np.int64], values: dict[str, NDArray[Any]]) -> "Rowwise":
         """Wrap one block of rows."""
         return cls(((places, values),))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is shown of the rows, by name."""
+        return {"rows": sum(len(places) for places, _ in self.blocks), "arrays": ", ".join(self.blocks[0][1])}
 
     def __add__(self, other: "Rowwise") -> "Rowwise":
         return Rowwise(self.blocks + other.blocks)

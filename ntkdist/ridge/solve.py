@@ -71,7 +71,7 @@ def solve(
     if cv is None:
         coef, intercept = solve_at(solver, total, alpha)
     else:
-        cv, coef, intercept = _solve_chosen(solver, total, cv)
+        cv, coef, intercept = solve_chosen(solver, total, cv)
         alpha = cv.alpha
     model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
     if keep_factor:
@@ -81,7 +81,7 @@ def solve(
     return model, cv
 
 
-def _solve_chosen(solver: AnySolver, total: NormalEquations, cv: CVResult) -> tuple[CVResult, F8, F8]:
+def solve_chosen(solver: AnySolver, total: NormalEquations, cv: CVResult) -> tuple[CVResult, F8, F8]:
     """Solve at the penalties that were chosen; where all rows cannot be solved, as those without a fold can, at larger.
 
     The sums of all rows may round to a matrix that is not positive definite where those of a training set do not.

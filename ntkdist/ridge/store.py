@@ -31,25 +31,22 @@ PLAIN = ("input_shape", "classes", "columns", "target_names", "vector_target", "
 SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
 RANGE = ("x_low", "x_high")
 METRIC = "metric"  # absent for the identity
+ESTIMATOR = "estimator"  # absent for a model alone
 ENCODING = "encoding"  # absent for numbers alone
 RESIDUALS, WEIGHT = "calibration.residuals", "calibration.weight"  # absent for classes
 PROBES, PROBE_ROLE = 8, 1000
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # relative to the norm of a probe's features
 
 
-def save(value: RidgeModel | Equations, url: str) -> None:
-    """Write a model or equations to a new Zarr group, which appears when it is complete.
+def save(
+    value: RidgeModel | Equations,
+    url: str,
+    estimator: dict[str, Any] | None = None,
+    beside: dict[str, NDArray[Any]] | None = None,
+) -> None:
+    """Write a model or equations to a new Zarr group, which appears when it is complete; see `ntkdist.save`.
 
-    Parameters
-    ----------
-    value : RidgeModel or Equations
-    url : str
-        A path, or the URL of an object store.
-
-    Raises
-    ------
-    StoreError
-        If ``url`` exists or cannot be written.
+    ``estimator`` and the arrays ``beside`` are what the estimator of a model has more.
     """
     pre = value.preprocessing
     attrs = {
@@ -67,6 +64,9 @@ def save(value: RidgeModel | Equations, url: str) -> None:
     if pre.encoding is not None:
         attrs[ENCODING] = pre.encoding.plain()
         arrays |= {f"{ENCODING}.{name}": array for name, array in pre.encoding.arrays().items() if array.size}
+    if estimator is not None:
+        attrs[ESTIMATOR] = estimator
+        arrays |= {f"{ESTIMATOR}.{name}": array for name, array in (beside or {}).items()}
     arrays["fingerprint"] = fingerprint(value.features, pre.mapped_shape, value.dtype)
     if isinstance(value, RidgeModel):
         kind = MODEL
@@ -92,24 +92,7 @@ def save(value: RidgeModel | Equations, url: str) -> None:
 
 
 def load(url: str) -> Any:
-    """Read a model or equations.
-
-    Parameters
-    ----------
-    url : str
-
-    Returns
-    -------
-    RidgeModel or Equations
-        As saved.
-
-    Raises
-    ------
-    DataError
-        If there is no complete group, or a chunk is missing or damaged.
-    StoreError
-        If a newer version wrote it, or this machine computes other features than the saved ones.
-    """
+    """Read a model or equations; errors are those of `ntkdist.load`."""
     kind, attrs = zarr_groups.read_attributes(url, (MODEL, EQUATIONS))
     if attrs["version"] > VERSION:
         raise StoreError(
@@ -156,6 +139,15 @@ def _calibration(url: str, attrs: dict[str, Any], model: RidgeModel) -> Calibrat
     if RESIDUALS not in attrs["arrays"]:
         return Calibration(np.zeros((0, len(model.intercept))), np.zeros(0), beta)
     return Calibration(zarr_groups.read_whole(url, RESIDUALS), zarr_groups.read_whole(url, WEIGHT), beta)
+
+
+def of_estimator(url: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Read what a saved estimator has beside its model; nothing of another saved value."""
+    _, attrs = zarr_groups.read_attributes(url, (MODEL, EQUATIONS))
+    names = [name for name in attrs["arrays"] if name.startswith(f"{ESTIMATOR}.")]
+    return attrs.get(ESTIMATOR, {}), {
+        name.removeprefix(f"{ESTIMATOR}."): zarr_groups.read_whole(url, name) for name in names
+    }
 
 
 def fingerprint(features: AnyMap, mapped_shape: tuple[int, ...], dtype: str) -> NDArray[np.float64]:

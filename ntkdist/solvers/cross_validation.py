@@ -146,7 +146,7 @@ class _Scores(Grid):
             fold = self.folds[k]
             train = self.equations - fold
             scale = self.scale(train.weight)
-            for i, coef, intercept in _solve_some(self.solver, train, [grid[i] * scale for i in some]):
+            for i, coef, intercept in solve_some(self.solver, train, [grid[i] * scale for i in some]):
                 losses[some[i]][k] = fold.rounded_loss(coef, intercept)
 
         backend.parallel_map(score, places, min(self.threads, len(places)))
@@ -159,7 +159,7 @@ class _Scores(Grid):
             self.put(alpha, each)
 
 
-def _solve_some(solver: Solver, equations: NormalEquations, alphas: list[float]) -> list[tuple[int, F8, F8]]:
+def solve_some(solver: Solver, equations: NormalEquations, alphas: list[float]) -> list[tuple[int, F8, F8]]:
     """Return the solutions that exist, with their positions: penalties too small for the precision are left out."""
     try:
         return [(i, s.coef, s.intercept) for i, s in enumerate(solver.solve(equations, alphas))]

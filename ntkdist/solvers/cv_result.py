@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkdist.display import Described, text
+
 F8 = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class CVResult:
+@dataclass(frozen=True, repr=False)
+class CVResult(Described):
     """Scores of a grid of penalties, and the choice.
 
     Attributes
@@ -108,6 +110,17 @@ class CVResult:
         """Return the result in the units of targets before they were divided by ``scale`` (t,)."""
         rounding = None if self.rounding is None else self.rounding * scale**2
         return replace(self, mse=self.mse * scale**2, spread=self.spread * scale**2, rounding=rounding)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is shown of the scores, by name."""
+        return {
+            "rmse": self.rmse,
+            "r2": self.r2,
+            "alpha": self.alpha,
+            "alphas_per_row" if self.per_row else "alphas": f"{len(self.alphas)} from {text(self.alphas)}",
+            "folds": len(self.weights),
+            "note": self.note or None,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain objects, for a report."""

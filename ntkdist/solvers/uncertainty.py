@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
+from ntkdist.display import Described
 from ntkdist.errors import SpecError
 from ntkdist.solvers.base import cholesky
 from ntkdist.sums import NormalEquations
@@ -18,8 +19,8 @@ from ntkdist.sums import NormalEquations
 F8 = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Factor:
+@dataclass(frozen=True, repr=False)
+class Factor(Described):
     """The factor that predictive variances are computed from, for m features and t targets.
 
     Attributes
@@ -38,6 +39,10 @@ class Factor:
     z_mean: F8
     weight: float
     noise: F8
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is shown of the factor, by name."""
+        return {"m": len(self.z_mean), "weight": self.weight, "noise": self.noise}
 
     @classmethod
     def of(cls, equations: NormalEquations, alpha: F8, noise: F8) -> "Factor":
@@ -108,6 +113,12 @@ def conformal_radius(residuals: F8, coverage: float, weight: F8 | None = None) -
     ------
     SpecError
         If ``coverage`` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> nd.conformal_radius(np.arange(1.0, 100.0), 0.9).tolist()
+    [90.0]
     """
     if not 0 < coverage < 1:
         raise SpecError(f"coverage is {coverage}; expected a number between 0 and 1")

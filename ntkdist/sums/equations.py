@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ntkdist import backend, gpu
 from ntkdist.data.dataset import Rows, Shard
 from ntkdist.data.scaling import Preprocessing
+from ntkdist.display import Described
 from ntkdist.errors import DataError
 from ntkdist.sums.mapped_rows import Features, check_finite, not_finite
 from ntkdist.sums.rounding import UNKNOWN, Loss, block_rounding, relative_rounding
@@ -85,7 +86,7 @@ def with_roots(z: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None) ->
     return z * gpu.array_module(z).asarray(root.astype(z.dtype)), y1 * root
 
 
-class NormalEquations(TargetSums):
+class NormalEquations(Described, TargetSums):
     """Σ w [z y 1]ᵀ[z y 1] over rows, in float64: a value with ``+``, ``-`` and a size.
 
     Sums over disjoint rows add; rows that were added can be subtracted.  Float32 blocks are multiplied in float32 and
@@ -105,6 +106,10 @@ class NormalEquations(TargetSums):
         empty = cls(xp.zeros((m, m)), xp.zeros((m, t + 1)), np.zeros((t + 1, t + 1)))
         empty._tf32 = tf32
         return empty
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is shown of the sums, by name."""
+        return {"m": self.m, "t": self.t, "weight": self.weight}
 
     def to_host(self) -> "NormalEquations":
         """Move the sums to the host, in place; nothing of them stays on the GPU."""

@@ -1,7 +1,8 @@
 """Fits to arrays, by the mapper's passes, and to datasets, by `ntkdist.fit`."""
 
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from ntkdist.cluster import progress
 from ntkdist.cluster.connect import connect, resources
-from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, reduce
+from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, phase, reduce
 from ntkdist.cluster.shards import Source
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset
@@ -23,6 +24,7 @@ from ntkdist.planning.plan import by_fold, plan
 from ntkdist.ridge import choose
 from ntkdist.ridge.choose import Choice
 from ntkdist.ridge.encode import ByFold
+from ntkdist.ridge.estimators.scoring import Scored, by_classes, by_error, solved
 from ntkdist.ridge.fit import fit
 from ntkdist.ridge.fitted_map import fitted
 from ntkdist.ridge.in_memory import learn_metric, source_and_shards
@@ -50,6 +52,10 @@ class FitSettings(NamedTuple):
     per_target: bool = False
     balanced: bool = False
     metric: Metric = Metric()
+    scored: tuple[int, ...] | None = None  # folds that a penalty is chosen by; all if absent
+    scoring: str | None = None
+    calibrated: bool = False
+    watch: Any = None  # shows progress; by default that of `ntkdist.fit` for a dataset, and nothing for arrays
 
 
 class FitOutcome(NamedTuple):
@@ -59,35 +65,64 @@ class FitOutcome(NamedTuple):
     cv: CVResult | None
     equations: Equations
     skip: tuple[int, ...] = ()  # damaged partitions
+    scored: Scored | None = None  # with folds
+    watch: Any = None
 
-    def out_of_fold(self, rows: Arrays | Dataset, folds: int) -> Rowwise:
+    @property
+    def error(self) -> float:
+        """The number that is least for the best of several maps."""
+        assert self.cv is not None
+        assert self.scored is not None
+        if self.scored.by_classes:
+            return -float(self.scored.mean.max())
+        return float((self.cv.chosen / self.model.preprocessing.y_scale**2).sum())
+
+    def with_scores(self, rows: Arrays | Dataset, settings: FitSettings) -> "FitOutcome":
+        """Score the penalties, and choose one by them if it is not by the squared error."""
+        self = self._replace(watch=_watch(rows, settings))
+        if self.cv is None:
+            return self
+        if settings.scoring in (None, "neg_mean_squared_error"):
+            return self._replace(scored=by_error(self.cv, self.equations.total.weight))
+        with self._by_fold(rows) as (source, shards, client):
+            scored = by_classes(settings.scoring, self.equations, self.cv, source, shards, settings.calibrated, client)
+        model, cv = solved(self.equations, self.cv, scored)
+        return self._replace(model=model, cv=cv, scored=scored)
+
+    @contextmanager
+    def _by_fold(self, rows: Arrays | Dataset) -> Iterator[tuple[Source, Any, Any]]:
+        """Yield the source, the shards, whose groups are the folds, and the client of another pass."""
+        folds, features = len(self.equations.folds), self.equations.features
+        with _client(rows) as client:
+            if isinstance(rows, Arrays):
+                yield *source_and_shards(rows, features.n_components, folds, client), client
+                return
+            spec: Any = features.spec
+            job = Job(rows, spec, plan=_plan_table(rows, folds, self.equations.dtype))
+            p = msgspec.structs.replace(plan(job, threads=resources(client).threads), skip=self.skip)
+            yield *by_fold(p), client
+
+    def out_of_fold(self, rows: Arrays | Dataset) -> Rowwise:
         """Predict every training row by the model of the other folds, in one more pass."""
         assert self.cv is not None
         models = fold_models(Cholesky(), self.equations, self.cv)
-        with _client(rows) as client:
-            if isinstance(rows, Arrays):
-                source, shards = source_and_shards(rows, self.equations.features.n_components, folds, client)
-            else:
-                features: Any = self.equations.features.spec
-                job = Job(rows, features, plan=_plan_table(rows, folds, self.equations.dtype))
-                p = msgspec.structs.replace(plan(job, threads=resources(client).threads), skip=self.skip)
-                source, shards = by_fold(p)
-            return out_of_fold(source, shards, models, client, _watch(rows))
+        with self._by_fold(rows) as (source, shards, client):
+            return out_of_fold(source, shards, models, client, self.watch)
 
-    def with_factor(self, rows: Arrays | Dataset, folds: int) -> tuple[RidgeModel, F8, F8]:
+    def with_factor(self, rows: Arrays | Dataset) -> tuple[RidgeModel, F8, F8]:
         """Return the model with its factor, residuals (n, t) by models without the row, and weights (n,).
 
         This takes one more pass.
         """
         model, total = self.model, self.equations.total
         if self.cv is not None:
-            values = self.out_of_fold(rows, folds).values
+            values = self.out_of_fold(rows).values
             residuals = values["y"].reshape(len(values["y"]), -1) - values["prediction"]
             return replace(model, factor=Factor.of(total, model.alpha, self.cv.chosen)), residuals, values["weight"]
         factor = Factor.of(total, model.alpha, np.zeros(total.t))
         with _client(rows) as client:
             source = Source(rows, rows.layout(), 0, 1, skip=self.skip)
-            values = left_out(replace(model, factor=factor), source, client, _watch(rows)).values
+            values = left_out(replace(model, factor=factor), source, client, self.watch).values
         residuals, weight = values["y"] - values["left_out"], values["weight"]
         factor = replace(factor, noise=weight @ residuals**2 / weight.sum())
         return replace(model, factor=factor), residuals, weight
@@ -106,7 +141,7 @@ def chosen(
         preprocess = msgspec.structs.replace(settings.preprocess, front=front or "standard")
         job = _job(rows, settings._replace(preprocess=preprocess, metric=metric or Metric()), None)
         with connect() as client:
-            full, trials = choose.complete(job, client, None)
+            full, trials = choose.complete(job, client, settings.watch)
         choice = Choice(full.map, full.preprocess, full.metric, trials)
     else:
         sample = rows.sample(choose.SAMPLE_ROWS)
@@ -120,28 +155,29 @@ def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None 
 
     Warns of rows that are clipped to the range of earlier rows.
     """
-    folds = _plan_table(rows, settings.folds, rows.dtype).folds or 1  # refuses a wrong number
+    folds, watch = _plan_table(rows, settings.folds, rows.dtype).folds or 1, _watch(rows, settings)
     with _client(rows) as client:
         source, shards = source_and_shards(rows, settings.features.n_components, folds, client)
         settings.features.check_shape(source.layout.input_shape, rows.store)
         plain = source._replace(folds=0)
         if before is None:
-            by_folds, quiet = ByFold(source, shards), progress.silent
-            pre, moments = scaling(settings.preprocess, plain, client, quiet, settings.balanced, by_folds)
+            by_folds = ByFold(source, shards)
+            pre, moments = scaling(settings.preprocess, plain, client, watch, settings.balanced, by_folds)
             if settings.metric.rounds:
                 pre = learn_metric(rows, settings.metric, settings.features, settings.folds, pre, client)
-            features = fitted(settings.features, settings.preprocess, plain, pre, client, progress.silent)
+            features = fitted(settings.features, settings.preprocess, plain, pre, client, watch)
         else:
             pre, features = before.preprocessing, before.features
-            moments = moments_of(plain, pre, client, progress.silent)
+            moments = moments_of(plain, pre, client, watch)
             source = source._replace(range=pre.range)
         summand = EquationsOf(features, pre, rows.dtype if before is None else before.dtype)
-        parts = reduce(Pass(source, summand, shards, MAP_FAN_IN), client)
+        with phase("equations", source.layout.rows, client, watch) as done:
+            parts = reduce(Pass(source, summand, shards, MAP_FAN_IN, done), client)
     if clipped := sum(part.tally.clipped for part in parts):
         warnings.warn(
             f"{clipped:,} of {source.layout.rows:,} new rows have values outside the range of the first rows and were "
             'clipped to it; fit all rows at once, or set clip="none"',
-            stacklevel=4,  # the caller of partial_fit
+            stacklevel=5,  # the caller of partial_fit
         )
     return Equations([part.total for part in parts], features, pre, summand.dtype, moments=moments)
 
@@ -162,7 +198,8 @@ def fit_map(rows: Arrays | Dataset, features: AnyFeatureMap, preprocess: Preproc
 
 def choose_penalty(equations: Equations, settings: FitSettings) -> FitOutcome:
     """Choose a penalty by cross-validation if there are folds, and solve; folds without rows are not scored."""
-    present = tuple(k for k, fold in enumerate(equations.folds) if fold.weight > 0)
+    scored = range(settings.folds) if settings.scored is None else settings.scored
+    present = tuple(k for k in scored if equations.folds[k].weight > 0)
     if equations.preprocessing.rounds:  # the metric has seen the targets of all other folds
         present = present[-1:]
     if settings.folds > 1 and sum(fold.weight > 0 for fold in equations.folds) < 2:
@@ -170,8 +207,7 @@ def choose_penalty(equations: Equations, settings: FitSettings) -> FitOutcome:
             f"All rows are in one of {settings.folds} folds, for they are few or equal: of one sample there is nothing "
             "to choose alpha by; give more rows, or use NTKRidge with an alpha"
         )
-    scored = replace(equations, scored=present)
-    model, cv = solve(scored, alphas=settings.alphas, per_target=settings.per_target)
+    model, cv = solve(replace(equations, scored=present), alphas=settings.alphas, per_target=settings.per_target)
     return FitOutcome(model, cv, equations)
 
 
@@ -185,7 +221,8 @@ def fit_dataset(dataset: Dataset, settings: FitSettings) -> FitOutcome:
             "use ntkdist.fit with solver TiledCholesky or PCG, or fewer"
         )
     # The solver is given, because a job without one may resolve to PCG, which forms no equations.
-    result = fit(msgspec.structs.replace(_job(dataset, settings, settings.features), solver=solver))
+    job = msgspec.structs.replace(_job(dataset, settings, settings.features), solver=solver)
+    result = fit(job, watch=settings.watch)
     assert result.equations is not None
     return FitOutcome(result.model, result.cv, result.equations, tuple(result.report["data"]["skipped_partitions"]))
 
@@ -215,6 +252,8 @@ def _client(rows: Arrays | Dataset) -> Any:
     return connect() if isinstance(rows, Dataset) or rows.lazy else nullcontext()
 
 
-def _watch(rows: Arrays | Dataset) -> Any:
-    """Return the default watch for a dataset, and a silent one for arrays."""
+def _watch(rows: Arrays | Dataset, settings: FitSettings | None = None) -> Any:
+    """Return the watch of the settings, else the default one for a dataset, and a silent one for arrays."""
+    if settings is not None and settings.watch is not None:
+        return settings.watch
     return None if isinstance(rows, Dataset) else progress.silent

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 from sklearn.base import BaseEstimator
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d, validate_data
 
 from ntkdist.data import frames
@@ -81,6 +82,13 @@ def training_rows(
     of_columns = {"columns": columns} if table is None else _of_table(table)
     dtype = "float32" if x.dtype == np.float32 else "float64"
     return Arrays(x, y, weight, dtype, nan=nan, **of_columns)
+
+
+def as_indicators(y: Any) -> NDArray[np.float64] | None:
+    """Return targets of several labels a row, as zeros and ones; None for others."""
+    y = y.toarray() if issparse(y) else np.asarray(y)
+    several = y.ndim == 2 and y.shape[1] > 1 and type_of_target(y) == "multilabel-indicator"
+    return y.astype(np.float64) if several else None
 
 
 def new_rows(estimator: BaseEstimator, x: Any, encoding: Encoding | None) -> Any:

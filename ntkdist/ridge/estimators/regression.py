@@ -1,6 +1,7 @@
 """Ridge regression on kernel features, with the interface of scikit-learn."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -13,9 +14,10 @@ from ntkdist.data.dataset import Dataset
 from ntkdist.errors import InputError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.planning.job import Metric
-from ntkdist.ridge.estimators.base import LearnsMetric, RidgeEstimator
 from ntkdist.ridge.estimators.fitting import FitOutcome, FitSettings, as_grid
 from ntkdist.ridge.estimators.inputs import dataset, is_dataset, training_rows
+from ntkdist.ridge.estimators.ridge import LearnsMetric, RidgeEstimator
+from ntkdist.ridge.model import RidgeModel
 from ntkdist.ridge.predict import evaluate
 from ntkdist.ridge.residuals import sampled
 from ntkdist.solvers.uncertainty import conformal_radius
@@ -48,9 +50,12 @@ class _Regressor(MultiOutputMixin, RegressorMixin, RidgeEstimator):
 
     def _set_results(self, outcome: FitOutcome, rows: Arrays | Dataset) -> None:
         if self.keep_factor:
-            model, self.residuals_, self._weights = outcome.with_factor(rows, self._settings().folds)
+            model, self.residuals_, self._weights = outcome.with_factor(rows)
             self.model_ = replace(model, calibration=sampled(self.residuals_, self._weights))
-        model, single = outcome.model, not outcome.model.preprocessing.vector_target
+        self._set_weights(outcome.model)
+
+    def _set_weights(self, model: RidgeModel) -> None:
+        single = not model.preprocessing.vector_target
         self.coef_ = model.coef[:, 0] if single else model.coef.T
         self.intercept_ = float(model.intercept[0]) if single else model.intercept
         self.alpha_ = float(model.alpha[0]) if np.ptp(model.alpha) == 0 else model.alpha
@@ -129,12 +134,20 @@ class NTKRidge(_Regressor):
     nan : {"impute", "error"}
         Treatment of missing values: fill them with the median and mark them by a column of their own, or refuse them.
         Columns of strings, categories and dates of pandas and polars frames are taken as they are.
-    keep_equations : bool
-        Keep the sums, m² numbers for a map of m columns, which `partial_fit` needs after `fit`; without them, the
-        estimator is small to pickle.
+    keep_equations : {"here", True, False}
+        Keep the sums, m² numbers for a map of m columns, which `partial_fit` needs after `fit`: by default in this
+        object, but not in pickles and copies of it, which so stay small; True: in them, too.  `partial_fit` always
+        keeps its sums.
     keep_factor : bool
         Compute m² numbers and, by one more pass over X, the error of every row by a model without it, for
         ``predict(return_std=True)`` and `predict_interval`.
+    random_state : int, optional
+        Seed of the feature map, in place of its own.  Nothing else is drawn: fits to equal rows are equal.
+    n_jobs : int, optional
+        Threads of this process that passes over arrays and the cross-validation use, −1 for all, as is the default.
+        They change the speed, not the bits.
+    verbose : bool, optional
+        Show progress in a terminal or a notebook, or none; by default for datasets alone.
 
     Attributes
     ----------
@@ -148,6 +161,16 @@ class NTKRidge(_Regressor):
     residuals_ : (n, t) array
         Errors of the rows of the last call by models that were not fitted to them, if the factor is kept; for a dataset
         with a holdout, of the rows held out.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((300, 3))
+    >>> ridge = nd.NTKRidge(nd.ZonalFeatures(256), alpha=0.1).fit(x, np.abs(x[:, 0]))
+    >>> ridge.predict(x[:5]).shape
+    (5,)
+    >>> ridge.set_params(features__kernel__depth=3).features.kernel
+    NTK(depth=3, bias=0.0)
     """
 
     def __init__(
@@ -160,14 +183,18 @@ class NTKRidge(_Regressor):
         front: str = "standard",
         one_hot: int = 16,
         nan: str = "impute",
-        keep_equations: bool = True,
+        keep_equations: bool | str = "here",
         keep_factor: bool = False,
+        random_state: int | None = None,
+        n_jobs: int | None = None,
+        verbose: bool | None = None,
     ) -> None:
         self.features, self.alpha, self.inputs, self.clip = features, alpha, inputs, clip
         self.front, self.one_hot, self.nan = front, one_hot, nan
         self.keep_equations, self.keep_factor = keep_equations, keep_factor
+        self.random_state, self.n_jobs, self.verbose = random_state, n_jobs, verbose
 
-    def _settings(self) -> FitSettings:
+    def _settings(self, folds: int) -> FitSettings:
         return FitSettings(self.feature_map, self.preprocess, as_grid([self.alpha]))
 
 
@@ -180,8 +207,9 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
 
     Parameters
     ----------
-    features : FeatureMap, optional
-        If absent, it is chosen with columns and metric by small fits to a sample of the rows: see ``choice_``.
+    features : FeatureMap or list of them, optional
+        Each of a list is fitted, and that of the least cross-validated error is kept.  If absent, the map is chosen
+        with columns and metric by small fits to a sample of the rows: see ``choice_``.
     alphas : sequence of float, or "auto"
         As in `ntkdist.cross_validate`.
     folds : int
@@ -193,7 +221,11 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
         rows.  Without ``features`` it is chosen with them, unless it is given.
     front : {"auto", "standard", "quantile", "both", "bins", "target-bins"}
         As in `NTKRidge`; "auto" is the choice that goes with the features, "standard" for those given.
-    inputs, clip, one_hot, nan, keep_equations, keep_factor
+    cv : int, splitter or iterable of splits, optional
+        Folds in scikit-learn's sense, in place of ``folds`` that a hash makes: an int is `KFold` (for classes
+        `StratifiedKFold`, with ``groups`` in `fit` `GroupKFold`).  No two splits may test one row, and each trains on
+        all rows that it does not test; rows that no split tests are always trained on.  Not for `partial_fit`.
+    inputs, clip, one_hot, nan, keep_equations, keep_factor, random_state, n_jobs, verbose
         As in `NTKRidge`; the sums are m² numbers a fold, and residuals are out of fold.
 
     Attributes
@@ -205,6 +237,9 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
         Without ``features``: the map, the columns and the metric that were chosen, and the error of each trial.
     cv_ : CVResult
         Errors of every penalty on every fold, with a metric on the last; ``cv_.rmse`` in units of y.
+    cv_results_ : dict of arrays
+        The score of every map and penalty on every fold, as of `sklearn.model_selection.GridSearchCV`: negative mean
+        squared errors, averaged over targets.
     feature_importances_ : (n_features_in_,) array
         The share of each column in the metric, for steps of a standard deviation; they sum to 1.  Absent without a
         metric, as are the next two.  scikit-learn's selection takes them with
@@ -214,11 +249,26 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
     metric_rounds_ : tuple of Round
         Of each round the length ``scale``, the error ``rmse`` on the last fold in units of y, the penalty ``alpha``,
         and whether its metric was ``kept``; the first is without a metric.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((300, 3))
+    >>> y = np.sin(2 * x[:, 0])
+    >>> ridge = nd.NTKRidgeCV([nd.Nystrom(100, nd.Gaussian(2.0)), nd.Linear(3)], keep_factor=True).fit(x, y)
+    >>> ridge.model_.features.spec.kernel
+    Gaussian(lengthscale=2.0, homogeneous=False)
+    >>> mean, std = ridge.predict(x, return_std=True)
+    >>> low, high = ridge.predict_interval(x, coverage=0.9)
+    >>> bool(((low < y) & (y < high)).mean() > 0.85)
+    True
     """
+
+    takes_several = True
 
     def __init__(
         self,
-        features: AnyFeatureMap | None = None,
+        features: AnyFeatureMap | Sequence[AnyFeatureMap] | None = None,
         alphas: Any = "auto",
         folds: int = 5,
         *,
@@ -229,20 +279,25 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
         front: str = "auto",
         one_hot: int = 16,
         nan: str = "impute",
-        keep_equations: bool = True,
+        keep_equations: bool | str = "here",
         keep_factor: bool = False,
+        cv: Any = None,
+        random_state: int | None = None,
+        n_jobs: int | None = None,
+        verbose: bool | None = None,
     ) -> None:
         self.features, self.alphas, self.folds, self.alpha_per_target = features, alphas, folds, alpha_per_target
-        self.metric = metric
+        self.metric, self.cv, self.random_state = metric, cv, random_state
+        self.n_jobs, self.verbose = n_jobs, verbose
         self.inputs, self.clip, self.keep_equations, self.keep_factor = inputs, clip, keep_equations, keep_factor
         self.front, self.one_hot, self.nan = front, one_hot, nan
 
-    def _settings(self) -> FitSettings:
+    def _settings(self, folds: int) -> FitSettings:
         return FitSettings(
             self.feature_map,
             self.preprocess,
             as_grid(self.alphas),
-            self.folds,
+            folds,
             per_target=self.alpha_per_target,
             metric=self.metric or Metric(),
         )

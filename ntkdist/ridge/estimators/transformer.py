@@ -28,7 +28,7 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
         Scaling of X.
     clip : {"range", "none"} or pair of float
         Clip new values to the range of every column of the X that was fitted to.
-    front, one_hot, nan
+    front, one_hot, nan, random_state
         As in `NTKRidge`.  As y is ignored, a column of more than ``one_hot`` categories becomes their counts.
 
     Attributes
@@ -36,6 +36,13 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
     preprocessing_ : Preprocessing
     features_ : FeatureMap or FittedMap
         The map, fitted to X if it is one that needs a sample of rows.
+
+    Examples
+    --------
+    >>> import ntkdist as nd
+    >>> x = np.random.default_rng(0).standard_normal((300, 3))
+    >>> nd.FeatureTransformer(nd.ZonalFeatures(128)).fit_transform(x).shape
+    (300, 128)
     """
 
     def __init__(
@@ -47,9 +54,10 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
         front: str = "standard",
         one_hot: int = 16,
         nan: str = "impute",
+        random_state: int | None = None,
     ) -> None:
         self.features, self.inputs, self.clip = features, inputs, clip
-        self.front, self.one_hot, self.nan = front, one_hot, nan
+        self.front, self.one_hot, self.nan, self.random_state = front, one_hot, nan, random_state
 
     def fit(self, X: Any, y: Any = None) -> "FeatureTransformer":
         """Fit the scaling, and the map if it needs a sample of rows; y is ignored.  X is as in `NTKRidge.fit`."""
