@@ -8,6 +8,7 @@ needs no cluster, turns the sum into weights.  Start reading at `ntkdist.fit`.
 from typing import TYPE_CHECKING, Any
 
 from ntkdist.cluster.kinds import Address, Cuda, Gateway, Kubernetes, Local, SchedulerFile, Slurm, SlurmRunner
+from ntkdist.data.column_summary import Columns, ColumnSummary, columns
 from ntkdist.data.convert import convert
 from ntkdist.data.dataset import Dataset
 from ntkdist.data.scaling import Preprocess
@@ -63,6 +64,8 @@ __all__ = [
     "CVResult",
     "Cholesky",
     "ClusterError",
+    "ColumnSummary",
+    "Columns",
     "Comparison",
     "Cuda",
     "DataError",
@@ -107,6 +110,7 @@ __all__ = [
     "ZonalFeatures",
     "attach",
     "cancel",
+    "columns",
     "compare",
     "conformal_radius",
     "convert",

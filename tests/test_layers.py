@@ -24,7 +24,7 @@ ORDER = (
 DOORS = {
     "zarr": {"data/object_store", "data/storage", "data/zarr_groups"},
     "obstore": {"data/object_store"},
-    "pyarrow": {"data/tables", "data/new_rows"},
+    "pyarrow": {"data/columns", "data/table_files", "data/tables", "data/new_rows"},
     "dask": {"cluster"},
     "distributed": {"cluster"},
     "dask_cuda": {"cluster/launch"},

@@ -1,4 +1,4 @@
-"""New rows of csv and parquet files in the columns of a model, read block by block; and tables written beside them.
+"""New rows of tables in the columns of a model, read block by block; and tables written beside them.
 
 Columns are taken by name and read as what they held in training, whatever they look like here, and others are ignored.
 """
@@ -7,7 +7,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,16 +16,17 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from ntkdist.data import storage
+from ntkdist.data.columns import PATTERNS, Column, named
 from ntkdist.data.dataset import Kind
 from ntkdist.data.frames import WORDS, Known
-from ntkdist.data.sources import is_table
-from ntkdist.data.tables import PATTERNS, Column, named, opened
+from ntkdist.data.source_files import Format, SourceFiles
+from ntkdist.data.table_files import opened
 from ntkdist.data.zarr_groups import refuse_existing
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import nearest
 
 READ_AS: Mapping[str, tuple[str, ...]] = {  # kinds of columns of parquet files
-    "number": ("int", "float", "bool", "string"),
+    "number": ("int", "float", "bool", "string", "time"),
     "date": ("date", "string"),
     "category": ("string", "int", "float", "bool"),
 }
@@ -40,7 +40,9 @@ class Block(NamedTuple):
     unknown: dict[str, int]  # how many names were not in training, by column
 
 
-def blocks(path: Path, columns: Sequence[str], known: Known, keep: Sequence[str]) -> Iterator[Block]:
+def blocks(
+    files: SourceFiles, form: Format, columns: Sequence[str], known: Known, keep: Sequence[str]
+) -> Iterator[Block]:
     """Read the columns of a model, and others to keep as they are, block by block.
 
     Raises
@@ -48,11 +50,13 @@ def blocks(path: Path, columns: Sequence[str], known: Known, keep: Sequence[str]
     DataError
         If a column is missing or of another kind than in training, or a value cannot be read; the row is named.
     """
-    kinds, batches = opened(path)
+    kinds, batches = opened(files, form)
     for name in (*columns, *keep):
         if name not in kinds:
-            raise DataError(f"{path.name} has no column '{name}', which {_use(name, keep)}{nearest(name, list(kinds))}")
-    inputs = [NewColumn.of(name, path, kinds[name], known) for name in columns]
+            raise DataError(
+                f"{files.name} has no column '{name}', which {_use(name, keep)}{nearest(name, list(kinds))}"
+            )
+    inputs = [NewColumn.of(name, files.name, kinds[name], known) for name in columns]
     at = 0
     for batch in _one_or_more(batches, list(dict.fromkeys([*columns, *keep]))):
         read = [column.read(batch[column.column.name], at) for column in inputs]
@@ -84,10 +88,10 @@ class NewColumn:
     names: tuple[str, ...]  # of the codes of a category
 
     @classmethod
-    def of(cls, name: str, path: Path, types: tuple[str, ...], known: Known) -> "NewColumn":
+    def of(cls, name: str, table: str, types: tuple[str, ...], known: Known) -> "NewColumn":
         """Prepare to read a column; refuse one whose type cannot be what it was in training."""
         kind = known.kinds.get(name, "number")
-        place = f"column '{name}' of {path.name}"
+        place = f"column '{name}' of {table}"
         if types and types[0] not in READ_AS[kind]:
             held = {"date": "dates", "time": "times", "string": "strings", "nested": "lists or structures"}
             raise DataError(
@@ -101,12 +105,27 @@ class NewColumn:
             words = named(self.column.name, values)
             codes = pc.index_in(words.fill_null(""), value_set=pa.array(self.names, pa.string())).fill_null(-1)
             return np.asarray(codes.cast(pa.float64()))
-        convert = self.column.seconds if self.kind == "date" else _numbers
+        convert = self.column.seconds if self.kind == "date" else self._numbers
         try:
             return convert(values, start)
         except (DataError, pa.ArrowInvalid):
             self._refuse(values, start, convert)
             raise
+
+    def _numbers(self, values: Any, start: int) -> NDArray[np.float64]:
+        """Convert numbers, booleans, and times of a day, or their text, to float64, null to NaN."""
+        if not pa.types.is_string(values.type):
+            if pa.types.is_temporal(values.type):
+                return self.column.clock(values, start)
+            return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+        is_bool, is_time = (pc.match_substring_regex(values, PATTERNS[kind]) for kind in ("bool", "time"))
+        if pc.any(is_bool).as_py():
+            digits = pc.if_else(pc.equal(pc.utf8_lower(values), "true"), "1", "0")
+            values = pc.if_else(is_bool, digits, values)
+        times = self.column.clock(pc.if_else(is_time, values, None), start) if pc.any(is_time).as_py() else None
+        others = values if times is None else pc.if_else(is_time, None, values)
+        numbers = np.asarray(others.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+        return numbers if times is None else np.where(np.isnan(times), numbers, times)
 
     def _refuse(self, values: Any, start: int, convert: Callable[[Any, int], Any]) -> None:
         """Raise a DataError that names the first value that cannot be read."""
@@ -120,16 +139,6 @@ class NewColumn:
                 ) from None
 
 
-def _numbers(values: Any, _: int) -> NDArray[np.float64]:
-    """Convert numbers, or their text, and booleans to float64, null to NaN."""
-    if pa.types.is_string(values.type):
-        is_bool = pc.match_substring_regex(values, PATTERNS["bool"])
-        if pc.any(is_bool).as_py():
-            digits = pc.if_else(pc.equal(pc.utf8_lower(values), "true"), "1", "0")
-            values = pc.if_else(is_bool, digits, values)
-    return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-
-
 @contextlib.contextmanager
 def writer(out: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Write a csv or parquet file from columns, block by block; it appears whole or not at all.
@@ -137,7 +146,7 @@ def writer(out: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     Yields a function that takes the columns of some rows by name, of the same names and types every time; it has to be
     called once or more.
     """
-    if not is_table(out) or out.lower().endswith(".gz"):
+    if not out.lower().endswith((".csv", ".parquet")):
         raise SpecError(f"{out} is neither a csv nor a parquet file by its ending; name it so")
     if not storage.is_local(out):
         raise SpecError(f"{out} is in an object store; write a local file, and copy it there")

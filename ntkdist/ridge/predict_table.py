@@ -1,4 +1,4 @@
-"""Predictions for the rows of a csv or parquet file as it is, written as another, in its order."""
+"""Predictions for the rows of tables as they are, written as a csv or parquet file, in their order."""
 
 import tempfile
 from collections import Counter
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist.data import storage
 from ntkdist.data.frames import Known
+from ntkdist.data.source_files import Format, fetched
 from ntkdist.errors import DataError
 from ntkdist.ridge.model import RidgeModel
 
@@ -35,9 +35,19 @@ class TableReport:
 
 
 def predict_table(
-    model: RidgeModel, source: str, out: str, *, keep: Sequence[str] = (), std: bool = False
+    model: RidgeModel,
+    source: str,
+    out: str,
+    *,
+    keep: Sequence[str] = (),
+    std: bool = False,
+    sep: str = "",
+    decimal: str = ".",
+    encoding: str = "utf-8",
+    header: bool = True,
+    missing: Sequence[str] = (),
 ) -> TableReport:
-    """Predict every row of a csv or parquet file, and write a csv or parquet file in the same order.
+    """Predict every row of a table, and write a csv or parquet file in the same order.
 
     Columns are found by name and read as what they held in training.  Names that training had not are taken as unknown
     ones, and values outside the range of training are clipped; both are counted.  Empty cells are filled in where the
@@ -48,13 +58,15 @@ def predict_table(
     ----------
     model : RidgeModel
     source : str
-        Path or URL.
+        Path or URL of a table's file, a directory of such, or a pattern, as `convert` takes them.
     out : str
         Path; the ending says csv or parquet.
     keep : sequence of str
         Columns of the source to copy.
     std : bool
         Add the standard deviations of `RidgeModel.std`.
+    sep, decimal, encoding, header, missing
+        As of `convert`.
 
     Raises
     ------
@@ -67,7 +79,7 @@ def predict_table(
     """
     from ntkdist.data import new_rows  # Arrow, which takes a while to import
 
-    pre = model.preprocessing
+    pre, form = model.preprocessing, Format.of(sep, decimal, encoding, header, missing)
     if not pre.columns:
         raise DataError(
             f"the model was fitted to rows without names of columns, so those of {source} cannot be found; convert it, "
@@ -75,13 +87,13 @@ def predict_table(
         )
     rows, outside, outside_in, unknown = 0, 0, Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as scratch, new_rows.writer(out) as write:
-        path = storage.fetch(source, Path(scratch) / "source")
-        for block in new_rows.blocks(path, pre.columns, Known.of(pre.encoding), keep):
-            _check(model, block.x, path.name, rows)
+        files = fetched(source, Path(scratch))
+        for block in new_rows.blocks(files, form, pre.columns, Known.of(pre.encoding), keep):
+            _check(model, block.x, files.name, rows)
             found = predicted(model, block.x, std)
             if clash := block.kept.keys() & found.keys():
                 raise DataError(
-                    f"column '{min(clash)}' of {path.name} is to be kept, but the predictions have one of that name; "
+                    f"column '{min(clash)}' of {files.name} is to be kept, but the predictions have one of that name; "
                     "rename it, or leave it out"
                 )
             write(block.kept | found)
