@@ -179,11 +179,11 @@ class Counts:
     def notes(self) -> Iterator[str]:
         """Say what a person should look at before a fit."""
         yield from self.source.notes
-        counts_rows: list[bool] = self.counting.any(axis=0).tolist()
-        named = zip(self.source.columns, counts_rows, strict=True)
-        if indices := [n for n, counts in named if (counts and self.rows > 2) or n.lower() in INDEX_NAMES]:
-            names, them = ", ".join(f"'{name}'" for name in indices), "them" if indices[1:] else "it"
-            yield f"{names} numbers the rows, which says nothing of new ones; {flags('drop', indices)} leaves {them} out"
+        named = zip(self.source.columns, map(any, self.counting.T), strict=True)
+        numbers = [(name, counts) for name, counts in named if name not in self.source.categories]
+        if indices := [n for n, counts in numbers if (counts and self.rows > 2) or n.lower() in INDEX_NAMES]:
+            names = ", ".join(f"'{name}'" for name in indices)
+            yield f"{names} numbers the rows, which says nothing of new ones; leave out with {flags('drop', indices)}"
         labels = self.labels if "y" in self.source.fields and not self.source.classes else None
         if labels is not None and len(labels) > 1 and self.rows >= 10 * len(labels):
             yield (
@@ -213,7 +213,7 @@ def _values(column: ColumnSummary) -> str:
         return f"{column.levels:,}: {names}{', …' * (column.levels > len(column.names))}"
     if column.low is None or column.high is None:
         return ""
-    low, high = (_date(v) if column.kind == "date" else f"{v:,.6g}" for v in (column.low, column.high))
+    low, high = (_date(v) if column.kind == "date" else f"{v:.6g}" for v in (column.low, column.high))
     return f"{low} … {high}"
 
 

@@ -92,12 +92,13 @@ class NewColumn:
         """Prepare to read a column; refuse one whose type cannot be what it was in training."""
         kind = known.kinds.get(name, "number")
         place = f"column '{name}' of {table}"
-        if types and types[0] not in READ_AS[kind]:
+        text = len(types) != 1
+        if not text and types[0] not in READ_AS[kind]:
             held = {"date": "dates", "time": "times", "string": "strings", "nested": "lists or structures"}
             raise DataError(
                 f"{place} holds {held.get(types[0], 'numbers')}, but {WORDS[kind]} in training; convert it as then"
             )
-        return cls(Column(name, place, not types, (), 0), kind, known.categories.get(name, ()))
+        return cls(Column(name, place, text, (), 0), kind, known.categories.get(name, ()))
 
     def read(self, values: Any, start: int) -> NDArray[np.float64]:
         """Convert a block of values, of which the first is in row ``start``, to numbers; null is NaN."""

@@ -30,10 +30,13 @@ class Opened(NamedTuple):
 
     types: Mapping[str, Any]
     batches: Batches
+    written: frozenset[str] = frozenset()  # columns of strings that may be dates and times, as JSON has no others
 
 
 def opened(files: SourceFiles, form: Format) -> tuple[dict[str, tuple[str, ...]], Batches]:
-    """Open tables: the kinds of their columns, () where they are text, and batches of some columns, file by file.
+    """Open tables, and return the kinds that their columns may have, and batches of some columns, file by file.
+
+    A column of text may have any kind, which () says, or several; all else is of one kind.
 
     Raises
     ------
@@ -53,7 +56,9 @@ def opened(files: SourceFiles, form: Format) -> tuple[dict[str, tuple[str, ...]]
                     values = [_as(batch[n], known[n], missing) for n in columns]
                     yield pa.record_batch(values, names=columns)
 
-    return {name: () if type is None else (_kind(type),) for name, type in known.items()}, batches
+    written = frozenset.intersection(*(one.written for one in each))
+    kinds = {n: () if t is None else ("date", "time") if n in written else (_kind(t),) for n, t in known.items()}
+    return kinds, batches
 
 
 def _as(values: Any, type: Any, missing: Any) -> Any:
@@ -103,7 +108,7 @@ def _with_keys(file: Opened, keys: Mapping[str, str | None]) -> Opened:
             each = [batch[n] if n in own else pa.array([said[n]] * batch.num_rows, pa.string()) for n in columns]
             yield pa.record_batch(each, names=columns)
 
-    return Opened({**file.types, **dict.fromkeys(said)}, batches)
+    return file._replace(types={**file.types, **dict.fromkeys(said)}, batches=batches)
 
 
 def _open(path: Path, form: Format) -> Opened:
@@ -157,16 +162,20 @@ def _open_csv(path: Path, form: Format) -> Opened:
 
 @contextlib.contextmanager
 def _decoded(path: Path, form: Format) -> Iterator[None]:
-    """Translate errors of a wrong encoding into a `DataError` that says so."""
+    """Translate errors of a wrong encoding or separator into a `DataError` that says so."""
     try:
         yield
     except (UnicodeError, pa.ArrowInvalid) as error:
-        if not isinstance(error, UnicodeError) and "utf8" not in str(error).lower():
-            raise
-        raise DataError(
-            f"{path.name} cannot be read as {form.encoding} ({' '.join(str(error).split())[:200]}); give its encoding, "
-            "as in --encoding latin-1"
-        ) from error
+        why = " ".join(str(error).split())[:200]
+        if isinstance(error, UnicodeError) or "utf8" in why.lower():
+            raise DataError(
+                f"{path.name} cannot be read as {form.encoding} ({why}); give its encoding, as in --encoding latin-1"
+            ) from error
+        if "Expected 1 columns" in why:
+            raise DataError(
+                f"{path.name} cannot be read as one column ({why}); give what is between its columns, as in --sep ';'"
+            ) from error
+        raise
 
 
 def _check_header(names: list[str], path: Path, sep: str) -> None:
@@ -232,13 +241,11 @@ def _open_json(path: Path) -> Opened:
     for lines in _lines(path):
         schema = json.read_json(io.BytesIO(lines), _of_size(lines)).schema
         for field in schema:
-            before = found.get(field.name, field.type)
-            as_strings = {_kind(before), _kind(field.type)} == {"date", "string"}  # JSON writes dates as strings
-            found[field.name] = pa.string() if as_strings else _common(field.name, before, field.type, path)
+            type = pa.string() if _kind(field.type) == "date" else field.type  # JSON writes dates as strings
+            found[field.name] = _common(field.name, found.get(field.name, type), type, path)
     if not found:
         raise DataError(f"{path.name} holds no JSON lines; expected an object in each")
-    dates = {name for name, type in found.items() if _kind(type) == "date"}
-    schema = pa.schema({name: pa.string() if name in dates else type for name, type in found.items()})
+    schema = pa.schema(found)
 
     def batches(columns: list[str]) -> Iterator[Any]:
         options = json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
@@ -246,7 +253,7 @@ def _open_json(path: Path) -> Opened:
             for batch in json.read_json(io.BytesIO(lines), _of_size(lines), options).combine_chunks().to_batches():
                 yield batch.select(columns)
 
-    return Opened({name: None if name in dates else type for name, type in found.items()}, batches)
+    return Opened(found, batches, frozenset(name for name, type in found.items() if _kind(type) == "string"))
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -333,5 +340,5 @@ def _arrow(frame: Any) -> Any:
     if type(frame).__module__.partition(".")[0] == "pandas" and getattr(frame, "ndim", 0) == 2:
         return pa.Table.from_pandas(frame, preserve_index=False)
     raise DataError(
-        f"the source is a {type(frame).__name__}; expected a path, a URL, or a frame of Dask, pandas, polars or Arrow"
+        f"the source is of type {type(frame).__name__}; expected a path, a URL, or a frame of Dask, pandas, polars or Arrow"
     )

@@ -40,7 +40,7 @@ def open_table(files: SourceFiles, wanted: Wanted, form: Format) -> RawTable:
     if wanted.classes and len(wanted.target) != 1:
         raise SpecError(f"{files.name}: classes need one target, got {len(wanted.target)}; name it with --target")
     columns = {
-        n: Column(n, f"column '{n}' of {files.name}", not k, k or ("int", "float", *PATTERNS), MAX_CATEGORIES)
+        n: Column(n, f"column '{n}' of {files.name}", len(k) != 1, k or ("int", "float", *PATTERNS), MAX_CATEGORIES)
         for n, k in kinds.items()
         if n not in wanted.drop
     }
