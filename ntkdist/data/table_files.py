@@ -57,6 +57,7 @@ def opened(files: SourceFiles, form: Format) -> tuple[dict[str, tuple[str, ...]]
                     yield pa.record_batch(values, names=columns)
 
     written = frozenset.intersection(*(one.written for one in each))
+    kinds: dict[str, tuple[str, ...]]
     kinds = {n: () if t is None else ("date", "time") if n in written else (_kind(t),) for n, t in known.items()}
     return kinds, batches
 
@@ -340,5 +341,6 @@ def _arrow(frame: Any) -> Any:
     if type(frame).__module__.partition(".")[0] == "pandas" and getattr(frame, "ndim", 0) == 2:
         return pa.Table.from_pandas(frame, preserve_index=False)
     raise DataError(
-        f"the source is of type {type(frame).__name__}; expected a path, a URL, or a frame of Dask, pandas, polars or Arrow"
+        f"the source is of type {type(frame).__name__}; expected a path, a URL, or a frame of Dask, pandas, polars or "
+        "Arrow"
     )

@@ -79,7 +79,7 @@ class ForeignArray(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.str_) if self.array.dtype.kind in "TO" else np.dtype(self.array.dtype)
+        return np.dtype("U1") if self.array.dtype.kind in "TO" else np.dtype(self.array.dtype)  # strings of any length
 
     @property
     def row_bytes(self) -> int:
@@ -104,7 +104,7 @@ class ForeignArray(NamedTuple):
         except READ_ERRORS as error:
             why = " ".join(str(error).split())[:200]
             raise DataError(f"{self.name} cannot be read ({why}); mend the group or get it again") from error
-        return values.astype(np.str_) if values.dtype.kind in "TO" else values
+        return np.array(values.tolist(), np.str_) if values.dtype.kind in "TO" else values
 
 
 def refuse_existing(url: str) -> None:
