@@ -15,6 +15,7 @@ from ntkdist.data.sources import DTYPES, RawTable
 
 ATTRIBUTE = "summary"  # of a dataset
 INDEX_NAMES = ("", "index", "unnamed: 0", "__index_level_0__")
+ROLES = {"x": "input", "y": "target"}
 LABELS = 20  # distinct whole numbers of a target, at most, that may be labels
 SHOWN = 4  # names of a column that are shown
 WIDTH = 40  # characters of them
@@ -142,17 +143,19 @@ class Counts:
             high: NDArray[Any] = np.fmax.reduce(table, axis=0)
             self.low[role] = np.fmin(self.low[role], low) if role in self.low else low
             self.high[role] = np.fmax(self.high[role], high) if role in self.high else high
-        if self.source.columns and self.counting.any():
+        still = np.flatnonzero(self.counting.any(axis=0))
+        if len(still):
             places = self.rows + np.arange(len(block["x"]))[:, None]
-            self.counting &= [(block["x"] == places + first).all(axis=0) for first in (0, 1)]
+            self.counting[:, still] &= [(block["x"][:, still] == places + first).all(axis=0) for first in (0, 1)]
         self._count_labels(block.get("y"))
         self.rows += len(block["x"])
 
     def _count_labels(self, y: NDArray[Any] | None) -> None:
-        if self.labels is not None and y is not None:
-            distinct = np.union1d(self.labels, y)
-            whole = y.size == len(y) and bool((distinct == np.rint(distinct)).all()) and len(distinct) <= LABELS
-            self.labels = distinct if whole else None
+        if self.labels is None or y is None:
+            return
+        distinct = np.union1d(self.labels, y) if y.size == len(y) else np.full(1, np.nan)
+        whole = bool((distinct == np.rint(distinct)).all()) and len(distinct) <= LABELS
+        self.labels = distinct if whole else None
 
     def attribute(self) -> dict[str, Any]:
         """Return what a dataset keeps: role, name, least, greatest, missing of every column, and notes."""
@@ -160,9 +163,8 @@ class Counts:
         for role, counts in self.missing.items():
             for i, name in enumerate(self._names(role, len(counts))):
                 low, high = (_finite(values[role][i]) for values in (self.low, self.high))
-                each.append(
-                    ["input" if role == "x" else "target" if role == "y" else role, name, low, high, int(counts[i])]
-                )
+                bounds = [None, None] if role == "groups" else [low, high]  # which may be hashes of names
+                each.append([ROLES.get(role, role), name, *bounds, int(counts[i])])
         return {"columns": each, "notes": list(self.notes())}
 
     @property

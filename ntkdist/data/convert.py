@@ -7,8 +7,9 @@ same source and seed give the same dataset bit for bit.
 
 Memory: four blocks of the source (16 MiB each), two buckets (64 MiB each) and three partitions (one, at most 128 MiB
 by default, and its encoding by Zarr): at most 0.6 GB; for tables about 0.2 GB more (Arrow, and the pages of a row
-group of parquet).  Memory does not grow with the number of rows.
-Scratch: the size of the decoded rows; for an array stored columns first, its size once more.
+group of parquet, or a record batch of Arrow's files); for a Zarr group one row of its chunks, for a Dask frame one of
+its partitions.  Memory does not grow with the number of rows.
+Scratch: the size of the decoded rows; for an array stored columns first, for objects, and for frames their size more.
 """
 
 import os

@@ -105,7 +105,10 @@ def exists(url: str) -> bool:
 
 def is_file(url: str) -> bool:
     """Return whether the location is a file or an object."""
-    return local_path(url).is_file() if is_local(url) else sync(_below(url).exists(""))
+    if is_local(url):
+        return local_path(url).is_file()
+    store = _below(url)  # of fsspec, a place exists too if something is below it
+    return sync(store.exists("")) and sync(store.is_empty(""))
 
 
 def files(url: str) -> list[str]:
