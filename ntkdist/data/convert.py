@@ -150,7 +150,7 @@ def _opened(source: Any, wanted: Wanted, form: Format, scratch: Path) -> RawTabl
     if not isinstance(source, str) or form.sep or holds_tables(source):
         from ntkdist.data import table_files, tables  # import pyarrow
 
-        files = fetched(source, scratch) if isinstance(source, str) else table_files.of_frame(source, scratch)
+        files = fetched(source, scratch, form) if isinstance(source, str) else table_files.of_frame(source, scratch)
         return tables.open_table(files, wanted, form)
     path = storage.fetch(source, scratch / "source")
     return open_sparse(path, wanted, scratch) or open_arrays(path, wanted, scratch)

@@ -6,7 +6,7 @@ A directory or a pattern may hold hive partitions: a folder ``year=2024`` gives 
 import hashlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -101,7 +101,7 @@ def is_zarr(url: str) -> bool:
     return any(storage.is_file(storage.join(url, name)) for name in ZARR)
 
 
-def fetched(source: str, scratch: Path) -> SourceFiles:
+def fetched(source: str, scratch: Path, form: Format) -> SourceFiles:
     """Return the files of a source, those of objects copied to ``scratch``.
 
     Raises
@@ -112,34 +112,38 @@ def fetched(source: str, scratch: Path) -> SourceFiles:
     source = str(storage.local_path(source)) if storage.is_local(source) else source
     if SEVERAL not in source and (storage.is_file(source) or not storage.exists(source)):
         return SourceFiles.of(storage.fetch(source, scratch / "source"))
-    root, urls = _matches(source)
-    if not urls:
-        raise DataError(f"{source}: no tables there; expected files that end in {LIST}: check the path, or the pattern")
-    if len(kinds := sorted({ending(url) for url in urls})) > 1:
+    found = {url: keys for url, keys in _matches(source) if is_table(url) or form.sep}
+    if not found:
         raise DataError(
-            f"{source} holds {' and '.join(kinds)} files; convert those of one kind, by a pattern such as "
-            f"{storage.join(root, '**', f'*{kinds[0]}')}"
+            f"{source}: no tables there; expected files that end in {LIST}, or --sep for text of other names: check "
+            "the path, or the pattern"
         )
-    paths = tuple(storage.fetch(url, scratch / f"source-{i}") for i, url in enumerate(urls))
-    return SourceFiles(source.rstrip("/").rpartition("/")[2] or source, paths, tuple(map(_keys, urls)))
+    if len(kinds := sorted({ending(url) for url in found})) > 1:
+        raise DataError(
+            f"{source} holds {' and '.join(kind or 'other' for kind in kinds)} files; convert those of one kind, by a "
+            f"pattern such as '**/*{kinds[-1]}'"
+        )
+    paths = tuple(storage.fetch(url, scratch / f"source-{i}") for i, url in enumerate(found))
+    return SourceFiles(source.rstrip("/").rpartition("/")[2] or source, paths, tuple(found.values()))
 
 
-def _matches(source: str) -> tuple[str, list[str]]:
-    """Return the directory that a source begins with, and the locations of its tables, sorted.
+def _matches(source: str) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """Yield the locations of files in a directory or of a pattern, sorted, and the columns that their folders say.
 
-    Files whose name, or whose folder's name below that directory, begins with . or _ are none.
+    Files whose name, or whose folder's name below the directory that the source begins with, begins with . or _ are
+    left out.  Folders of partitions may also be the last ones of that directory.
     """
     root = source.partition(SEVERAL)[0].rpartition("/")[0] if SEVERAL in source else source.rstrip("/")
     root = root or ("/" if source.startswith("/") else ".")
     pattern = _regex(source if source.startswith(root) else f"./{source}") if SEVERAL in source else None
-    urls = []
+    parts = root.split("/")
+    while parts and HIVE.fullmatch(parts[-1]):
+        parts.pop()
     for url in storage.files(root):
         at = url if url.startswith(root) else f"./{url}"
-        below = at.removeprefix(root).lstrip("/")
-        shown = not any(part[:1] in (".", "_") for part in below.split("/"))
-        if shown and is_table(url) and (pattern is None or pattern.fullmatch(at)):
-            urls.append(url)
-    return root, urls
+        shown = not any(part[:1] in (".", "_") for part in at.removeprefix(root).lstrip("/").split("/"))
+        if shown and (pattern is None or pattern.fullmatch(at)):
+            yield url, _keys(at.split("/")[len(parts) : -1])
 
 
 def _regex(pattern: str) -> re.Pattern[str]:
@@ -149,9 +153,9 @@ def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(each.get(part, re.escape(part)) for part in parts) + "(?:/.*)?")
 
 
-def _keys(url: str) -> dict[str, str | None]:
-    """Return the columns that the folders of a file say, by name."""
-    found = (HIVE.fullmatch(part) for part in url.split("/")[:-1])
+def _keys(folders: Sequence[str]) -> dict[str, str | None]:
+    """Return the columns that folders say, by name."""
+    found = (HIVE.fullmatch(folder) for folder in folders)
     return {unquote(m[1]): None if m[2] == HIVE_NULL else unquote(m[2]) for m in found if m}
 
 

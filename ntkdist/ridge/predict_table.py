@@ -87,7 +87,7 @@ def predict_table(
         )
     rows, outside, outside_in, unknown = 0, 0, Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as scratch, new_rows.writer(out) as write:
-        files = fetched(source, Path(scratch))
+        files = fetched(source, Path(scratch), form)
         for block in new_rows.blocks(files, form, pre.columns, Known.of(pre.encoding), keep):
             _check(model, block.x, files.name, rows)
             found = predicted(model, block.x, std)

@@ -226,6 +226,24 @@ def test_hive_partitions_are_columns(tmp_path: Path) -> None:
     np.testing.assert_array_equal(arrays["y"], table["t"].to_numpy()[order])
 
 
+def test_partitions_above_a_pattern_count_and_folders_above_them_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for year in (2020, 2021):
+        write(frame(80), tmp_path / f"run=3/t/year={year}/a.csv")
+    monkeypatch.chdir(tmp_path / "run=3/t")
+    sources_and_rows = [(str(tmp_path / "run=3/t"), 160), ("year=*/*", 160), (".", 160), ("year=2021/*.csv", 80)]
+    for i, (source, rows) in enumerate(sources_and_rows):
+        layout = convert(source, str(tmp_path / f"d{i}"))
+        assert (layout.rows, layout.columns[-2:]) == (rows, ("t", "year"))
+
+
+def test_many_texts_of_other_names(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("a|b\n1|2\n")
+    assert convert(str(tmp_path / "*.txt"), str(tmp_path / "d"), sep="|").rows == 2
+
+
 DIFFERENT = {
     "columns": ({"0.csv": "a,b\n1,2\n", "1.csv": "a,c\n1,2\n"}, "1.csv has no column 'b', which 0.csv has"),
     "more columns": ({"0.csv": "a\n1\n", "1.csv": "a,c\n1,2\n"}, "0.csv has no column 'c', which 1.csv has"),
