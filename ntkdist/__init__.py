@@ -8,6 +8,7 @@ needs no cluster, turns the sum into weights.  Start reading at `ntkdist.fit`.
 from typing import TYPE_CHECKING, Any
 
 from ntkdist.cluster.kinds import Address, Cuda, Gateway, Kubernetes, Local, SchedulerFile, Slurm, SlurmRunner
+from ntkdist.data.column_summary import Columns, ColumnSummary, columns
 from ntkdist.data.convert import convert
 from ntkdist.data.dataset import Dataset
 from ntkdist.data.scaling import Preprocess
@@ -65,6 +66,8 @@ __all__ = [
     "Calibration",
     "Cholesky",
     "ClusterError",
+    "ColumnSummary",
+    "Columns",
     "Comparison",
     "Cuda",
     "DataError",
@@ -110,6 +113,7 @@ __all__ = [
     "attach",
     "calibrate",
     "cancel",
+    "columns",
     "compare",
     "conformal_radius",
     "convert",

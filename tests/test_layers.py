@@ -24,7 +24,7 @@ ORDER = (
 DOORS = {
     "zarr": {"data/object_store", "data/storage", "data/zarr_groups"},
     "obstore": {"data/object_store"},
-    "pyarrow": {"data/tables", "data/new_rows", "data/table_files"},
+    "pyarrow": {"data/columns", "data/new_rows", "data/table_files", "data/tables", "data/written_tables"},
     "dask": {"cluster"},
     "distributed": {"cluster"},
     "dask_cuda": {"cluster/launch"},

@@ -13,6 +13,7 @@ import msgspec
 import ntkdist as nd
 from ntkdist import demo, report
 from ntkdist.cli.support import (
+    WIDEST,
     CommandGroup,
     curve_text,
     json_option,
@@ -24,10 +25,12 @@ from ntkdist.cli.support import (
     print_result,
     print_written,
     scheduler_option,
+    table_options,
 )
 from ntkdist.cluster import preflight
 from ntkdist.cluster.connect import connect
 from ntkdist.data import storage, zarr_groups
+from ntkdist.data.source_files import holds_tables
 from ntkdist.planning import estimate, resolve
 from ntkdist.report import comparison_plots
 from ntkdist.ridge import prefix_curve, run_directory
@@ -53,7 +56,7 @@ def demo_(out: str, workers: int) -> None:
 @click.argument("source")
 @click.argument("dest")
 @click.option("--target", multiple=True, metavar="NAME", help="Target column, array or file; repeatable.")
-@click.option("--x", "x", default="x", show_default=True, help="Input array of an .npz.")
+@click.option("--x", "x", default="x", show_default=True, help="Input array of an .npz or a Zarr group.")
 @click.option("--classes", is_flag=True, help="Integer targets are class labels.")
 @click.option("--weight", default="", metavar="NAME", help="Column, array or file of sample weights.")
 @click.option("--groups", default="", metavar="NAME", help="Column, array or file of groups, kept in one fold.")
@@ -62,18 +65,34 @@ def demo_(out: str, workers: int) -> None:
 @click.option("--category", multiple=True, metavar="NAME", help="Column of integers that are categories; repeatable.")
 @click.option("--rows-per-partition", type=click.IntRange(1), metavar="N", help="Rows per partition.")
 @click.option("--shuffle-seed", default="0", show_default=True, metavar="S", help="A number, or none: keep the order.")
-def convert(source: str, dest: str, shuffle_seed: str, **options: Any) -> None:
-    """Convert npz, npy, csv, parquet or IDX files to a Zarr dataset."""
+@click.option("--channels-first", is_flag=True, help="Images are (rows, channels, height, width).")
+@table_options
+def convert(source: str, dest: str, shuffle_seed: str, no_header: bool, **options: Any) -> None:
+    """Convert tables, arrays or images to a Zarr dataset; show what each column became.
+
+    SOURCE is a file or an object: csv, tsv or JSON lines (also .gz), Parquet, Feather, npz, npy, IDX; a directory of
+    tables, a pattern in quotes such as 's3://bucket/t/*.parquet', or a Zarr group of others.
+    """
     if shuffle_seed != "none" and not shuffle_seed.isdigit():
         raise click.BadParameter(f"expected a number or none, got {shuffle_seed!r}", param_hint="--shuffle-seed")
     seed = None if shuffle_seed == "none" else int(shuffle_seed)
-    layout = nd.convert(source, dest, shuffle_seed=seed, **options)
+    layout = nd.convert(source, dest, shuffle_seed=seed, header=not no_header, **options)
     shape = " x ".join(map(str, layout.input_shape))
     target = f"{len(layout.classes)} classes" if layout.classes else f"{max(layout.targets, 1)} target(s)"
     click.echo(
         f"{dest}: {layout.rows:,} rows of {shape} {layout.x_dtype}, {target if layout.labelled else 'no target'}, "
         f"{layout.partitions} partitions of {layout.rows_per_partition:,} rows"
     )
+    click.echo(nd.columns(dest).table(WIDEST))
+
+
+@main.command()
+@click.argument("dataset")
+@json_option
+def columns(dataset: str, as_json: bool) -> None:
+    """Show what each column of a dataset holds: kind, range or names, missing values."""
+    found = nd.columns(dataset)
+    print_result(msgspec.to_builtins(found), str(found), as_json)
 
 
 @main.command()
@@ -208,14 +227,31 @@ def calibrate(run: str, out: str, keep_factor: bool, scheduler: str) -> None:
 @click.option("--std", is_flag=True, help="Add standard deviations.")
 @click.option("--proba", is_flag=True, help="Add the probability of each class.")
 @click.option("--interval", type=float, default=0.0, metavar="COVERAGE", help="Add low and high ends, such as of 0.9.")
+@table_options
 @scheduler_option
-def predict(model: str, rows: str, out: str, keep: str, scheduler: str, **options: Any) -> None:
-    """Predict every row of a csv or parquet file as it is, or of a dataset; write in the order of its source.
+def predict(
+    model: str,
+    rows: str,
+    out: str,
+    keep: str,
+    std: bool,
+    proba: bool,
+    interval: float,
+    scheduler: str,
+    no_header: bool,
+    **form: Any,
+) -> None:
+    """Predict every row of a table as it is (a file, a directory, a pattern), or of a dataset, in the source's order.
 
     OUT ends in .csv, .parquet or .zarr.
     """
     names = [name for name in keep.split(",") if name]
-    print_predicted(out, nd.predict(load_model(model), rows, out, keep=names, scheduler=scheduler, **options))
+    wanted: Any = {"keep": names, "std": std, "proba": proba, "interval": interval}
+    if form["sep"] or holds_tables(rows):
+        report = nd.predict_table(load_model(model), rows, out, header=not no_header, **wanted, **form)
+    else:
+        report = nd.predict(load_model(model), rows, out, scheduler=scheduler, **wanted)
+    print_predicted(out, report)
 
 
 @main.command()

@@ -15,7 +15,22 @@ from ntkdist.ridge.outputs import PredictionReport
 
 IMPORTANT = 5  # columns whose importance is printed
 scheduler_option = click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler to run on.")
+WIDEST = 40  # columns that are shown after a conversion
+TABLE_OPTIONS = (
+    click.option("--sep", default="", metavar="C", help="What is between the columns of csv: a character, or tab."),
+    click.option("--decimal", default=".", show_default=True, metavar="C", help="Decimal mark of csv; a comma may be."),
+    click.option("--encoding", default="utf-8", show_default=True, help="Encoding of csv."),
+    click.option("--no-header", is_flag=True, help="csv has no row of names: columns are column_1, column_2, …"),
+    click.option("--missing", multiple=True, metavar="TEXT", help="Text that stands for a missing value; repeatable."),
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def table_options(command: Any) -> Any:
+    """Add the options that say how tables of text are written."""
+    for option in reversed(TABLE_OPTIONS):
+        command = option(command)
+    return command
 
 
 class CommandGroup(click.Group):

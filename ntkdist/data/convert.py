@@ -7,11 +7,12 @@ same source and seed give the same dataset bit for bit.
 
 Memory: four blocks of the source (16 MiB each), two buckets (64 MiB each) and three partitions (one, at most 128 MiB
 by default, and its encoding by Zarr): at most 0.6 GB; for tables about 0.2 GB more (Arrow, and the pages of a row
-group of parquet).  Memory does not grow with the number of rows.
-Scratch: the size of the decoded rows; for an array stored columns first, its size once more.
+group of parquet, or a record batch of Arrow's files); for a Zarr group one row of its chunks, for a Dask frame one of
+its partitions.  Memory does not grow with the number of rows.
+Scratch: the size of the decoded rows; for an array stored columns first, for objects, and for frames their size more.
 """
 
-import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,9 +25,11 @@ from scipy.sparse import csr_array
 
 from ntkdist import random
 from ntkdist.data import dataset, sparse, storage, zarr_groups
+from ntkdist.data.column_summary import ATTRIBUTE, Counts
 from ntkdist.data.dataset import Dataset, Layout
 from ntkdist.data.partitions import Content, partition_rows
-from ntkdist.data.sources import RawSparseTable, RawTable, Wanted, is_table, open_arrays, open_sparse
+from ntkdist.data.source_files import SEVERAL, Format, fetched, holds_tables, is_zarr
+from ntkdist.data.sources import RawSparseTable, RawTable, Wanted, open_arrays, open_sparse, open_zarr
 from ntkdist.data.zarr_groups import refuse_existing
 from ntkdist.errors import DataError, SpecError, StoreError
 from ntkdist.spec import installed
@@ -37,7 +40,7 @@ SHUFFLE, BUCKET, ORDER = 1000, 0, 1  # keys of the random streams: a layer numbe
 
 
 def convert(
-    source: str,
+    source: Any,
     dest: str,
     *,
     target: Sequence[str] = (),
@@ -50,23 +53,36 @@ def convert(
     shuffle_seed: int | None = 0,
     groups: str = "",
     holdout: str = "",
+    channels_first: bool = False,
+    sep: str = "",
+    decimal: str = ".",
+    encoding: str = "utf-8",
+    header: bool = True,
+    missing: Sequence[str] = (),
 ) -> Layout:
-    """Convert npz, npy, IDX, csv or parquet to a dataset in Zarr v3; it appears whole or not at all.
+    """Convert tables, arrays or images to a dataset in Zarr v3; it appears whole or not at all.
 
     An npz that `scipy.sparse.save_npz` wrote gives sparse rows; it is held in memory, and so is its target.
 
+    Numbers and booleans become numbers, strings become names of categories, dates become seconds since 1970-01-01 UTC,
+    and times of a day such as 13:45 seconds since midnight.  What csv holds is decided by all rows of a column.
+    `columns` shows what each column became, with notes of what to look at.
+
     Parameters
     ----------
-    source : str
-        Path of a file or URL of an object (which is copied): npz, npy, csv, csv.gz, parquet, or IDX, recognised by its
-        first bytes.
+    source : str or frame
+        Path of a file, or URL of an object (which is copied): csv, tsv or JSON lines (also gzipped), Parquet, Feather
+        or Arrow IPC, npz, npy, or IDX, recognised by its first bytes.  A directory or a pattern (``t/*.parquet``,
+        ``s3://bucket/t/**``; ** is any folders) stands for all its tables of one kind, in the order of their names;
+        folders such as ``year=2024`` give a column.  A Zarr group of others is read as an npz is.  A frame of Dask,
+        pandas, polars or Arrow is written beside the destination first, a partition at a time, without its index.
     dest : str
         Path or URL of the new dataset.
     target : sequence of str
         The target: columns of a table, an array of an npz (default: ``y`` if there is one), or for npy, IDX and
         sparse rows another file.
     x : str
-        The input array of an npz.
+        The input array of an npz or a Zarr group.
     classes : bool
         Read an integer target as class labels, not as numbers to regress on; strings and booleans always are labels.
     weight, groups, holdout : str
@@ -80,6 +96,15 @@ def convert(
         The default gives at least 20 partitions of at most 128 MiB.
     shuffle_seed : int or None
         Seed of the shuffle; None keeps the order of the source.
+    channels_first : bool
+        Images are (rows, channels, height, width); a dataset has the channels last.
+    sep, decimal, encoding : str
+        The way that csv is written.  ``sep`` is a comma by default, a tab in tsv, and a semicolon where ``decimal`` is
+        a comma.
+    header : bool
+        The first row of csv holds the names of the columns; without it they are ``column_1``, ``column_2`` and so on.
+    missing : sequence of str
+        Texts that stand for a missing value, beside the empty one and the usual ones of csv, such as NA and n/a.
 
     Returns
     -------
@@ -110,26 +135,34 @@ def convert(
         raise SpecError(f"shuffle_seed is {shuffle_seed}; expected a number of at least 0, or none to keep the order")
     if rows_per_partition is not None and rows_per_partition < 1:
         raise SpecError(f"rows_per_partition is {rows_per_partition}; expected at least 1")
-    if storage.is_local(source) and not storage.local_path(source).is_file():
+    form = Format.of(sep, decimal, encoding, header, missing)
+    source = os.fspath(source) if isinstance(source, os.PathLike) else source
+    if isinstance(source, str) and SEVERAL not in source and storage.is_local(source) and not storage.exists(source):
         raise DataError(f"{source}: no such file; check the path")
     refuse_existing(dest)
-    wanted = Wanted(target, x, classes, weight, drop, groups, holdout, category)
+    wanted = Wanted(target, x, classes, weight, drop, groups, holdout, category, channels_first)
     with _scratch(dest) as directory:
-        scratch = Path(directory)
-        path = storage.fetch(source, scratch / "source")
-        if is_table(path.name):
-            from ntkdist.data.tables import open_table  # imports pyarrow
-
-            opened: RawTable | RawSparseTable = open_table(path, wanted, scratch)
-        else:
-            opened = open_sparse(path, wanted, scratch) or open_arrays(path, wanted, scratch)
+        opened = _opened(source, wanted, form, Path(directory))
         if isinstance(opened, RawSparseTable):
             _write_sparse(dest, opened, rows_per_partition, shuffle_seed)
         elif opened.rows == 0:
-            raise DataError(f"{source} has no rows; convert a source that has some")
+            raise DataError(f"{opened.files['source'].name} has no rows; convert a source that has some")
         else:
-            _write_dense(dest, opened, rows_per_partition, shuffle_seed, scratch)
+            _write_dense(dest, opened, rows_per_partition, shuffle_seed, Path(directory))
     return Dataset(dest).layout(labelled=False)
+
+
+def _opened(source: Any, wanted: Wanted, form: Format, scratch: Path) -> RawTable | RawSparseTable:
+    """Open a source by what it is."""
+    if isinstance(source, str) and is_zarr(source):
+        return open_zarr(source, wanted, scratch)
+    if not isinstance(source, str) or form.sep or holds_tables(source):
+        from ntkdist.data import table_files, tables  # import pyarrow
+
+        files = fetched(source, scratch, form) if isinstance(source, str) else table_files.of_frame(source, scratch)
+        return tables.open_table(files, wanted, form)
+    path = storage.fetch(source, scratch / "source")
+    return open_sparse(path, wanted, scratch) or open_arrays(path, wanted, scratch)
 
 
 def _scratch(dest: str) -> tempfile.TemporaryDirectory[str]:
@@ -143,10 +176,7 @@ def _scratch(dest: str) -> tempfile.TemporaryDirectory[str]:
 
 def _attributes(source: RawTable, seed: int | None) -> dict[str, Any]:
     """Return the attributes of a dataset: names, and the source with its hashes."""
-    hashes = {}
-    for role, path in source.files.items():
-        with path.open("rb") as file:
-            hashes[role] = {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    hashes = {role: files.identity() for role, files in source.files.items()}
     of_columns = {"categories": dict(source.categories), "dates": list(source.dates)}
     return {
         "columns": list(source.columns),
@@ -159,8 +189,10 @@ def _attributes(source: RawTable, seed: int | None) -> dict[str, Any]:
     }
 
 
-def _fill_buckets(source: RawTable, record: np.dtype[Any], seed: int | None, scratch: Path) -> list[Path]:
-    """Append each row of the source, as a ``record``, to the file of its bucket."""
+def _fill_buckets(
+    source: RawTable, record: np.dtype[Any], seed: int | None, scratch: Path
+) -> tuple[list[Path], Counts]:
+    """Append each row of the source, as a ``record``, to the file of its bucket; count what the columns hold."""
     needed, free = source.rows * record.itemsize, shutil.disk_usage(scratch).free
     if needed > free:
         raise StoreError(
@@ -168,8 +200,9 @@ def _fill_buckets(source: RawTable, record: np.dtype[Any], seed: int | None, scr
             "are free; make room or choose a destination on another disk"
         )
     buckets = [scratch / str(b) for b in range(-(-needed // BUCKET_BYTES))]
-    start = 0
+    start, counts = 0, Counts(source)
     for block in source.blocks():
+        counts.add(block)
         stop = start + len(block["x"])
         rows = np.empty(stop - start, record)
         for name, values in block.items():
@@ -183,8 +216,9 @@ def _fill_buckets(source: RawTable, record: np.dtype[Any], seed: int | None, scr
                 rows[edges[b] : edges[b + 1]].tofile(file)
         start = stop
     if start != source.rows:
-        raise DataError(f"{source.files['source']} had {source.rows} rows, then {start}; it changed while it was read")
-    return buckets
+        name = source.files["source"].name
+        raise DataError(f"{name} had {source.rows} rows, then {start}; it changed while it was read")
+    return buckets, counts
 
 
 def _bucket_of(start: int, stop: int, buckets: int, rows: int, seed: int | None) -> NDArray[np.int64]:
@@ -213,13 +247,14 @@ def _write_dense(dest: str, source: RawTable, wanted: int | None, seed: int | No
     size = partition_rows(source.rows, shape, dtype, wanted)
     fields = {**source.fields, "row": (np.dtype(np.int64), ())}
     record = np.dtype([(name, dtype, shape) for name, (dtype, shape) in fields.items()])
-    buckets = _fill_buckets(source, record, seed, scratch)
-    attrs = _attributes(source, seed)
+    buckets, counts = _fill_buckets(source, record, seed, scratch)
+    attrs = _attributes(source, seed) | {ATTRIBUTE: counts.attribute()}
+    attrs |= {"missing": counts.gaps} if counts.gaps else {}
     with zarr_groups.new_group(dest, dataset.FORMAT, attrs) as url:
         for name, (dtype, shape) in fields.items():
             zarr_groups.create_array(url, name, (source.rows, *shape), dtype, size)
         part = {k: np.empty((min(size, source.rows), *shape), dtype) for k, (dtype, shape) in fields.items()}
-        start, filled, content, missing = 0, 0, Content(), np.zeros(len(source.columns), bool)
+        start, filled, content = 0, 0, Content()
         for rows, order in _shuffled(buckets, record, seed):
             at = 0
             while at < len(order):
@@ -228,14 +263,10 @@ def _write_dense(dest: str, source: RawTable, wanted: int | None, seed: int | No
                     values[filled : filled + len(take)] = rows[name][take]
                 at, filled = at + len(take), filled + len(take)
                 if filled == size or start + filled == source.rows:
-                    if source.columns:
-                        missing |= np.isnan(part["x"][:filled]).any(axis=0)
                     for name, values in part.items():
                         content += zarr_groups.write_content(url, name, start, values[:filled])
                     start, filled = start + filled, 0
         attrs["content"] = content.to_dict()
-        if missing.any():
-            attrs["missing"] = [source.columns[i] for i in np.flatnonzero(missing)]
 
 
 def _write_sparse(dest: str, source: RawSparseTable, wanted: int | None, seed: int | None) -> None:

@@ -1,5 +1,7 @@
 """Frames of pandas and polars as rows of numbers: codes of categories, seconds of dates, NaN for what is missing.
 
+Times of a day are numbers, seconds since midnight, and durations seconds, as `convert` has them.
+
 Neither library is imported: a frame that is given is of one that is loaded.
 """
 
@@ -22,6 +24,7 @@ from ntkdist.spec import nearest
 
 F8 = NDArray[np.float64]
 WHOLE = re.compile(r"-?\d+")
+CLOCKS = (datetime.time, datetime.timedelta)
 WORDS = {"number": "numbers", "date": "dates", "category": "categories"}
 
 
@@ -148,7 +151,7 @@ def _kind(series: Any, name: str) -> Kind | None:
     if kind := _type_kind(series):
         return kind  # type: ignore[return-value]
     some = [v for v, absent in zip(_values(series), missing, strict=True) if not absent]
-    if all(isinstance(v, (numbers.Real, decimal.Decimal, np.bool_)) for v in some):
+    if all(isinstance(v, (numbers.Real, decimal.Decimal, np.bool_)) for v in some) or all(map(_is_clock, some)):
         return "number"
     if all(isinstance(v, datetime.date) for v in some):
         return "date"
@@ -184,7 +187,25 @@ def _names(series: Any, name: str) -> list[str]:
     return found
 
 
+def _is_clock(value: Any) -> bool:
+    return isinstance(value, CLOCKS)
+
+
+def _clock(value: Any) -> float:
+    """Return the seconds of a duration, or of a time since midnight."""
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    return 3600 * value.hour + 60 * value.minute + value.second + value.microsecond / 1e6
+
+
 def _numbers(series: Any) -> F8:
+    if not _type_kind(series):
+        missing = _missing(series)
+        some = [v for v, absent in zip(_values(series), missing.tolist(), strict=True) if not absent]
+        if all(map(_is_clock, some)):
+            out = np.full(len(missing), np.nan)
+            out[~missing] = [_clock(v) for v in some]
+            return out
     if _is_polars(series):
         return np.asarray(series.cast(float).to_numpy(), np.float64)
     return np.asarray(series.to_numpy(np.float64, na_value=np.nan))

@@ -103,7 +103,7 @@ def array_file(path: Path, role: str) -> Array:
         return _idx(path.name, opened, IDX_TYPES[magic[2]], magic[3])
     raise DataError(
         f"{path.name}: not a format that can be converted (it begins with {magic!r}); "
-        "expected .npz, .npy, .csv, .csv.gz, .parquet or an IDX file"
+        "expected .npz, .npy, an IDX file, or a table (.csv, .tsv, .jsonl, also .gz; .parquet, .feather, .arrow)"
     )
 
 

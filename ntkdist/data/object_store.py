@@ -75,6 +75,10 @@ class Patient(WrapperStore[Store]):
         for name in await self._ask(prefix, lambda at: listed(self._store, at)):
             yield name
 
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        for name in await self._ask(prefix, lambda at: _all(self._store, f"{at}/" if at else "")):
+            yield name
+
     async def _create(self, at: str, value: Buffer) -> None:
         """Write an object unless it exists."""
         if not isinstance(self._store, FsspecStore):
@@ -109,6 +113,15 @@ class Patient(WrapperStore[Store]):
 async def listed(store: Store, prefix: str) -> list[str]:
     """List the names directly below a prefix."""
     return [name async for name in store.list_dir(prefix)]
+
+
+async def listed_below(store: Patient) -> list[str]:
+    """List the keys of all objects below a store's own key, from there on."""
+    return [name.removeprefix(store.below).lstrip("/") async for name in store.list_prefix("")]
+
+
+async def _all(store: Store, prefix: str) -> list[str]:
+    return [name async for name in store.list_prefix(prefix)]
 
 
 def _refusal(error: Exception, root: str) -> str:

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, load_npz
 
-from ntkdist.data.npy import Array, array_file, npy_array, readable
+from ntkdist.data import storage, zarr_groups
+from ntkdist.data.npy import array_file, npy_array, readable
+from ntkdist.data.source_files import SourceFiles
 from ntkdist.data.storage import fetch
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import nearest
@@ -21,14 +23,26 @@ from ntkdist.spec import nearest
 Block = dict[str, NDArray[Any]]  # arrays of equal length, named as in the dataset: x, y, weight, groups, holdout
 Fields = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]  # type and shape of a row of each array
 
-TABLES = (".csv", ".csv.gz", ".parquet")  # endings
 BLOCK_BYTES = 16 * 2**20
 MAX_CLASSES = 2**16
 
 
-def is_table(url: str) -> bool:
-    """Return whether a path or URL is that of a csv or parquet file by its ending."""
-    return url.lower().endswith(TABLES)
+class RowArray(Protocol):
+    """An array of a source, with one entry a row."""
+
+    @property
+    def name(self) -> str: ...  # for messages
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def row_bytes(self) -> int: ...
+
+    def blocks(self, count: int, scratch: Path) -> Iterator[NDArray[Any]]: ...
 
 
 def output_format(out: str, bare: str = "") -> str:
@@ -57,6 +71,7 @@ class Wanted(NamedTuple):
     groups: str = ""
     holdout: str = ""
     category: tuple[str, ...] = ()
+    channels_first: bool = False  # images are (rows, channels, height, width)
 
     def one_target(self, file: str) -> str:
         """Return the target of a file of arrays; empty if none was named."""
@@ -76,12 +91,13 @@ class RawTable:
     rows: int
     fields: Fields
     blocks: Callable[[], Iterator[Block]]
-    files: Mapping[str, Path]  # "source", and "target", "weight" and so on if they are separate files
+    files: Mapping[str, SourceFiles]  # "source", and "target", "weight" and so on if they are separate files
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
     categories: Mapping[str, list[str]] = field(default_factory=dict)  # names by column
     dates: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # for a person
 
 
 class RawSparseTable(NamedTuple):
@@ -94,9 +110,7 @@ class RawSparseTable(NamedTuple):
 
 def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
     """Open an npz, npy or IDX file."""
-    if wanted.drop:
-        raise SpecError(f"{path.name} has no columns to drop ({', '.join(wanted.drop)}); --drop is for csv and parquet")
-    _refuse_categories(path, wanted)
+    _refuse_columns(path.name, wanted)
     if path.suffix.lower() == ".npz":
         arrays, files = _members(path, wanted)
     elif wanted.x != "x":
@@ -104,20 +118,55 @@ def open_arrays(path: Path, wanted: Wanted, scratch: Path) -> RawTable:
     else:
         beside, files = _beside(path, wanted, scratch)
         arrays = {"x": array_file(path, "source")} | beside
+    return _of_arrays(arrays, files, wanted, scratch)
+
+
+def open_zarr(url: str, wanted: Wanted, scratch: Path) -> RawTable:
+    """Open a Zarr group that is no dataset of ntkdist: arrays of it, named as those of an npz are."""
+    _refuse_columns(url, wanted)
+    group = zarr_groups.open_foreign(url)
+    name = storage.join(url).rpartition("/")[2]
+    arrays: dict[str, RowArray] = {
+        role: zarr_groups.ForeignArray.of(group, each, f"array '{each}' of {name}")
+        for role, each in _names(name, sorted(group.array_keys()), wanted).items()
+    }
+    return _of_arrays(arrays, {"source": SourceFiles(name, ())}, wanted, scratch)
+
+
+def _of_arrays(
+    arrays: Mapping[str, RowArray], files: Mapping[str, SourceFiles], wanted: Wanted, scratch: Path
+) -> RawTable:
+    """Describe the rows that arrays by role make."""
     x = arrays["x"]
     if not 1 <= len(x.shape) <= 4 or 0 in x.shape[1:]:
         raise DataError(f"{x.name} has shape {x.shape}; expected (rows, columns) or (rows, height, width, channels)")
     _check_numbers(x)
-    fields: Fields = {"x": (_plain(x.dtype), x.shape[1:] + (1,) * (len(x.shape) in (1, 3)))}
+    if wanted.channels_first and len(x.shape) != 4:
+        raise SpecError(f"{x.name} has shape {x.shape}; --channels-first is for (rows, channels, height, width)")
+    shape = (*x.shape[2:], x.shape[1]) if wanted.channels_first else x.shape[1:] + (1,) * (len(x.shape) in (1, 3))
+    fields: Fields = {"x": (_plain(x.dtype), shape)}
+    notes = () if wanted.channels_first else tuple(channels_first(x.name, shape, "convert with --channels-first"))
     described = _described(arrays, x.name, x.shape[0], fields, wanted, scratch)
 
     def blocks() -> Iterator[Block]:
         count = max(1, BLOCK_BYTES // sum(a.row_bytes for a in arrays.values()))
         streams = (a.blocks(count, scratch) for a in arrays.values())
         for i, parts in enumerate(zip(*streams, strict=True)):
-            yield {k: described.stored(arrays[k], k, v, i * count) for k, v in zip(arrays, parts, strict=True)}
+            block = dict(zip(arrays, parts, strict=True))
+            if wanted.channels_first:
+                block["x"] = np.moveaxis(block["x"], 1, -1)
+            yield {k: described.stored(arrays[k], k, v, i * count) for k, v in block.items()}
 
-    return RawTable(x.shape[0], described.fields, blocks, files, classes=described.names)
+    return RawTable(x.shape[0], described.fields, blocks, files, classes=described.names, notes=notes)
+
+
+def channels_first(name: str, shape: tuple[int, ...], remedy: str) -> Iterator[str]:
+    """Say that rows of a shape (height, width, channels) look as if their channels came first, if they do."""
+    if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[1] > 4 and shape[2] > 4:
+        yield (
+            f"{name} has rows of shape {shape}, taken as {shape[0]} by {shape[1]} pixels of {shape[2]} channels; if "
+            f"the channels come first, {remedy}"
+        )
 
 
 def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> RawSparseTable | None:
@@ -129,7 +178,7 @@ def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> RawSparseTable | N
             return None
     if wanted.drop or wanted.x != "x":
         raise SpecError(f"{path.name} holds sparse rows without names; --drop and --x are for tables and arrays")
-    _refuse_categories(path, wanted)
+    _refuse_columns(path.name, wanted)
     with readable(path.name):
         x = csr_array(load_npz(path))
     x.sum_duplicates()
@@ -147,36 +196,50 @@ def open_sparse(path: Path, wanted: Wanted, scratch: Path) -> RawSparseTable | N
     return RawSparseTable(x, beside, RawTable(x.shape[0], described.fields, lambda: iter(()), files, described.names))
 
 
-def _refuse_categories(path: Path, wanted: Wanted) -> None:
+def _refuse_columns(name: str, wanted: Wanted) -> None:
+    """Refuse options of columns for a source that has none."""
+    if wanted.drop:
+        raise SpecError(f"{name} has no columns to drop ({', '.join(wanted.drop)}); --drop is for csv and parquet")
     if wanted.category:
-        raise SpecError(f"{path.name} has no column '{wanted.category[0]}'; --category is for csv and parquet")
+        raise SpecError(f"{name} has no column '{wanted.category[0]}'; --category is for csv and parquet")
 
 
-def _members(path: Path, wanted: Wanted) -> tuple[dict[str, Array], dict[str, Path]]:
-    """Open the arrays of an npz by role; return them and the files."""
-    with readable(path.name), zipfile.ZipFile(path) as file:
-        known = [n.removesuffix(".npy") for n in file.namelist() if n.endswith(".npy")]
-    target = wanted.one_target(path.name) or ("y" if "y" in known else "")
+def _names(file: str, known: list[str], wanted: Wanted) -> dict[str, str]:
+    """Return the names of the arrays of a file by role."""
+    target = wanted.one_target(file) or ("y" if "y" in known else "")
     names = {"x": wanted.x} | ({"y": target} if target else {}) | wanted.beside()
     for role, name in names.items():
         if name not in known:
             option = "target" if role == "y" else role
-            raise DataError(f"{path.name} has no array '{name}' (named by --{option}){nearest(name, known)}")
+            raise DataError(f"{file} has no array '{name}' (named by --{option}){nearest(name, known)}")
+    return names
+
+
+def _members(path: Path, wanted: Wanted) -> tuple[dict[str, RowArray], dict[str, SourceFiles]]:
+    """Open the arrays of an npz by role; return them and the files."""
+    with readable(path.name), zipfile.ZipFile(path) as file:
+        known = [n.removesuffix(".npy") for n in file.namelist() if n.endswith(".npy")]
+    names = _names(path.name, known, wanted)
 
     def member(name: str) -> IO[bytes]:
         with zipfile.ZipFile(path) as file:  # the member keeps the file open
             return file.open(f"{name}.npy")
 
-    return {k: npy_array(f"array '{n}' of {path.name}", partial(member, n)) for k, n in names.items()}, {"source": path}
+    arrays: dict[str, RowArray] = {
+        k: npy_array(f"array '{n}' of {path.name}", partial(member, n)) for k, n in names.items()
+    }
+    return arrays, {"source": SourceFiles.of(path)}
 
 
-def _beside(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, Array], dict[str, Path]]:
+def _beside(path: Path, wanted: Wanted, scratch: Path) -> tuple[dict[str, RowArray], dict[str, SourceFiles]]:
     """Open the arrays beside the inputs that are separate files, and return them and all files; objects are copied."""
     target = wanted.one_target(path.name)
     named = ({"target": target} if target else {}) | wanted.beside()
     files = {role: fetch(name, scratch / role) for role, name in named.items()}
-    arrays = {"y" if role == "target" else role: array_file(file, role) for role, file in files.items()}
-    return arrays, {"source": path} | files
+    arrays: dict[str, RowArray] = {
+        "y" if role == "target" else role: array_file(file, role) for role, file in files.items()
+    }
+    return arrays, {role: SourceFiles.of(file) for role, file in ({"source": path} | files).items()}
 
 
 class _Described(NamedTuple):
@@ -189,7 +252,7 @@ class _Described(NamedTuple):
     def names(self) -> tuple[str, ...]:
         return () if self.classes is None else tuple(_class_name(c) for c in self.classes)
 
-    def stored(self, array: Array, role: str, values: NDArray[Any], start: int) -> NDArray[Any]:
+    def stored(self, array: RowArray, role: str, values: NDArray[Any], start: int) -> NDArray[Any]:
         """Convert values of rows from ``start`` on to what a dataset stores: classes and side columns to numbers."""
         if role == "y" and self.classes is not None:
             values = np.searchsorted(self.classes, values.ravel())
@@ -200,7 +263,7 @@ class _Described(NamedTuple):
 
 
 def _described(
-    arrays: Mapping[str, Array], name: str, rows: int, fields: Fields, wanted: Wanted, scratch: Path
+    arrays: Mapping[str, RowArray], name: str, rows: int, fields: Fields, wanted: Wanted, scratch: Path
 ) -> _Described:
     """Check and describe the arrays beside the inputs, whose name, number of rows and fields are given."""
     for array in arrays.values():
@@ -221,7 +284,7 @@ def _described(
 
 
 def _target(
-    y: Array, classes: bool, scratch: Path
+    y: RowArray, classes: bool, scratch: Path
 ) -> tuple[tuple[np.dtype[Any], tuple[int, ...]], NDArray[Any] | None]:
     """Return type and shape of a row of y, and its sorted class labels if it has classes."""
     if classes or y.dtype.kind in "USb":
@@ -235,7 +298,7 @@ def _target(
     return (np.dtype(np.float32 if single else np.float64), y.shape[1:]), None
 
 
-def _labels(y: Array, scratch: Path) -> NDArray[Any]:
+def _labels(y: RowArray, scratch: Path) -> NDArray[Any]:
     labels = np.empty(0, y.dtype)
     count = max(1, BLOCK_BYTES // y.row_bytes)
     for i, block in enumerate(y.blocks(count, scratch)):
@@ -262,12 +325,12 @@ def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
 
 
-def _check_numbers(array: Array) -> None:
+def _check_numbers(array: RowArray) -> None:
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise DataError(f"{array.name} has type {array.dtype}; expected real numbers of at most 64 bits")
 
 
-def _check_vector(array: Array, what: str) -> None:
+def _check_vector(array: RowArray, what: str) -> None:
     if math.prod(array.shape[1:]) != 1 or array.dtype.kind not in "biufUS" or array.dtype.itemsize == 0:
         raise DataError(f"{array.name} has shape {array.shape} and type {array.dtype}; expected {what}, one a row")
 

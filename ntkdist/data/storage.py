@@ -87,9 +87,12 @@ def join(url: str, *names: str) -> str:
 
 def open_store(url: str) -> Store:
     """Return the Zarr store of a location; the connection to its bucket is reused."""
-    if is_local(url):
-        return Strict(LocalStore(local_path(url)))
-    return Strict(_below(url))
+    return Strict(open_plain_store(url))
+
+
+def open_plain_store(url: str) -> Store:
+    """Return a store that reads what was never written as fill values, as others' groups may ask for."""
+    return LocalStore(local_path(url)) if is_local(url) else _below(url)
 
 
 def _below(url: str) -> object_store.Patient:
@@ -106,6 +109,21 @@ def exists(url: str) -> bool:
         return local_path(url).exists()
     store = _below(url)
     return sync(store.exists("")) or not sync(store.is_empty(""))
+
+
+def is_file(url: str) -> bool:
+    """Return whether the location is a file or an object."""
+    if is_local(url):
+        return local_path(url).is_file()
+    store = _below(url)  # of fsspec, a place exists too if something is below it
+    return sync(store.exists("")) and sync(store.is_empty(""))
+
+
+def files(url: str) -> list[str]:
+    """List the locations of all files or objects below a location, sorted; none if nothing exists there."""
+    if not is_local(url):
+        return sorted(join(url, name) for name in sync(object_store.listed_below(_below(url))))
+    return sorted(str(path) for path in local_path(url).rglob("*") if path.is_file())
 
 
 def empty(url: str) -> bool:

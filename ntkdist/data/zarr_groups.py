@@ -6,6 +6,7 @@ missing, short or damaged is therefore never read as data.
 """
 
 import functools
+import math
 import os
 import random
 import re
@@ -14,7 +15,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import zarr
@@ -24,7 +26,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from ntkdist.data import storage
 from ntkdist.data.partitions import Content, chunks_per_partition, partition_rows
-from ntkdist.data.sources import is_table
+from ntkdist.data.source_files import is_table
 from ntkdist.errors import Damaged, DataError, StoreError
 from ntkdist.spec import nearest
 
@@ -49,6 +51,61 @@ def open_group(url: str, *kinds: str) -> zarr.Group:
     if not group.attrs.get("complete"):
         raise DataError(f"{url}: the group was never finished (no 'complete' mark); write it again")
     return group
+
+
+def open_foreign(url: str) -> zarr.Group:
+    """Open a group that others wrote, of any Zarr version; refuse what ntkdist has written."""
+    try:
+        group = _patiently(lambda: zarr.open_group(storage.open_plain_store(url), mode="r"))
+    except READ_ERRORS as error:
+        raise DataError(f"{url}: no Zarr group can be opened there ({type(error).__name__}); check the path") from None
+    if (kind := str(group.attrs.get("kind", ""))).startswith("ntkdist."):
+        raise DataError(f"{url} is a group of kind {kind} already; use it as it is, or convert its source again")
+    return group
+
+
+class ForeignArray(NamedTuple):
+    """An array of a group that others wrote; its chunks that were never written hold fill values."""
+
+    name: str  # for messages
+    array: zarr.Array[Any]
+
+    @classmethod
+    def of(cls, group: zarr.Group, key: str, name: str) -> "ForeignArray":
+        return cls(name, member(name, group, key))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype("U1") if self.array.dtype.kind in "TO" else np.dtype(self.array.dtype)  # strings of any length
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * max(np.dtype(self.array.dtype).itemsize, 1)
+
+    def blocks(self, count: int, scratch: Path) -> Iterator[NDArray[Any]]:
+        """Yield blocks of ``count`` rows; whole chunks are read at a time, so that none is decoded twice."""
+        size = (self.array.shards or self.array.chunks)[0] if self.shape else 1
+        parts: list[NDArray[Any]] = []
+        for start in range(0, self.shape[0], size * max(1, count // size)):
+            parts.append(self._read(start, start + size * max(1, count // size)))
+            rows = np.concatenate(parts)
+            whole = len(rows) // count * count
+            yield from (rows[i : i + count] for i in range(0, whole, count))
+            parts = [rows[whole:]]
+        if parts and len(parts[0]):
+            yield parts[0]
+
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        try:
+            values = _patiently(lambda: np.asarray(self.array[start:stop]))
+        except READ_ERRORS as error:
+            why = " ".join(str(error).split())[:200]
+            raise DataError(f"{self.name} cannot be read ({why}); mend the group or get it again") from error
+        return np.array(values.tolist(), np.str_) if values.dtype.kind in "TO" else values
 
 
 def refuse_existing(url: str) -> None:

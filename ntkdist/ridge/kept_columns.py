@@ -63,17 +63,17 @@ def kept(dataset: Dataset, names: Sequence[str]) -> list[KeptColumn]:
 
 def write_table(outputs: Outputs, columns: Sequence[KeptColumn], group: str, out: str) -> None:
     """Write the rows of a group of predictions and columns kept to a csv or parquet file."""
-    from ntkdist.data import table_files  # Arrow, which takes a while to import
+    from ntkdist.data import written_tables  # Arrow, which takes a while to import
 
     _, attrs = zarr_groups.read_attributes(group, (PREDICTIONS,))
     digest = next(iter(attrs["content"].values()))
     names = [name for name, _, _ in outputs.fields]
     rows = zarr_groups.member(group, zarr_groups.open_group(group, PREDICTIONS), names[0]).shape[0]
-    with table_files.writer(out) as write:
+    with written_tables.writer(out) as write:
         for start in range(0, rows, BLOCK_ROWS):
 
             def block(name: str, start: int = start) -> NDArray[Any]:
                 return zarr_groups.read_rows(group, name, start, min(start + BLOCK_ROWS, rows), digest)
 
-            copied = {c.name: table_files.decoded(block(c.field), c.kind, c.names) for c in columns}
+            copied = {c.name: written_tables.decoded(block(c.field), c.kind, c.names) for c in columns}
             write(copied | outputs.columns({name: block(name) for name in names}))

@@ -27,6 +27,7 @@ F8 = NDArray[np.float64]
 BLOCK_BYTES = 64 * 2**20
 PIECES = 8  # fewest in a block, to occupy all threads
 ROUNDING = 1e-5  # relative error of a difference of sums, as where all rows are subtracted
+LEAST = 1e-6  # of a score that is taken for a probability
 
 
 @dataclass(frozen=True, repr=False)
@@ -249,11 +250,11 @@ class RidgeModel(Described):
 
 
 def probabilities(scores: F8, temperature: float) -> F8:
-    """Return softmax(temperature · scores), (n, k); clipped scores over their sum if ``temperature`` is nan."""
+    """Return softmax(temperature · scores) along the last axis; clipped scores over their sum if it is nan."""
     if np.isfinite(temperature):
-        return np.asarray(softmax(temperature * scores, axis=1))
-    clipped = np.clip(scores, 1e-6, 1.0)
-    return clipped / clipped.sum(axis=1, keepdims=True)
+        return np.asarray(softmax(temperature * scores, axis=-1))
+    clipped = np.clip(scores, LEAST, 1.0)
+    return clipped / clipped.sum(axis=-1, keepdims=True)
 
 
 def class_labels(classes: tuple[str, ...]) -> NDArray[Any]:

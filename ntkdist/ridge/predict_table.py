@@ -1,4 +1,4 @@
-"""Predictions for the rows of a csv or parquet file as it is, in its order, written as another, or as a Zarr group."""
+"""Predictions for the rows of tables as they are, in their order, written as a csv or parquet file or a Zarr group."""
 
 import tempfile
 from collections import Counter
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist.data import storage, zarr_groups
+from ntkdist.data import zarr_groups
 from ntkdist.data.frames import Known
 from ntkdist.data.partitions import Content, partition_rows
 from ntkdist.data.ranges import FEW, first_outside
 from ntkdist.data.scaling import Preprocessing
+from ntkdist.data.source_files import Format, fetched
 from ntkdist.data.sources import output_format
 from ntkdist.errors import DataError, SpecError
 from ntkdist.ridge.model import RidgeModel
@@ -32,8 +33,13 @@ def predict_table(
     std: bool = False,
     proba: bool = False,
     interval: float = 0.0,
+    sep: str = "",
+    decimal: str = ".",
+    encoding: str = "utf-8",
+    header: bool = True,
+    missing: Sequence[str] = (),
 ) -> PredictionReport:
-    """Predict every row of a csv or parquet file, and write a csv or parquet file or a Zarr group in the same order.
+    """Predict every row of a table, and write a csv or parquet file or a Zarr group in the same order.
 
     Columns are found by name and read as what they held in training.  Names that training had not are taken as unknown
     ones, and values outside the range of training are clipped; both are counted.  Empty cells are filled in where the
@@ -48,7 +54,7 @@ def predict_table(
     ----------
     model : RidgeModel
     source : str
-        Path or URL.
+        Path or URL of a table's file, a directory of such, or a pattern, as `convert` takes them.
     out : str
         Path or URL; the ending says csv, parquet or Zarr.
     keep : sequence of str
@@ -59,6 +65,8 @@ def predict_table(
         Add `RidgeModel.probabilities`.
     interval : float
         Add the ends of intervals of this coverage, see `RidgeModel.interval`; 0 for none.
+    sep, decimal, encoding, header, missing
+        As of `convert`.
 
     Returns
     -------
@@ -77,7 +85,7 @@ def predict_table(
     from ntkdist.data import new_rows  # Arrow, which takes a while to import
 
     pre, outputs = model.preprocessing, Outputs(model, std, proba, interval)
-    as_zarr = output_format(out) == "zarr"
+    form, as_zarr = Format.of(sep, decimal, encoding, header, missing), output_format(out) == "zarr"
     check_kept(keep, outputs, out)
     if not pre.columns:
         raise DataError(
@@ -88,16 +96,16 @@ def predict_table(
     attrs: dict[str, Any] = {"source": source, "order": "source"}
     first: list[tuple[int, list[str]]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        path = storage.fetch(source, Path(scratch) / "source")
-        table = new_rows.NewTable.open(path, pre.columns, Known.of(pre.encoding), keep)
+        files = fetched(source, Path(scratch), form)
+        table = new_rows.NewTable.open(files, form, pre.columns, Known.of(pre.encoding), keep)
         report.ignored = table.ignored
         with _group_writer(out, model, attrs) if as_zarr else _file_writer(out) as write:
             for block in table.blocks():
-                _check(pre, block.x, path.name, lambda i: new_rows.place(path, report.rows + i))
+                _check(pre, block.x, files.name, lambda i: new_rows.place(files, form, report.rows + i))
                 arrays = outputs.arrays(block.x)
                 write(arrays if as_zarr else block.kept | outputs.columns(arrays))
                 _count(report, first, pre, block.x)
-            words = new_rows.places(path, [row for row, _ in first])
+            words = new_rows.places(files, form, [row for row, _ in first])
             report.first = list(zip(words, (names for _, names in first), strict=True))
             attrs |= report.to_attributes()
     return report
@@ -122,9 +130,9 @@ def _no_rows(outputs: Outputs) -> dict[str, NDArray[Any]]:
 
 
 def _file_writer(out: str) -> AbstractContextManager[Write]:
-    from ntkdist.data import table_files
+    from ntkdist.data import written_tables
 
-    return table_files.writer(out)
+    return written_tables.writer(out)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from converted import (
     CITIES,
@@ -22,6 +23,7 @@ from converted import (
     idx,
     table,
 )
+from pyarrow import feather
 
 from ntkdist.data import zarr_groups
 from ntkdist.data.dataset import Dataset
@@ -151,6 +153,36 @@ BAD = {
         DataError,
         "a.csv cannot be read",
     ),
+    "wrong encoding": (
+        lambda f: (f / "a.csv").write_bytes("a\nß\n".encode("latin-1")) and f / "a.csv",
+        {},
+        DataError,
+        "invalid UTF8 data); give its encoding, as in --encoding latin-1",
+    ),
+    "unknown encoding": (text("a\n1\n"), {"encoding": "latin-77"}, SpecError, "encoding is 'latin-77'"),
+    "other separator": (text("a;b\n1;2\n"), {}, DataError, "give what is between its columns: --sep ';'"),
+    "tabs": (text("a\tb\n1\t2\n"), {}, DataError, "give what is between its columns: --sep 'tab'"),
+    "commas in numbers": (text("a;b\n1,5;2,5\n"), {}, DataError, "between its columns, as in --sep ';'"),
+    "long separator": (text("a\n1\n"), {"sep": "::"}, SpecError, "sep is '::'; expected one character"),
+    "decimal mark": (text("a\n1\n"), {"decimal": "'"}, SpecError, 'decimal is "\'"; expected'),
+    "one mark for two": (text("a\n1\n"), {"decimal": ",", "sep": ","}, SpecError, "sep and decimal are both ','"),
+    "points beside commas": (
+        text("a;b\n1,5;p\n1.500;q\n"),
+        {"decimal": ","},
+        DataError,
+        "column 'a' of a.csv holds '1.500' in row 1, a number with a point",
+    ),
+    "damaged json": (text('{"a": 1}\n{"a": ', "a.jsonl"), {}, DataError, "a.jsonl cannot be read (JSON parse error"),
+    "no json": (text("\n\n", "a.jsonl"), {}, DataError, "a.jsonl holds no JSON lines"),
+    "mixed json": (text('{"a": 1}\n{"a": "p"}', "a.jsonl"), {}, DataError, "a.jsonl cannot be read (JSON parse error"),
+    "bad feather": (text("hello there", "a.feather"), {}, DataError, "a.feather cannot be read"),
+    "truncated feather": (
+        truncated(lambda f: feather.write_feather(pa.table({"a": Y}), f / "a.feather") or f / "a.feather"),
+        {},
+        DataError,
+        "a.feather cannot be read",
+    ),
+    "no match": (lambda f: f / "n*.csv", {}, DataError, "no tables there; expected files that end in .csv"),
     "same names": (text("a,a\n1,2\n"), {}, DataError, "several columns named 'a'"),
     "bad csv.gz": (text("a\n1\n", "a.csv.gz"), {}, DataError, "a.csv.gz cannot be read"),
     "bad parquet": (text("hello there", "a.parquet"), {}, DataError, "a.parquet cannot be read"),
@@ -169,8 +201,14 @@ BAD = {
         "column 'day' of a.csv holds '1.2.2020' in row 20, which cannot be read as a date",
     ),
     "no month": (text("day,b\n2020-01-01,2\n2020-13-01,3\n"), {}, DataError, "holds '2020-13-01' in row 1, which"),
-    "csv times": (text("at,b\n12:30,2\n"), {}, DataError, "'at' of a.csv holds times"),
-    "parquet times": (columns(a=[datetime.time(12, 30)]), {}, DataError, "leave it out with --drop a"),
+    "no time": (
+        text("at\n12:30\n12:61\n"),
+        {},
+        DataError,
+        "'at' of a.csv holds '12:61' in row 1, which is no time of a",
+    ),
+    "time target": (text("at,b\n12:30,2\n"), {"target": "at"}, DataError, "holds times, which cannot be a target"),
+    "parquet time target": (columns(a=[datetime.time(12)], b=[1]), {"target": "a"}, DataError, "holds times, which"),
     "no category": (text("a,b\n1,2\n"), {"category": ["c"]}, DataError, "no input column 'c' (named by --category)"),
     "target category": (text("a,b\n1,2\n"), {"category": "b", "target": "b"}, DataError, "no input column 'b'"),
     "fraction category": (columns(a=[0.5, 1.0]), {"category": ["a"]}, DataError, "column 'a' (named by --category)"),

@@ -14,10 +14,13 @@ from typing import Any
 import cloudpickle
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
+import zarr
 from command_line import FEATURES, assert_one_line, in_process, write_job
 from interrupted import Cut, CutAfter, same
 from object_stores import Azurite, FakeGcs, Seaweed, Server, free_ports, installed, serving
+from pyarrow import parquet
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
@@ -111,6 +114,45 @@ def test_a_source_in_the_bucket(place: str, tmp_path: Path) -> None:
     assert layout == nd.convert(str(tmp_path / "x.npy"), str(tmp_path / "d"), target=[str(tmp_path / "y.npy")])
     with pytest.raises(nd.DataError, match="no such object; check the URL"):
         nd.convert(f"{place}/z.npy", f"{place}/e")
+
+
+def test_many_objects_to_predictions(place: str, tmp_path: Path) -> None:
+    """Hive partitions in a bucket: three commands, and the dataset that the same files on disk give."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        a = rng.standard_normal(40)
+        columns = {"a": a, "c": np.array(["p", "q"])[i % 2].repeat(40), "y": a + i // 4}
+        name = f"year={2020 + i // 4}/part-{i % 4}.parquet"
+        path = tmp_path / "t" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        parquet.write_table(pa.table(columns), path)
+        put(f"{place}/t/{name}", path.read_bytes())
+    put(f"{place}/t/_SUCCESS", b"")
+    layout = nd.convert(str(tmp_path / "t"), str(tmp_path / "d"), target=["y"])
+    assert layout.columns == ("a", "c", "year")
+    assert nd.convert(f"{place}/t/**/*.parquet", str(tmp_path / "e"), target=["y"]) == layout
+    out = str(tmp_path / "predictions.csv")
+    job = write_job(str(tmp_path / "job.toml"), store=f"{place}/d")
+    for args in (
+        ("convert", f"{place}/t", f"{place}/d", "--target", "y"),
+        ("fit", job, "--out", f"{place}/run"),
+        ("predict", f"{place}/run", f"{place}/t/year=2021/*.parquet", out, "--keep", "year"),
+    ):
+        done = in_process(*args)
+        assert done.exit_code == 0, done.output
+    assert nd.Dataset(f"{place}/d").layout() == layout
+    assert Path(out).read_text().count('"2021",') == 160
+    with pytest.raises(nd.DataError, match="no tables there"):
+        nd.convert(f"{place}/t/*.csv", str(tmp_path / "f"))
+
+
+def test_a_zarr_group_of_others_in_the_bucket(place: str, tmp_path: Path) -> None:
+    group = zarr.open_group(storage.open_plain_store(f"{place}/others"), mode="w")
+    for name, values in table().items():
+        group.create_array(name, data=values, chunks=(100, *values.shape[1:]))
+    np.savez(tmp_path / "a.npz", **table())
+    layout = nd.convert(f"{place}/others", str(tmp_path / "d"))
+    assert layout == nd.convert(str(tmp_path / "a.npz"), str(tmp_path / "e"))
 
 
 def test_a_demo_and_a_comparison_in_the_bucket(place: str, tmp_path: Path) -> None:

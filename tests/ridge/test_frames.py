@@ -1,9 +1,13 @@
 """Frames as they are in the estimators: categories by name, dates, gaps, in pandas and polars alike."""
 
 import datetime
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
+import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -161,6 +165,10 @@ def test_numbers_without_gaps_are_fitted_as_before() -> None:
         ),
         (pl.Series([datetime.datetime(1970, 1, 2), None, datetime.datetime(1970, 1, 1)]), "date", [86400, np.nan, 0]),
         (pl.Series(["b", None, "a"], dtype=pl.Categorical), "category", [2, 0, 1]),
+        (pd.Series([datetime.time(13, 45, 7, 500_000), None]), "number", [49507.5, np.nan]),
+        (pd.Series([pd.Timedelta("1h"), pd.NaT]), "number", [3600, np.nan]),
+        (pl.Series([datetime.time(13, 45), None]), "number", [49500, np.nan]),
+        (pl.Series([datetime.timedelta(milliseconds=1500), None]), "number", [1.5, np.nan]),
     ],
     ids=str,
 )
@@ -181,6 +189,19 @@ def test_gaps_of_rows_without_weight_are_harmless() -> None:
 
 
 # refused
+
+
+def test_the_remedy_for_strings_in_dask_frames_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence's own line of Python, and the fit that it names."""
+    monkeypatch.chdir(tmp_path)
+    lazy = dd.from_pandas(frame(), npartitions=4)
+    with pytest.raises(ValueError, match=r"Dask frame with strings or dates") as caught:
+        fitted().fit(lazy[list(COLUMNS)], lazy["y"])
+    (call,) = re.findall(r"ntkdist\.(convert\(.*\)), and fit", str(caught.value))
+    assert call == 'convert(frame, "rows.zarr", target="y")'
+    nd.convert(lazy, "rows.zarr", target=["y"], category=["code"])
+    model = fitted().fit("rows.zarr")
+    assert model.score(NEW, frame(80, seed=4)["y"]) > 0.8
 
 
 @pytest.mark.parametrize(
@@ -213,3 +234,28 @@ def test_bad_frames_are_refused_in_a_sentence() -> None:
         fitted(nan="drop").fit(X[["rate"]], Y)
     with pytest.raises(ValueError, match="could not convert string to float"):
         fitted().fit(X.to_numpy(), Y)
+
+
+# images
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_images_in_bytes_are_computed_in_float32(lazy: bool) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 6, 6, 3), dtype=np.uint8)
+    y, features = images.mean(axis=(1, 2, 3)), nd.CNTKRandomFeatures(64, depth=2)
+    model = nd.NTKRidge(features=features).fit(da.from_array(images, chunks=(20, 6, 6, 3)) if lazy else images, y)
+    same = nd.NTKRidge(features=features).fit(images.astype(np.float32), y)
+    assert model.equations_.dtype == "float32"
+    np.testing.assert_allclose(model.predict(images), same.predict(images.astype(np.float32)), rtol=1e-6)
+
+
+def test_images_with_their_channels_first_are_noticed() -> None:
+    images, y = np.random.default_rng(0).normal(size=(60, 3, 6, 6)), np.arange(60.0)
+    model = nd.NTKRidge(features=nd.CNTKRandomFeatures(64, depth=2))
+    with pytest.warns(UserWarning, match=r"6 channels; if the channels come first, give X.transpose\(0, 2, 3, 1\)"):
+        model.fit(images, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(images.transpose(0, 2, 3, 1), y)
+    with pytest.raises(ValueError, match="features"):
+        model.predict(images)

@@ -1,5 +1,6 @@
 """Predictions of csv and parquet files as they are, beside those of frames and of converted datasets."""
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import zarr
 from command_line import Command
 
 import ntkdist as nd
-from ntkdist.data import sources
+from ntkdist.data import frames, sources
 
 ROWS, NEW = 400, 150
 
@@ -193,3 +194,58 @@ def test_the_command_writes_the_file_and_says_what_was_odd(fitted: Any, tmp_path
     assert f"out.csv: {NEW} rows" in done.stdout
     assert "column 'shop' held 1 names that training had not" in done.stdout
     assert list(pd.read_csv(tmp_path / "out.csv").columns) == ["id", "shop", "prediction"]
+
+
+# ways of writing
+
+
+def test_tables_written_in_any_way_are_predicted_alike(fitted: Any, tmp_path: Path, command: Command) -> None:
+    """JSON lines, a directory, and csv with semicolons, decimal commas and question marks for gaps."""
+    model, new = fitted
+    nd.predict_table(model, written(new, tmp_path / "new.csv"), str(tmp_path / "expected.csv"))
+    expected = pd.read_csv(tmp_path / "expected.csv")["prediction"]
+    new.to_csv(tmp_path / "new.txt", sep=";", decimal=",", na_rep="?", index=False)
+    (tmp_path / "many").mkdir()
+    for i in range(3):
+        new.iloc[50 * i : 50 * (i + 1)].to_parquet(tmp_path / f"many/{i}.parquet", index=False)
+    new.assign(day=new["day"].astype(str)).to_json(tmp_path / "new.jsonl", orient="records", lines=True)
+    way: Any = {"sep": ";", "decimal": ",", "missing": ["?"]}
+    for i, (name, options) in enumerate([("new.txt", way), ("many", {}), ("many/*.parquet", {}), ("new.jsonl", {})]):
+        report = nd.predict_table(model, str(tmp_path / name), str(tmp_path / f"{i}.csv"), **options)
+        assert report.rows == NEW
+        np.testing.assert_allclose(pd.read_csv(tmp_path / f"{i}.csv")["prediction"], expected, rtol=1e-5, atol=1e-6)
+    nd.save(model, "model.zarr")
+    done = command("predict", "model.zarr", "new.txt", "out.csv", "--sep", ";", "--decimal", ",", "--missing", "?")
+    assert done.exit_code == 0, done.output
+    np.testing.assert_allclose(pd.read_csv("out.csv")["prediction"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_of_several_files_are_named_by_file_and_line(fitted: Any, tmp_path: Path) -> None:
+    model, new = fitted
+    (tmp_path / "many").mkdir()
+    for i in range(2):
+        new.iloc[10 * i : 10 * (i + 1)].to_csv(tmp_path / f"many/{i}.csv", index=False, sep=";")
+    odd = tmp_path / "many/1.csv"
+    odd.write_text(odd.read_text().replace("\n", "\n1e9", 1))  # the first number of its first row
+    report = nd.predict_table(model, str(tmp_path / "many"), str(tmp_path / "out.csv"), sep=";")
+    assert ("line 2 of 1.csv", ["a"]) in [(place, names[:1]) for place, names in report.first]
+    odd.write_text(odd.read_text().replace("\n1e9", "\nx1e9", 1))
+    with pytest.raises(nd.DataError, match=r"in line 2 of 1\.csv, but numbers in training"):
+        nd.predict_table(model, str(tmp_path / "many"), str(tmp_path / "again.csv"), sep=";")
+
+
+def test_times_of_a_day_are_read_as_in_training(tmp_path: Path) -> None:
+    """From csv, Parquet and a frame: the same seconds since midnight."""
+    rows = table(ROWS, 0).assign(at=[datetime.time(i % 24, i % 60) for i in range(ROWS)])
+    model = fit(tmp_path, rows)
+    assert model.preprocessing.columns == ("a", "b", "shop", "day", "open", "at")
+    new = table(NEW, 1).assign(at=[None, *(datetime.time(i % 24, 30) for i in range(NEW - 1))])
+    for name in ("new.csv", "new.parquet"):
+        nd.predict_table(model, written(new.iloc[1:], tmp_path / name), str(tmp_path / f"out-{name}"))
+    one, other = pd.read_csv(tmp_path / "out-new.csv"), pd.read_parquet(tmp_path / "out-new.parquet")
+    np.testing.assert_allclose(one["prediction"], other["prediction"], rtol=1e-5, atol=1e-6)
+    x = frames.as_trained(new, model.preprocessing.columns, model.preprocessing.encoding)
+    np.testing.assert_allclose(model(x[1:]), one["prediction"], rtol=1e-5, atol=1e-6)
+    (tmp_path / "bad.csv").write_text("a,b,shop,day,open,at\n1,1,p,2026-01-01,true,25:00\n")
+    with pytest.raises(nd.DataError, match="'25:00' in line 2, but numbers in training"):
+        nd.predict_table(model, str(tmp_path / "bad.csv"), str(tmp_path / "out.csv"))

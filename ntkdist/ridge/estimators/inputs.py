@@ -1,6 +1,7 @@
 """Kinds of X that estimators accept: arrays and frames in memory or of Dask, Zarr arrays, and places of datasets."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset, Nan
 from ntkdist.data.encoding import Encoding
 from ntkdist.data.frames import Coded, Known
+from ntkdist.data.sources import channels_first
 from ntkdist.errors import DataError, InputError
 
 ABSENT = object()  # in place of y, where none is expected
@@ -68,6 +70,7 @@ def training_rows(
             y = _with_lengths(y) if is_outside(y) else np.asarray(y)
     else:
         of_y = {} if y is ABSENT else {"y": y} if labels else {"y": y, "multi_output": True, "y_numeric": True}
+        x = x.astype(np.float32) if _is_picture(x) else x
         x = validate_data(estimator, x, reset=reset, **of_y, **_options(estimator, nan == "impute"))
         x, y = (x, ABSENT) if y is ABSENT else x
         columns = tuple(getattr(estimator, "feature_names_in_", ()))
@@ -80,7 +83,10 @@ def training_rows(
             raise InputError(f"{name} has {array.shape[0]} entries but X has {x.shape[0]} rows; give one for every row")
     x = csr_array(x) if issparse(x) else x
     of_columns = {"columns": columns} if table is None else _of_table(table)
-    dtype = "float32" if x.dtype == np.float32 else "float64"
+    if reset and x.ndim == 4:
+        for note in channels_first("X", x.shape[1:], "give X.transpose(0, 2, 3, 1)"):
+            warnings.warn(note, stacklevel=4)  # the caller of fit
+    dtype = "float32" if x.dtype == np.float32 or _is_picture(x) else "float64"
     return Arrays(x, y, weight, dtype, nan=nan, **of_columns)
 
 
@@ -97,8 +103,14 @@ def new_rows(estimator: BaseEstimator, x: Any, encoding: Encoding | None) -> Any
         return _outside(estimator, x, reset=False)[0]
     x, _ = _coded(x, Known.of(encoding))
     fills = encoding is not None and encoding.impute
+    x = x.astype(np.float32) if _is_picture(x) else x
     x = validate_data(estimator, x, reset=False, **_options(estimator, fills))
     return csr_array(x) if issparse(x) else x
+
+
+def _is_picture(x: Any) -> bool:
+    """Return whether x is an array of images in bytes, which are computed in float32."""
+    return getattr(x, "dtype", None) == np.uint8 and len(x.shape) > 2
 
 
 def _coded(x: Any, known: Known | None) -> tuple[Any, Coded | None]:
@@ -141,8 +153,8 @@ def _outside(estimator: Any, x: Any, reset: bool, lengths: bool = False) -> tupl
         x = x.to_dask_array()
     if x.dtype.kind not in "biuf":
         raise InputError(
-            f"X has type {x.dtype}; expected numbers: of a Dask frame with strings or dates, write a dataset by "
-            "ntkdist.convert, and fit to its place"
+            f"X has type {x.dtype}; expected numbers: of a Dask frame with strings or dates, target and all, write a "
+            'dataset by ntkdist.convert(frame, "rows.zarr", target="y"), and fit to "rows.zarr"'
         )
     if x.ndim < 2:
         raise InputError(f"X has shape {x.shape}; expected rows, (n, d). Reshape your data")

@@ -15,7 +15,7 @@ from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, reduce
 from ntkdist.cluster.shards import Source
 from ntkdist.data.dataset import Rows, Shard
 from ntkdist.errors import InputError
-from ntkdist.ridge.model import Equations, RidgeModel
+from ntkdist.ridge.model import LEAST, Equations, RidgeModel, probabilities
 from ntkdist.ridge.solve import solve_chosen
 from ntkdist.solvers import Cholesky
 from ntkdist.solvers.cross_validation import solve_some
@@ -25,7 +25,6 @@ from ntkdist.spec import nearest
 F8 = NDArray[np.float64]
 SCORINGS = ("accuracy", "neg_log_loss", "neg_mean_squared_error")
 BETAS = np.geomspace(0.5, 500, 25)  # factors of the scores that log loss is tried with
-LEAST = 1e-6  # of a score that is taken for a probability
 
 
 class Scored(NamedTuple):
@@ -175,13 +174,7 @@ def _log_likelihood(scores: F8, y: NDArray[Any], beta: float) -> F8:
 
 def _log_probabilities(scores: F8, beta: float) -> F8:
     """Return the logarithms of the probabilities of classes along the last axis."""
-    return np.asarray(log_softmax(beta * scores, axis=-1)) if np.isfinite(beta) else np.log(shares(scores))
-
-
-def shares(scores: F8) -> F8:
-    """Return scores, clipped and scaled to sum to one along the last axis, as probabilities."""
-    clipped = np.clip(scores, LEAST, 1.0)
-    return clipped / clipped.sum(axis=-1, keepdims=True)
+    return np.asarray(log_softmax(beta * scores, axis=-1)) if np.isfinite(beta) else np.log(probabilities(scores, beta))
 
 
 def log_odds(scores: F8, beta: F8 | float) -> F8:
