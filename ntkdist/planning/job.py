@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from ntkdist.features import AnyFeatureMap, Nystrom
 from ntkdist.gpu import Device
 from ntkdist.kernels import NTK
 from ntkdist.solvers import AnySolver
-from ntkdist.spec import Spec, decode, digest, encode, read_toml
+from ntkdist.spec import Spec, decode, digest, encode, read_toml, set_key
 
 Positive = Annotated[int, Meta(ge=1)]
 LEAST_COMPONENTS, MOST_COMPONENTS, ROUNDS = 1024, 4096, 3  # of what is chosen for a job without features
@@ -151,7 +151,7 @@ class Job(Spec, frozen=True, tag=False):
     cluster: AnyCluster | None = None
 
     @classmethod
-    def read(cls, path: str, store: str = "") -> "Job":
+    def read(cls, path: str, store: str = "", settings: Sequence[str] = ()) -> "Job":
         """Read a job from a TOML file; a relative dataset path is relative to the current directory.
 
         Parameters
@@ -159,18 +159,22 @@ class Job(Spec, frozen=True, tag=False):
         path : str
         store : str
             Dataset to use instead of the job's own, which need not have one.
+        settings : sequence of str
+            Keys that are set over those of the file, such as ``"features.n_components=2048"``; values are TOML.
 
         Raises
         ------
         SpecError
-            If there is no such file, or a key or value in it cannot be.
+            If there is no such file, or a key or value in it, or in the settings, cannot be.
         """
         data = read_toml(path)
+        for setting in settings:
+            set_key(data, setting)
         if isinstance(cluster := data.get("cluster"), dict):
             cluster.setdefault("type", "local")
         if store and isinstance(dataset := data.setdefault("dataset", {}), dict):
             dataset["store"] = store
-        return decode(data, cls, path)
+        return decode(data, cls, f"{path} with --set" if settings else path)
 
     @property
     def warm(self) -> Callable[[], None]:

@@ -39,7 +39,12 @@ def existing_run(out: str, job: Job) -> Done | None:
         _check_same(out, json.loads(storage.read_text(storage.join(out, "job.json")) or ""), ours)
     except (OSError, ValueError, LookupError, TypeError):
         raise StoreError(f"{out} holds something that is not a run; choose another --out or remove it") from None
-    return read_run(out) if storage.exists(storage.join(out, "report.json")) else None
+    return read_run(out) if is_complete(out) else None
+
+
+def is_complete(out: str) -> bool:
+    """Return whether a directory holds a complete run."""
+    return storage.exists(storage.join(out, "report.json"))
 
 
 def read_run(run: str) -> Done:
