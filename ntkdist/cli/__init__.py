@@ -322,9 +322,11 @@ def compare(
 @click.argument("run")
 @click.option("--out", default="", metavar="FILE", help="Output file; default: report.html in the run directory.")
 @click.option("--no-data", is_flag=True, help="Do not read the dataset; omit the parts that need it.")
+@click.option("--unit", default="", metavar="TEXT", help="Unit of the target, such as EUR.")
+@click.option("--trees", is_flag=True, help="Fit boosted trees to the same folds too.")
 @scheduler_option
 @json_option
-def report_(run: str, out: str, no_data: bool, scheduler: str, as_json: bool) -> None:
+def report_(run: str, out: str, no_data: bool, unit: str, trees: bool, scheduler: str, as_json: bool) -> None:
     """Write a run's report: one HTML file with its plots."""
-    written = report.write(run, out, data=not no_data, scheduler=scheduler)
+    written = report.write(run, out, data=not no_data, unit=unit, trees=trees, scheduler=scheduler)
     print_result({"out": written}, written, as_json)

@@ -1,4 +1,4 @@
-"""The first job for a source: what the columns of its first rows hold, and a commented TOML file with the next commands.
+"""The first job for a source: a commented TOML file with the next commands, by what the first rows hold.
 
 Only what is seen in the first rows is said; `convert` reads all of them.
 """
@@ -18,6 +18,7 @@ FEW_CLASSES = 20  # distinct integers of a target, up to which they may be class
 MOST_VALUES = 2**16  # distinct values of a column that are counted
 SHOWN = 12  # columns of a kind that are named
 HELD = {"int": "numbers", "float": "numbers", "bool": "numbers", "date": "dates", "string": "names"}
+IMPUTE = 'nan = "impute"'
 MISSING = "empty cells get the column's median, and a column that marks them"
 JOB = """\
 # {summary}
@@ -144,7 +145,7 @@ def _job(
     commands = [*commands, f"ntkdist plan {shlex.quote(out)}", f"ntkdist fit {shlex.quote(out)} --out {run}"]
     commands.append(f"ntkdist report {run}")
     lines = "".join(f"#     {command}\n" for command in commands) + "".join(f"#\n# {note}\n" for note in notes)
-    nan = f'nan = "impute"                     # {MISSING}' if impute else '# nan = "impute"                   # ' + MISSING
+    nan = f"{'# ' * (not impute) + IMPUTE:<34} # {MISSING}"
     text = JOB.format(summary=summary, commands=lines + "#", store=encode(store), nan=nan, features=features)
     return Start(text, summary, task, commands, columns, notes)
 
@@ -177,7 +178,7 @@ def _notes(target: Column, inputs: list[Column], task: str, rows: int) -> Iterat
         yield f"{target.name} has {target.distinct} distinct integers: if they are class labels, add --classes."
     for column in inputs:
         if column.kind == "string" and rows > FEW_CLASSES and column.distinct == rows:
-            yield f"{column.name} has another name in every row: if it says nothing of others, add --drop {column.name}."
+            yield f"{column.name} has another name in every row: if they mean nothing, add --drop {column.name}."
 
 
 def _listed(names: list[str]) -> str:

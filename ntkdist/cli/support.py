@@ -17,7 +17,7 @@ from ntkdist.ridge.predict import PREDICTIONS
 IMPORTANT = 5  # columns whose importance is printed
 scheduler_option = click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler to run on.")
 set_option = click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the job, as features.seed=1; repeatable."
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the job: features.seed=1; repeatable."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

@@ -121,7 +121,7 @@ class RowsDone:
 
 
 def timed(progress: Progress, timeline: list[tuple[float, int]]) -> Progress:
-    """Record the second and the rows of every call in ``timeline``, and pass the rows on; of many calls, sums of two."""
+    """Record the second and the rows of every call in ``timeline``, of many calls two by two; pass the rows on."""
     start = time.perf_counter()
 
     def advance(done: int) -> None:

@@ -155,8 +155,9 @@ def _sum(source: Source, summand: Summand, shard: Shard, done: Done | None = Non
     start = time.perf_counter()
     read = blocks(source, shard.spans, tally, shard.group, shard.fold)
     for rows in summand.blocks(shard, read) if isinstance(summand, ServesRows) else read:
-        total, count = summand.update(total, rows), count + rows.n
-        if done is not None:
+        total = summand.update(total, rows)
+        if done is not None and isinstance(rows, Rows):  # some summands serve what they made of rows before
+            count += rows.n
             done(count)
         del rows  # which may be all that keeps the partition before, while the next one is read
     if isinstance(summand, OnDevice):

@@ -137,7 +137,7 @@ def cv_errors(cv: CVResult | None) -> dict[str, Any]:
     """Return the cross-validated rmse and its standard error, where there are such."""
     error = None
     if cv and len(cv.weights) > 1:
-        error = cv.standard_error / (2 * cv.rmse) if cv.rmse > 0 else 0.0  # of the root
+        error = cv.rmse_standard_error
     return {"cv_rmse": cv.rmse if cv else None, "cv_standard_error": error}
 
 

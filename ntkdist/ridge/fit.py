@@ -75,8 +75,9 @@ def fit(
         A plan fixes what decides the bits.  A job is resolved against the workers' machines: without a solver the
         first that fits their memory is taken, and with the device "auto" their GPUs where each has one.
     out : str
-        Run directory, whose name is the run's in logs and on dashboards, for ``model.zarr``, ``equations.zarr`` and ``report.json``.  A complete run of the same job is
-        loaded; an incomplete one continues from its finished shards, to the same bits; another job's is refused.
+        Run directory for ``model.zarr``, ``equations.zarr`` and ``report.json``; its name is that of the run in logs
+        and on dashboards.  A complete run of the same job is loaded; an incomplete one continues from its finished
+        shards, to the same bits; another job's is refused.
     resume : bool
         Refuse to start without a checkpoint to continue from.
     client : distributed.Client, optional
