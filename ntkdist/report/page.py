@@ -165,7 +165,7 @@ def _numbers(
         if np.isfinite(cv.rmse_standard_error):
             yield with_error(cv.rmse, cv.rmse_standard_error), f"cross-validated {error} ± its standard error"
         else:  # one fold was scored
-            yield plain(cv.rmse), f"{error} of the rows held out"
+            yield plain(cv.rmse), f"{error} on the rows held out"
     if classes and (share := report.baselines.get("majority_accuracy")):
         yield f"{share:.1%}", "accuracy of always naming the largest class"
     if not classes and (error_of_mean := report.baselines.get("mean_rmse")) is not None:
