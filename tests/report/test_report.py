@@ -299,7 +299,7 @@ def test_simple_models_classes_and_inputs_stand_beside_the_errors(command: Comma
     linear = float(numbers["accuracy of a linear model on the same folds"].split("%")[0]) / 100
     job = nd.Job(nd.Dataset("train.zarr"), nd.Linear(3), plan=nd.PlanTable(folds=4))
     truth, predicted = out_of_fold("train.zarr", nd.fit(job), nd.plan(job))
-    assert linear == pytest.approx((truth.argmax(1) == predicted.argmax(1)).mean(), abs=0.005)
+    assert linear == pytest.approx((truth.argmax(1) == predicted.argmax(1)).mean(), abs=0.006)  # two digits are shown
     worst = int(sums.largest.places[0])
     head = re.search("<th>error</th>(.*?)</tr>", page)
     assert head is not None
