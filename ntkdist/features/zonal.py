@@ -59,11 +59,12 @@ class ZonalFeatures(FeatureMap, frozen=True):
         Columns, at least 4.  At most half of them are exact; where the linear part's d columns do not fit in that half,
         a quarter are a random projection of it.
     kernel : NTK, NNGP, or a homogeneous Gaussian, Laplace or GammaExponential
-        Its bias, if it has one, is appended to every row as one more column.
+        Its bias, if it has one, is appended to every row as one more column: by default 1, as for an estimator without
+        features.
     seed : int
     """
 
-    kernel: RowKernel = NTK(depth=2)  # also implements `FeatureMap.kernel`, as a kernel is called with rows
+    kernel: RowKernel = NTK(depth=2, bias=1.0)  # also implements `FeatureMap.kernel`, as a kernel is called with rows
     seed: Annotated[int, Meta(ge=0)] = 0
 
     def validate(self) -> None:

@@ -272,8 +272,8 @@ def of_images(m: int, input_shape: tuple[int, ...]) -> CNTKRandomFeatures:
     side = min(input_shape[:2])
     pool = (2, 2, 1) if side >= 16 else (2, 1, 1) if side >= 8 else (1, 1, 1)
     grid = min(side // math.prod(pool), 3 if side < 32 else 2, math.isqrt(m // 8))
-    options = {"pool": pool, "grid": max(grid, 1), "whiten": 0.1, "compress": 64, "width": 256}
-    return CNTKRandomFeatures(m, depth=3, filter_size=3, tangent=False, **options)
+    fast = CNTKRandomFeatures(m, depth=3, filter_size=3, tangent=False, whiten=0.1, compress=64, width=256)
+    return msgspec.structs.replace(fast, pool=pool, grid=max(grid, 1))
 
 
 def rounds_components(m: int) -> int:
