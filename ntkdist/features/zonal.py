@@ -51,7 +51,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
     (gamma to 1.9) and 3.7 % (Gaussian).  The error falls like n_components^-½ down to that.
     l_max is 12, less in high dimension, where float64 does not resolve the coefficients (9 at d = 700).  On a line
     (d = 1) the kernel is exact, in the plane (d = 2) it is exact up to degree (n_components − 1)/2, both without random
-    numbers.  A zero row has zero features.
+    numbers.  Without a bias, a zero row has zero features.
 
     Parameters
     ----------
