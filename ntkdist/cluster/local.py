@@ -99,8 +99,8 @@ def _spawned() -> Iterator[int]:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
     """Log nothing: Dask has much to say of processes that were killed."""
-    """Log nothing: of processes that were killed, Dask would tell at length."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
