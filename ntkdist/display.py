@@ -50,6 +50,12 @@ def text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines of text with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
 def names(some: Sequence[str], most: int = 5) -> str:
     """Return names with commas between, and the number of those left out."""
     rest = len(some) - most

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import math
 import platform
+import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 from ntkdist.errors import SpecError
 
 T = TypeVar("T")
+WORD = re.compile(r"[A-Za-z_/~][^\s\"'\[\]{}=,#]*")  # a string that TOML wants quoted: a name, a path or a URL
 
 
 @dataclass_transform(frozen_default=True)
@@ -97,6 +99,28 @@ def read_toml(path: str) -> dict[str, Any]:
         raise SpecError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except ValueError as error:
         raise SpecError(f"{path}: not TOML: {error}") from None
+
+
+def set_key(data: dict[str, Any], setting: str) -> None:
+    """Set a key in the plain objects of a TOML text by ``table.key=value``; tables that are absent are made.
+
+    The value is TOML, or a word without quotes, which a shell takes away.  A `SpecError` names a setting that is
+    neither.
+    """
+    name, sign, text = setting.partition("=")
+    *tables, key = (part.strip() for part in name.split("."))
+    if not sign or not all([*tables, key]):
+        raise SpecError(f"'{setting}' sets nothing; expected KEY=VALUE, such as features.n_components=2048")
+    for i, each in enumerate(tables):
+        data = data.setdefault(each, {})
+        if not isinstance(data, dict):
+            raise SpecError(f"'{setting}': '{'.'.join(tables[: i + 1])}' is no table, so it has no key '{key}'")
+    try:
+        data[key] = tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        if not WORD.fullmatch(text.strip()):
+            raise SpecError(f"'{setting}': {text.strip() or 'nothing'} is not a value of TOML; quote it") from None
+        data[key] = text.strip()
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:

@@ -223,21 +223,26 @@ def test_the_report_tells_how_a_run_went(command: Command, train: dict[str, NDAr
 
 
 def test_a_complete_run_is_not_done_again(command: Command, train: dict[str, NDArray[Any]]) -> None:
-    first = done(command("fit", write_job(), "--out", "run", "--json"))
+    first = json.loads(done(command("fit", write_job(), "--out", "run", "--json")))
+    assert not first["complete_before"]
     Path("train.zarr/x/c/0/0").unlink()  # whoever computes now, fails
     before = tree()
-    assert done(command("fit", "job.toml", "--out", "run", "--json")) == first
+    again = json.loads(done(command("fit", "job.toml", "--out", "run", "--json")))
+    assert again == first | {"complete_before": True}
+    assert "\nrun was complete already; nothing was done.\n" in done(command("fit", "job.toml", "--out", "run"))
     assert tree() == before
     # where it ran and where its data lie is no part of a job
     Path("train.zarr").rename("moved.zarr")
     write_job(store="moved.zarr", tables="[cluster]\nworkers = 2")
-    assert done(command("fit", "job.toml", "--out", "run", "--json")) == first
+    assert json.loads(done(command("fit", "job.toml", "--out", "run", "--json"))) == again
 
 
 def test_a_run_directory_belongs_to_one_job(command: Command, train: dict[str, NDArray[Any]]) -> None:
     done(command("fit", write_job(), "--out", "run"))
     write_job(top="alphas = [1.0]")
-    assert_refused(["fit", "job.toml", "--out", "run"], "run holds another run", "choose another --out")
+    assert_refused(["fit", "job.toml", "--out", "run"], "run holds another run: alphas is ", "choose another --out")
+    one = ["fit", write_job(), "--out", "run", "--set", "features.n_components=32"]
+    assert_refused(one, "run holds another run: features.n_components is 64 there and 32 here; choose another --out")
     assert_refused(["fit", "job.toml", "--out", "train.zarr"], "not a run", "choose another --out")
     assert_refused(["fit", "job.toml", "--out", "train.csv"], "train.csv", "not a directory")
     Path("other").mkdir()

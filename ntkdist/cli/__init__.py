@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a plan that does not fit, 130 sto
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 
 import ntkdist as nd
 from ntkdist import demo, report
+from ntkdist.cli import init
 from ntkdist.cli.support import (
     WIDEST,
     CommandGroup,
@@ -25,12 +27,14 @@ from ntkdist.cli.support import (
     print_result,
     print_written,
     scheduler_option,
+    set_option,
     table_options,
 )
 from ntkdist.cluster import preflight
 from ntkdist.cluster.connect import connect
 from ntkdist.data import storage, zarr_groups
 from ntkdist.data.source_files import holds_tables
+from ntkdist.display import aligned
 from ntkdist.planning import estimate, resolve
 from ntkdist.report import comparison_plots
 from ntkdist.ridge import prefix_curve, run_directory
@@ -52,6 +56,21 @@ def demo_(out: str, workers: int) -> None:
     demo.run(out, workers)
 
 
+@main.command("init")
+@click.argument("source")
+@click.option("--target", multiple=True, metavar="NAME", help="Target column; repeatable.")
+@click.option("--classes", is_flag=True, help="Integer targets are class labels.")
+@click.option("--out", default="", metavar="FILE", help="Job file; default: the source's name with .toml.")
+@json_option
+def init_(source: str, target: tuple[str, ...], classes: bool, out: str, as_json: bool) -> None:
+    """Write a commented job for a table (a file, a directory, a pattern), or for a dataset."""
+    out = out or f"{Path(source).name.split('.')[0]}.toml"
+    job = init.start(source, target, classes, out)
+    init.write(job, out)
+    value = {"job": out, "task": job.task, "commands": job.commands, "columns": job.columns, "notes": job.notes}
+    print_result(value, "\n".join([job.summary, *job.notes, f"Written to {out}.  Next:", *job.commands]), as_json)
+
+
 @main.command()
 @click.argument("source")
 @click.argument("dest")
@@ -67,7 +86,8 @@ def demo_(out: str, workers: int) -> None:
 @click.option("--shuffle-seed", default="0", show_default=True, metavar="S", help="A number, or none: keep the order.")
 @click.option("--channels-first", is_flag=True, help="Images are (rows, channels, height, width).")
 @table_options
-def convert(source: str, dest: str, shuffle_seed: str, no_header: bool, **options: Any) -> None:
+@json_option
+def convert(source: str, dest: str, shuffle_seed: str, no_header: bool, as_json: bool, **options: Any) -> None:
     """Convert tables, arrays or images to a Zarr dataset; show what each column became.
 
     SOURCE is a file or an object: csv, tsv or JSON lines (also .gz), Parquet, Feather, npz, npy, IDX; a directory of
@@ -79,11 +99,13 @@ def convert(source: str, dest: str, shuffle_seed: str, no_header: bool, **option
     layout = nd.convert(source, dest, shuffle_seed=seed, header=not no_header, **options)
     shape = " x ".join(map(str, layout.input_shape))
     target = f"{len(layout.classes)} classes" if layout.classes else f"{max(layout.targets, 1)} target(s)"
-    click.echo(
+    text = (
         f"{dest}: {layout.rows:,} rows of {shape} {layout.x_dtype}, {target if layout.labelled else 'no target'}, "
         f"{layout.partitions} partitions of {layout.rows_per_partition:,} rows"
     )
-    click.echo(nd.columns(dest).table(WIDEST))
+    found = nd.columns(dest)
+    shown = {"out": dest, "partitions": layout.partitions} | msgspec.to_builtins(layout)
+    print_result(shown | {"found": msgspec.to_builtins(found)}, f"{text}\n{found.table(WIDEST)}", as_json)
 
 
 @main.command()
@@ -97,12 +119,13 @@ def columns(dataset: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("job")
+@set_option
 @scheduler_option
 @click.option("--price", type=click.FloatRange(0), default=0.0, metavar="P", help="Price of one worker node per hour.")
 @json_option
-def plan(job: str, scheduler: str, price: float, as_json: bool) -> None:
+def plan(job: str, settings: tuple[str, ...], scheduler: str, price: float, as_json: bool) -> None:
     """Show the plan, memory and cost of a job without running it."""
-    read = nd.Job.read(job)
+    read = nd.Job.read(job, settings=settings)
     with connect(read.cluster, scheduler) as client:
         resolved, available, cost = estimate.planned(read, client, price)
     print_result(cost, estimate.table(resolved, available, cost), as_json)
@@ -112,16 +135,19 @@ def plan(job: str, scheduler: str, price: float, as_json: bool) -> None:
 @main.command()
 @click.argument("job", default="")
 @scheduler_option
-def workers(job: str, scheduler: str) -> None:
+@json_option
+def workers(job: str, scheduler: str, as_json: bool) -> None:
     """Show the workers of a cluster: of a job, of an address, or of the environment."""
     with connect(nd.Job.read(job).cluster if job else None, scheduler, check=False) as client:
-        click.echo(preflight.table(client))
+        rows = preflight.rows(client)
+        print_result({"workers": [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]}, aligned(rows), as_json)
         if client is not None:
             preflight.check(client)
 
 
 @main.command()
 @click.argument("job")
+@set_option
 @scheduler_option
 @click.option("--out", default="", help="Run directory; default: the job's name with -run.")
 @click.option("--resume", is_flag=True, help="Fail unless there is an interrupted run to resume.")
@@ -129,24 +155,32 @@ def workers(job: str, scheduler: str) -> None:
 @click.option("--performance-report", is_flag=True, help="Write Dask's performance report to performance.html.")
 @json_option
 def fit(
-    job: str, scheduler: str, out: str, resume: bool, detach: bool, performance_report: bool, as_json: bool
+    job: str,
+    settings: tuple[str, ...],
+    scheduler: str,
+    out: str,
+    resume: bool,
+    detach: bool,
+    performance_report: bool,
+    as_json: bool,
 ) -> None:
     """Fit a job; write model, equations and report to a run directory."""
     out = out or f"{Path(job).stem}-run"
+    read = nd.Job.read(job, settings=settings)
     if detach:
         if performance_report:
             raise click.UsageError("--performance-report is for a fit that is waited for; leave out --detach")
-        run = nd.submit(nd.Job.read(job), out, scheduler=scheduler)
+        run = nd.submit(read, out, scheduler=scheduler)
         print_result({"out": run}, run, as_json)
         return
+    before = run_directory.is_complete(out)
     try:
-        read = nd.Job.read(job)
         result = nd.fit(read, out=out, resume=resume, scheduler=scheduler, performance_report=performance_report)
     except KeyboardInterrupt:
         left = f"the same command goes on from what {out} holds" if storage.exists(out) else "nothing was finished yet"
         click.echo(f"ntkdist: stopped; {left}", err=True)
         sys.exit(130)
-    print_fit(out, msgspec.convert(result.report, FitReport), as_json)
+    print_fit(out, msgspec.convert(result.report, FitReport), as_json, before)
 
 
 @main.command()
@@ -171,10 +205,11 @@ def attach(run: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("run")
-def cancel(run: str) -> None:
+@json_option
+def cancel(run: str, as_json: bool) -> None:
     """Cancel a detached run; finished shards are kept, and the same fit resumes from them."""
     nd.cancel(run)
-    click.echo(f"{run} will end with the next shard")
+    print_result({"out": run, "cancelled": True}, f"{run} will end with the next shard", as_json)
 
 
 @main.command()
@@ -229,6 +264,7 @@ def calibrate(run: str, out: str, keep_factor: bool, scheduler: str) -> None:
 @click.option("--interval", type=float, default=0.0, metavar="COVERAGE", help="Add low and high ends, such as of 0.9.")
 @table_options
 @scheduler_option
+@json_option
 def predict(
     model: str,
     rows: str,
@@ -239,6 +275,7 @@ def predict(
     interval: float,
     scheduler: str,
     no_header: bool,
+    as_json: bool,
     **form: Any,
 ) -> None:
     """Predict every row of a table as it is (a file, a directory, a pattern), or of a dataset, in the source's order.
@@ -251,7 +288,7 @@ def predict(
         report = nd.predict_table(load_model(model), rows, out, header=not no_header, **wanted, **form)
     else:
         report = nd.predict(load_model(model), rows, out, scheduler=scheduler, **wanted)
-    print_predicted(out, report)
+    print_predicted(out, report, as_json)
 
 
 @main.command()
@@ -268,13 +305,15 @@ def evaluate(model: str, dataset: str, scheduler: str, as_json: bool) -> None:
 @main.command()
 @click.argument("job")
 @click.argument("out")
+@set_option
 @scheduler_option
-def featurize(job: str, out: str, scheduler: str) -> None:
+@json_option
+def featurize(job: str, out: str, settings: tuple[str, ...], scheduler: str, as_json: bool) -> None:
     """Compute the features of a job's dataset; write them to a new dataset."""
-    read = nd.Job.read(job)
+    read = nd.Job.read(job, settings=settings)
     with connect(read.cluster, scheduler) as client:
         nd.featurize(read.dataset, read.map, out, preprocess=read.preprocess, dtype=read.plan.dtype, client=client)
-    print_written(out)
+    print_written(out, as_json)
 
 
 @main.command()
@@ -293,10 +332,18 @@ def featurize(job: str, out: str, scheduler: str) -> None:
 )
 @click.option("--out", default="", metavar="DIR", help="Directory for compare.md, compare.json and plots.")
 @click.option("--no-baselines", is_flag=True, help="Leave out the baseline models.")
+@set_option
 @scheduler_option
 @json_option
 def compare(
-    dataset: str, jobs: tuple[str, ...], components: str, out: str, no_baselines: bool, as_json: bool, **options: Any
+    dataset: str,
+    jobs: tuple[str, ...],
+    components: str,
+    out: str,
+    no_baselines: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Compare jobs on a dataset: kernel error, prediction error and seconds."""
     if out:
@@ -307,7 +354,7 @@ def compare(
         raise click.BadParameter(f"expected whole numbers from 1 on, got {components!r}", param_hint="--components")
     comparison = nd.compare(
         dataset,
-        [nd.Job.read(path, dataset) for path in jobs],
+        [nd.Job.read(path, dataset, settings) for path in jobs],
         names=[Path(path).stem for path in jobs],
         components=[int(m) for m in counts],
         baselines=not no_baselines,
@@ -322,7 +369,11 @@ def compare(
 @click.argument("run")
 @click.option("--out", default="", metavar="FILE", help="Output file; default: report.html in the run directory.")
 @click.option("--no-data", is_flag=True, help="Do not read the dataset; omit the parts that need it.")
+@click.option("--unit", default="", metavar="TEXT", help="Unit of the target, such as EUR.")
+@click.option("--trees", is_flag=True, help="Fit boosted trees to the same folds too.")
 @scheduler_option
-def report_(run: str, out: str, no_data: bool, scheduler: str) -> None:
+@json_option
+def report_(run: str, out: str, no_data: bool, unit: str, trees: bool, scheduler: str, as_json: bool) -> None:
     """Write a run's report: one HTML file with its plots."""
-    click.echo(report.write(run, out, data=not no_data, scheduler=scheduler))
+    written = report.write(run, out, data=not no_data, unit=unit, trees=trees, scheduler=scheduler)
+    print_result({"out": written}, written, as_json)

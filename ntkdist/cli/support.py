@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -16,6 +17,9 @@ from ntkdist.ridge.outputs import PredictionReport
 IMPORTANT = 5  # columns whose importance is printed
 scheduler_option = click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler to run on.")
 WIDEST = 40  # columns that are shown after a conversion
+set_option = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a key of the job: features.seed=1; repeatable."
+)
 TABLE_OPTIONS = (
     click.option("--sep", default="", metavar="C", help="What is between the columns of csv: a character, or tab."),
     click.option("--decimal", default=".", show_default=True, metavar="C", help="Decimal mark of csv; a comma may be."),
@@ -71,14 +75,15 @@ def print_result(value: dict[str, Any], text: str, as_json: bool) -> None:
     click.echo(run_directory.as_json(value) if as_json else text)
 
 
-def print_fit(out: str, report: FitReport, as_json: bool) -> None:
-    """Print the summary of a fit."""
+def print_fit(out: str, report: FitReport, as_json: bool, before: bool = False) -> None:
+    """Print the summary of a fit, and whether it was complete ``before``, so that nothing was done."""
     summary = report.summary()
     lines = ["  ".join(f"{k} {v:.6g}" if isinstance(v, float) else f"{k} {v}" for k, v in summary.items())]
     lines += [curve_text(report.curve)] if report.curve else []
     lines += [rounds_text(report.metric)] if report.metric and not report.metric.reused else []
-    lines += [*(f"Note: {note}." for note in report.notes), f"Written to {out}."]
-    print_result(summary | {"out": out}, "\n".join(lines), as_json)
+    lines += [f"Note: {note}." for note in report.notes]
+    lines += [f"{out} was complete already; nothing was done." if before else f"Written to {out}."]
+    print_result(summary | {"out": out, "complete_before": before}, "\n".join(lines), as_json)
 
 
 def load_equations(url: str) -> nd.Equations:
@@ -99,17 +104,19 @@ def load_model(url: str) -> nd.RidgeModel:
     return loaded
 
 
-def print_predicted(out: str, report: PredictionReport) -> None:
+def print_predicted(out: str, report: PredictionReport, as_json: bool) -> None:
     """Print the path of predictions, the number of rows, and what was odd in them."""
-    click.echo("\n".join([f"{out}: {report.rows:,} rows", *(f"Note: {note}." for note in report.notes())]))
+    text = "\n".join([f"{out}: {report.rows:,} rows", *(f"Note: {note}." for note in report.notes())])
+    print_result({"out": out} | asdict(report), text, as_json)
 
 
-def print_written(out: str) -> None:
+def print_written(out: str, as_json: bool) -> None:
     """Print the path of written rows, and the number of clipped ones."""
-    click.echo(out)
     _, attrs = zarr_groups.read_attributes(out, (FORMAT,))
-    if clipped := attrs["clipped_rows"]:
-        click.echo(f"Note: {clipped:,} rows had values outside the range that the model has seen, clipped to it.")
+    clipped, text = int(attrs["clipped_rows"]), out
+    if clipped:
+        text += f"\nNote: {clipped:,} rows had values outside the range that the model has seen, clipped to it."
+    print_result({"out": out, "clipped_rows": clipped}, text, as_json)
 
 
 def curve_text(curve: Curve) -> str:

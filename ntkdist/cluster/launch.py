@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, Security
+from distributed import Client, Security
 from distributed.system import MEMORY_LIMIT
 from distributed.versions import VersionMismatchWarning
 
 from ntkdist.cluster.kinds import AnyCluster, Cuda, Gateway, Kubernetes, Local, SchedulerFile, Slurm, SlurmRunner
+from ntkdist.cluster.local import local_cluster
 from ntkdist.errors import ClusterError
 
 CONNECT_SECONDS = 10
@@ -102,14 +103,7 @@ def wait_for_workers(client: Client, count: int, seconds: int, who: str, remedy:
 def _cluster(table: AnyCluster) -> Any:
     """Start the cluster of a table; the result is a context that ends it."""
     if isinstance(table, Local):
-        limit = MEMORY_LIMIT // (table.workers + 1)  # the driver, which solves, needs its share
-        options = {"memory_limit": limit, "dashboard_address": "127.0.0.1:0"}
-        frugal = {
-            "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,  # see backend.keep_heap
-            "distributed.worker.profile.cycle": "1 minute",  # of a second, its profiles fill an hour's list
-        }
-        with dask.config.set(frugal):
-            return LocalCluster(n_workers=table.workers, threads_per_worker=1, **options)
+        return local_cluster(table)
     kinds: dict[type, Callable[[Any], Any]] = {
         Cuda: _cuda,
         Gateway: _gateway,

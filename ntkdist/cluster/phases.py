@@ -32,6 +32,11 @@ def run(name: str) -> Iterator[str]:
         _RUN.reset(token)
 
 
+def run_id() -> str:
+    """Return the id of the run that is open, or ""."""
+    return _RUN.get()
+
+
 @contextmanager
 def phase(name: str, client: Client | None) -> Iterator[None]:
     """Open a phase of a run: its tasks belong to the span (run id, name), or (name,) outside of a run."""

@@ -85,8 +85,8 @@ def check(client: Client) -> None:
             )
 
 
-def table(client: Client | None) -> str:
-    """Write one row for each worker, as text; for this process if there is no client."""
+def rows(client: Client | None) -> list[Sequence[str]]:
+    """Return a head and one row for each worker, as text; for this process if there is no client."""
     workers: dict[str, Any]
     packages: dict[str, Any]
     if client is None:
@@ -101,16 +101,15 @@ def table(client: Client | None) -> str:
         answers = client.run(machine, on_error="return")  # an error where ntkdist is absent or another
         machines = {name: one for name, one in answers.items() if isinstance(one, Machine)}
     shares = threads(workers, machines)
-    rows: list[Sequence[str]] = [HEAD]
+    table: list[Sequence[str]] = [HEAD]
     for name, info in sorted(workers.items()):
         python = ".".join(_version(packages.get(name), "python").split(".")[:3])
         agree = (_version(packages.get(name), package) for package in AGREE)
         one = machines.get(name)
         blas, gpus = (one.blas, ", ".join(one.gpus) or "none") if one else ("-", "-")
         share, memory = str(shares.get(name, "-")), f"{(info['memory_limit'] or MEMORY_LIMIT) / 1e9:.1f} GB"
-        rows.append((name, info["host"], python, *agree, blas, str(info["nthreads"]), share, memory, gpus))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        table.append((name, info["host"], python, *agree, blas, str(info["nthreads"]), share, memory, gpus))
+    return table
 
 
 def _version(said: Any, package: str) -> str:

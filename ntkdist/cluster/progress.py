@@ -2,11 +2,16 @@
 
 import functools
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 Progress = Callable[[int], None]  # told the rows that are done
+MARKS = 2048  # of a timeline, at most
+WINDOW_SECONDS = 30.0  # of which the time left is estimated: shards that were kept take none
+KNOWN_SECONDS = 1.0  # of work, from which on it is
 Watch = Callable[[str, int], AbstractContextManager[Progress]]  # told a phase's name and rows
 
 
@@ -24,24 +29,21 @@ def silent(phase: str, rows: int) -> Iterator[Progress]:
 def bar(phase: str, rows: int, workers: int = 1) -> Iterator[Progress]:
     """Show a bar by rich, on standard error, in 80 columns."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (
         TextColumn("{task.description:<9}"),
         BarColumn(bar_width=7),
         TextColumn("{task.completed:,.0f}/{task.total:,.0f} rows {task.fields[rate]}"),
         TextColumn(_of(workers)),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("left"),
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(phase, total=rows, rate="")
-        start = time.perf_counter()
+        task, pace = progress.add_task(phase, total=rows, rate="", left=""), Pace(rows)
 
         def advance(done: int) -> None:
-            progress.update(task, advance=done)
-            rate = progress.tasks[0].completed / (time.perf_counter() - start)
-            progress.update(task, rate=f"{rate:,.0f} rows/s")
+            pace.add(done)
+            progress.update(task, advance=done, rate=f"{pace.rate:,.0f} rows/s", left=pace.left())
 
         yield advance
 
@@ -51,30 +53,81 @@ def cell(phase: str, rows: int, workers: int = 1) -> Iterator[Progress]:
     """Show the notebook's own bar in the cell's output; it needs no widgets."""
     from IPython.display import HTML, display
 
-    start, total = time.perf_counter(), 0
+    pace = Pace(rows)
 
     def shown() -> HTML:
-        seconds = max(time.perf_counter() - start, 1e-9)
-        left = f", {seconds * (rows - total) / total:,.0f} s left" if total else ""
-        said = f"{phase}: {total:,} of {rows:,} rows, {total / seconds:,.0f} rows/s, {_of(workers)}{left}"
-        return HTML(f'<progress value="{total}" max="{rows}"></progress> {said}')
+        left = ", ".join(["", *filter(None, [pace.left()])])
+        said = f"{phase}: {pace.done:,} of {rows:,} rows, {pace.rate:,.0f} rows/s, {_of(workers)}{left}"
+        return HTML(f'<progress value="{pace.done}" max="{rows}"></progress> {said}')
 
     handle = display(shown(), display_id=True)
 
     def advance(done: int) -> None:
-        nonlocal total
-        total += done
+        pace.add(done)
         handle.update(shown())
 
     yield advance
 
 
+class Pace:
+    """The rows of a phase that are done, their rate, and the time left."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.done, self.start = rows, 0, time.perf_counter()
+        self._marks = deque([(0.0, 0)])  # seconds, and the rows done then, of the last `WINDOW_SECONDS`
+
+    def add(self, rows: int) -> None:
+        """Count more rows that are done."""
+        self.done += rows
+        self._marks.append((self._seconds(), self.done))
+        while len(self._marks) > 2 and self._marks[1][0] < self._marks[-1][0] - WINDOW_SECONDS:
+            self._marks.popleft()
+
+    @property
+    def rate(self) -> float:
+        """Rows a second, since the start."""
+        return self.done / max(self._seconds(), 1e-9)
+
+    def left(self) -> str:
+        """Describe the time left by the rows of the last half minute; "" while too little is known to say, or none is
+        left."""
+        (start, before), (end, after) = self._marks[0], self._marks[-1]
+        if self.done >= self.rows or after == before or end < KNOWN_SECONDS:
+            return ""
+        seconds = round((end - start) * (self.rows - self.done) / (after - before))
+        minutes, hours = seconds // 60, seconds // 3600
+        if hours:
+            return f"{hours} h {minutes % 60} min left"
+        return f"{minutes} min {seconds % 60} s left" if minutes else f"{seconds} s left"
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+
+class RowsDone:
+    """The rows of every shard that are done, of which what is new goes on to a display."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._lock = progress, threading.Lock()
+        self._done: dict[int, int] = {}
+
+    def reach(self, shard: int, rows: int) -> None:
+        """Take note that so many rows of a shard are done; one that is tried again begins with none."""
+        with self._lock:
+            new = rows - self._done.get(shard, 0)
+            if new > 0:
+                self._done[shard] = rows
+                self._progress(new)
+
+
 def timed(progress: Progress, timeline: list[tuple[float, int]]) -> Progress:
-    """Record the second and the rows of every call in ``timeline``, and pass the rows on."""
+    """Record the second and the rows of every call in ``timeline``, of many calls two by two; pass the rows on."""
     start = time.perf_counter()
 
     def advance(done: int) -> None:
         timeline.append((round(time.perf_counter() - start, 4), done))
+        if len(timeline) == MARKS:
+            timeline[:] = [(end, rows + more) for (_, rows), (end, more) in zip(*[iter(timeline)] * 2, strict=True)]
         progress(done)
 
     return advance

@@ -21,7 +21,8 @@ from distributed.protocol import register_generic
 from ntkdist import backend
 from ntkdist.cluster import phases
 from ntkdist.cluster.connect import as_delayed, is_large, local_scheduler, upload_once
-from ntkdist.cluster.progress import Progress, Watch, default_watch, ignore
+from ntkdist.cluster.progress import Progress, RowsDone, Watch, default_watch, ignore
+from ntkdist.cluster.rows_told import RowsTold, listening
 from ntkdist.cluster.shards import AnySummand, KeepsShards, Part, ServesRows, Source, add_parts, run_shard
 from ntkdist.cluster.tree import Tree, tree
 from ntkdist.data.arrays import Arrays
@@ -39,8 +40,8 @@ for _sum in (Part, NormalEquations, CrossSums):  # sent as their arrays: pickled
 class Pass(NamedTuple):
     """One pass over rows: what is read, what is summed, and how it is cut.
 
-    Shards are ordered by group, and groups are numbered from 0.  ``progress`` is called with the rows of each shard
-    that is done; ``keep`` spares the shards that were finished before, and saves the others.
+    Shards are ordered by group, and groups are numbered from 0.  ``progress`` is called with rows that are done, of
+    shards that run or have ended; ``keep`` spares the shards that were finished before, and saves the others.
     """
 
     source: Source
@@ -115,12 +116,13 @@ def reduce_all(
 
 def _reduce_in_order(one: Pass) -> list[Part]:
     """Sum shard by shard: in their order, not Dask's, which breaks ties by random keys."""
-    totals = []
+    totals, rows = [], RowsDone(one.progress)
     for group in one.groups:
         sums = Tree(one.fan_in, add_parts)
         for i in group:
-            sums.push(run_shard(one.source, one.summand, one.shards[i], one.keep))
-            one.progress(one.shards[i].rows)
+            shard = one.shards[i]
+            sums.push(run_shard(one.source, one.summand, shard, one.keep, functools.partial(rows.reach, i)))
+            rows.reach(i, shard.rows)
         totals.append(sums.total())
     return totals
 
@@ -128,14 +130,18 @@ def _reduce_in_order(one: Pass) -> list[Part]:
 def _reduce_on_threads(one: Pass) -> list[Part]:
     """Sum under Dask's threads in this process."""
     # Arguments that are bound here are not searched for tasks, which would take longer than a small shard does.
-    run = delayed(functools.partial(run_shard, one.source, one.summand, keep=one.keep), traverse=False)
-    keys = {f"ntkdist-shard-{i}": shard.rows for i, shard in enumerate(one.shards)}
-    leaves = [run(shard, dask_key_name=key) for key, shard in zip(keys, one.shards, strict=True)]
+    rows = RowsDone(one.progress)
+    keys = {f"ntkdist-shard-{i}": i for i in range(len(one.shards))}
+    leaves = []
+    for key, i in keys.items():
+        told = functools.partial(rows.reach, i)
+        run = functools.partial(run_shard, one.source, one.summand, one.shards[i], one.keep, told)
+        leaves.append(delayed(run, traverse=False)(dask_key_name=key))
     totals = _trees(one, leaves)
 
     def done(key: str, *_: Any) -> None:
         if key in keys:
-            one.progress(keys[key])
+            rows.reach(keys[key], one.shards[keys[key]].rows)
 
     with Callback(posttask=done):
         return list(dask.compute(*totals, scheduler=local_scheduler(), optimize_graph=False))
@@ -184,7 +190,7 @@ def _reduce_on_cluster(one: Pass, client: Client) -> list[Any]:
     at_once, workers = 2 * max(1, sum(threads.values())), sorted(threads)
     running = as_completed(loop=client.loop)  # the default would be the default client's
     serves = isinstance(one.summand, ServesRows)
-    rows: dict[tuple[str, int], int] = {}
+    rows, shard_of = RowsDone(one.progress), dict[tuple[str, int], int]()
 
     def in_turn(number: int) -> dict[str, Any]:
         return {"workers": workers[number % len(workers)], "allow_other_workers": True} if workers else {}
@@ -193,7 +199,8 @@ def _reduce_on_cluster(one: Pass, client: Client) -> list[Any]:
         future = next(running)
         if future.status != "finished":
             future.result()
-        one.progress(rows[future.key])
+        if (i := shard_of.get(future.key)) is not None:
+            rows.reach(i, one.shards[i].rows)
 
     def wait_for_room() -> None:
         while running.count() >= at_once:  # never more sums in flight than the workers can use
@@ -203,22 +210,22 @@ def _reduce_on_cluster(one: Pass, client: Client) -> list[Any]:
         for i in group:
             wait_for_room()
             key = f"ntkdist-shard-{pass_id}", i
-            rows[key] = one.shards[i].rows
+            shard_of[key] = i
             # What is bound here is not searched for futures, which would take longer than all else of a submission.
-            run = functools.partial(run_shard, one.source, shard=one.shards[i], keep=one.keep)
+            told = RowsTold(pass_id, i)
+            run = functools.partial(run_shard, one.source, shard=one.shards[i], keep=one.keep, done=told)
             future = client.submit(run, summand, key=key, **(in_turn(i) if serves else {}))
             running.add(future)
             yield future
 
     def add(parts: list[Future[Any]]) -> Future[Any]:
         key = f"ntkdist-add-{pass_id}", next(additions)
-        rows[key] = 0
         # In turn, as the projected memory counts them: Dask would gather all sums on the worker that has most of them.
         future = client.submit(add_parts, parts, key=key, priority=10, **in_turn(key[1]))
         running.add(future)  # with what it adds: else shards would run ahead of additions that wait for theirs
         return future
 
-    with _said_in_a_sentence(client):
+    with _said_in_a_sentence(client), listening(client, pass_id, rows):
         totals = [tree(leaves(group), one.fan_in, add) for group in one.groups]
         while running.count():
             finish_one()

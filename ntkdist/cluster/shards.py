@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -57,6 +57,7 @@ class PerFold(Protocol):
 
 
 AnySummand = Summand | PerFold
+Done = Callable[[int], None]  # told the rows of a shard that are done, while it runs
 
 
 class KeepsShards(Protocol):
@@ -113,11 +114,18 @@ class Source(NamedTuple):
         return keep
 
 
-def run_shard(source: Source, summand: AnySummand, shard: Shard, keep: KeepsShards | None = None) -> Part:
+def run_shard(
+    source: Source,
+    summand: AnySummand,
+    shard: Shard,
+    keep: KeepsShards | None = None,
+    done: Done | None = None,
+) -> Part:
     """Read, map and add the rows of a shard: a pure function of its arguments, tried again after an error that may
     pass.
 
-    An error of ntkdist's own is final: another try would not change it.
+    An error of ntkdist's own is final: another try would not change it.  ``done`` is called with the rows that are done
+    after every block.
     """
     if keep is not None and (kept := keep.load(shard)) is not None:
         return kept
@@ -125,7 +133,7 @@ def run_shard(source: Source, summand: AnySummand, shard: Shard, keep: KeepsShar
     one = summand.of(shard.group) if isinstance(summand, PerFold) else summand
     for pause in (*PAUSES, None):
         try:
-            part = _sum(source, one, shard)
+            part = _sum(source, one, shard, done)
             break
         except NtkdistError:
             raise
@@ -142,12 +150,15 @@ def run_shard(source: Source, summand: AnySummand, shard: Shard, keep: KeepsShar
     return part
 
 
-def _sum(source: Source, summand: Summand, shard: Shard) -> Part:
-    tally, total = Tally(), summand.zero()
+def _sum(source: Source, summand: Summand, shard: Shard, done: Done | None = None) -> Part:
+    tally, total, count = Tally(), summand.zero(), 0
     start = time.perf_counter()
     read = blocks(source, shard.spans, tally, shard.group, shard.fold)
     for rows in summand.blocks(shard, read) if isinstance(summand, ServesRows) else read:
         total = summand.update(total, rows)
+        if done is not None and isinstance(rows, Rows):  # some summands serve what they made of rows before
+            count += rows.n
+            done(count)
         del rows  # which may be all that keeps the partition before, while the next one is read
     if isinstance(summand, OnDevice):
         total = summand.to_host(total, shard)

@@ -12,6 +12,7 @@ from ntkdist.data import zarr_groups
 from ntkdist.data.dataset import FORMAT, Dataset, Layout
 from ntkdist.data.source_files import flags
 from ntkdist.data.sources import DTYPES, RawTable
+from ntkdist.display import aligned
 
 ATTRIBUTE = "summary"  # of a dataset
 INDEX_NAMES = ("", "index", "unnamed: 0", "__index_level_0__")
@@ -49,8 +50,7 @@ class Columns(msgspec.Struct, frozen=True):
         """Write the table, of ``most`` columns at most, as text."""
         shown = self.columns if most is None else self.columns[:most]
         rows = [("column", "role", "kind", "values", "missing"), *map(_row, shown)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(f"{v:<{w}}" for v, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [aligned(rows)]
         if len(self.columns) > len(shown):
             lines.append(f"… and {len(self.columns) - len(shown):,} more: ntkdist columns {self.dataset}")
         return "\n".join([*lines, *(f"Note: {note}." for note in self.notes)])

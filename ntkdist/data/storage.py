@@ -85,6 +85,11 @@ def join(url: str, *names: str) -> str:
     return "/".join((url.rstrip("/") if len(url) > 1 else url, *names))
 
 
+def name(url: str) -> str:
+    """Return the last part of a path or URL, without spaces; "" for none."""
+    return "-".join(url.rstrip("/").rsplit("/", 1)[-1].split())
+
+
 def open_store(url: str) -> Store:
     """Return the Zarr store of a location; the connection to its bucket is reused."""
     return Strict(open_plain_store(url))

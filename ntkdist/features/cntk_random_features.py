@@ -43,6 +43,10 @@ class CNTKRandomFeatures(FeatureMap, frozen=True):
     the cost is linear in the pixels.  Zandieh et al., NeurIPS 2021, section 4, with random features in place of
     sketches.
 
+    By default the kernel is that of `CNTK`'s defaults, the slowest.  Fast are ``tangent=False`` (half the work),
+    ``pool`` of (2, 2, 1) or so (work falls with the pixels), ``grid`` of 2 or 3 in place of more columns, and
+    ``whiten=0.1`` with ``compress=64`` and ``width=256``; `fit` chooses these for images where a job has no features.
+
     Promise: depends on seed and shape only (and on the sample, if fitted); the bias is O(1/width) and the
     error falls like n_components^-½ with ``width`` in proportion; homogeneous; an all-zero window gives zero.
 

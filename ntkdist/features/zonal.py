@@ -51,7 +51,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
     (gamma to 1.9) and 3.7 % (Gaussian).  The error falls like n_components^-½ down to that.
     l_max is 12, less in high dimension, where float64 does not resolve the coefficients (9 at d = 700).  On a line
     (d = 1) the kernel is exact, in the plane (d = 2) it is exact up to degree (n_components − 1)/2, both without random
-    numbers.  A zero row has zero features.
+    numbers.  Without a bias, a zero row has zero features.
 
     Parameters
     ----------
@@ -59,7 +59,8 @@ class ZonalFeatures(FeatureMap, frozen=True):
         Columns, at least 4.  At most half of them are exact; where the linear part's d columns do not fit in that half,
         a quarter are a random projection of it.
     kernel : NTK, NNGP, or a homogeneous Gaussian, Laplace or GammaExponential
-        Its bias, if it has one, is appended to every row as one more column.
+        Its bias, if it has one, is appended to every row as one more column: by default 1, as for an estimator without
+        features.
     seed : int
 
     Examples
@@ -74,7 +75,7 @@ class ZonalFeatures(FeatureMap, frozen=True):
     True
     """
 
-    kernel: RowKernel = NTK(depth=2)  # also implements `FeatureMap.kernel`, as a kernel is called with rows
+    kernel: RowKernel = NTK(depth=2, bias=1.0)  # also implements `FeatureMap.kernel`, as a kernel is called with rows
     seed: Annotated[int, Meta(ge=0)] = 0
 
     def validate(self) -> None:

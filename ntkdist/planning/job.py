@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -13,11 +13,11 @@ from ntkdist.cluster.kinds import AnyCluster
 from ntkdist.data.dataset import Dataset, Layout
 from ntkdist.data.scaling import Preprocess
 from ntkdist.errors import NtkdistError, SpecError
-from ntkdist.features import AnyFeatureMap, Nystrom
+from ntkdist.features import AnyFeatureMap, CNTKRandomFeatures, Nystrom
 from ntkdist.gpu import Device
 from ntkdist.kernels import NTK
 from ntkdist.solvers import AnySolver
-from ntkdist.spec import Spec, decode, digest, encode, read_toml
+from ntkdist.spec import Spec, decode, digest, encode, read_toml, set_key
 
 Positive = Annotated[int, Meta(ge=1)]
 LEAST_COMPONENTS, MOST_COMPONENTS, ROUNDS = 1024, 4096, 3  # of what is chosen for a job without features
@@ -121,7 +121,8 @@ class Job(Spec, frozen=True, tag=False, repr_omit_defaults=True):
     ----------
     dataset : Dataset
     features : FeatureMap, optional
-        If absent, `fit` chooses it, the front columns and the metric by small fits to a sample of the rows.
+        If absent, `fit` chooses it, the front columns and the metric by small fits to a sample of the rows; of images,
+        `CNTKRandomFeatures` by their size.
     alphas : sequence of float, or "auto"
         Penalties to choose from; see `cross_validate`.
     alphas_per_row : sequence of float, optional
@@ -151,7 +152,7 @@ class Job(Spec, frozen=True, tag=False, repr_omit_defaults=True):
     cluster: AnyCluster | None = None
 
     @classmethod
-    def read(cls, path: str, store: str = "") -> "Job":
+    def read(cls, path: str, store: str = "", settings: Sequence[str] = ()) -> "Job":
         """Read a job from a TOML file; a relative dataset path is relative to the current directory.
 
         Parameters
@@ -159,18 +160,22 @@ class Job(Spec, frozen=True, tag=False, repr_omit_defaults=True):
         path : str
         store : str
             Dataset to use instead of the job's own, which need not have one.
+        settings : sequence of str
+            Keys that are set over those of the file, such as ``"features.n_components=2048"``; values are TOML.
 
         Raises
         ------
         SpecError
-            If there is no such file, or a key or value in it cannot be.
+            If there is no such file, or a key or value in it, or in the settings, cannot be.
         """
         data = read_toml(path)
+        for setting in settings:
+            set_key(data, setting)
         if isinstance(cluster := data.get("cluster"), dict):
             cluster.setdefault("type", "local")
         if store and isinstance(dataset := data.setdefault("dataset", {}), dict):
             dataset["store"] = store
-        return decode(data, cls, path)
+        return decode(data, cls, f"{path} with --set" if settings else path)
 
     @property
     def warm(self) -> Callable[[], None]:
@@ -184,11 +189,16 @@ class Job(Spec, frozen=True, tag=False, repr_omit_defaults=True):
             raise SpecError("the job has no [features], which only fit and plan can do without; give a feature map")
         return self.features
 
-    def provisional(self, rows: int) -> "Job":
-        """Return the job itself, or, without features, one as large as the job of the choice for so many rows."""
+    def provisional(self, rows: int, input_shape: tuple[int, ...] = ()) -> "Job":
+        """Return the job itself, or, without features, one as large as the job of the choice for so many rows.
+
+        For images it is the job of the choice, which looks at their shape only.
+        """
         if self.features is not None:
             return self
         m = components(rows)
+        if len(input_shape) > 1:
+            return msgspec.structs.replace(self, features=of_images(m, input_shape))
         metric = self.metric if self.metric.rounds else Metric(rounds=ROUNDS, n_components=rounds_components(m))
         return msgspec.structs.replace(self, features=Nystrom(m, NTK(2, 1.0)), metric=metric)
 
@@ -253,6 +263,19 @@ def components(rows: int) -> int:
     wanted = 2 ** math.ceil(math.log2(16 * math.sqrt(rows)))
     affordable = 2 ** math.floor(math.log2(math.sqrt(AFFORDABLE / rows)))
     return min(max(rows, 8), max(LEAST_COMPONENTS, min(wanted, affordable, MOST_COMPONENTS)))
+
+
+def of_images(m: int, input_shape: tuple[int, ...]) -> CNTKRandomFeatures:
+    """Return the map of m features that is chosen for images of a shape, (height, width, channels).
+
+    It is that of the jobs for images of 28 and 32 pixels: the covariance of a network (NNGP), at half the work of its
+    tangent kernel, with pooling, which divides the work by the pixels, cells, and whitened, compressed windows.
+    """
+    side = min(input_shape[:2])
+    pool = (2, 2, 1) if side >= 16 else (2, 1, 1) if side >= 8 else (1, 1, 1)
+    grid = min(side // math.prod(pool), 3 if side < 32 else 2, math.isqrt(m // 8))
+    fast = CNTKRandomFeatures(m, depth=3, filter_size=3, tangent=False, whiten=0.1, compress=64, width=256)
+    return msgspec.structs.replace(fast, pool=pool, grid=max(grid, 1))
 
 
 def rounds_components(m: int) -> int:

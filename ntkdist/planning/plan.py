@@ -188,7 +188,7 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
     """
     layout, table = job.dataset.layout(), job.plan
     check_choice(job, layout)
-    job = job.provisional(layout.rows)
+    job = job.provisional(layout.rows, layout.input_shape)
     m = job.map.n_components
     job.map.check_shape(layout.input_shape, job.dataset.store)
     folds = table.folds or (2 if job.dataset.holdout else 5)
@@ -236,11 +236,10 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
 
 def check_choice(job: Job, layout: Layout) -> None:
     """Refuse rows for which no features are chosen, if the job has none."""
-    if job.features is None and (layout.sparse or len(layout.input_shape) > 1):
-        what, some = ("sparse", "NTKSketch or Linear") if layout.sparse else ("images", "CNTKRandomFeatures")
+    if job.features is None and layout.sparse:
         raise SpecError(
-            f"the job has no [features], and the rows of {job.dataset.store} are {what}, for which none are chosen; "
-            f"give some, such as {some}"
+            f"the job has no [features], and the rows of {job.dataset.store} are sparse, for which none are chosen; "
+            "give some, such as NTKSketch or Linear"
         )
 
 

@@ -159,6 +159,16 @@ class BoostedTrees:
             lambda train, test: self._scores(self._fitted(train), self.table.x[test]), self.table, self._pre, 0.0
         )
 
+    def accuracy_out_of_fold(self) -> tuple[float, int]:
+        """Return the share of rows whose class is right, by trees grown on the other folds, and the rows scored."""
+        table, right, weight, rows = self.table, 0.0, 0.0, 0
+        for fold in table.scored:
+            test = np.flatnonzero(table.fold == fold)
+            scores = self._scores(self._fitted(np.flatnonzero(table.fold != fold)), table.x[test])
+            right += float(table.weight[test] @ (scores.argmax(axis=1) == table.y[test]))
+            weight, rows = weight + float(table.weight[test].sum()), rows + len(test)
+        return right / weight, rows
+
     def _fitted(self, rows: Indices | slice) -> list[Any]:
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 

@@ -135,9 +135,10 @@ def _protocol(sample: int, seeds: int, classes: bool) -> list[str]:
         f"kernel error: Frobenius norm of K̂ − K over that of K, the map's exact kernel, on {sample:,} training rows "
         f"drawn at random; mean ± standard deviation over {seeds} redraws of the map",
         "spectral ε: the least with (1 − ε)(K + αI) ≤ K̂ + αI ≤ (1 + ε)(K + αI), where α is the model's chosen penalty "
-        "times the sampled over all rows",
+        "times the sampled over all rows; from 1 on it bounds nothing from below",
         "cv rmse: over the folds of the training rows"
         + (", of one-hot scores averaged over classes" if classes else ""),
-        "fit s: one fit from dataset to model, choice of penalty included, wherever it ran; features s and Gram s: all "
+        "fit s: one fit from dataset to model, choice of penalty included, wherever it ran, with its code compiled "
+        "before; features s and Gram s: all "
         f"rows in one process with the threads of one task, from the median of {TIMED} blocks",
     ]

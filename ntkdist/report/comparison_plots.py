@@ -16,6 +16,8 @@ from ntkdist.report.figures import COLOURS, PLAIN
 from ntkdist.ridge.run_directory import as_json
 
 MARKERS = "osD^vP*X"  # with the dashes, for readers who do not distinguish the colours
+NAME, LEGEND, HANDLE = 36, 56, 8  # characters of a name, of a legend below a panel, and of a handle
+CLOSEST = 0.14  # of the axis, between two of its labels
 DASHES = ((4, 2), (1, 1.5), (6, 2, 1, 2))
 PLOTS = ("error_against_m", "error_against_seconds")
 Panel = tuple[str, Callable[[Row], tuple[float | None, float | None]]]  # title; value and half its band
@@ -43,7 +45,9 @@ def _draw(comparison: Comparison, place: Path) -> None:
     import matplotlib
 
     frobenius: Panel = ("Kernel error, ‖K̂ − K‖ / ‖K‖", lambda row: mean_std(row.frobenius))
-    spectral: Panel = ("Spectral error ε at the chosen penalty", lambda row: mean_std(row.spectral))
+    vacuous = any(epsilon >= 1 for row in comparison.models for epsilon in row.spectral)
+    title = "Spectral error ε" + (" (from 1 on, no bound from below)" if vacuous else " at the chosen penalty")
+    spectral: Panel = (title, lambda row: mean_std(row.spectral))
     folds = not comparison.test  # the band of a cross-validated error is its standard error over folds
     if folds:
         title = "Cross-validated rmse" + (" of one-hot scores" if comparison.classes else ", target units")
@@ -83,10 +87,28 @@ def _figure(comparison: Comparison, panels: tuple[Panel, ...], seconds: bool) ->
         _log(axes.yaxis)
         if not seconds:
             numbers = {row.n_components for row in comparison.models if row.kind != "Linear" and row.n_components}
-            axes.set_xticks(sorted(numbers))
+            axes.set_xticks(_apart(sorted(numbers)))
         handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 2 * len(panels)))
+    names = [_short(name) for name in handles]
+    fitting = int(LEGEND * len(panels) / (max(map(len, names)) + HANDLE))
+    columns = max(1, min(len(names), 2 * len(panels), fitting))
+    figure.legend(handles.values(), names, loc="outside lower center", ncols=columns)
     return figure
+
+
+def _apart(numbers: Sequence[int]) -> list[int]:
+    """Return the numbers whose labels do not touch on a logarithmic axis: the last, and others with room before it."""
+    room = CLOSEST * np.log(numbers[-1] / numbers[0]) if numbers else 0.0
+    shown: list[int] = []
+    for number in reversed(numbers):
+        if not shown or np.log(shown[-1] / number) >= room:
+            shown.append(number)
+    return shown[::-1]
+
+
+def _short(name: str) -> str:
+    """Cut the middle out of a long name."""
+    return name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[1 - NAME // 2 :]}"
 
 
 def _curve(axes: Any, values: Sequence[tuple[float | None, ...]], style: dict[str, Any]) -> None:

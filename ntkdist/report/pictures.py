@@ -9,6 +9,7 @@ from scipy.special import erf
 
 from ntkdist.kernels.error import SpectralError, frobenius_error
 from ntkdist.report.figures import MUTED, SERIES, SIZE, svg
+from ntkdist.report.numbers import plain
 from ntkdist.report.out_of_fold import ERROR_BINS, ERROR_SPAN, OutOfFold
 from ntkdist.ridge.fit_report import Curve, RunReport
 from ntkdist.ridge.model import Equations
@@ -39,7 +40,8 @@ def picture(
 
 def of_choice(cv: CVResult, classes: tuple[str, ...]) -> Picture:
     """Draw the errors of all penalties: of each fold, and over all folds."""
-    folds, mean = (np.sqrt(np.maximum(mse, 0.0)) for mse in (cv.mse.mean(axis=2), cv.path.mean(axis=1)))
+    # The root of each target's error, averaged over targets, as `CVResult.rmse` is.
+    folds, mean = np.sqrt(np.maximum(cv.mse, 0.0)).mean(axis=2), np.sqrt(np.maximum(cv.path, 0.0)).mean(axis=1)
     alphas, best = cv.alphas, int(cv.best[0])
 
     def draw(axes: Any) -> None:
@@ -53,7 +55,9 @@ def of_choice(cv: CVResult, classes: tuple[str, ...]) -> Picture:
             axes.set_xscale("log")
         axes.legend()
 
-    return picture("alpha", "The penalty", f"{len(alphas)} penalties; thin lines are the {folds.shape[1]} folds.", draw)
+    text = f"{len(alphas)} penalt{'ies' if len(alphas) > 1 else 'y'}, each by its error out of fold"
+    text += f"; thin lines are the {folds.shape[1]} folds." if folds.shape[1] > 1 else "."
+    return picture("alpha", "The penalty", text, draw)
 
 
 def of_curve(curve: Curve, label: str) -> Picture:
@@ -72,7 +76,7 @@ def of_curve(curve: Curve, label: str) -> Picture:
     return picture("curve", "More features", "Prefixes of the same features, each with its own best penalty.", draw)
 
 
-def of_predictions(sums: OutOfFold, equations: Equations, edges: F8) -> list[Picture]:
+def of_predictions(sums: OutOfFold, equations: Equations, edges: F8, unit: str = "") -> list[Picture]:
     """Draw out-of-fold predictions against true values, and their errors or probabilities."""
     pre, summary = equations.preprocessing, sums.metrics.summary()
     if pre.classes:
@@ -85,12 +89,13 @@ def of_predictions(sums: OutOfFold, equations: Equations, edges: F8) -> list[Pic
             picture("calibration", "Calibration", scores, lambda axes: _reliability(axes, sums.spread)),
         ]
     text = (
-        f"{summary['rows']:,} rows, out of fold: rmse {summary['rmse']:.5g}, mean absolute error {summary['mae']:.5g}."
+        f"{summary['rows']:,} rows, out of fold: rmse {plain(summary['rmse'])}, mean absolute error "
+        f"{plain(summary['mae'])}."
     )
     if pre.t > 1:
         text = f"The first of {pre.t} targets. {text}"
     text += " Rows outside the frame are counted in its outermost cells."
-    label = pre.target_names[0] if pre.target_names else "target"
+    label = with_unit(pre.target_names[0] if pre.target_names else "target", unit)
     within = np.linspace(0, ERROR_SPAN, ERROR_BINS + 1)[1:]
     share = np.cumsum(sums.spread)[:-1] / sums.spread.sum()
     at_two = share[np.searchsorted(within, 2.0 - 1e-9)]
@@ -101,6 +106,11 @@ def of_predictions(sums: OutOfFold, equations: Equations, edges: F8) -> list[Pic
     ]
 
 
+def with_unit(name: str, unit: str) -> str:
+    """Write a unit after a name, unless the name has it."""
+    return f"{name} [{unit}]" if unit and unit not in name else name
+
+
 def _truth(axes: Any, counts: F8, edges: F8, label: str) -> None:
     """Shade the weight of rows, (b, b) by bins of true and predicted values, on a logarithmic scale."""
     shade = np.log1p(counts) / max(np.log1p(counts).max(), 1e-12)
@@ -108,7 +118,9 @@ def _truth(axes: Any, counts: F8, edges: F8, label: str) -> None:
         cell = (edges[[i, i + 1, i + 1, i]], edges[[j, j, j + 1, j + 1]])
         axes.fill(*cell, color=ONE, alpha=0.08 + 0.92 * shade[i, j], linewidth=0)
     axes.plot(edges[[0, -1]], edges[[0, -1]], color=OTHER, **DASHED)
-    axes.set(xlabel=f"true {label}", ylabel="predicted out of fold", xlim=edges[[0, -1]], ylim=edges[[0, -1]])
+    some = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
+    seen = edges[[some[0], some[-1] + 1]] if len(some) else edges[[0, -1]]
+    axes.set(xlabel=f"true {label}", ylabel="predicted out of fold", xlim=seen, ylim=seen)
 
 
 def _confusion(axes: Any, counts: F8, classes: tuple[str, ...]) -> None:
@@ -120,8 +132,8 @@ def _confusion(axes: Any, counts: F8, classes: tuple[str, ...]) -> None:
         if k <= 12:
             axes.text(j, i, f"{100 * share[i, j]:.0f}", ha="center", va="center", fontsize=8)
     ticks = range(0, k, max(1, k // 12))
-    axes.set_xticks(ticks, [classes[i][:10] for i in ticks], rotation=45 if max(map(len, classes)) > 3 else 0)
-    axes.set_yticks(ticks, [classes[i][:10] for i in ticks])
+    axes.set_xticks(ticks, [_short(classes[i], 12) for i in ticks], rotation=45 if max(map(len, classes)) > 3 else 0)
+    axes.set_yticks(ticks, [_short(classes[i], 12) for i in ticks])
     axes.set(xlabel="predicted out of fold, % of the true class", xlim=(-0.5, k - 0.5))
     axes.set(ylabel="true", ylim=(k - 0.5, -0.5))
     axes.grid(False)
@@ -142,7 +154,8 @@ def _reliability(axes: Any, spread: F8) -> None:
     axes.plot([0, 100], [0, 100], color=MUTED, **DASHED)
     axes.plot(x, y, color=ONE, linewidth=1)
     axes.scatter(x, y, s=8 + 120 * weight / weight.max(), color=ONE, linewidths=0)
-    axes.set(xlabel="score of the predicted class, %", ylabel="correct, %", ylim=(0, 104))
+    low = max(0.0, 10 * np.floor(min(x.min(), y.min()) / 10 - 0.5))
+    axes.set(xlabel="score of the predicted class, %", ylabel="correct, %", xlim=(low, 103), ylim=(low, 104))
 
 
 def of_kernel(exact: F8, approximate: F8, alpha_per_row: float) -> Picture:
@@ -152,8 +165,9 @@ def of_kernel(exact: F8, approximate: F8, alpha_per_row: float) -> Picture:
     epsilon = SpectralError(exact, alpha_per_row * n)(approximate)
     text = (
         f"{n} rows: relative Frobenius error {frobenius_error(approximate, exact):.3g}; spectral error "
-        f"{epsilon:.2g} at the chosen penalty."
+        f"{epsilon:.2g} at the chosen penalty"
     )
+    text += ", which bounds nothing from below: from 1 on it does not." if epsilon >= 1 else "."
 
     def draw(axes: Any) -> None:
         x, y = exact[below][::step], approximate[below][::step]
@@ -187,9 +201,9 @@ def of_importances(shares: dict[str, float]) -> Picture:
     return picture("importances", "Importances", text, draw, alt=alt, height=height)
 
 
-def _short(name: str) -> str:
+def _short(name: str, most: int = NAME) -> str:
     """Cut the middle out of a long name."""
-    return name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[1 - NAME // 2 :]}"
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[1 - most // 2 :]}"
 
 
 def of_run(run: RunReport) -> list[Picture]:
@@ -199,7 +213,7 @@ def of_run(run: RunReport) -> list[Picture]:
     drawn = [picture("memory", "Memory", text, lambda axes: _memory(axes, run))]
     marks = np.array(run.timeline).reshape(-1, 2)
     if len(marks) > 1:
-        text = f"{marks[:, 1].sum():,.0f} rows in {marks[-1, 0]:.1f} s, counted when each shard ends."
+        text = f"{marks[:, 1].sum():,.0f} rows in {marks[-1, 0]:.1f} s, counted as blocks and shards end."
         drawn.append(picture("speed", "Speed of the pass", text, lambda axes: _speed(axes, marks)))
     return drawn
 

@@ -139,7 +139,8 @@ def choose(
 def complete(job: Job, client: Client | None, watch: Watch | None) -> tuple[Job, tuple[Trial, ...]]:
     """Choose what a job without features leaves open, by a sample of its rows; return the job that will run.
 
-    With ``preprocess.reuse``, map and metric are those of the run that is reused.
+    With ``preprocess.reuse``, map and metric are those of the run that is reused.  The map of images is chosen by their
+    number and size, without trials.
     """
     layout, dataset = job.dataset.layout(), job.dataset
     check_choice(job, layout)
@@ -147,6 +148,8 @@ def complete(job: Job, client: Client | None, watch: Watch | None) -> tuple[Job,
         spec, learned = earlier.map_and_rounds(job.preprocess.reuse)
         metric = job.metric if job.metric.rounds or not learned else Metric(rounds=learned)
         return msgspec.structs.replace(job, features=spec, metric=metric), ()
+    if len(layout.input_shape) > 1:
+        return job.provisional(layout.rows, layout.input_shape), ()
     source, shards = by_fold(plan(job))
     summand = TrainingSampleOf(SAMPLE_ROWS, layout)
     with phase("choice", layout.rows, client, watch) as done:

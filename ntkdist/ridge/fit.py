@@ -82,8 +82,9 @@ def fit(
         A plan fixes what decides the bits.  A job is resolved against the workers' machines: without a solver the
         first that fits their memory is taken, and with the device "auto" their GPUs where each has one.
     out : str
-        Run directory for ``model.zarr``, ``equations.zarr`` and ``report.json``.  A complete run of the same job is
-        loaded; an incomplete one continues from its finished shards, to the same bits; another job's is refused.
+        Run directory for ``model.zarr``, ``equations.zarr`` and ``report.json``; its name is that of the run in logs
+        and on dashboards.  A complete run of the same job is loaded; an incomplete one continues from its finished
+        shards, to the same bits; another job's is refused.
     resume : bool
         Refuse to start without a checkpoint to continue from.
     client : distributed.Client, optional
@@ -126,7 +127,7 @@ def fit(
         model, cv, report, equations = done
         return FitResult(model, cv, report.to_dict(), equations)
     keep, page, clock = _checkpoint_place(job, out, resume), _report_place(out, performance_report), Clock()
-    with phases.run(job_digest(job)) as run:
+    with phases.run(storage.name(out) or job_digest(job)) as run:
         with (
             connect(job.cluster, scheduler, client) as client,
             run_directory.open_run(out, job),

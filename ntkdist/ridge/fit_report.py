@@ -37,7 +37,9 @@ class DataReport(msgspec.Struct, kw_only=True):
     skipped_rows: int = 0  # of damaged partitions
     skipped_partitions: list[int] = []
     constant_columns: list[str] = []
+    targets: list[str] = []  # names, if the dataset has any
     classes: list[str] = []
+    class_counts: list[float] = []  # weight of the rows of each class, before class_weight
     class_weight: list[float] = []
     folds: dict[str, Any] = {}  # count, dealt_by (an array of the dataset, or ""), contiguous
     fold_weights: list[float]
@@ -137,6 +139,7 @@ class FitReport(msgspec.Struct, kw_only=True):
     curve: Curve | None = None
     metric: MetricReport | None = None
     choice: list[ChoiceReport] = []  # trials, where features were chosen
+    baselines: dict[str, float] = {}  # "mean_rmse" of the targets' means, or "majority_accuracy" of the largest class
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain objects, with the keys of ``report.json``."""

@@ -53,8 +53,7 @@ class PrefixCurve(Described):
     @property
     def band(self) -> F8:
         """Standard error of ``rmse`` over folds, (s,); nan where one fold was scored."""
-        errors = np.array([cv.standard_error for cv in self.results])
-        return np.divide(errors, 2 * np.sqrt(self.mse), out=np.zeros(len(errors)), where=self.mse > 0)
+        return np.array([cv.rmse_standard_error for cv in self.results])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain objects, for a report."""

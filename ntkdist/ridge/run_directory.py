@@ -7,11 +7,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from ntkdist import backend
 from ntkdist.cluster.connect import Resources
 from ntkdist.cluster.tally import Tally
 from ntkdist.data import storage
+from ntkdist.data.scaling import Preprocessing
 from ntkdist.errors import StoreError
 from ntkdist.planning import resolve_gpu
 from ntkdist.planning.job import Job, difference, identity, job_digest
@@ -39,7 +41,12 @@ def existing_run(out: str, job: Job) -> Done | None:
         _check_same(out, json.loads(storage.read_text(storage.join(out, "job.json")) or ""), ours)
     except (OSError, ValueError, LookupError, TypeError):
         raise StoreError(f"{out} holds something that is not a run; choose another --out or remove it") from None
-    return read_run(out) if storage.exists(storage.join(out, "report.json")) else None
+    return read_run(out) if is_complete(out) else None
+
+
+def is_complete(out: str) -> bool:
+    """Return whether a directory holds a complete run."""
+    return storage.exists(storage.join(out, "report.json"))
 
 
 def read_run(run: str) -> Done:
@@ -136,7 +143,9 @@ def report(
             skipped_rows=p.layout.rows_of(skip),
             skipped_partitions=list(skip),
             constant_columns=list(pre.constant),
+            targets=list(pre.target_names),
             classes=list(pre.classes),
+            class_counts=_class_counts(pre, sum(statistics.fold_weights)),
             class_weight=list(pre.class_weight),
             folds={"count": p.folds, "dealt_by": p.dataset.fold_array, "contiguous": p.job.plan.contiguous},
             fold_weights=statistics.fold_weights,
@@ -160,7 +169,23 @@ def report(
         curve=curve,
         metric=metric,
         choice=choice,
+        baselines=_baselines(pre, cv),
     )
+
+
+def _class_counts(pre: Preprocessing, weight: float) -> list[float]:
+    """Return the weight of the rows of each class; ``weight`` is that of all, with class weights."""
+    if not pre.classes:
+        return []
+    share = np.asarray(pre.class_weight or np.ones(pre.t)) @ pre.y_mean
+    return (pre.y_mean * weight / share).tolist()
+
+
+def _baselines(pre: Preprocessing, cv: CVResult | None) -> dict[str, float]:
+    """Return the error that predicts without inputs: by the mean of each target, or by the largest class."""
+    if pre.classes:
+        return {"majority_accuracy": float(pre.y_mean.max())}
+    return {} if cv is None else {"mean_rmse": float(np.sqrt(cv.spread).mean())}
 
 
 def _notes(

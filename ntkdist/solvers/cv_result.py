@@ -102,6 +102,16 @@ class CVResult(Described):
         return float(np.std(folds, ddof=1) / np.sqrt(len(folds)))
 
     @property
+    def rmse_standard_error(self) -> float:
+        """The standard error of ``rmse``, to first order; nan if only one fold was scored."""
+        if len(self.weights) == 1:
+            return float("nan")
+        roots = np.sqrt(self.chosen)
+        slopes = np.divide(0.5, roots, out=np.zeros_like(roots), where=roots > 0) / len(roots)
+        folds = self.mse[self.best, :, np.arange(len(self.best))].T @ slopes
+        return float(np.std(folds, ddof=1) / np.sqrt(len(folds)))
+
+    @property
     def at_edge(self) -> bool:
         """A flag: a chosen penalty is the smallest or the largest of the grid."""
         return len(self.alphas) > 1 and bool(np.isin(self.best, (0, len(self.alphas) - 1)).any())

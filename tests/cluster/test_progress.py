@@ -12,9 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 from command_line import EXECUTABLE, FEATURES, write_job
+from counted import CountRows
+
+import ntkdist as nd
+from ntkdist.cluster.progress import MARKS, Pace, ignore, timed
+from ntkdist.cluster.reduce import Pass, reduce
+from ntkdist.cluster.shards import Source
+from ntkdist.data.dataset import Rows, Shard
 
 FIT = """
 import pytest
@@ -39,8 +47,9 @@ def test_a_terminal_shows_phases_rates_and_time_left(make_dataset: Any) -> None:
         except OSError:  # the other end is closed
             break
     assert child.wait() == 0
-    for said in (b"moments", b"equations", b"60/60 rows", b"rows/s", b"left"):
+    for said in (b"moments", b"equations", b"60/60 rows", b"rows/s"):
         assert said in shown
+    assert b"left" not in shown  # of a moment's work nothing can be said
 
 
 @pytest.mark.slow
@@ -64,7 +73,59 @@ def test_a_notebook_shows_its_own_bar(make_dataset: Any) -> None:
     assert len(shown) == 2
     assert "moments: 60 of 60 rows" in shown[0]
     assert '<progress value="60" max="60">' in shown[1]
-    assert "rows/s, 1 worker, 0 s left" in shown[1]
+    assert "rows/s, 1 worker</" not in shown[1]
+    assert shown[1].endswith("rows/s, 1 worker")  # nothing is left
+
+
+def test_the_time_left_is_that_of_the_last_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing before a second of work is known; rows that took no time, as kept ones, are soon forgotten."""
+    now = 100.0
+    monkeypatch.setattr("ntkdist.cluster.progress.time.perf_counter", lambda: now)
+    pace = Pace(10_000)
+    assert pace.left() == ""
+    pace.add(5000)
+    assert pace.left() == ""
+    now += 2
+    pace.add(10)
+    assert pace.left() == "2 s left"  # as if the first rows said something
+    for _ in range(50):
+        now += 1
+        pace.add(5)
+    assert pace.left() == f"{(10_000 - 5260) // 5 // 60} min {(10_000 - 5260) // 5 % 60} s left"
+    assert pace.rate == pytest.approx(5260 / 52)
+    pace.add(10_000 - 5260)
+    assert pace.left() == ""
+
+
+def test_a_timeline_has_a_bounded_length_and_all_rows() -> None:
+    timeline: list[tuple[float, int]] = []
+    advance = timed(ignore, timeline)
+    for _ in range(10_000):
+        advance(3)
+    assert MARKS / 2 <= len(timeline) < MARKS
+    assert sum(rows for _, rows in timeline) == 30_000
+    assert timeline == sorted(timeline, key=lambda mark: mark[0])
+
+
+@pytest.mark.parametrize("where", ["here", "threads", "cluster"])
+def test_rows_of_a_shard_are_told_before_it_ends(make_dataset: Any, request: pytest.FixtureRequest, where: str) -> None:
+    """Four blocks of one shard; on a cluster, where the first is told at once, as events of the scheduler."""
+    client = request.getfixturevalue("two_workers") if where == "cluster" else None
+    store = make_dataset(np.zeros((400, 3)), np.zeros(400), rows_per_partition=400)
+    source = Source(nd.Dataset(store), nd.Dataset(store).layout(), 100, 1)
+    told: list[int] = []
+    with dask.config.set(scheduler="threads") if where == "threads" else contextlib.nullcontext():
+        (part,) = reduce(Pass(source, SlowCount(), [Shard(0, ((0, 400),))], 4, told.append), client)
+    assert part.total == sum(told) == 400
+    assert told == [100] * 4 if client is None else told[0] == 100
+
+
+class SlowCount(CountRows):
+    """Rows, counted so slowly that the first block's event arrives before the shard has ended."""
+
+    def update(self, total: int, rows: Rows) -> int:
+        time.sleep(0.15)
+        return super().update(total, rows)
 
 
 @pytest.mark.slow
@@ -87,16 +148,19 @@ def test_ctrl_c_ends_workers_and_says_how_to_go_on(make_dataset: Any, tmp_path: 
         if select.select([driver], [], [], 0.05)[0]:
             shown += os.read(driver, 4096)
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to all of its processes
+    stopped = time.monotonic()
     with contextlib.suppress(OSError):  # the other end is closed
         while said := os.read(driver, 4096):
             shown += said
     assert child.wait() == 130
+    assert time.monotonic() - stopped < 3  # less than the four seconds that Dask waits for a busy worker
     text = shown.decode()
     assert "2 workers" in text
     assert "\x1b[3" not in text  # no colours
     last = re.sub(r"\x1b\[[?\d]*\w", "", [line for line in text.splitlines() if line.strip()][-1])
     assert last == "ntkdist: stopped; the same command goes on from what run holds"
     assert "Traceback" not in text, text[-3000:]
+    assert "WARNING" not in text, text[-3000:]
     while runs(child.pid):  # until the last of its processes is gone
         time.sleep(0.1)
     assert any((tmp_path / "run" / "checkpoint").glob("shard-*.zarr"))

@@ -283,7 +283,7 @@ def test_tracebacks_only_on_demand(command: Command, monkeypatch: pytest.MonkeyP
     for args in (["--debug", "fit", "none.toml"], ["fit", "none.toml", "--debug"]):
         assert isinstance(command(*args).exception, nd.SpecError)
 
-    def defect(*_: object) -> None:
+    def defect(*_: object, **__: object) -> None:
         raise KeyError("a defect\nof two lines")
 
     monkeypatch.setattr(nd.Job, "read", defect)

@@ -175,7 +175,7 @@ def test_a_kernel_is_a_value(kernel: Any) -> None:
             'type = "ZonalFeatures"\nn_components = 64\nkernel = { type = "NTK", depth = 3 }',
             nd.ZonalFeatures(64, NTK(3)),
         ),
-        ('type = "ZonalFeatures"\nn_components = 64\nseed = 3', nd.ZonalFeatures(64, NTK(2), 3)),
+        ('type = "ZonalFeatures"\nn_components = 64\nseed = 3', nd.ZonalFeatures(64, NTK(2, bias=1.0), 3)),
         (
             'type = "ZonalFeatures"\nn_components = 64\nkernel = { type = "Laplace", lengthscale = 2, '
             "homogeneous = true }",

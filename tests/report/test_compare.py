@@ -17,6 +17,8 @@ import ntkdist as nd
 from ntkdist.kernels.error import SpectralError, frobenius_error, gram_of
 from ntkdist.report import comparison_plots
 from ntkdist.report.comparison import Comparison, Row
+from ntkdist.report.comparison_plots import _apart
+from ntkdist.report.measure import OTHER_SEED, WARM_ROWS
 
 pytestmark = pytest.mark.usefixtures("few_rounds_on_one_thread")
 
@@ -228,3 +230,33 @@ def test_nothing_to_compare_is_said(make_dataset: Any, table: Any) -> None:
         nd.compare("x.zarr", [])
     with pytest.raises(nd.SpecError, match="seeds is 0"):
         nd.compare("x.zarr", [job(NTK)], seeds=0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [
+        ([], []),
+        ([64], [64]),
+        ([256, 300, 1024, 4096], [300, 1024, 4096]),
+        ([256, 512, 1024], [256, 512, 1024]),
+        ([1000, 1001, 1002], [1000, 1001, 1002]),
+    ],
+)
+def test_labels_of_numbers_do_not_touch(numbers: list[int], shown: list[int]) -> None:
+    assert _apart(numbers) == shown
+
+
+def test_a_fit_is_timed_after_its_code_is_compiled(make_dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are mapped by another draw first, so that the fit still draws its own."""
+    mapped: list[tuple[int, int]] = []
+    kept = nd.NTKRandomFeatures.apply
+
+    def apply(self: nd.NTKRandomFeatures, params: Any, x: Any) -> Any:
+        mapped.append((self.seed, len(x)))
+        return kept(self, params, x)
+
+    monkeypatch.setattr(nd.NTKRandomFeatures, "apply", apply)
+    one = nd.Job(nd.Dataset(make_dataset(np.eye(60), np.arange(60.0))), nd.NTKRandomFeatures(64, seed=3), alphas=(1.0,))
+    nd.compare(one.dataset, [one], seeds=1, sample=20, baselines=False)
+    assert mapped[0] == (3 + OTHER_SEED, WARM_ROWS)
+    assert {seed for seed, _ in mapped[1:]} == {3}

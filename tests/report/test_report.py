@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,21 @@ from stored import MakeDataset
 import ntkdist as nd
 from ntkdist import random
 from ntkdist.report.metric_section import section
+from ntkdist.report.numbers import plain, with_error
 from ntkdist.report.out_of_fold import WORST, OutOfFold, bin_edges, predict_out_of_fold
-from ntkdist.report.pictures import of_importances
+from ntkdist.report.pictures import of_choice, of_importances
 from ntkdist.ridge.fit_report import MetricReport, RoundReport
 
 F8 = NDArray[np.float64]
+WIDER = """
+const wide = [...document.querySelectorAll("h1, h2, h3, p, li, figcaption, .number, .number b, .number span")]
+    .filter(each => each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).display !== "inline");
+const cut = [...document.querySelectorAll("figure svg text")].filter(each => {
+    const [word, frame] = [each.getBoundingClientRect(), each.closest("svg").getBoundingClientRect()];
+    return word.left < frame.left - 2 || word.right > frame.right + 2;
+});
+return [...wide, ...cut].map(each => each.textContent.trim().slice(0, 80));
+"""
 
 
 def out_of_fold(store: str, result: nd.FitResult, p: nd.Plan) -> tuple[F8, F8]:
@@ -138,7 +149,7 @@ def test_the_section_of_a_metric(command: Command) -> None:
     run = fit_metric(command, "abc")
     assert command("report", run, "--no-data").exit_code == 0
     page, metric = Path(run, "report.html").read_text(), json.loads(Path(run, "report.json").read_text())["metric"]
-    assert "rmse of the rows held out" in page
+    assert "rmse of target on the rows held out" in page
     assert "± nan" not in page
     section = page[page.index("<h2>Metric</h2>") : page.index("<h2>Data</h2>")]
     cells = [re.findall("<td>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", section)]
@@ -208,7 +219,9 @@ def test_one_file_that_stands_alone(command: Command, run: str) -> None:
     assert command("fit", "again.toml", "--out", "again").exit_code == 0
     x = inputs(columns(7, seed=1))
     np.testing.assert_array_equal(nd.load("again/model.zarr")(x), nd.load(f"{run}/model.zarr")(x))
-    assert f"{json.loads(Path(run, 'report.json').read_text())['cv']['rmse']:.4g}" in page
+    cv = nd.fit(nd.Job.read("job.toml"), out=run).cv
+    assert cv is not None
+    assert with_error(cv.rmse, cv.rmse_standard_error) in page
 
 
 def test_without_the_data(command: Command, run: str) -> None:
@@ -256,6 +269,101 @@ def test_no_run_is_one_sentence(command: Command) -> None:
     assert result.output.startswith("ntkdist: nowhere holds no complete run")
 
 
+def test_simple_models_classes_and_inputs_stand_beside_the_errors(command: Command) -> None:
+    """A linear model's accuracy by scikit-learn, the largest class's, recalls, and the inputs of the worst rows."""
+    data = columns()
+    write_csv("train.csv", data, *"abc", "word")
+    assert command("convert", "train.csv", "train.zarr", "--target", "word").exit_code == 0
+    assert command("fit", write_job(tables="[plan]\nfolds = 4"), "--out", "run").exit_code == 0
+    assert command("report", "run").exit_code == 0
+    report, page = json.loads(Path("run/report.json").read_text()), Path("run/report.html").read_text()
+    counts = [int((data["word"] == name).sum()) for name in ("low", "middle", "top")]
+    np.testing.assert_allclose(report["data"]["class_counts"], counts)
+    assert report["baselines"]["majority_accuracy"] == pytest.approx(max(counts) / 240)
+    numbers = {name: value for value, name in re.findall('<div class="number"><b>(.*?)</b><span>(.*?)</span>', page)}
+    assert numbers["accuracy of always naming the largest class"] == f"{max(counts) / 240:.1%}"
+    result = nd.fit(nd.Job.read("job.toml"), out="run")
+    p = nd.plan(nd.Job.read("job.toml"))
+    assert result.equations is not None
+    assert result.cv is not None
+    sums = predict_out_of_fold(p, result.equations, result.cv)
+    rows = re.findall("<tr><td>(low|middle|top)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", page)
+    recall = np.diagonal(sums.counts) / counts
+    precision = np.diagonal(sums.counts) / sums.counts.sum(axis=0)
+    assert rows == [
+        (name, str(count), f"{one:.1%}", f"{other:.1%}")
+        for name, count, one, other in zip(("low", "middle", "top"), counts, recall, precision, strict=True)
+    ]
+    balanced = numbers["balanced accuracy: the mean recall of the classes"].split("%")[0]
+    assert float(balanced) == pytest.approx(100 * recall.mean(), abs=0.5)
+    linear = float(numbers["accuracy of a linear model on the same folds"].split("%")[0]) / 100
+    job = nd.Job(nd.Dataset("train.zarr"), nd.Linear(3), plan=nd.PlanTable(folds=4))
+    truth, predicted = out_of_fold("train.zarr", nd.fit(job), nd.plan(job))
+    assert linear == pytest.approx((truth.argmax(1) == predicted.argmax(1)).mean(), abs=0.006)  # two digits are shown
+    worst = int(sums.largest.places[0])
+    head = re.search("<th>error</th>(.*?)</tr>", page)
+    assert head is not None
+    assert re.findall("<th>(.*?)</th>", head[1]) == ["a", "b", "c"]
+    place = int(p.dataset.column(p.layout, "row", worst, worst + 1)[0])
+    shown = re.search(f"<tr><td>{place}</td>.*?</tr>", page)
+    assert shown is not None
+    cells = re.findall("<td>(.*?)</td>", shown[0])
+    assert cells[1] == data["word"][place]
+    assert cells[4:] == [plain(float(data[name][place]), 5) for name in "abc"]
+
+
+def test_trees_and_units_where_they_are_asked_for(command: Command, run: str, few_rounds_on_one_thread: None) -> None:
+    assert command("report", run, "--unit", "k€", "--trees").exit_code == 0
+    page = Path(run, "report.html").read_text()
+    assert "cross-validated rmse of y [k€] ± its standard error" in page
+    assert "true y [k€]" in page
+    assert "rmse of boosted trees on the same folds" in page
+    cv = nd.fit(nd.Job.read("job.toml"), out=run).cv
+    assert cv is not None
+    assert f"<b>{plain(float(columns()['y'].std()))}</b><span>rmse of always predicting the mean" in page
+    job = nd.Job(nd.Dataset("train.zarr"), nd.Linear(3))
+    linear = nd.fit(job).cv
+    assert linear is not None
+    shown = with_error(linear.rmse, linear.rmse_standard_error)
+    assert f"<b>{shown}</b><span>rmse of a linear model on the same folds" in page
+
+
+def test_one_number_has_one_name_where_there_are_several_targets(make_dataset: MakeDataset, table: Any) -> None:
+    """The error of the chosen penalty in the plot is that of the result: the mean of the targets' roots."""
+    x, y = table
+    result = nd.fit(nd.Job(nd.Dataset(make_dataset(x, y * [1.0, 100.0])), nd.ZonalFeatures(64, kernel=nd.NTK(1))))
+    assert result.cv is not None
+    drawn: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ntkdist.report.pictures.svg", lambda name, draw, height: drawn.append(draw) or "")
+        of_choice(result.cv, ())
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    drawn[0](axes)
+    (chosen,) = [line.get_ydata() for line in axes.lines if line.get_label().startswith("chosen")]
+    assert np.ravel(chosen) == pytest.approx([result.cv.rmse], rel=1e-12)
+    means = np.sqrt(result.cv.mse[result.cv.best[0]]).mean(axis=1)  # of folds of equal size
+    assert result.cv.rmse_standard_error == pytest.approx(np.std(means, ddof=1) / np.sqrt(len(means)), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (767.7, 10.3, "768 ± 10"),
+        (767.7, 42.0, "770 ± 40"),
+        (0.12345, 0.0123, "0.123 ± 0.012"),
+        (0.12345, 0.0456, "0.12 ± 0.05"),
+        (12345.6, 1960.0, "12,000 ± 2,000"),
+        (0.999, 0.0, "0.999"),
+        (5.0, float("nan"), "5"),
+        (1.234e-9, 5e-11, "(1.23 ± 0.05)e-9"),
+    ],
+)
+def test_digits_that_an_error_supports(value: float, error: float, text: str) -> None:
+    assert with_error(value, error) == text
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [420, 1280])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -280,6 +388,9 @@ def test_every_plot_is_drawn_in_a_browser(command: Command, width: int, dark: bo
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         browser.get(Path(run, "report.html").absolute().as_uri())
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        # No text is wider than the box that holds it, nor is a word of a plot cut off at its frame.
+        assert browser.execute_script(WIDER) == []
+        assert "inputs, the 8 of largest importance are shown" in browser.find_element(By.TAG_NAME, "body").text
         plots = browser.find_elements(By.CSS_SELECTOR, "figure svg")
         assert len(plots) >= 6
         for i, plot in enumerate(plots):

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from interrupted import same
+from scipy.sparse import csr_array, save_npz
 
 import ntkdist as nd
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Layout, Rows
 from ntkdist.data.scaling import Round
-from ntkdist.planning.job import LEAST_COMPONENTS, MOST_COMPONENTS, components, rounds_components
+from ntkdist.planning.job import LEAST_COMPONENTS, MOST_COMPONENTS, components, of_images, rounds_components
 from ntkdist.ridge import choose
 from ntkdist.sums.sample import TrainingSample, TrainingSampleOf
 
@@ -189,14 +191,50 @@ def test_a_reused_run_gives_its_map_and_metric(make_dataset: Any, tmp_path: Any)
     assert (first.equations + second.equations).total.weight == ROWS + 300
 
 
-def test_what_needs_features_says_so(make_dataset: Any) -> None:
+def test_what_needs_features_says_so(make_dataset: Any, tmp_path: Path) -> None:
     x, y = along_columns()
     job = nd.Job(nd.Dataset(make_dataset(x, y)))
     with pytest.raises(nd.SpecError, match=r"the job has no \[features\], which only fit and plan can do without"):
         nd.featurize(job.dataset, job.map, "out.zarr")
-    images = nd.Job(nd.Dataset(make_dataset(np.zeros((60, 4, 4, 1)), np.arange(60.0), name="images")))
-    with pytest.raises(nd.SpecError, match=r"no \[features\], and the rows of .* are images, .* such as CNTKRandom"):
-        nd.fit(images)
+    save_npz(tmp_path / "rows.npz", csr_array(np.eye(60)))
+    np.save(tmp_path / "y.npy", np.arange(60.0))
+    nd.convert(str(tmp_path / "rows.npz"), str(tmp_path / "sparse.zarr"), target=[str(tmp_path / "y.npy")])
+    sparse = nd.Job(nd.Dataset(str(tmp_path / "sparse.zarr")))
+    with pytest.raises(nd.SpecError, match=r"no \[features\], and the rows of .* are sparse, .* such as NTKSketch"):
+        nd.fit(sparse)
+
+
+@pytest.mark.parametrize(
+    ("shape", "pool", "grid"),
+    [
+        ((28, 28, 1), (2, 2, 1), 3),
+        ((32, 32, 3), (2, 2, 1), 2),
+        ((16, 20, 1), (2, 2, 1), 3),
+        ((8, 8, 1), (2, 1, 1), 3),
+        ((3, 5, 2), (1, 1, 1), 3),
+        ((1, 1, 1), (1, 1, 1), 1),
+    ],
+)
+def test_images_have_the_fast_settings_of_the_best_jobs(
+    shape: tuple[int, ...], pool: tuple[int, ...], grid: int
+) -> None:
+    features = of_images(1024, shape)
+    features.check_shape(shape)
+    assert (features.pool, features.grid, features.tangent, features.whiten > 0) == (pool, grid, False, True)
+
+
+def test_images_without_features_are_fitted(make_dataset: Any) -> None:
+    """On corners that are dark or light, whose class no mean of all pixels shows; the plan is that of the fit."""
+    rng = np.random.default_rng(0)
+    codes = np.arange(300) % 2
+    x = rng.standard_normal((300, 8, 8, 1))
+    x[codes == 1, :4] += 1.0
+    x[codes == 1, 4:] -= 1.0
+    job = nd.Job(nd.Dataset(make_dataset(x, codes, classes=True)))
+    result = nd.fit(job)
+    assert result.model.features.spec == nd.plan(job).features == of_images(300, (8, 8, 1))
+    assert result.cv is not None
+    assert result.cv.r2 > 0.5
 
 
 def test_estimators_show_their_choice_and_keep_it_for_later_rows() -> None:
