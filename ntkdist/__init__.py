@@ -25,6 +25,7 @@ from ntkdist.errors import (
 from ntkdist.features import (
     CNTKRandomFeatures,
     CNTKSketch,
+    Imported,
     Linear,
     NTKRandomFeatures,
     NTKSketch,
@@ -80,6 +81,7 @@ __all__ = [
     "GammaExponential",
     "Gateway",
     "Gaussian",
+    "Imported",
     "Job",
     "Kubernetes",
     "Laplace",

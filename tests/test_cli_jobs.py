@@ -111,9 +111,10 @@ def test_every_result_is_one_object_of_json(command: Command) -> None:
     assert (converted["rows"], converted["columns"]) == (240, ["a", "b", "c"])
     command("fit", write_job(), "--out", "run")
     predicted = json.loads(command("predict", "run", "train.csv", "new.csv", "--json").stdout)
-    assert predicted == {"out": "new.csv", "rows": 240, "outside": 0, "outside_in": {}, "unknown": {}}
+    counted = {"outside": 0, "outside_in": {}, "first": [], "unknown": {}, "empty": {}, "uncalibrated": False}
+    assert predicted == {"out": "new.csv", "rows": 240, "ignored": ["y"]} | counted
     of_dataset = json.loads(command("predict", "run", "train.zarr", "new.zarr", "--json").stdout)
-    assert of_dataset == {"out": "new.zarr", "clipped_rows": 0}
+    assert of_dataset == predicted | {"out": "new.zarr", "ignored": []}
     assert json.loads(command("report", "run", "--no-data", "--json").stdout) == {"out": "run/report.html"}
     (worker,) = json.loads(command("workers", "--json").stdout)["workers"]
     assert worker["worker"] == "this process"

@@ -18,6 +18,7 @@ from ntkdist.sums import NormalEquations
 pytestmark = pytest.mark.usefixtures("alone")
 
 ON_THE_CPU = (
+    "imported",
     "paper",
     "sketch",
     "nystrom-gaussian",
@@ -54,7 +55,8 @@ def test_a_map_says_whether_it_runs_there(name: str) -> None:
 
 
 def test_few_dimensions_are_for_the_cpu() -> None:
-    assert [nd.ZonalFeatures(64).runs_on_gpu((d,)) for d in (1, 2, 3)] == [False, False, True]
+    plain = nd.ZonalFeatures(64, NTK(2))
+    assert [plain.runs_on_gpu((d,)) for d in (1, 2, 3)] == [False, False, True]
     assert nd.ZonalFeatures(64, NTK(2, bias=1.0)).runs_on_gpu((2,))
 
 

@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a plan that does not fit, 130 sto
 """
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 

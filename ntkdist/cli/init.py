@@ -154,8 +154,6 @@ def _first_rows(source: str) -> tuple[list[Column], int]:
     """Scan the first batch of a file; return its columns and the number of rows that were seen."""
     from ntkdist.data import columns, table_files  # Arrow, which takes a while to import
 
-    if storage.is_local(source) and "*" not in source and not storage.exists(source):
-        raise nd.DataError(f"{source}: no such file; check the path")
     with tempfile.TemporaryDirectory() as scratch:
         form = Format()
         kinds, batches = table_files.opened(fetched(source, Path(scratch), form), form)

@@ -110,10 +110,23 @@ class RowsDone:
     def __init__(self, progress: Progress) -> None:
         self._progress, self._lock = progress, threading.Lock()
         self._done: dict[int, int] = {}
+        self._error: Exception | None = None
+
+    def within(self, shard: int, rows: int) -> None:
+        """Take note of rows as `reach` does, while the shard runs: an error of the display waits for its end.
+
+        Else the shard would be tried again, as after an error of its own.
+        """
+        try:
+            self.reach(shard, rows)
+        except Exception as error:
+            self._error = error
 
     def reach(self, shard: int, rows: int) -> None:
         """Take note that so many rows of a shard are done; one that is tried again begins with none."""
         with self._lock:
+            if self._error is not None:
+                raise self._error
             new = rows - self._done.get(shard, 0)
             if new > 0:
                 self._done[shard] = rows

@@ -121,7 +121,7 @@ def _reduce_in_order(one: Pass) -> list[Part]:
         sums = Tree(one.fan_in, add_parts)
         for i in group:
             shard = one.shards[i]
-            sums.push(run_shard(one.source, one.summand, shard, one.keep, functools.partial(rows.reach, i)))
+            sums.push(run_shard(one.source, one.summand, shard, one.keep, functools.partial(rows.within, i)))
             rows.reach(i, shard.rows)
         totals.append(sums.total())
     return totals
@@ -134,7 +134,7 @@ def _reduce_on_threads(one: Pass) -> list[Part]:
     keys = {f"ntkdist-shard-{i}": i for i in range(len(one.shards))}
     leaves = []
     for key, i in keys.items():
-        told = functools.partial(rows.reach, i)
+        told = functools.partial(rows.within, i)
         run = functools.partial(run_shard, one.source, one.summand, one.shards[i], one.keep, told)
         leaves.append(delayed(run, traverse=False)(dask_key_name=key))
     totals = _trees(one, leaves)

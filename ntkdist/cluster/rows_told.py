@@ -3,9 +3,11 @@
 They are events of the scheduler, of one topic: it keeps the last of them, however many passes there are.
 """
 
+import queue
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,20 +35,27 @@ class RowsTold:
 
 @contextmanager
 def listening(client: Client, pass_id: str, rows: RowsDone) -> Iterator[None]:
-    """Receive the rows of a pass during the block.
+    """Receive the rows of a pass during the block, and show them in a thread that may call the client itself.
 
     Two passes of one client at once, in two threads, are shown shard by shard: a client has one handler of a topic.
     """
+    events: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
 
     def handle(event: tuple[float, Any]) -> None:
         sender, shard, done = event[1]
         if sender == pass_id:
-            with suppress(Exception):  # a display that fails, or that stops the run, does so when the shard ends
-                rows.reach(shard, done)
+            events.put((shard, done))
+
+    def show() -> None:
+        while (event := events.get()) is not None:
+            rows.within(*event)
 
     client.subscribe_topic(TOPIC, handle)
+    thread = threading.Thread(target=show, name="ntkdist-rows", daemon=True)
+    thread.start()
     try:
         yield
     finally:
+        events.put(None)
         if client.status == "running":
             client.unsubscribe_topic(TOPIC)

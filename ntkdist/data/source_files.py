@@ -111,7 +111,10 @@ def fetched(source: str, scratch: Path, form: Format) -> SourceFiles:
     """
     source = str(storage.local_path(source)) if storage.is_local(source) else source
     if SEVERAL not in source and (storage.is_file(source) or not storage.exists(source)):
-        return SourceFiles.of(storage.fetch(source, scratch / "source"))
+        path = storage.fetch(source, scratch / "source")
+        if not path.exists():
+            raise DataError(f"{source}: no such file; check the path")
+        return SourceFiles.of(path)
     found = {url: keys for url, keys in _matches(source) if is_table(url) or form.sep}
     if not found:
         raise DataError(

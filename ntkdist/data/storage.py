@@ -121,7 +121,7 @@ def is_file(url: str) -> bool:
     if is_local(url):
         return local_path(url).is_file()
     store = _below(url)  # of fsspec, a place exists too if something is below it
-    return sync(store.exists("")) and sync(store.is_empty(""))
+    return sync(store.exists("")) and not any(sync(object_store.listed_below(store)))
 
 
 def files(url: str) -> list[str]:

@@ -6,6 +6,7 @@ from ntkdist.features.base import AnyMap, FeatureMap, FittedMap
 from ntkdist.features.cntk_random_features import CNTKRandomFeatures
 from ntkdist.features.cntk_sketch import CNTKSketch
 from ntkdist.features.fourier import RandomFourier
+from ntkdist.features.imported import Imported
 from ntkdist.features.linear import Linear
 from ntkdist.features.ntk_random_features import NTKRandomFeatures
 from ntkdist.features.ntk_sketch import NTKSketch
@@ -14,5 +15,13 @@ from ntkdist.features.zonal import ZonalFeatures
 
 # What a job file or a saved model may name; a new map is a new file and a new name here.
 AnyFeatureMap = (
-    CNTKRandomFeatures | CNTKSketch | Linear | NTKRandomFeatures | NTKSketch | Nystrom | RandomFourier | ZonalFeatures
+    CNTKRandomFeatures
+    | CNTKSketch
+    | Imported
+    | Linear
+    | NTKRandomFeatures
+    | NTKSketch
+    | Nystrom
+    | RandomFourier
+    | ZonalFeatures
 )

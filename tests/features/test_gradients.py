@@ -16,6 +16,7 @@ from ntkdist import (
     CNTKSketch,
     GammaExponential,
     Gaussian,
+    Imported,
     Laplace,
     Linear,
     NTKRandomFeatures,
@@ -51,7 +52,7 @@ MAPS = [
 every_map = pytest.mark.parametrize("spec", MAPS, ids=encode)
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=encode)
 every_dimension = pytest.mark.parametrize("d", [1, 2, 3, 7])
-NONE: list[FeatureMap] = [NTKRandomFeatures(64), CNTKRandomFeatures(64), CNTKSketch(64)]
+NONE: list[FeatureMap] = [NTKRandomFeatures(64), CNTKRandomFeatures(64), CNTKSketch(64), Imported(9, "own_map:phi")]
 
 
 def fitted(spec: Any, d: int) -> Any:
@@ -265,6 +266,7 @@ def test_a_map_without_gradients_refuses_in_a_sentence(spec: FeatureMap) -> None
     said = {
         NTKRandomFeatures: "its functions are sums of steps; learn the metric with ZonalFeatures or Nystrom of the "
         "same kernel, and take it over with `[preprocess] reuse`",
+        Imported: "it is not one of ntkdist's; leave the metric out",
     }.get(type(spec), "its rows are images, and a metric is for vectors; leave the metric out")
     assert not spec.has_gradient
     for call in (

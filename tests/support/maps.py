@@ -15,6 +15,7 @@ from ntkdist import (
     CNTKSketch,
     GammaExponential,
     Gaussian,
+    Imported,
     Laplace,
     Linear,
     NTKRandomFeatures,
@@ -89,6 +90,7 @@ class Case(NamedTuple):
 
 CASES: dict[str, Case] = {
     "linear": Case(Linear(D), falls=None),
+    "imported": Case(Imported(9, "own_map:phi"), homogeneous=False, falls=None),
     "random-features": Case(NTKRandomFeatures(64)),
     "random-features-deep": Case(NTKRandomFeatures(101, depth=3)),
     "random-features-projected": Case(NTKRandomFeatures(13 + 3, depth=1, seed=4)),

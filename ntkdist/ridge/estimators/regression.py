@@ -170,7 +170,7 @@ class NTKRidge(_Regressor):
     >>> ridge.predict(x[:5]).shape
     (5,)
     >>> ridge.set_params(features__kernel__depth=3).features.kernel
-    NTK(depth=3, bias=0.0)
+    NTK(depth=3, bias=1.0)
     """
 
     def __init__(
