@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 Progress = Callable[[int], None]  # told the rows that are done
 MARKS = 2048  # of a timeline, at most
@@ -50,8 +51,9 @@ def bar(phase: str, rows: int, workers: int = 1) -> Iterator[Progress]:
 
 @contextmanager
 def cell(phase: str, rows: int, workers: int = 1) -> Iterator[Progress]:
-    """Show the notebook's own bar in the cell's output; it needs no widgets."""
-    from IPython.display import HTML, display
+    """Show the notebook's own bar in the cell's output, in place of that of the phase before; it needs no widgets."""
+    from IPython import get_ipython
+    from IPython.display import HTML
 
     pace = Pace(rows)
 
@@ -60,13 +62,22 @@ def cell(phase: str, rows: int, workers: int = 1) -> Iterator[Progress]:
         said = f"{phase}: {pace.done:,} of {rows:,} rows, {pace.rate:,.0f} rows/s, {_of(workers)}{left}"
         return HTML(f'<progress value="{pace.done}" max="{rows}"></progress> {said}')
 
-    handle = display(shown(), display_id=True)
+    handle = _of_cell(get_ipython().execution_count)
+    handle.update(shown())
 
     def advance(done: int) -> None:
         pace.add(done)
         handle.update(shown())
 
     yield advance
+
+
+@functools.lru_cache(1)
+def _of_cell(execution: int) -> Any:
+    """Return the place of the bars of a cell that is run."""
+    from IPython.display import HTML, display
+
+    return display(HTML(""), display_id=True)
 
 
 class Pace:
