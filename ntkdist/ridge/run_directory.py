@@ -227,7 +227,7 @@ def _choice_note(choice: list[ChoiceReport]) -> list[str]:
     best = min(choice, key=lambda trial: trial.rmse)
     return [
         f"features, columns and metric were chosen among {len(choice)} kinds by their errors on rows of a sample that "
-        f"were held out: from {max(trial.rmse for trial in choice):.4g} to {best.rmse:.4g}"
+        f"were held out: from {max(trial.rmse for trial in choice):,.5g} to {best.rmse:,.5g}"
     ]
 
 
