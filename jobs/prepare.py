@@ -96,7 +96,7 @@ def split(table: str, number: int) -> None:
 @main.command()
 @click.argument("run")
 @click.argument("out")
-@click.option("--size", default="1200,1275", show_default=True, help="Width and height of the window, in pixels.")
+@click.option("--size", default="1200,1420", show_default=True, help="Width and height of the window, in pixels.")
 def picture(run: str, out: str, size: str) -> None:
     """Write the report of RUN, and the picture OUT of the top of its page in Chromium."""
     page = Path(report.write(run)).absolute().as_uri()

@@ -312,7 +312,11 @@ def test_every_command_as_a_process(command: Command, train: dict[str, NDArray[A
     job = write_job()
     Path("empty.toml").write_text("")
     for good in (
-        [("convert", "train.csv", "again.zarr"), ("plan", job, "--json"), ("fit", job, "--out", "run", "--json")],
+        [
+            ("convert", "train.csv", "again.zarr", "--json"),
+            ("plan", job, "--json"),
+            ("fit", job, "--out", "run", "--json"),
+        ],
         [("evaluate", "run", "train.zarr", "--json"), ("predict", "run", "train.zarr", "predicted.zarr")],
         [("solve", "run", "--json"), ("featurize", job, "features.zarr")],
     ):

@@ -167,7 +167,7 @@ def of_kernel(exact: F8, approximate: F8, alpha_per_row: float) -> Picture:
         f"{n} rows: relative Frobenius error {frobenius_error(approximate, exact):.3g}; spectral error "
         f"{epsilon:.2g} at the chosen penalty"
     )
-    text += ", which bounds nothing from below: from 1 on it does not." if epsilon >= 1 else "."
+    text += ", which bounds nothing from below, as none from 1 on does." if epsilon >= 1 else "."
 
     def draw(axes: Any) -> None:
         x, y = exact[below][::step], approximate[below][::step]
