@@ -57,12 +57,12 @@ SLOW: dict[str, tuple[int, int, Any, dict[str, Any]]] = {
     "a full metric": (12_000, 1000, nd.Nystrom(256), {"options": {"metric": ROUND}}),
     "a diagonal metric": (20_000, 100, nd.ZonalFeatures(1024), {"options": {"metric": DIAGONAL}}),
     "images": (200, (16, 16, 3), nd.CNTKSketch(256), {"folds": 2}),
+    "a block": (20_000, 16, nd.NTKRandomFeatures(1024), {"block_rows": 20_000, "folds": 2, "shards": 2}),
+    "wide rows": (20_000, 400, nd.Linear(400), {"folds": 2, "rows_per_partition": 5000}),
 }
 QUICK: dict[str, tuple[int, int, Any, dict[str, Any]]] = {
     "few": (2000, 8, nd.NTKRandomFeatures(64), {}),
     "sums": (20_000, 16, nd.NTKRandomFeatures(1024), {}),
-    "a block": (20_000, 16, nd.NTKRandomFeatures(1024), {"block_rows": 20_000, "folds": 2, "shards": 2}),
-    "wide rows": (20_000, 400, nd.Linear(400), {"folds": 2, "rows_per_partition": 5000}),
 }
 
 

@@ -255,6 +255,7 @@ def softmaxed(scores: F8) -> F8:
     return p / p.sum(axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_datasets_and_rows_of_dask_are_scored_by_their_folds(
     classes: Any, make_dataset: MakeDataset, two_workers: Client
 ) -> None:
