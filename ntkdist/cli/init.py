@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import ntkdist as nd
 from ntkdist.data import storage, zarr_groups
-from ntkdist.data.source_files import Format, fetched, holds_tables
+from ntkdist.data.source_files import Format, fetched, flags, holds_tables
+from ntkdist.display import names as listed
 from ntkdist.spec import encode, nearest
 
 FEW_CLASSES = 20  # distinct integers of a target, up to which they may be class labels
@@ -101,7 +102,7 @@ def _of_table(source: str, targets: tuple[str, ...], classes: bool, out: str) ->
     columns, rows = _first_rows(source)
     names = [column.name for column in columns]
     if not targets:
-        raise nd.DataError(f"{source} has the columns {_listed(names)}; name the target with --target")
+        raise nd.DataError(f"{source} has the columns {listed(names, SHOWN)}; name the target with --target")
     for name in targets:
         if name not in names:
             raise nd.DataError(f"{source} has no column '{name}' (named by --target){nearest(name, names)}")
@@ -109,9 +110,8 @@ def _of_table(source: str, targets: tuple[str, ...], classes: bool, out: str) ->
     (first, *_), store = [c for c in columns if c.name == targets[0]], f"{_stem(source)}.zarr"
     task = "classification" if classes or (first.kind in ("string", "bool") and not targets[1:]) else "regression"
     useless = [column.name for column in inputs if column.kind == "nested"]
-    options = [*(f"--target {shlex.quote(name)}" for name in targets), *["--classes"] * classes]
-    options += [f"--drop {shlex.quote(name)}" for name in useless]
-    summary = f"{task.capitalize()} of {_listed(list(targets))} on {len(inputs) - len(useless)} columns of {source}."
+    options = [flags("target", targets), *["--classes"] * classes, *[flags("drop", useless)] * bool(useless)]
+    summary = f"{task.capitalize()} of {listed(targets, SHOWN)} on {len(inputs) - len(useless)} columns of {source}."
     notes = list(_notes(first, inputs, task, rows))
     convert = " ".join(["ntkdist convert", shlex.quote(source), shlex.quote(store), *options])
     impute = any(column.missing for column in inputs if column.kind in ("int", "float", "bool"))
@@ -124,7 +124,7 @@ def _of_dataset(source: str, targets: tuple[str, ...], out: str) -> Start:
         raise nd.DataError(f"{source} is a dataset, whose target was named when it was converted; leave out --target")
     task = "classification" if layout.classes else "regression"
     shape = " x ".join(map(str, layout.input_shape))
-    of = f"{len(layout.classes)} classes" if layout.classes else _listed(list(layout.target_names) or ["the target"])
+    of = f"{len(layout.classes)} classes" if layout.classes else listed(layout.target_names or ["the target"], SHOWN)
     summary = f"{task.capitalize()} of {of} on {layout.rows:,} rows of {shape} in {source}."
     features, kinds = FOR_SPARSE if layout.sparse else CHOSEN, dict(zip(layout.columns, layout.kinds, strict=False))
     return _job(summary, [], source, bool(layout.missing), features, task, [], out, dict(kinds))
@@ -172,17 +172,12 @@ def _notes(target: Column, inputs: list[Column], task: str, rows: int) -> Iterat
     """Say what the columns of the first rows hold, and what may be meant otherwise."""
     for held in ("numbers", "names", "dates"):
         if named := [column.name for column in inputs if HELD.get(column.kind) == held]:
-            yield f"Columns of {held} in the first {rows:,} rows: {_listed(named)}."
+            yield f"Columns of {held} in the first {rows:,} rows: {listed(named, SHOWN)}."
     if task == "regression" and target.kind == "int" and target.distinct <= FEW_CLASSES:
         yield f"{target.name} has {target.distinct} distinct integers: if they are class labels, add --classes."
     for column in inputs:
         if column.kind == "string" and rows > FEW_CLASSES and column.distinct == rows:
             yield f"{column.name} has another name in every row: if they mean nothing, add --drop {column.name}."
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def _stem(path: str) -> str:

@@ -18,13 +18,13 @@ from ntkdist.errors import DataError
 MAX_CATEGORIES = 2**16  # names of a column
 NUMBERS = ("int", "float", "bool")
 INPUTS = (*NUMBERS, "string", "date", "time")
+CLOCK = r"^(?P<hour>\d\d?):(?P<minute>\d\d)(?::(?P<second>\d\d(?:\.\d+)?))?$"
 PATTERNS = {
     "bool": "(?i)^(true|false)$",
     "date": r"^\d{4}-\d\d-\d\d([ T]\d\d:\d\d.*)?$",
-    "time": r"^\d\d?:\d\d(:\d\d(\.\d+)?)?$",
+    "time": CLOCK,
 }
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-CLOCK = r"^(?P<hour>\d\d?):(?P<minute>\d\d)(?::(?P<second>\d\d(?:\.\d+)?))?$"
 CLOCK_LIMITS = {"hour": (3600, 24), "minute": (60, 60), "second": (1, 60)}  # seconds of each, and how many there are
 MOSTLY = 0.9  # share of a column's strings that are dates or numbers, above which another string is a mistake
 FEW = 4  # strays that are named

@@ -22,6 +22,11 @@ def with_error(value: float, error: float) -> str:
     return f"{value:,.{max(places, 0)}f} ± {error:,.{max(places, 0)}f}"
 
 
+def error_of_share(share: float, rows: float) -> float:
+    """Return the standard error of a share of so many rows."""
+    return math.sqrt(share * (1 - share) / max(rows, 1))
+
+
 def plain(value: float, digits: int = 4) -> str:
     """Write a number with some digits, and commas between thousands."""
     if not math.isfinite(value) or value == 0 or not 1e-4 <= abs(value) < LARGEST:

@@ -21,7 +21,7 @@ from ntkdist.kernels.error import gram_of
 from ntkdist.planning.plan import Plan, source_of
 from ntkdist.report import metric_section, pictures, residual_rows
 from ntkdist.report.class_table import balanced_accuracy, class_table
-from ntkdist.report.numbers import plain, with_error
+from ntkdist.report.numbers import error_of_share, plain, with_error
 from ntkdist.report.out_of_fold import OutOfFold, bin_edges, predict_out_of_fold
 from ntkdist.report.parts import Table
 from ntkdist.report.simple_models import Simple, simple_models
@@ -156,7 +156,7 @@ def _numbers(
     if sums is not None and classes:
         summary = sums.metrics.summary()
         yield (
-            _percent(summary["accuracy"], _deviation(summary["accuracy"], summary["rows"])),
+            _percent(summary["accuracy"], error_of_share(summary["accuracy"], summary["rows"])),
             ("accuracy out of fold ± its standard error"),
         )
         yield _percent(*balanced_accuracy(sums.counts)), "balanced accuracy: the mean recall of the classes"
@@ -178,10 +178,6 @@ def _numbers(
     least, most = min(report.alpha_per_row), max(report.alpha_per_row)
     yield f"{least:.2g}" + (f" – {most:.2g}" if most > least else ""), "alpha per row"
     yield f"{report.run.rows_per_second:,.0f}", "rows per second"
-
-
-def _deviation(share: float, rows: float) -> float:
-    return float(np.sqrt(share * (1 - share) / max(rows, 1)))
 
 
 def _percent(share: float, error: float) -> str:

@@ -17,6 +17,7 @@ from ntkdist.planning.job import Metric
 from ntkdist.planning.plan import Plan, plan
 from ntkdist.report.baseline_rows import table_of
 from ntkdist.report.baselines import BoostedTrees, one_thread
+from ntkdist.report.numbers import error_of_share
 from ntkdist.report.out_of_fold import predict_out_of_fold
 from ntkdist.ridge.fit import fit
 from ntkdist.solvers.cv_result import CVResult
@@ -89,4 +90,4 @@ def _trees(p: Plan, pre: Preprocessing) -> Simple:
 
 
 def _accuracy(name: str, share: float, rows: int) -> Simple:
-    return Simple(name, share, float(np.sqrt(share * (1 - share) / max(rows, 1))))
+    return Simple(name, share, error_of_share(share, rows))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist.cluster.tally import Tally
+from ntkdist.display import names
 from ntkdist.errors import DataError, SpecError
 from ntkdist.ridge.model import RidgeModel, class_labels
 
@@ -50,8 +51,8 @@ class Outputs:
         if model.classes:
             proba = [("probability", "f8", (t,))] if self.proba else []
             return (("prediction", "u2", ()), ("score", "f8", (t,)), *proba)
-        names = ["prediction", *["std"] * self.std, *["low", "high"] * bool(self.interval)]
-        return tuple((name, "f8", (t,) if model.preprocessing.vector_target else ()) for name in names)
+        found = ["prediction", *["std"] * self.std, *["low", "high"] * bool(self.interval)]
+        return tuple((name, "f8", (t,) if model.preprocessing.vector_target else ()) for name in found)
 
     def arrays(self, x: Any) -> dict[str, NDArray[Any]]:
         """Return predictions of raw rows x in target units, and so on, by name; of classes, codes and scores."""
@@ -74,10 +75,10 @@ class Outputs:
         if self.model.classes:
             found = {"prediction": class_labels(self.model.classes)[arrays["prediction"]]}
             return found | (_each(arrays, "probability", self.model.classes) if self.proba else {})
-        names = self.model.preprocessing.target_names or tuple(map(str, range(len(self.model.intercept))))
+        targets = self.model.preprocessing.target_names or tuple(map(str, range(len(self.model.intercept))))
         found = {}
         for name, _, shape in self.fields:
-            found |= _each(arrays, name, names) if shape else {name: arrays[name]}
+            found |= _each(arrays, name, targets) if shape else {name: arrays[name]}
         return found
 
 
@@ -121,9 +122,8 @@ class PredictionReport:
             how = "filled in with the median, or as an unknown name"
             yield f"column '{name}' was empty in {count:,} rows, and never in training; {how}"
         if self.ignored:
-            names = ", ".join(f"'{name}'" for name in self.ignored[:8])
-            more = f" and {len(self.ignored) - 8:,} more" if self.ignored[8:] else ""
-            yield f"{len(self.ignored):,} columns are not the model's, and were ignored: {names}{more}"
+            quoted = [f"'{name}'" for name in self.ignored]
+            yield f"{len(quoted):,} columns are not the model's, and were ignored: {names(quoted, 8)}"
         if self.uncalibrated:
             yield (
                 "probabilities are scores clipped to [0, 1] and divided by their sum; `ntkdist calibrate RUN "
@@ -135,8 +135,7 @@ def _listed(rows: list[tuple[str, list[str]]]) -> str:
     """List rows with their columns, as many as a person reads."""
     said, length = [], 0
     for row, columns in rows:
-        names = ", ".join(columns[:3]) + f" and {len(columns) - 3} more" * (len(columns) > 3)
-        said.append(f"{row} ({names})")
+        said.append(f"{row} ({names(columns, 3)})")
         length += len(said[-1])
         if length > CHARACTERS:
             break
