@@ -30,10 +30,11 @@ from ntkdist.features import (
     NTKRandomFeatures,
     NTKSketch,
     Nystrom,
+    PatchLandmarks,
     RandomFourier,
     ZonalFeatures,
 )
-from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace, ProductLaplace
+from ntkdist.kernels import CNTK, NNGP, NTK, GammaExponential, Gaussian, Laplace, PatchKernel, ProductLaplace
 from ntkdist.planning.job import Job, Metric, PlanTable
 from ntkdist.planning.plan import Plan, plan
 from ntkdist.report.compare import compare
@@ -97,6 +98,8 @@ __all__ = [
     "NotPositiveDefinite",
     "NtkdistError",
     "Nystrom",
+    "PatchKernel",
+    "PatchLandmarks",
     "Plan",
     "PlanTable",
     "PlanTooLarge",

@@ -11,6 +11,7 @@ from ntkdist.features.linear import Linear
 from ntkdist.features.ntk_random_features import NTKRandomFeatures
 from ntkdist.features.ntk_sketch import NTKSketch
 from ntkdist.features.nystrom import Nystrom
+from ntkdist.features.patch_landmarks import PatchLandmarks
 from ntkdist.features.zonal import ZonalFeatures
 
 # What a job file or a saved model may name; a new map is a new file and a new name here.
@@ -22,6 +23,7 @@ AnyFeatureMap = (
     | NTKRandomFeatures
     | NTKSketch
     | Nystrom
+    | PatchLandmarks
     | RandomFourier
     | ZonalFeatures
 )

@@ -4,6 +4,7 @@ Legend: Z (r, d) landmarks, u rows; of a homogeneous kernel, both are unit rows.
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -71,19 +72,26 @@ def kernel_square(kernel: Kernel, params: Params, z: F8) -> F8:
 
 @cache
 def polynomials(kernel: Kernel) -> tuple[F8, F8] | None:
-    """Fit a kernel of unit rows by polynomials in the sine of half the angle, and of half its supplement.
+    """Fit `fit_zonal` to a kernel of unit rows; None where its error exceeds `SMOOTH`.
 
-    They are the arguments of `loops.zonal`; None where their error exceeds `SMOOTH`.  Arc-cosine kernels are smooth in
-    both sines, up to depths of about ten.
+    Arc-cosine kernels are smooth enough, up to depths of about ten.
     """
     if not isinstance(kernel, ZonalKernel) or isinstance(kernel, RadialKernel):
         return None
+    return fit_zonal(kernel.zonal)
+
+
+def fit_zonal(function: Callable[[F8], F8]) -> tuple[F8, F8] | None:
+    """Fit a function of the angle by polynomials in the sine of half the angle, and of half its supplement.
+
+    They are the arguments of `loops.zonal`; None where their error exceeds `SMOOTH` of the value at 0.
+    """
     n, top = 2 * loops.ZONAL_HALF, math.sqrt(0.5)
     a = top * np.sin((np.arange(16 * n) + 0.5) * np.pi / (32 * n)) ** 2  # dense at the ends, as Chebyshev's points
-    powers, whole = np.vander(a, n, increasing=True), float(kernel.zonal(np.zeros(1))[0])
+    powers, whole = np.vander(a, n, increasing=True), float(function(np.zeros(1))[0])
     fits = []
     for theta in (2 * np.arcsin(a), np.pi - 2 * np.arcsin(a)):
-        f = kernel.zonal(theta)
+        f = function(theta)
         with backend.one_thread():
             c = np.linalg.lstsq(powers / top ** np.arange(n), f, rcond=None)[0] / top ** np.arange(n)
         if np.abs(powers @ c - f).max() > SMOOTH * whole:

@@ -9,6 +9,7 @@ of close rows are computed from their difference.
 
 from ntkdist.kernels.base import Kernel, angle_of, kappa0, one_minus_kappa1, with_bias
 from ntkdist.kernels.cntk import CNTK
+from ntkdist.kernels.patches import PatchKernel
 from ntkdist.kernels.rows import (
     NNGP,
     NTK,
@@ -21,4 +22,4 @@ from ntkdist.kernels.rows import (
 )
 
 RowKernel = NTK | NNGP | Gaussian | Laplace | GammaExponential  # of rows, whatever their shape
-AnyKernel = RowKernel | ProductLaplace | CNTK  # what a job file or a saved model may name
+AnyKernel = RowKernel | ProductLaplace | CNTK | PatchKernel  # what a job file or a saved model may name

@@ -1,6 +1,7 @@
 """Windows, pooling squares and grid cells of images, and sums over them."""
 
 import math
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -12,17 +13,17 @@ from ntkdist.errors import DataError
 from ntkdist.kernels.base import F8
 
 
-def images(x: NDArray[Any]) -> F8:
+def images(x: NDArray[Any], taker: str = "CNTK") -> F8:
     """Return images (n, h, w, channels) in float64."""
     x = np.asarray(x, np.float64)
-    check_images(x.shape[1:], "X")
+    check_images(x.shape[1:], "X", taker)
     return x
 
 
-def check_images(input_shape: tuple[int, ...], source: str) -> None:
+def check_images(input_shape: tuple[int, ...], source: str, taker: str = "CNTK") -> None:
     if len(input_shape) != 3:
         raise DataError(
-            f"CNTK takes images (rows, height, width, channels), but {source} has rows of shape {input_shape}; give "
+            f"{taker} takes images (rows, height, width, channels), but {source} has rows of shape {input_shape}; give "
             "images, or use features for tables, such as ZonalFeatures"
         )
 
@@ -81,6 +82,21 @@ def pooled(x: F8, factor: int) -> F8:
     p, h, w = x.shape[0], x.shape[1] // factor, x.shape[2] // factor
     x = x[:, : h * factor, : w * factor, : h * factor, : w * factor]
     return x.reshape(p, h, factor, w, factor, h, factor, w, factor).mean((2, 4, 6, 8))
+
+
+@cache
+def gaussian_pooling(size: int, count: int) -> F8:
+    """Return the weights (count, size) by which pixels are averaged around ``count`` centres, equally far apart.
+
+    A Gaussian whose deviation is the distance of two centres over √2, cut off at that distance; the unit matrix where
+    every pixel is a centre.
+    """
+    apart = size / count
+    off = np.abs(np.arange(size) - (np.arange(count)[:, None] + 0.5) * apart + 0.5)
+    weights = np.exp(-np.square(off / apart)) * (off <= apart + 1e-9)
+    weights = np.eye(size) if count == size else weights / weights.sum(1, keepdims=True)
+    weights.flags.writeable = False
+    return weights
 
 
 def overlap(size: int, target: int, shift: int) -> tuple[slice, slice]:

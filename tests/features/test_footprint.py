@@ -18,6 +18,7 @@ from ntkdist import (
     NTKRandomFeatures,
     NTKSketch,
     Nystrom,
+    PatchLandmarks,
     RandomFourier,
     ZonalFeatures,
 )
@@ -74,6 +75,10 @@ CASES = [
     Case(CNTKRandomFeatures(1024, 3, ends=True, width=32, pool=(2, 1, 1), grid=2), (16, 16, 3), 3, 1.3),
     Case(CNTKRandomFeatures(4096, 2, tangent=False, grid=2, width=48, flips=True), (16, 16, 1), 3, 1.3),
     Case(CNTKRandomFeatures(4096, 2, tangent=False, whiten=0.1, compress=16, pool=(2, 1), grid=2), (32, 32, 3), 1, 1.3),
+    Case(PatchLandmarks(9 * 64, (64,)), (32, 32, 3), 1),
+    Case(PatchLandmarks(4 * 100, (256,), 16, "zca", flips=True, grid=2), (32, 32, 3), 2),
+    Case(PatchLandmarks(9 * 128, (32,), 0, "none", activation="nngp"), (16, 16, 1), 3),
+    Case(PatchLandmarks(9 * 256, (64,), activation="ntk"), (16, 16, 3), 2),
     Case(CNTKSketch(400), (8, 9, 3), 20),
     Case(CNTKSketch(200, 2), (32, 33, 3), 2),
     Case(CNTKSketch(300, 4, degree=4), (12, 13, 50), 6),

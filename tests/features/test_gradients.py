@@ -22,6 +22,7 @@ from ntkdist import (
     NTKRandomFeatures,
     NTKSketch,
     Nystrom,
+    PatchLandmarks,
     ProductLaplace,
     RandomFourier,
     ZonalFeatures,
@@ -52,7 +53,13 @@ MAPS = [
 every_map = pytest.mark.parametrize("spec", MAPS, ids=encode)
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=encode)
 every_dimension = pytest.mark.parametrize("d", [1, 2, 3, 7])
-NONE: list[FeatureMap] = [NTKRandomFeatures(64), CNTKRandomFeatures(64), CNTKSketch(64), Imported(9, "own_map:phi")]
+NONE: list[FeatureMap] = [
+    NTKRandomFeatures(64),
+    CNTKRandomFeatures(64),
+    CNTKSketch(64),
+    PatchLandmarks(64),
+    Imported(9, "own_map:phi"),
+]
 
 
 def fitted(spec: Any, d: int) -> Any:
@@ -261,7 +268,7 @@ def test_few_landmarks_have_gradients() -> None:
 
 @pytest.mark.parametrize("spec", NONE, ids=lambda spec: type(spec).__name__)
 def test_a_map_without_gradients_refuses_in_a_sentence(spec: FeatureMap) -> None:
-    shape = (8, 8, 3) if isinstance(spec, CNTKRandomFeatures | CNTKSketch) else (6,)
+    shape = (8, 8, 3) if isinstance(spec, CNTKRandomFeatures | CNTKSketch | PatchLandmarks) else (6,)
     x, coef = rows(3, shape), weights(64)
     said = {
         NTKRandomFeatures: "its functions are sums of steps; learn the metric with ZonalFeatures or Nystrom of the "

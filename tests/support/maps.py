@@ -21,6 +21,7 @@ from ntkdist import (
     NTKRandomFeatures,
     NTKSketch,
     Nystrom,
+    PatchLandmarks,
     RandomFourier,
     ZonalFeatures,
 )
@@ -85,7 +86,7 @@ class Case(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return IMAGES if isinstance(self.spec, CNTKRandomFeatures | CNTKSketch) else VECTORS
+        return IMAGES if isinstance(self.spec, CNTKRandomFeatures | CNTKSketch | PatchLandmarks) else VECTORS
 
 
 CASES: dict[str, Case] = {
@@ -129,6 +130,10 @@ CASES: dict[str, Case] = {
     "cntk-sketch": Case(CNTKSketch(49, seed=3), falls=None),
     "cntk-sketch-valid": Case(CNTKSketch(150, 2, 2, padding="valid"), falls=None),
     "cntk-sketch-linear": Case(CNTKSketch(150, degree=1), falls=None),
+    "patches": Case(PatchLandmarks(50, (20,), 8, grid=2), falls=None),
+    "patches-one-layer": Case(PatchLandmarks(64, (), 0, "none", pool=(), grid=1, lengthscale=1.0), **FEW),
+    "patches-nngp": Case(PatchLandmarks(70, (16,), 0, "zca", True, grid=2, activation="nngp", seed=3), falls=None),
+    "patches-ntk": Case(PatchLandmarks(64, (16, 24), 12, "none", pool=(1, 2), grid=2, activation="ntk"), falls=None),
     "cntk-sketch-degree-5": Case(CNTKSketch(150, degree=5), **FEW),
 }
 
