@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import dask.dataframe as dd
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ import zarr
 from command_line import FEATURES, assert_one_line, in_process, write_job
 from interrupted import Cut, CutAfter, same
 from object_stores import Azurite, FakeGcs, Seaweed, Server, free_ports, installed, serving
-from pyarrow import parquet
+from pyarrow import fs, parquet
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
@@ -144,6 +145,31 @@ def test_many_objects_to_predictions(place: str, tmp_path: Path) -> None:
     assert Path(out).read_text().count("2021,") == 160
     with pytest.raises(nd.DataError, match="no tables there"):
         nd.convert(f"{place}/t/*.csv", str(tmp_path / "f"))
+
+
+def test_a_frame_of_dask_from_the_bucket(server: Server, place: str, tmp_path: Path) -> None:
+    """Three calls: what Dask reads from a bucket is converted, fitted, and predicts the objects in place."""
+    if not isinstance(server, Seaweed):
+        pytest.skip("pyarrow opens S3 with these settings, and other stores with others")
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        a = rng.standard_normal(60)
+        parquet.write_table(pa.table({"a": a, "c": ["p", "q"] * 30, "y": np.abs(a)}), tmp_path / "part.parquet")
+        put(f"{place}/t/part-{i}.parquet", (tmp_path / "part.parquet").read_bytes())
+    keys = server.env
+    bucket = fs.S3FileSystem(
+        access_key=keys["AWS_ACCESS_KEY_ID"],
+        secret_key=keys["AWS_SECRET_ACCESS_KEY"],
+        endpoint_override=keys["AWS_ENDPOINT_URL"],
+    )
+    frame = dd.read_parquet(f"{place}/t", filesystem=bucket)
+    layout = nd.convert(frame, f"{place}/d", target=["y"])
+    assert (layout.rows, layout.columns) == (240, ("a", "c"))
+    model = nd.fit(nd.Job(nd.Dataset(f"{place}/d"), nd.NTKRandomFeatures(64), plan=nd.PlanTable(folds=2))).model
+    out = str(tmp_path / "predictions.parquet")
+    assert nd.predict_table(model, f"{place}/t/*.parquet", out, keep=["y"]).rows == 240
+    found = parquet.read_table(out)
+    assert np.corrcoef(found["prediction"], found["y"])[0, 1] > 0.5
 
 
 def test_a_zarr_group_of_others_in_the_bucket(place: str, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sklearn.model_selection import (
     GridSearchCV,
     GroupKFold,
     KFold,
+    LeaveOneOut,
     PredefinedSplit,
     RepeatedKFold,
     StratifiedKFold,
@@ -185,6 +186,9 @@ def test_splits_that_are_no_folds_are_refused(xy: tuple[F8, F8], make_dataset: M
     for says, call in {
         "cv tests row .* in its splits . and 5": lambda: nd.NTKRidgeCV(PHI, cv=RepeatedKFold()).fit(x, y),
         "split 0 of cv trains on 150 rows": lambda: nd.NTKRidgeCV(PHI, cv=TimeSeriesSplit(3)).fit(x, y),
+        r"cv is LeaveOneOut\(\), which gives more than 100 splits": lambda: nd.NTKRidgeCV(PHI, cv=LeaveOneOut()).fit(
+            x, y
+        ),
         "Expected `cv` as an integer": lambda: nd.NTKRidgeCV(PHI, cv="five").fit(x, y),
         "groups has 3 entries but X has 600": lambda: nd.NTKRidgeCV(PHI).fit(x, y, groups=[1, 2, 3]),
         "groups deal rows to folds, of which NTKRidge has none": lambda: nd.NTKRidge(PHI).fit(x, y, groups=GROUPS),
@@ -217,10 +221,24 @@ def test_the_map_of_least_error_is_kept_with_the_errors_of_all(xy: tuple[F8, F8]
     for says, call in {
         "folds is 1, which leaves nothing to choose among 2": lambda: nd.NTKRidgeCV([PHI, WAVY], [1.0], 1).fit(x, y),
         r"features is \[.*expected a feature map, such as": lambda: nd.NTKRidge([PHI, WAVY]).fit(x, y),
-        "features is 'NTK'; .* or a list of them": lambda: nd.NTKRidgeCV([PHI, "NTK"]).fit(x, y),
+        "features is 'NTK'; .* or a kernel, such as nd.Gaussian.*, or a list of them": lambda: nd.NTKRidgeCV(
+            [PHI, "NTK"]
+        ).fit(x, y),
     }.items():
         with pytest.raises(ValueError, match=says):
             call()
+
+
+def test_kernels_stand_for_their_maps_at_landmarks(xy: tuple[F8, F8]) -> None:
+    x, y = xy
+    kernels = [nd.Gaussian(2.0), nd.NTK(1)]
+    found = nd.NTKRidgeCV([*kernels, nd.Linear(5)], folds=3).fit(x, y)
+    assert found.feature_maps == (*(nd.Nystrom(1024, kernel) for kernel in kernels), nd.Linear(5))
+    same = nd.NTKRidgeCV([nd.Nystrom(1024, kernel) for kernel in kernels], folds=3).fit(x, y)
+    np.testing.assert_array_equal(found.coef_, same.coef_)
+    alone = nd.NTKRidge(nd.NTK(1)).fit(x, y)
+    assert alone.model_.features.spec == nd.Nystrom(1024, nd.NTK(1))
+    assert "features__depth" in nd.NTKRidge(nd.NTK(1)).get_params()
 
 
 @pytest.mark.parametrize("calibrated", [True, False])

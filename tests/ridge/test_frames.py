@@ -55,6 +55,19 @@ def test_pandas_and_polars_give_the_same_model() -> None:
     assert one.score(NEW, frame(80, seed=4)["y"]) > 0.8
 
 
+def test_four_lines_of_a_notebook(tmp_path: Path) -> None:
+    """From a CSV to predictions of another in their order, to a file and back, by nothing but the columns."""
+    frame().to_csv(tmp_path / "train.csv", index=False)
+    frame(80, seed=4).to_csv(tmp_path / "new.csv", index=False)
+    train, new = pd.read_csv(tmp_path / "train.csv"), pd.read_csv(tmp_path / "new.csv")
+    model = fitted().fit(train.drop(columns="y"), train["y"])
+    predictions = model.predict(new.drop(columns="y"))
+    nd.save(model, str(tmp_path / "model"))
+    again = nd.load(str(tmp_path / "model")).predict(new.drop(columns="y"))
+    assert np.corrcoef(predictions, new["y"])[0, 1] > 0.9
+    np.testing.assert_array_equal(again, predictions)
+
+
 def test_levels_may_be_absent_reordered_and_new_at_predict() -> None:
     model = fitted().fit(X, Y)
     whole = model.predict(NEW)

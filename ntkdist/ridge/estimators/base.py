@@ -16,8 +16,8 @@ from ntkdist.cluster.tally import Tally
 from ntkdist.data.dataset import Dataset
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import InputError, SpecError
-from ntkdist.features import AnyFeatureMap, FeatureMap, ZonalFeatures
-from ntkdist.kernels import NTK
+from ntkdist.features import AnyFeatureMap, FeatureMap, Nystrom, ZonalFeatures
+from ntkdist.kernels import NTK, Kernel
 from ntkdist.ridge.estimators.inputs import dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.ridge.estimators.nested import BETWEEN, nested, replaced
 from ntkdist.ridge.predict import as_fitted
@@ -25,6 +25,7 @@ from ntkdist.ridge.source_order import column, order_of
 from ntkdist.spec import nearest
 
 DEFAULT = ZonalFeatures(512, NTK(depth=2, bias=1.0))
+LANDMARKS = 1024  # of the map of a bare kernel
 BLOCK_ROWS = 4096  # of a Zarr array
 BlockFunction = Callable[[Any], NDArray[Any]]  # (n, *input_shape) → (n, ...)
 
@@ -32,7 +33,7 @@ BlockFunction = Callable[[Any], NDArray[Any]]  # (n, *input_shape) → (n, ...)
 class KernelEstimator(BaseEstimator):
     """An estimator that scales rows and maps them to features."""
 
-    features: Any  # a map or None; with `takes_several`, also a list of maps
+    features: Any  # a map, a kernel or None; with `takes_several`, also a list of them
     random_state: int | None
     inputs: Any
     clip: Any
@@ -76,11 +77,13 @@ class KernelEstimator(BaseEstimator):
     def feature_maps(self) -> tuple[AnyFeatureMap, ...]:
         """The feature maps to choose from."""
         several = self.takes_several and isinstance(self.features, list | tuple) and len(self.features) > 0
-        maps: Any = self.features if several else [DEFAULT if self.features is None else self.features]
+        given: Any = self.features if several else [DEFAULT if self.features is None else self.features]
+        maps = [Nystrom(LANDMARKS, each) if isinstance(each, Kernel) else each for each in given]
         if wrong := [each for each in maps if not isinstance(each, FeatureMap)]:
-            list_of = " or a list of them" if self.takes_several else ""
+            list_of = ", or a list of them" if self.takes_several else ""
             raise SpecError(
-                f"features is {wrong[0]!r}; expected a feature map, such as nd.ZonalFeatures(1024){list_of}"
+                f"features is {wrong[0]!r}; expected a feature map, such as nd.ZonalFeatures(1024), or a kernel, such "
+                f"as nd.Gaussian(1.0){list_of}"
             )
         return tuple(self._seeded(each) for each in maps)
 

@@ -1,6 +1,7 @@
 """Folds that an estimator's caller gives: splits in scikit-learn's sense, or groups."""
 
 from dataclasses import replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from ntkdist.data.dataset import Dataset
 from ntkdist.errors import InputError
 from ntkdist.ridge.estimators.inputs import is_outside
 
+MOST_FOLDS = 100  # m² numbers each
 NONE = -1  # in place of a fold, of rows that no split tests
 
 
@@ -32,7 +34,8 @@ def dealt(rows: Arrays, x: Any, cv: Any, folds: int, groups: Any, classifier: bo
     Raises
     ------
     InputError
-        If the splits are no folds: a row is tested twice, or a split does not train on all rows that it does not test.
+        If the splits are no folds: a row is tested twice, or a split does not train on all rows that it does not test;
+        or if they are more than `MOST_FOLDS`.
     """
     if cv is None and groups is None:
         return Dealt(rows, folds)
@@ -48,9 +51,14 @@ def dealt(rows: Arrays, x: Any, cv: Any, folds: int, groups: Any, classifier: bo
     )
     x = np.zeros((count, 1)) if is_outside(x) else x
     try:
-        splits = list(splitter.split(x, y, groups))
+        splits = list(islice(splitter.split(x, y, groups), MOST_FOLDS + 1))
     except TypeError as error:
         raise InputError(f"cv is {cv!r}, which gives no splits: {error}") from None
+    if len(splits) > MOST_FOLDS:
+        raise InputError(
+            f"cv is {cv!r}, which gives more than {MOST_FOLDS} splits, each with sums of its own; give fewer, such as "
+            "KFold(10)"
+        )
     deal, tested = _as_folds(splits, count)
     rest = int((deal == NONE).any())  # as fold 0, because a metric is chosen by the last
     scored = tuple(range(rest, rest + tested)) if rest else None

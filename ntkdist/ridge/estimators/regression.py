@@ -118,8 +118,8 @@ class NTKRidge(_Regressor):
 
     Parameters
     ----------
-    features : FeatureMap, optional
-        By default ``ZonalFeatures(512, NTK(depth=2, bias=1.0))``.
+    features : FeatureMap or kernel, optional
+        By default ``ZonalFeatures(512, NTK(depth=2, bias=1.0))``; for a kernel, its `Nystrom` map of 1,024 landmarks.
     alpha : float
         The penalty in ‖y − Zw − b‖² + alpha‖w‖², as in `sklearn.linear_model.Ridge`, for scaled X; the intercept is not
         penalised.
@@ -207,8 +207,9 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
 
     Parameters
     ----------
-    features : FeatureMap or list of them, optional
-        Each of a list is fitted, and that of the least cross-validated error is kept.  If absent, the map is chosen
+    features : FeatureMap or kernel, or list of them, optional
+        For a kernel, its `Nystrom` map of 1,024 landmarks.  Each of a list is fitted, and that of the least
+        cross-validated error is kept.  If absent, the map is chosen
         with columns and metric by small fits to a sample of the rows: see ``choice_``.
     alphas : sequence of float, or "auto"
         As in `ntkdist.cross_validate`.

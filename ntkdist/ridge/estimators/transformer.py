@@ -22,8 +22,8 @@ class FeatureTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Kern
 
     Parameters
     ----------
-    features : FeatureMap, optional
-        By default ``ZonalFeatures(512, NTK(depth=2, bias=1.0))``.
+    features : FeatureMap or kernel, optional
+        By default ``ZonalFeatures(512, NTK(depth=2, bias=1.0))``; for a kernel, its `Nystrom` map of 1,024 landmarks.
     inputs : {"auto", "columns", "channels", "none"}
         Scaling of X.
     clip : {"range", "none"} or pair of float
