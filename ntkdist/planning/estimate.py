@@ -112,7 +112,7 @@ def table(p: Plan, machines: Resources, cost: dict[str, Any]) -> str:
         "device": resolve_gpu.table(p, machines),
         "read": f"{cost['bytes_read'] / GB:.2f} GB in {passes}",
         "network": f"{cost['network_bytes'] / GB:.2f} GB of sums at most",
-        "operations": f"{operations}, {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker",
+        "operations": _wrapped(f"{operations}, {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker"),
         "time": _wrapped(f"about {cost['seconds']:.0f} s with {time}"),
         **({"others": f"{others}, which fit too"} if others else {}),
         **({"price": f"{cost['price']:,.2f}"} if "price" in cost else {}),

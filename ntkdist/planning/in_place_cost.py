@@ -51,10 +51,8 @@ class InPlaceCost(GramCost):
     @property
     def solves(self) -> int:
         p = self.p
-        if p.job.grid() or p.m < THIN:
-            penalties = p.penalties
-        else:  # every fourth, then those two, and then those one beside the best
-            penalties = len(AUTO_GRID[::4]) + 4
+        # Of a thinned grid every fourth, then two on either side of the best, twice.
+        penalties = p.penalties if p.job.grid() or p.m < THIN else len(AUTO_GRID[::4]) + 4
         return (p.sets - 1) * penalties + 1
 
     @staticmethod

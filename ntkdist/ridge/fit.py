@@ -72,9 +72,9 @@ def fit(
     penalty.  A map that is fitted to a sample of rows needs one more read, or two if leverage scores draw its landmarks
     (none with ``preprocess.reuse``); a metric takes one for each length in each round, and one a round for gradients;
     ``damaged="skip"`` needs one before all others.  `TiledCholesky` reads once for every panel of tiles in place of
-    once for the Gram, `InPlaceCholesky` the last fold again for every few penalties where its mapped rows do not fit the
-    memory, and rows that are assigned to folds by groups are read once for every fold.  `PCG` forms no Gram:
-    it reads once for the right-hand sides, once for the preconditioner, and in every iteration those rows that do not
+    once for the Gram, `InPlaceCholesky` reads the last fold again for every few penalties where its mapped rows do not
+    fit the memory, and rows that are assigned to folds by groups are read once for every fold.  `PCG` forms no Gram: it
+    reads once for the right-hand sides, once for the preconditioner, and in every iteration those rows that do not
     fit the workers' memory.
 
     Parameters

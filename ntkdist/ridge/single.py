@@ -33,7 +33,7 @@ from ntkdist.solvers.grid import Grid
 from ntkdist.spec import digest
 from ntkdist.sums import CrossSums, NormalEquations, TileSums
 from ntkdist.sums.equations import EquationsOf, EquationsOfMapped
-from ntkdist.sums.mapped_rows import OverMappedRows, RowMapper, forget
+from ntkdist.sums.mapped_rows import RowMapper, forget
 from ntkdist.sums.products import CrossOf, Folds, LossesOf
 from ntkdist.sums.tiles import places
 
@@ -82,8 +82,8 @@ def sum_in_place(p: Plan, prepared: Prepared, progress: Progress) -> tuple[Norma
     summand = EquationsOf(prepared.empty.features, prepared.empty.preprocessing, p.dtype)
     keep = prepared.kept and prepared.kept.tiles(KEPT_TILE, places(p.m, KEPT_TILE))
     stops = list(_stops(shards, p.solver.shard_rows(p.m)))
-    for stop in reversed(stops if keep else []):
-        if (kept := keep.load(_first(shards, stop))) is not None:
+    for stop in reversed(stops):
+        if keep and (kept := keep.load(_first(shards, stop))) is not None:
             total.fill(kept.total.tiles, KEPT_TILE, kept.total.rounding)
             tally, done = replace(kept.tally, resumed=stop), stop
             progress(sum(shard.rows for shard in shards[:stop]))
@@ -142,7 +142,6 @@ class HeldOut:
         self._sum(EquationsOfMapped(self.mapped), total=total)
 
     def _sum(self, summand: Any, progress: Progress = ignore, total: Any = None) -> Any:
-        assert isinstance(summand, OverMappedRows)
         one = self.rows._replace(summand=summand, progress=progress)
         part = reduce_into(one, summand.zero() if total is None else total)
         self.tally = (self.tally + part.tally).of_rows(self.tally) if self.tally.rows else part.tally
@@ -175,7 +174,7 @@ class HoldoutPath(Grid):
             try:
                 (solved[alpha],) = self.solver.solve(self.equations, [alpha * self.scale(self.equations.weight)])
             except NotPositiveDefinite as error:
-                failed = error
+                failed = error.with_traceback(None)  # whose frames would keep the Gram
         if failed and not solved and not self.mse:
             raise failed
         self.mse |= {alpha: np.full((1, self.total.t), np.inf) for alpha in grid}

@@ -45,8 +45,9 @@ class Sizes(NamedTuple):
 class Solver(Spec, frozen=True):
     """Base of the solvers of ridge regression from its normal equations.
 
-    ``sums`` declares what a fit sums over the data: the Gram of every fold, a single one, its tiles, or products with
-    vectors.  The methods up to `driver_bytes` declare what the plan must know; here they are those of a solver of Grams.
+    ``sums`` declares what a fit sums over the data: the Gram of every fold, a single Gram, the tiles of every fold, or
+    products with vectors.  The methods up to `driver_bytes` declare what the plan must know; here they are those of a
+    solver of Grams.
     """
 
     sums: ClassVar[Sums] = "gram"

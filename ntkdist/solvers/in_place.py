@@ -18,7 +18,6 @@ from ntkdist import backend
 from ntkdist.backend import TILE
 from ntkdist.solvers.base import F8, Sizes, Solution, Solver, Sums, check_sums, cholesky
 from ntkdist.sums import NormalEquations
-from ntkdist.sums.rounding import SKETCH
 
 GROWTH = 3  # penalties that a grid grows by at once, at each end
 
@@ -58,7 +57,7 @@ class InPlaceCholesky(Solver, frozen=True):
         return 3 * 8 * TILE**2
 
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
-        """Solve for every penalty, as `Solver.solve`, in the upper triangle of the Gram, which is made anew on demand."""
+        """Solve for every penalty, as `Solver.solve`; the Gram's upper triangle is overwritten, and mirrored on demand."""
         check_sums(equations)
         mean, solutions = equations.z_sum / equations.weight, []
         rhs = equations.rhs - np.outer(mean, equations.y_sum)
