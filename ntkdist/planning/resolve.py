@@ -73,12 +73,12 @@ def check(p: Plan, machines: Resources) -> None:
     ClusterError
         If the plan computes on GPUs and there are none.
     """
+    resolve_gpu.check(p, machines)
     if p.solver.sums == "single" and not machines.here:
         raise SpecError(
             f"solver {type(p.solver).__name__} sums and solves in one process, but this run has a cluster of "
             f"{machines.workers} worker(s); run without a cluster, or use solver TiledCholesky"
         )
-    resolve_gpu.check(p, machines)
     try:
         check_memory(p, machines)
     except PlanTooLarge as error:

@@ -44,7 +44,7 @@ class DataReport(msgspec.Struct, kw_only=True):
     class_counts: list[float] = []  # weight of the rows of each class, before class_weight
     class_weight: list[float] = []
     folds: dict[str, Any] = {}  # count, dealt_by (an array of the dataset, or ""), contiguous
-    fold_weights: list[float]
+    fold_weights: list[float]  # of a Gram that is solved in place: of all but the last fold together, and of that
 
 
 class RoundReport(msgspec.Struct):

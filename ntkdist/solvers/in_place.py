@@ -57,7 +57,7 @@ class InPlaceCholesky(Solver, frozen=True):
         return 3 * 8 * TILE**2
 
     def solve(self, equations: NormalEquations, alphas: Sequence[float]) -> list[Solution]:
-        """Solve for every penalty, as `Solver.solve`; the Gram's upper triangle is overwritten, and mirrored on demand."""
+        """Solve for every penalty, as `Solver.solve`; the Gram's upper triangle is overwritten, and mirrored anew."""
         check_sums(equations)
         mean, solutions = equations.z_sum / equations.weight, []
         rhs = equations.rhs - np.outer(mean, equations.y_sum)

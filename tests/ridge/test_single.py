@@ -157,7 +157,7 @@ def test_a_sum_with_an_unknown_part_of_a_shard_is_not_tried_again(make_dataset: 
             calls.append(total)
             raise OSError("gone")
 
-    with pytest.raises(nd.ClusterError, match="^Adding rows 0–89 failed with OSError: gone; see to the cause, and"):
+    with pytest.raises(nd.ClusterError, match=r"^Adding rows 0–89 failed with OSError: gone; see to the cause,"):
         add_shard(source_of(p), Failing(), Shard(0, ((0, 90),)), 5)
     assert calls == [5]
 
@@ -186,6 +186,19 @@ def test_a_fit_holds_one_gram(make_dataset: Any) -> None:
     parts = p.memory()
     assert parts["Gram"] < 1.01 * 8 * m**2
     assert peak <= sum(parts.values()) - parts["process"] + 300 * 8 * m  # with the rows held out
+
+
+@pytest.mark.slow
+def test_the_peak_is_at_most_what_was_projected(make_dataset: Any) -> None:
+    """In this process: the sum, the rows held out, and a batch, of weighted rows too."""
+    x = np.random.default_rng(0).standard_normal((12_000, 8)).astype(np.float32)
+    store = make_dataset(x, x[:, 0], weights=np.abs(x[:, 1]), rows_per_partition=None)
+    for weight in ("", "weight"):
+        dataset = nd.Dataset(store, weight=weight)
+        job = job_on(store, dataset=dataset, features=nd.NTKRandomFeatures(4096), plan=nd.PlanTable())
+        run = nd.fit(job).report["run"]
+        peak, projected = max(run["peak_memory_bytes"].values()), sum(run["projected_memory_bytes"].values())
+        assert 0.8 * projected <= peak <= projected
 
 
 def test_a_thinned_grid_finds_the_choice_of_the_whole(
