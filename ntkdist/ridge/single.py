@@ -87,6 +87,7 @@ def sum_in_place(p: Plan, prepared: Prepared, progress: Progress) -> tuple[Norma
             total.fill(kept.total.tiles, KEPT_TILE, kept.total.rounding)
             tally, done = replace(kept.tally, resumed=stop), stop
             progress(sum(shard.rows for shard in shards[:stop]))
+            del kept  # half as large as the Gram
             break
     for stop in (stop for stop in stops if stop > done):
         part = reduce_into(Pass(prepared.source, summand, shards[done:stop], p.fan_in, progress), total)
