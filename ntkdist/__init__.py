@@ -49,7 +49,7 @@ from ntkdist.ridge.prefix_curve import PrefixCurve, prefix_curve
 from ntkdist.ridge.residuals import leave_one_out
 from ntkdist.ridge.saved import load, save
 from ntkdist.ridge.solve import solve
-from ntkdist.solvers import PCG, Cholesky, Eigh, TiledCholesky
+from ntkdist.solvers import PCG, Cholesky, Eigh, InPlaceCholesky, TiledCholesky
 from ntkdist.solvers.cross_validation import CVResult, cross_validate
 from ntkdist.solvers.uncertainty import Calibration, Factor, conformal_radius
 
@@ -83,6 +83,7 @@ __all__ = [
     "Gateway",
     "Gaussian",
     "Imported",
+    "InPlaceCholesky",
     "Job",
     "Kubernetes",
     "Laplace",

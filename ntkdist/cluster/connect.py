@@ -43,6 +43,7 @@ class Resources(NamedTuple):
     process_bytes: int  # resident in any worker before it starts, at most, with what its first tasks take for good
     driver_process_bytes: int  # the same of this process
     gpus: tuple[gpu.Gpu | None, ...] = ()  # of each worker, if they were asked for, with the memory of a task
+    here: bool = False  # no cluster: the only worker is this process, which also solves
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -115,7 +116,7 @@ def resources(client: Client | None, warm: Callable[[], object] = int, gpus: boo
         threads = max(1, backend.most(CPU_COUNT) // at_once)
         shares = _shared({"": gpu.gpu()} if gpus else {}, {"": ("", at_once)})
         process = _resident(warm, 1, 1)
-        return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, process, process, shares)
+        return Resources(1, at_once, threads, MEMORY_LIMIT, MEMORY_LIMIT, process, process, shares, here=True)
     wait_for_workers(client, 1, WORKERS_SECONDS, "The cluster", "see why its workers end")  # a nanny starts another
     seen = client.run(gpu.gpu) if gpus else {}  # first: CUDA takes memory of a process, too
     machines = client.run(preflight.machine)

@@ -23,7 +23,18 @@ from ntkdist.cluster import phases
 from ntkdist.cluster.connect import as_delayed, is_large, local_scheduler, upload_once
 from ntkdist.cluster.progress import Progress, RowsDone, Watch, default_watch, ignore
 from ntkdist.cluster.rows_told import RowsTold, listening
-from ntkdist.cluster.shards import AnySummand, KeepsShards, Part, ServesRows, Source, add_parts, run_shard
+from ntkdist.cluster.shards import (
+    AnySummand,
+    KeepsShards,
+    Part,
+    PerFold,
+    ServesRows,
+    Source,
+    add_parts,
+    add_shard,
+    run_shard,
+)
+from ntkdist.cluster.tally import Tally
 from ntkdist.cluster.tree import Tree, tree
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.dataset import Dataset, Shard
@@ -86,6 +97,22 @@ def sums_in_place(one: Pass, client: Client | None) -> list[Any]:
     with backend.own_threads():
         backend.use_threads(one.source.threads)
         return _reduce_in_order(one) if local_scheduler() == "synchronous" else _reduce_on_threads(one)
+
+
+def reduce_into(one: Pass, total: Any) -> Part:
+    """Add all shards to one sum, in place, shard by shard in this process: no second sum is made.
+
+    Errors are those of `add_shard`.
+    """
+    tally, rows = Tally(), RowsDone(one.progress)
+    assert not isinstance(one.summand, PerFold)
+    with backend.own_threads():
+        backend.use_threads(one.source.threads)
+        for i, shard in enumerate(one.shards):
+            part = add_shard(one.source, one.summand, shard, total, functools.partial(rows.within, i))
+            total, tally = part.total, tally + part.tally
+            rows.reach(i, shard.rows)
+    return Part(total, tally)
 
 
 def fetch(client: Client | None, promised: Sequence[Any]) -> list[Any]:

@@ -150,8 +150,26 @@ def run_shard(
     return part
 
 
-def _sum(source: Source, summand: Summand, shard: Shard, done: Done | None = None) -> Part:
-    tally, total, count = Tally(), summand.zero(), 0
+def add_shard(source: Source, summand: Summand, shard: Shard, total: Any, done: Done | None = None) -> Part:
+    """Add the rows of a shard to a sum, in place; arguments are those of `run_shard`.
+
+    An error is final: some of the rows may be in the sum.
+    """
+    try:
+        return _sum(source, summand, shard, done, total)
+    except NtkdistError:
+        raise
+    except Exception as error:
+        raise ClusterError(
+            f"Adding rows {shard.which} failed with {type(error).__name__}: {error}; see to the cause, and run again: "
+            "what a checkpoint holds is not done anew"
+        ) from error
+
+
+def _sum(source: Source, summand: Summand, shard: Shard, done: Done | None = None, total: Any = None) -> Part:
+    """Add the rows of a shard to a total, or to the empty sum."""
+    tally, count = Tally(), 0
+    total = summand.zero() if total is None else total
     start = time.perf_counter()
     read = blocks(source, shard.spans, tally, shard.group, shard.fold)
     for rows in summand.blocks(shard, read) if isinstance(summand, ServesRows) else read:

@@ -107,7 +107,8 @@ class Cut(Spec, frozen=True, tag=False):
     @property
     def scored(self) -> tuple[int, ...] | None:
         """The folds whose error a penalty is chosen by; None for all."""
-        return (self.folds - 1,) if self.dataset.holdout or self.job.metric.rounds else None
+        one = self.dataset.holdout or self.job.metric.rounds or (self.solver.scores_one_fold and self.folds > 1)
+        return (self.folds - 1,) if one else None
 
     @property
     def reads(self) -> int:

@@ -59,6 +59,11 @@ class GramCost:
         return {}
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Further counts of a solver's own, by name."""
+        return {}
+
+    @property
     def network_bytes(self) -> int:
         """Bytes of sums that are sent, at most: to the worker that adds them, and the last ones to this process."""
         return self._added * self.p.sum_bytes + self._collected

@@ -9,6 +9,7 @@ from ntkdist.cluster import Client
 from ntkdist.cluster.connect import Resources, resources
 from ntkdist.planning import resolve, resolve_gpu
 from ntkdist.planning.dense_cost import GramCost
+from ntkdist.planning.in_place_cost import InPlaceCost
 from ntkdist.planning.iterative_cost import ProductsCost
 from ntkdist.planning.job import Job
 from ntkdist.planning.plan import GB, Plan, of_metric
@@ -17,7 +18,8 @@ from ntkdist.planning.tiled_cost import TilesCost
 
 GRADIENT_COST = 2.5  # gradients of a function, in units of mapping its row
 LAST_TRIALS = 3  # of the length for the fit's own features, as a rule
-COSTS = {"gram": GramCost, "tiles": TilesCost, "products": ProductsCost}  # by `Solver.sums`
+# By `Solver.sums`.
+COSTS = {"gram": GramCost, "single": InPlaceCost, "tiles": TilesCost, "products": ProductsCost}
 
 
 def planned(job: Job, client: Client | None, price: float = 0.0) -> tuple[Plan, Resources, dict[str, Any]]:
@@ -49,6 +51,7 @@ def cost(p: Plan, machines: Resources, price: float = 0.0, client: Client | None
         "bytes_read": one.reads * p.layout.rows * p.layout.row_bytes,
         "network_bytes": one.network_bytes,
         one.operations: p.layout.rows * one.row_operations,
+        **one.counts,
         "workers": machines.workers,
         "threads": p.threads,
         "syrk_flops_per_second": rates.syrk,
@@ -109,7 +112,7 @@ def table(p: Plan, machines: Resources, cost: dict[str, Any]) -> str:
         "device": resolve_gpu.table(p, machines),
         "read": f"{cost['bytes_read'] / GB:.2f} GB in {passes}",
         "network": f"{cost['network_bytes'] / GB:.2f} GB of sums at most",
-        "operations": f"{operations}, {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker",
+        "operations": _wrapped(f"{operations}, {cost['syrk_flops_per_second'] / 1e9:.0f} GF/s a worker"),
         "time": _wrapped(f"about {cost['seconds']:.0f} s with {time}"),
         **({"others": f"{others}, which fit too"} if others else {}),
         **({"price": f"{cost['price']:,.2f}"} if "price" in cost else {}),

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import msgspec
 
 from ntkdist.cluster.connect import Resources
-from ntkdist.errors import PlanTooLarge
+from ntkdist.errors import PlanTooLarge, SpecError
 from ntkdist.planning import resolve_gpu
 from ntkdist.planning.job import Job, gram_of
 from ntkdist.planning.plan import Plan, plan
-from ntkdist.solvers import PCG, AnySolver, TiledCholesky, choose
+from ntkdist.solvers import PCG, AnySolver, InPlaceCholesky, TiledCholesky, choose
 
 # The fields of a plan that decide bits, beside those of its job.
 RESOLVED = ("folds", "shards", "fan_in", "block_rows", "threads", "dtype", "tile", "skip", "device")
@@ -44,7 +44,8 @@ def on_hosts(job: Job, machines: Resources) -> Plan:
     """Resolve a job as far as it concerns the memory of processes.
 
     Without a solver in the job, this takes the first whose projected memory fits: dense; tiled, on two workers or more;
-    conjugate gradients, which are not exact.  If none fits, the plan is that of the first.
+    in place, without a cluster, which scores the last fold alone; conjugate gradients, which are not exact.  If none
+    fits, the plan is that of the first.
     """
     first = with_panels(plan(job, threads=machines.threads), machines)
     if job.solver or job.plan.tile or _fits(first, machines):
@@ -67,10 +68,17 @@ def check(p: Plan, machines: Resources) -> None:
     ------
     PlanTooLarge
         If a process or a GPU has too little memory.
+    SpecError
+        If the plan solves in place, but not in this process.
     ClusterError
         If the plan computes on GPUs and there are none.
     """
     resolve_gpu.check(p, machines)
+    if p.solver.sums == "single" and not machines.here:
+        raise SpecError(
+            f"solver {type(p.solver).__name__} sums and solves in one process, but this run has a cluster of "
+            f"{machines.workers} worker(s); run without a cluster, or use solver TiledCholesky"
+        )
     try:
         check_memory(p, machines)
     except PlanTooLarge as error:
@@ -128,6 +136,8 @@ def _resolved(job: Job, machines: Resources, solver: AnySolver) -> Plan:
 def _others(p: Plan, machines: Resources) -> Iterator[AnySolver]:
     if machines.workers > 1 and p.solver.sums != "tiles":
         yield TiledCholesky()
+    if machines.here and p.solver.sums != "single":
+        yield InPlaceCholesky()
     if not p.dataset.fold_array:
         yield PCG()
 

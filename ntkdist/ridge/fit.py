@@ -19,14 +19,14 @@ from ntkdist.errors import SpecError, StoreError
 from ntkdist.planning import resolve
 from ntkdist.planning.job import Job, job_digest
 from ntkdist.planning.plan import Plan
-from ntkdist.ridge import checkpoint, choose, dense, iterative, run_directory, tiled
+from ntkdist.ridge import checkpoint, choose, dense, iterative, run_directory, single, tiled
 from ntkdist.ridge.fitted import Clock, Fitted
 from ntkdist.ridge.model import Equations, RidgeModel
 from ntkdist.ridge.prepare import Prepared, prepare, verified
 from ntkdist.solvers.cv_result import CVResult
 from ntkdist.sums import NormalEquations
 
-FITS = {"gram": dense.fit, "tiles": tiled.fit, "products": iterative.fit}  # by `Solver.sums`
+FITS = {"gram": dense.fit, "single": single.fit, "tiles": tiled.fit, "products": iterative.fit}  # by `Solver.sums`
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,8 +72,9 @@ def fit(
     penalty.  A map that is fitted to a sample of rows needs one more read, or two if leverage scores draw its landmarks
     (none with ``preprocess.reuse``); a metric takes one for each length in each round, and one a round for gradients;
     ``damaged="skip"`` needs one before all others.  `TiledCholesky` reads once for every panel of tiles in place of
-    once for the Gram, and rows that are assigned to folds by groups are read once for every fold.  `PCG` forms no Gram:
-    it reads once for the right-hand sides, once for the preconditioner, and in every iteration those rows that do not
+    once for the Gram, `InPlaceCholesky` reads the last fold again for every few penalties where its mapped rows do not
+    fit the memory, and rows that are assigned to folds by groups are read once for every fold.  `PCG` forms no Gram: it
+    reads once for the right-hand sides, once for the preconditioner, and in every iteration those rows that do not
     fit the workers' memory.
 
     Parameters

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from ntkdist.solvers import InPlaceCholesky
+
 
 class Curve(msgspec.Struct):
     """The cross-validated error against the number of features, see `PrefixCurve`."""
@@ -42,7 +44,7 @@ class DataReport(msgspec.Struct, kw_only=True):
     class_counts: list[float] = []  # weight of the rows of each class, before class_weight
     class_weight: list[float] = []
     folds: dict[str, Any] = {}  # count, dealt_by (an array of the dataset, or ""), contiguous
-    fold_weights: list[float]
+    fold_weights: list[float]  # of a Gram that is solved in place: of all but the last fold together, and of that
 
 
 class RoundReport(msgspec.Struct):
@@ -160,5 +162,6 @@ class FitReport(msgspec.Struct, kw_only=True):
 
     @property
     def formed_gram(self) -> bool:
-        """A flag: the solver formed a Gram and did not leave it in tiles on the workers, so equations are saved."""
-        return not self.run.products and not self.plan.get("tile")
+        """A flag: the solver formed a Gram and neither left it in tiles nor solved in it, so equations are saved."""
+        in_place = self.plan.get("solver", {}).get("type") == InPlaceCholesky.__name__
+        return not (self.run.products or self.plan.get("tile") or in_place)

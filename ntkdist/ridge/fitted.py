@@ -23,11 +23,13 @@ class FitStatistics(NamedTuple):
     products: Products | None  # counts of a solver that formed no Gram
     timeline: Sequence[tuple[float, int]] = ()  # seconds into the pass, and rows, of every shard that ended
     syrk_rates: Sequence[float] = ()  # flop/s of each worker
+    held_out_bytes: int = 0  # of mapped rows that were kept to be scored, and added, without reading them again
 
     @property
     def remembered(self) -> dict[str, int]:
         """The largest memory of mapped rows on a worker, in bytes; the plan does not project it."""
-        return {"remembered rows": self.products.remembered_bytes} if self.products else {}
+        nbytes = self.products.remembered_bytes if self.products else self.held_out_bytes
+        return {"remembered rows": nbytes} if self.products or nbytes else {}
 
 
 class Fitted(NamedTuple):
@@ -46,6 +48,6 @@ class Clock:
         self.last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """End a phase, and begin the next."""
+        """End a phase, or a part of one, and begin the next."""
         now = time.perf_counter()
-        self.seconds[name], self.last = now - self.last, now
+        self.seconds[name], self.last = self.seconds.get(name, 0.0) + now - self.last, now

@@ -197,7 +197,7 @@ def _notes(
     if why := resolve_gpu.why_not(p, machines):
         notes.append(f"computed on the CPU: {why}")
     if p.solver.sums != "gram":
-        does = "keeps" if p.solver.sums == "tiles" else "forms"
+        does = "forms" if p.solver.sums == "products" else "keeps"
         notes.append(f"solver {type(p.solver).__name__} {does} no Gram: there are no equations to save or solve again")
     if metric:
         notes.append(metric_report.note(p, metric))
@@ -207,6 +207,8 @@ def _notes(
         notes.append(
             f"{tally.resumed} of {len(p.tasks()) * p.panels} shards were finished before and taken from the checkpoint"
         )
+    if p.solver.scores_one_fold and p.folds > 1 and not p.dataset.holdout:
+        notes.append(f"alpha was chosen by the error on the last of {p.folds} folds alone, then all rows were used")
     if p.dataset.holdout:
         notes.append(f"alpha was chosen by the error on the rows held out by '{p.dataset.holdout}', then all were used")
     if p.skip:

@@ -3,9 +3,10 @@
 from ntkdist.solvers.base import Solution, Solver, check_sums
 from ntkdist.solvers.cg import PCG
 from ntkdist.solvers.direct import Cholesky, Eigh
+from ntkdist.solvers.in_place import InPlaceCholesky
 from ntkdist.solvers.tiled import TiledCholesky
 
-AnySolver = Cholesky | Eigh | PCG | TiledCholesky
+AnySolver = Cholesky | Eigh | InPlaceCholesky | PCG | TiledCholesky
 DENSE = 30_000  # most columns of a dense factor: LAPACK's integers have 32 bits
 
 
@@ -19,4 +20,15 @@ def choose(m: int, alphas: int) -> Cholesky | Eigh | TiledCholesky:
     return Eigh() if alphas > 16 else Cholesky()
 
 
-__all__ = ["PCG", "AnySolver", "Cholesky", "Eigh", "Solution", "Solver", "TiledCholesky", "check_sums", "choose"]
+__all__ = [
+    "PCG",
+    "AnySolver",
+    "Cholesky",
+    "Eigh",
+    "InPlaceCholesky",
+    "Solution",
+    "Solver",
+    "TiledCholesky",
+    "check_sums",
+    "choose",
+]

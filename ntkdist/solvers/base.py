@@ -15,6 +15,7 @@ from ntkdist.sums import CrossSums, NormalEquations
 from ntkdist.sums.rounding import SKETCH
 
 F8 = NDArray[np.float64]
+Sums = Literal["gram", "single", "tiles", "products"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class Sizes(NamedTuple):
 class Solver(Spec, frozen=True):
     """Base of the solvers of ridge regression from its normal equations.
 
-    ``sums`` declares what a fit sums over the data: the Gram of every fold, its tiles, or products with vectors.  The
-    methods up to `driver_bytes` declare what the plan must know; here they are those of a solver of Grams.
+    ``sums`` declares what a fit sums over the data: the Gram of every fold, a single Gram, the tiles of every fold, or
+    products with vectors.  The methods up to `driver_bytes` declare what the plan must know; here they are those of a
+    solver of Grams.
     """
 
-    sums: ClassVar[Literal["gram", "tiles", "products"]] = "gram"
+    sums: ClassVar[Sums] = "gram"
+    scores_one_fold: ClassVar[bool] = False  # the last, of however many
     takes_row_folds: ClassVar[bool] = True  # or only folds of whole partitions
 
     def tile_size(self, m: int, wanted: int | None) -> int:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from ntkdist.errors import NotConverged
-from ntkdist.solvers.base import Sizes, Solver
+from ntkdist.solvers.base import Sizes, Solver, Sums
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -100,7 +100,7 @@ class PCG(Solver, frozen=True):
         Seed of the sample.
     """
 
-    sums: ClassVar[Literal["gram", "tiles", "products"]] = "products"
+    sums: ClassVar[Sums] = "products"
     takes_row_folds: ClassVar[bool] = False
     sample_rows: Positive = 1024
     tol: Annotated[float, Meta(gt=0, lt=1)] = 1e-5

@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from ntkdist.sums.rounding import SKETCH, Loss, difference_rounding, evaluation_
 
 F8 = NDArray[np.float64]
 EXTENSIONS = 6  # times that a grid may grow
-THIN = 2048  # features from which every second penalty of the "auto" grid is tried first
+THIN = 2048  # features from which every second penalty, or fewer, of the "auto" grid is tried first
 FLAT = 1e-3  # relative gain below which growth towards zero stops
 SINGLE = 1e-10  # relative rounding of sums above which they are of float32
 
@@ -22,8 +23,10 @@ class Grid(abc.ABC):
     """A grid of penalties, with the error of each on each fold; subclasses compute the errors.
 
     ``total`` is the sum of all ``folds``, ``scored`` are those whose errors count; with ``per_row``, penalties are per
-    unit of weight.
+    unit of weight.  A thinned grid begins with every ``stride``-th penalty, where that is a power of two.
     """
+
+    stride: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -57,12 +60,9 @@ class Grid(abc.ABC):
         self.sketch[alpha] = sketch / np.sqrt(weights)[:, None, None]
 
     def search(self, grid: Sequence[float], thin: bool, extend: bool, per_target: bool) -> CVResult:
-        """Score a grid, at first every second penalty if ``thin``, and grow it at its edge while that gains."""
+        """Score a grid, thinned if ``thin`` and there are many features, and grow it at its edge while that gains."""
         if thin and self.total.m >= THIN:
-            self.add(grid[::2])
-            best = np.concatenate(self.choice(self.result(per_target), per_target)).tolist()
-            beside = {2 * i + step for i in best for step in (-1, 1)}  # the whole grid's choice if it has one dip
-            self.add([grid[i] for i in sorted(beside) if 0 <= i < len(grid)])
+            self._add_thinned(grid, per_target)
         else:
             self.add(grid)
         result = self.result(per_target, self.extend(per_target) if extend and len(grid) > 1 else "")
@@ -70,6 +70,17 @@ class Grid(abc.ABC):
             return result
         note = f"one fold of {self.count} was scored, so the error has no standard error"
         return replace(result, note="; ".join(filter(None, [result.note, note])))
+
+    def _add_thinned(self, grid: Sequence[float], per_target: bool) -> None:
+        """Score some penalties, then those between them beside the best: the whole grid's choice if it has one dip."""
+        step = self.stride
+        self.add(grid[::step])
+        while step > 1:
+            step //= 2
+            result = self.result(per_target)
+            best = {grid.index(a) for a in result.alphas[np.concatenate(self.choice(result, per_target))]}
+            beside = {i + side for i in best for side in (-step, step)}
+            self.add([grid[i] for i in sorted(beside) if 0 <= i < len(grid)])
 
     def may_grow(self) -> bool:
         """Return whether the grid may still grow."""

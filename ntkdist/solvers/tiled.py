@@ -14,7 +14,7 @@ Legend: A (m, m) the centred Gram plus alpha, bᵀ (t, m) right-hand sides, A = 
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from msgspec import Meta
@@ -23,7 +23,7 @@ from scipy.linalg.blas import dtrsm
 
 from ntkdist import backend
 from ntkdist.errors import SpecError
-from ntkdist.solvers.base import Sizes, Solver, cholesky
+from ntkdist.solvers.base import Sizes, Solver, Sums, cholesky
 from ntkdist.sums.rounding import SKETCH
 from ntkdist.sums.tiles import Place, panel_bytes, panels, places, run, runs, worker_bytes
 
@@ -47,7 +47,7 @@ class TiledCholesky(Solver, frozen=True):
         Columns of a tile; if absent, the plan chooses, or 2,048.
     """
 
-    sums: ClassVar[Literal["gram", "tiles", "products"]] = "tiles"
+    sums: ClassVar[Sums] = "tiles"
     tile: Annotated[int, Meta(ge=1)] | None = None
 
     def tile_size(self, m: int, wanted: int | None) -> int:

@@ -16,7 +16,7 @@ from ntkdist.data.dataset import Rows, Shard
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.display import Described
 from ntkdist.errors import DataError
-from ntkdist.sums.mapped_rows import Features, check_finite, not_finite
+from ntkdist.sums.mapped_rows import Features, OverMappedRows, check_finite, not_finite
 from ntkdist.sums.rounding import UNKNOWN, Loss, block_rounding, relative_rounding
 
 F8 = NDArray[np.float64]
@@ -135,6 +135,12 @@ class NormalEquations(Described, TargetSums):
         return self._gram
 
     @property
+    def lower(self) -> F8:
+        """The Gram, of which only the lower triangle is valid: a caller may write above the diagonal."""
+        self._symmetric = False
+        return self._gram
+
+    @property
     def squares(self) -> F8:
         """The diagonal of the Gram, Σ w z² of each feature, (m,)."""
         return np.diagonal(self._gram)
@@ -172,6 +178,24 @@ class NormalEquations(Described, TargetSums):
         gram, cross = add(self._gram, other._gram), add(self._cross, other._cross)
         both, rounding = self._symmetric and other._symmetric, self._rounding + other._rounding
         return NormalEquations(gram, cross, add(self._inner, other._inner), both, rounding)
+
+    def in_tiles(self, tile: int) -> dict[tuple[int, int], F8]:
+        """Return views of the sums by place as in `ntkdist.sums.tiles`, which can be read, and filled before a sum."""
+        runs = [slice(i, i + tile) for i in range(0, self.m, tile)]
+        gram = {(i, j): self.lower[a, b] for i, a in enumerate(runs) for j, b in enumerate(runs[: i + 1])}
+        cross = {(len(runs), j): self._cross[b].T for j, b in enumerate(runs)}
+        return gram | cross | {(len(runs), len(runs)): self._inner}
+
+    def fill(self, tiles: dict[tuple[int, int], F8], tile: int, rounding: float) -> None:
+        """Replace the sums by tiles that were read from others' `in_tiles`, with their sum of `block_rounding`."""
+        for place, view in self.in_tiles(tile).items():
+            view[...] = tiles[place]
+        self._rounding = rounding
+
+    @property
+    def squared_rounding(self) -> float:
+        """The sum of `block_rounding` over blocks; nan if unknown."""
+        return self._rounding
 
     def subset(self, columns: slice | NDArray[Any], scale: F8 | None = None) -> "NormalEquations":
         """Return the equations of some of the features, multiplied by ``scale``, as if only those had been mapped."""
@@ -230,6 +254,20 @@ class EquationsOf:
 
     def mapped(self, x: Any) -> Any:
         return self.features(x)
+
+
+@dataclass(frozen=True)
+class EquationsOfMapped(OverMappedRows):
+    """A summand: the normal equations of mapped rows."""
+
+    def zero(self) -> NormalEquations:
+        return NormalEquations.zeros(self.mapped.features.n_components, self.mapped.preprocessing.t)
+
+    def update(self, total: NormalEquations, rows: Rows) -> NormalEquations:
+        assert rows.y is not None
+        total.update(rows.x, rows.y, rows.weight)
+        check_finite(total.z_sum, rows, self.mapped.dtype)
+        return total
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,11 @@ class RowCache:
             self.sizes[key] = size
             return True
 
-    def settle(self, run: str, key: Any, blocks: list[Rows] | None) -> None:
-        """Store the blocks of a shard in its reserved room, or give it back if they are None."""
+    def settle(self, run: str, key: Any, blocks: list[Rows] | None, row_bytes: int) -> None:
+        """Store the blocks of a shard and give back the rest of its reserved room, or all if they are None."""
         with self.lock:
             if run == self.run and blocks is not None:
-                self.held[key] = blocks
+                self.held[key], self.sizes[key] = blocks, sum(rows.n for rows in blocks) * row_bytes
             elif run == self.run:
                 self.sizes.pop(key, None)
 
@@ -111,7 +111,7 @@ class RowMapper:
                 yield rows
             whole = True
         finally:
-            _cache.settle(self.run, key, mapped if whole else None)
+            _cache.settle(self.run, key, mapped if whole else None, self.row_bytes)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ntkdist import backend
 from ntkdist.data.dataset import Rows
-from ntkdist.sums.equations import TargetSums
+from ntkdist.sums.equations import NormalEquations, TargetSums
 from ntkdist.sums.mapped_rows import OverMappedRows, check_finite
 
 F8 = NDArray[np.float64]
@@ -32,6 +32,12 @@ class CrossSums(TargetSums):
     def zeros(cls, m: int, t: int) -> "CrossSums":
         """Return the empty sum for m features and t targets."""
         return cls(np.zeros((m, t + 1)), np.zeros((t + 1, t + 1)), 0.0)
+
+    @classmethod
+    def of(cls, equations: NormalEquations) -> "CrossSums":
+        """Return a copy of equations without their Gram."""
+        inner = np.block([[equations.yy, equations.y_sum[:, None]], [equations.y_sum, equations.weight]])
+        return cls(np.column_stack([equations.rhs, equations.z_sum]), inner, float(equations.squares.sum()))
 
     def update(self, z: NDArray[Any], y: F8, weight: NDArray[Any] | None = None) -> "CrossSums":
         """Add a block of rows, in place; arguments and result are those of `NormalEquations.update`."""

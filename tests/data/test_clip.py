@@ -173,7 +173,7 @@ def test_sparse_rows_stay_sparse(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", [None, nd.TiledCholesky(tile=40), nd.PCG()], ids=["dense", "tiled", "pcg"])
+@pytest.mark.parametrize("solver", [None, nd.TiledCholesky(tile=40), nd.PCG(), nd.InPlaceCholesky()])
 def test_a_fit_that_reuses_a_range_tells_what_it_clips(
     make_dataset: MakeDataset, table: tuple[F8, F8], tmp_path: Path, solver: Any
 ) -> None:

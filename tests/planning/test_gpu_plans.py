@@ -81,6 +81,7 @@ def test_workers_and_tasks_share_the_memory_of_a_gpu() -> None:
         ({"features": nd.NTKRandomFeatures(64, **PAPER)}, "NTKRandomFeatures maps rows"),
         ({"solver": nd.PCG()}, "solver PCG computes on the CPU only"),
         ({"solver": nd.TiledCholesky()}, "solver TiledCholesky computes on the CPU only"),
+        ({"solver": nd.InPlaceCholesky()}, "solver InPlaceCholesky computes on the CPU only"),
     ],
 )
 def test_what_has_no_form_for_gpus_is_said(changes: dict[str, Any], what: str, make_dataset: Any) -> None:

@@ -84,9 +84,9 @@ def test_probabilities_are_calibrated_out_of_fold(dealt: Any, xy: Any, make_data
 def test_equations_beyond_the_memory_are_refused(
     xy: Any, make_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Estimators keep equations; `ntkdist.fit` takes conjugate gradients there, which form none."""
+    """Estimators keep equations; `ntkdist.fit` takes another solver there, which keeps none."""
     monkeypatch.setattr(connect, "MEMORY_LIMIT", memory.resident_bytes() + 400 * 2**20)
-    with pytest.raises(nd.PlanTooLarge, match=r"what fits here is solver PCG"):
+    with pytest.raises(nd.PlanTooLarge, match=r"what fits here is solver InPlaceCholesky or solver PCG"):
         nd.NTKRidgeCV(nd.ZonalFeatures(4096)).fit(make_dataset(*xy))
     with pytest.raises(ValueError, match="n_components is 40000, of which sums are too large for an estimator to keep"):
         nd.NTKRidge(nd.ZonalFeatures(40_000)).fit(make_dataset(*xy, "other"))

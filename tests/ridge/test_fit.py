@@ -268,7 +268,7 @@ def test_images_are_scaled_by_channel(make_dataset: Any) -> None:
     assert (none.model.preprocessing.x_scale == 1).all()
 
 
-SOLVED = [nd.Cholesky(), nd.Eigh(), nd.TiledCholesky(40), nd.PCG(256, tol=1e-9)]
+SOLVED = [nd.Cholesky(), nd.Eigh(), nd.TiledCholesky(40), nd.PCG(256, tol=1e-9), nd.InPlaceCholesky()]
 
 
 @pytest.mark.slow
@@ -292,7 +292,7 @@ def test_every_target_has_its_own_penalty_if_asked(make_dataset: Any, solver: An
         np.testing.assert_array_equal(model.coef, each.model.coef)
 
 
-@pytest.mark.parametrize(("solver", "folds"), [*zip(SOLVED, (2, 1, 2, 1), strict=True), (SOLVED[3], 2)])
+@pytest.mark.parametrize(("solver", "folds"), [*zip(SOLVED, (2, 1, 2, 1, 2), strict=True), (SOLVED[3], 2)])
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_squares_that_overflow_are_refused_by_every_solver(make_dataset: Any, solver: Any, folds: int) -> None:
     x = 1e20 * np.random.default_rng(0).standard_normal((80, 4))
@@ -324,10 +324,11 @@ LEVERAGE = nd.Nystrom(32, nd.NTK(2), landmarks="leverage")
         ({"features": nd.Nystrom(32, nd.NTK(2))}, {"moments": 1, "landmarks": 1, "equations": 1}),
         ({"features": LEVERAGE}, {"moments": 1, "landmarks": 2, "equations": 1}),
         ({"solver": nd.TiledCholesky(32)}, {"moments": 1, "equations": 6}),
+        ({"solver": nd.InPlaceCholesky()}, {"moments": 1, "equations": 1}),
         ({"damaged": "skip"}, {"verify": 1, "moments": 1, "equations": 1}),
         ({"groups": "groups"}, {"moments": 1, "equations": 4}),
     ],
-    ids=["dense", "landmarks", "leverage", "panels", "skip", "groups"],
+    ids=["dense", "landmarks", "leverage", "panels", "in place", "skip", "groups"],
 )
 def test_the_data_are_read_as_often_as_is_promised(
     make_dataset: Any, table: Any, changes: dict[str, Any], reads: dict[str, int]

@@ -213,7 +213,7 @@ def test_the_bits_are_those_of_any_scheduler(make_dataset: Any, two_workers: Any
     np.testing.assert_array_equal(far.model.preprocessing.metric, straight.model.preprocessing.metric)
 
 
-@pytest.mark.parametrize("solver", [nd.TiledCholesky(), nd.PCG(sample_rows=64)])
+@pytest.mark.parametrize("solver", [nd.TiledCholesky(), nd.InPlaceCholesky(), nd.PCG(sample_rows=64)])
 def test_other_solvers_fit_on_the_same_metric(make_dataset: Any, solver: Any) -> None:
     rounds = msgspec.structs.replace(ROUNDS, n_components=96)  # without a Gram, the length is for their features
     dense = nd.fit(job(make_dataset, rounds, settings={"alphas": (1e-3, 1e-1)}))

@@ -324,9 +324,11 @@ def test_without_a_solver_it_is_the_first_that_fits(make_dataset: Any, table: An
     assert (tiled.solver, tiled.tile, tiled.job) == (nd.TiledCholesky(), 2048, job)
     assert tiled.panels > 1
     alone = small._replace(workers=1)
-    assert resolve.planned(job, alone).solver == nd.PCG()
     grouped = msgspec.structs.replace(job, dataset=msgspec.structs.replace(job.dataset, groups="groups"))
-    assert resolve.planned(grouped, alone).solver == nd.Cholesky()  # which is refused by its memory
+    assert resolve.planned(job, alone).solver == resolve.planned(grouped, alone).solver == nd.InPlaceCholesky()
+    worker = alone._replace(here=False)
+    assert resolve.planned(job, worker).solver == nd.PCG()
+    assert resolve.planned(grouped, worker).solver == nd.Cholesky()  # which is refused by its memory
     named = msgspec.structs.replace(job, solver=nd.Cholesky())
     assert resolve.planned(named, small).solver == nd.Cholesky()
 

@@ -10,11 +10,11 @@ from sklearn.linear_model import Ridge
 from ntkdist.errors import DataError, NotPositiveDefinite, SpecError
 from ntkdist.features import NTKRandomFeatures
 from ntkdist.ridge.solve import solve_at
-from ntkdist.solvers import PCG, Cholesky, Eigh, Solver, TiledCholesky, choose, cross_validation, grid
+from ntkdist.solvers import PCG, Cholesky, Eigh, InPlaceCholesky, Solver, TiledCholesky, choose, cross_validation, grid
 from ntkdist.solvers.cross_validation import CVResult, cross_validate
 from ntkdist.sums import NormalEquations
 
-SOLVERS = [Cholesky(), Eigh(), TiledCholesky(7)]
+SOLVERS = [Cholesky(), Eigh(), InPlaceCholesky(), TiledCholesky(7)]
 ALPHAS = [0.1, 1.0, 10.0, 100.0]
 N, M, T, K = 400, 30, 2, 5
 RNG = np.random.default_rng(3)

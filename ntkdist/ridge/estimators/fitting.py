@@ -220,7 +220,7 @@ def fit_dataset(dataset: Dataset, settings: FitSettings) -> FitOutcome:
             f"n_components is {settings.features.n_components}, of which sums are too large for an estimator to keep; "
             "use ntkdist.fit with solver TiledCholesky or PCG, or fewer"
         )
-    # The solver is given, because a job without one may resolve to PCG, which forms no equations.
+    # The solver is given, because a job without one may resolve to InPlaceCholesky or PCG, which keep no equations.
     job = msgspec.structs.replace(_job(dataset, settings, settings.features), solver=solver)
     result = fit(job, watch=settings.watch)
     assert result.equations is not None
