@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,12 @@ def names(some: Sequence[str], most: int = 5) -> str:
     """Return names with commas between, and the number of those left out."""
     rest = len(some) - most
     return ", ".join(some[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def date(seconds: float) -> str:
+    """Return a moment, in seconds since 1970-01-01 UTC, as an ISO date, with its time unless that is midnight."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+    return moment.strftime("%Y-%m-%d %H:%M").removesuffix(" 00:00")
 
 
 def _given(facts: Mapping[str, Any]) -> list[tuple[str, Any]]:

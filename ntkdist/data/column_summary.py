@@ -1,7 +1,6 @@
 """Summary of what the columns of a dataset hold, counted while it is written and kept in its attributes."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -12,7 +11,7 @@ from ntkdist.data import zarr_groups
 from ntkdist.data.dataset import FORMAT, Dataset, Layout
 from ntkdist.data.source_files import flags
 from ntkdist.data.sources import DTYPES, RawTable
-from ntkdist.display import aligned
+from ntkdist.display import aligned, date
 
 ATTRIBUTE = "summary"  # of a dataset
 INDEX_NAMES = ("", "index", "unnamed: 0", "__index_level_0__")
@@ -215,13 +214,5 @@ def _values(column: ColumnSummary) -> str:
         return f"{column.levels:,}: {names}{', …' * (column.levels > len(column.names))}"
     if column.low is None or column.high is None:
         return ""
-    low, high = (_date(v) if column.kind == "date" else f"{v:.6g}" for v in (column.low, column.high))
+    low, high = (date(v) if column.kind == "date" else f"{v:.6g}" for v in (column.low, column.high))
     return f"{low} … {high}"
-
-
-def _date(seconds: float) -> str:
-    return (
-        (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds))
-        .strftime("%Y-%m-%d %H:%M")
-        .removesuffix(" 00:00")
-    )

@@ -25,7 +25,7 @@ from ntkdist.spec import nearest
 
 READ_AS: Mapping[str, tuple[str, ...]] = {  # kinds of columns of parquet files
     "number": ("int", "float", "bool", "string", "time"),
-    "date": ("date", "string"),
+    "date": ("date", "string", "float"),  # of which all are null
     "category": ("string", "int", "float", "bool"),
 }
 
@@ -160,11 +160,8 @@ class NewColumn:
 
     def read(self, values: Any, start: int) -> NDArray[np.float64]:
         """Convert a block of values, of which the first is in row ``start``, to numbers; null is NaN."""
-        if self.kind == "category":
-            words = named(self.column.name, values)
-            codes = pc.index_in(words, value_set=pa.array(self.names, pa.string())).fill_null(-1).cast(pa.float64())
-            return np.asarray(pc.if_else(pc.is_null(words), np.nan, codes))
-        convert = self.column.seconds if self.kind == "date" else self._numbers
+        converts = {"category": self._codes, "date": self._seconds, "number": self._numbers}
+        convert: Callable[[Any, int], NDArray[np.float64]] = converts[self.kind]
         try:
             numbers = convert(values, start)
         except (DataError, pa.ArrowInvalid):
@@ -177,6 +174,21 @@ class NewColumn:
                 f"{WORDS[self.kind]} in training; mend it"
             )
         return np.asarray(numbers)
+
+    def _codes(self, values: Any, start: int) -> NDArray[np.float64]:
+        """Convert names to the codes of training, others to −1, null to NaN."""
+        words = named(self.column.name, values)
+        codes = pc.index_in(words, value_set=pa.array(self.names, pa.string())).fill_null(-1).cast(pa.float64())
+        return np.asarray(pc.if_else(pc.is_null(words), np.nan, codes))
+
+    def _seconds(self, values: Any, start: int) -> NDArray[np.float64]:
+        """Convert dates, or their text, to seconds, null to NaN; refuse numbers."""
+        if not pa.types.is_floating(values.type):
+            return self.column.seconds(values, start)
+        numbers = np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
+        if not np.isnan(numbers).all():
+            raise DataError(f"{self.column.place} holds numbers, but dates in training; convert it as then")
+        return numbers
 
     def _numbers(self, values: Any, start: int) -> NDArray[np.float64]:
         """Convert numbers, booleans, and times of a day, or their text, to float64, null to NaN."""

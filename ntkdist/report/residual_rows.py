@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
+from ntkdist import display
 from ntkdist.data.scaling import Preprocessing, column_names
 from ntkdist.planning.plan import Plan
 from ntkdist.report.numbers import plain
@@ -58,6 +58,5 @@ def _written(value: Any, kind: str, names: tuple[str, ...]) -> str:
     if kind == "category":
         return names[int(value)] or "–"
     if kind == "date":
-        moment = datetime.fromtimestamp(float(value), UTC)
-        return f"{moment:%Y-%m-%d}" if not float(value) % 86400 else f"{moment:%Y-%m-%d %H:%M}"
+        return display.date(float(value))
     return plain(float(value), 5)

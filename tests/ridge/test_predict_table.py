@@ -134,6 +134,37 @@ def test_what_training_had_not_is_counted(fitted: Any, tmp_path: Path) -> None:
     assert ignored == "1 columns are not the model's, and were ignored: 'id'"
 
 
+def test_columns_of_nothing_are_empty_cells(tmp_path: Path) -> None:
+    """Also of dates, which a file of empty cells only calls numbers or nothing at all."""
+    frame = table(ROWS, 0)
+    frame.loc[::7, "day"] = pd.NaT
+    frame.loc[::5, "shop"] = None
+    model, new = fit(tmp_path, frame), table(NEW, 1).drop(columns="price")
+    blank = new.assign(a=np.nan, day=pd.NaT, shop=None)
+    expected = model.predict(blank[INPUTS])
+    for name, day in (("float", np.nan), ("null", None)):
+        path = tmp_path / f"{name}.parquet"
+        blank.assign(day=day).to_parquet(path, index=False)
+        nd.predict_table(model, str(path), str(tmp_path / f"{name}.csv"))
+        np.testing.assert_allclose(pd.read_csv(tmp_path / f"{name}.csv")["prediction"], expected, rtol=1e-6)
+    new.assign(day=3.5).to_parquet(tmp_path / "new.parquet", index=False)
+    with pytest.raises(nd.DataError, match=r"'day' of new.parquet holds '3.5' in row 0 .*, but dates in training"):
+        nd.predict_table(model, str(tmp_path / "new.parquet"), str(tmp_path / "out.csv"))
+
+
+def test_a_fraction_among_codes_is_named_with_its_row(tmp_path: Path) -> None:
+    frame = table(ROWS, 0).assign(code=np.arange(ROWS) % 3)
+    model = fit(tmp_path, frame, category=["code"])
+    new = table(NEW, 1).assign(code=(np.arange(NEW) % 3).astype(float))
+    new.to_parquet(tmp_path / "new.parquet", index=False)
+    assert not nd.predict_table(model, str(tmp_path / "new.parquet"), str(tmp_path / "out.csv")).unknown
+    new.loc[9, "code"] = 1.5
+    new.to_parquet(tmp_path / "new.parquet", index=False)
+    with pytest.raises(nd.DataError, match=r"'code' of new.parquet holds '1.5' in row 9 .*, but categories in train"):
+        nd.predict_table(model, str(tmp_path / "new.parquet"), str(tmp_path / "other.csv"))
+    assert not (tmp_path / "other.csv").exists()
+
+
 def test_no_rows_are_a_header(fitted: Any, tmp_path: Path) -> None:
     model, new = fitted
     source = written(new[:0], tmp_path / "new.csv")

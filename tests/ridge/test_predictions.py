@@ -13,6 +13,7 @@ import pytest
 import zarr
 from command_line import ZONAL, Command, assert_refused, write_job
 from distributed import Client
+from stored import MakeDataset
 from tabular import as_csv, converted, frame
 
 import ntkdist as nd
@@ -374,3 +375,19 @@ def test_rows_outside_the_range_are_named(numbers: str, tmp_path: Path, command:
     attrs = zarr.open_group("p.zarr", mode="r").attrs
     assert (attrs["clipped_rows"], attrs["clipped_columns"]) == (2, {"size": 1, "rate": 2})
     assert attrs["clipped_first"] == [["row 7", ["rate"]], ["row 50", ["size", "rate"]]]
+
+
+def test_runs_that_cannot_be_calibrated_are_refused(make_dataset: MakeDataset, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 3))
+    data = nd.Dataset(make_dataset(x, x[:, 0]))
+    map_ = nd.NTKRandomFeatures(32)
+    nd.fit(nd.Job(data, map_, alphas=(1.0,), plan=nd.PlanTable(folds=1)), out=str(tmp_path / "one"))
+    nd.fit(nd.Job(data, map_, alphas=(1.0,), solver=nd.PCG()), out=str(tmp_path / "iterated"))
+    for run, error, says in (
+        ("one", nd.SpecError, "one has a single fold, and so no error out of fold; fit with more folds"),
+        ("iterated", nd.DataError, "iterated has no equations: its solver kept no Gram; fit again"),
+        ("none", nd.StoreError, "none"),
+    ):
+        with pytest.raises(error, match=says):
+            nd.calibrate(str(tmp_path / run))
