@@ -1,10 +1,10 @@
 """The recursion of `CNTK` over pairs of images, compiled, in memory that fits a core's cache.
 
-Legend: as in `cntk`; δ = i' − i of two rows of pixels of a pair of images; a tile, all pairs of pixels of two such rows.
+Legend: as in `cntk`; δ = i' − i of two rows of pixels of a pair of images; a tile, all pairs of pixels of two rows.
 
 Windows of two pixels are shifted together, so that δ never changes: the tiles of one δ go through all layers alone,
-until a layer pools.  A tile is flat, its lines ``stride`` apart with zeros between, so that a window sum is a sum of one
-array at several offsets, and every element-wise loop is one long one.
+until a layer pools.  A tile is flat, its lines ``stride`` apart with zeros between, so that a window sum is a sum of
+one array at several offsets, and every element-wise loop is one long one.
 
 φ is the angle of z to the nearer of y and −y, a = sin(φ/2) and b = a² <= ½.  With polynomials P and Q of b,
 φ/π = a P and (sin φ − φ cos φ)/π = a b Q; κ₀ and 1 − κ₁ follow from these with nothing cancelled.
@@ -48,7 +48,7 @@ class Memory(NamedTuple):
     """The memory that one thread works in."""
 
     stacks: F8  # (2, 3, rows, tile), the tiles of one δ before and after a layer
-    tiles: F8  # (6, tile)
+    tiles: F8  # (5, tile)
     sums: F8  # (2, tile with margins)
     pooled: F8  # (2, 3, tiles of all pairs of rows)
 
@@ -59,7 +59,7 @@ def memory(layers: Layers) -> Memory:
     tile, inputs = width * (width + layers.margin), layers.sizes[1:, 0][layers.factors[:-1] > 1]
     pooled = max((h * h * w * (w + layers.margin) for h, w in inputs.tolist()), default=0)
     sums = (width + layers.margin) ** 2 + layers.filter_size
-    return Memory(np.empty((2, 3, rows, tile)), np.empty((6, tile)), np.empty((2, sums)), np.empty((2, 3, pooled)))
+    return Memory(np.empty((2, 3, rows, tile)), np.empty((5, tile)), np.empty((2, sums)), np.empty((2, 3, pooled)))
 
 
 def run(*args: Any) -> None:
@@ -107,7 +107,7 @@ def _loops() -> tuple[Any, Any]:
         The sum over rows i and i' of ``rows`` times the last layer is left in tile 0, that of a layer that pools in
         ``pooled``; return the index of the latter.
         """
-        start, source, depth = 0, 0, len(layers.factors)
+        start = source = np.int64(0)  # of this type from the beginning, or `fill` is compiled twice
         while True:
             stop = start
             while layers.factors[stop] == 1 and stop < upto:
@@ -178,43 +178,46 @@ def _tile_loops(compiled: Any, inlined: Any) -> tuple[Any, ...]:
     def window_sums(tiles, first, last, sums, start, out, q, step):  # type: ignore[no-untyped-def]
         """Sum tiles first <= k < last, and then the sum over shifts of (j, j') together."""
         size = tiles.shape[1]
-        body = sums[start : start + size]
-        for f in range(size):
-            body[f] = tiles[first, f]
-        for k in range(first + 1, last):
-            tile = tiles[k]
+        body, one = sums[start : start + size], tiles[first]
+        if last - first == 3:  # in one pass, here and below, for this is the most frequent
+            two, three = tiles[first + 1], tiles[first + 2]
             for f in range(size):
-                body[f] += tile[f]
+                body[f] = one[f] + two[f] + three[f]
+        else:
+            for f in range(size):  # not by an assignment of arrays, which takes a second to compile
+                body[f] = one[f]
+            for k in range(first + 1, last):
+                other = tiles[k]
+                for f in range(size):
+                    body[f] += other[f]
         one = sums[: len(out)]
-        if q == 3:  # in one pass, for this is the most frequent
+        if q == 3:
             two, three = sums[step : step + len(out)], sums[2 * step : 2 * step + len(out)]
             for f in range(len(out)):
                 out[f] = one[f] + two[f] + three[f]
             return
-        out[:] = one
+        for f in range(len(out)):
+            out[f] = one[f]
         for k in range(1, q):
             other = sums[k * step : k * step + len(out)]
             for f in range(len(out)):
                 out[f] += other[f]
 
     @compiled
-    def outer(a, b, out, stride):  # type: ignore[no-untyped-def]
-        for j in range(len(a)):
-            row, value = out[j * stride : j * stride + stride], a[j]
-            for k in range(len(b)):
-                row[k] = value * b[k]
-            row[len(b) :] = 0
-
-    @compiled
-    def half_gaps(s, inverse, cosine, b):  # type: ignore[no-untyped-def]
-        """Compute cos θ and b, and count the pairs of pixels whose b needs a difference."""
+    def half_gaps(s, inverse_y, inverse_z, length_y, length_z, size, cosine, b, n):  # type: ignore[no-untyped-def]
+        """Compute cos θ, b and n, and count the pairs of pixels whose b needs a difference."""
+        stride = len(inverse_z)
+        for j in range(size):
+            inverse, length, line = inverse_y[j], length_y[j], slice(j * stride, (j + 1) * stride)
+            sums, cosines, halves, lengths = s[line], cosine[line], b[line], n[line]
+            for k in range(stride):
+                t = sums[k] * (inverse * inverse_z[k])
+                cosines[k] = t
+                halves[k] = max(0.5 - 0.5 * abs(t), 0.0)
+                lengths[k] = length * length_z[k]
         near = 0
-        for f in range(len(s)):
-            t = s[f] * inverse[f]
-            cosine[f] = t
-            half = max(0.5 - 0.5 * abs(t), 0.0)
-            b[f] = half
-            near += half < CLOSE
+        for f in range(len(b)):
+            near += b[f] < CLOSE
         return near
 
     @compiled
@@ -241,12 +244,10 @@ def _tile_loops(compiled: Any, inlined: Any) -> tuple[Any, ...]:
             phi = angle(b[f])
             tangent[f] = share * before[f] * (1 - phi if cosine[f] > 0 else phi)
 
-    return window_sums, outer, half_gaps, covariance, covariance_and_tangent, last_tangent
+    return window_sums, half_gaps, covariance, covariance_and_tangent, last_tangent
 
 
-def _layer_loop(
-    compiled: Any, window_sums: Any, outer: Any, half_gaps: Any, covariance: Any, both: Any, last_tangent: Any
-) -> Any:
+def _layer_loop(compiled: Any, window_sums: Any, half_gaps: Any, covariance: Any, both: Any, last_tangent: Any) -> Any:
     """Compile one layer of the tiles of one δ."""
 
     @compiled
@@ -287,21 +288,15 @@ def _layer_loop(
         step, start, length, share = stride + 1, before * (stride + 1), size * stride, 1 / (q * q)
         old, new = memory.stacks[at], memory.stacks[1 - at]
         defects, gammas, tangents = old[DEFECT, :, : width * stride], old[GAMMA, :, : width * stride], old[TANGENT]
-        s, n, inverse, cosine, b = (
-            memory.tiles[1, :length],
-            memory.tiles[2, :length],
-            memory.tiles[3, :length],
-            memory.tiles[4, :length],
-            memory.tiles[5, :length],
-        )
+        s, n = memory.tiles[1, :length], memory.tiles[2, :length]
+        cosine, b = memory.tiles[3, :length], memory.tiles[4, :length]
         for t in range(count):
             i, k = top + t, top + t + delta
             first, end = max(0, t - before), min(given, t - before + q)
             window_sums(gammas, first, end, memory.sums[0], start, s, q, step)
-            inverse_y, inverse_z = of_y[h, INVERSE, i, :size], of_z[h, INVERSE, k, :size]
-            outer(inverse_y, inverse_z, inverse, stride)
-            outer(of_y[h, LENGTH, i, :size], of_z[h, LENGTH, k, :size], n, stride)
-            if half_gaps(s, inverse, cosine, b):
+            inverse_y, inverse_z = of_y[h, INVERSE, i], of_z[h, INVERSE, k, :stride]
+            lengths = of_y[h, LENGTH, i], of_z[h, LENGTH, k, :stride]
+            if half_gaps(s, inverse_y, inverse_z, *lengths, size, cosine, b, n):
                 roots = of_y[h, ROOT], of_z[h, ROOT]
                 refine(y, z, *roots, inverse_y, inverse_z, layers, h, i, k, defects, top, stride, cosine, b)
             if kept:
@@ -340,14 +335,16 @@ def _ends_loops(compiled: Any) -> tuple[Any, Any]:
                             row[l] += value * other[l]
                 continue
             scale, tile = 1 / layers.factors[start - 1] ** 4, (i * height + k) * size
-            stack[TANGENT, t, :size] = scale * memory.pooled[source, TANGENT, tile : tile + size]
-            stack[GAMMA, t, :size] = scale * memory.pooled[source, GAMMA, tile : tile + size]
-            stack[DEFECT, t, :size] = 0
+            gamma, tangent = memory.pooled[source, GAMMA, tile:], memory.pooled[source, TANGENT, tile:]
+            stack[:, t, :size] = 0
             for j in range(width):
                 for l in range(width):  # noqa: E741
+                    f = j * stride + l
                     n = of_y[start, ROOT, i, j] * of_z[start, ROOT, k, l]
-                    e = n - stack[GAMMA, t, j * stride + l]
-                    stack[DEFECT, t, j * stride + l] = e if e >= ROUNDINGS * n else 0.0
+                    stack[TANGENT, t, f] = scale * tangent[f]
+                    stack[GAMMA, t, f] = scale * gamma[f]
+                    e = n - stack[GAMMA, t, f]
+                    stack[DEFECT, t, f] = e if e >= ROUNDINGS * n else 0.0
 
     @compiled
     def pool(layers, stop, delta, stride, memory, at, rows, target):  # type: ignore[no-untyped-def]
@@ -370,7 +367,10 @@ def _ends_loops(compiled: Any) -> tuple[Any, Any]:
             start = (i // factor * tall + k // factor) * wide * narrow
             for array in (GAMMA, TANGENT):
                 for j in range(wide * factor):
-                    row, to = stack[array, t, j * stride :], memory.pooled[target, array, start + j // factor * narrow :]
+                    row, to = (
+                        stack[array, t, j * stride :],
+                        memory.pooled[target, array, start + j // factor * narrow :],
+                    )
                     for l in range(wide):  # noqa: E741
                         for c in range(l * factor, (l + 1) * factor):
                             to[l] += row[c]

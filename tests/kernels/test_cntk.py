@@ -27,6 +27,8 @@ KERNELS = [
     CNTK(3, 3, pool=(1, 2, 1), grid=2),
     CNTK(2, 2, "valid", ends=True, pool=(1, 2)),
     CNTK(2, 3, grid=3),
+    CNTK(2, 5, tangent=False),
+    CNTK(3, 3, pool=(2, 1, 2), tangent=False),
 ]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=str)
 
@@ -39,7 +41,6 @@ def naive(kernel: CNTK, x: F8, y: F8) -> F8:
     return np.array([[float(exact_cntk(kernel, a, b)) for b in y] for a in x])
 
 
-@pytest.mark.slow
 @every_kernel
 def test_matches_the_recursion_entry_by_entry(kernel: CNTK) -> None:
     """With a patch of zeros in one image."""
