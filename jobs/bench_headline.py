@@ -4,11 +4,11 @@
     python jobs/bench_headline.py vectors fashion_mnist.npz [--json FILE]
 
 Both choose their penalty in one way: by the squared error on the last fifth of the training images, before a fit to all
-(ridges.py).  Seconds are those of fitting and of predicting the test images.  Every entry of the kernel is computed
-once, for fewer images are the first of more; the seconds of each number are those of the entries that it needs.
-Features reach the kernel where their mean accuracy over seeds is at most a standard error of the kernel's accuracy
-(binomial) below it.  Seconds of 50,000 images are extrapolated: entries in proportion to their number, features to the
-images, ridge to its operations.
+(ridges.py).  Seconds are those of fitting and of predicting the test images.  Entries and features are computed once,
+for fewer images are the first of more; the seconds of each number are those of what it needs.  Features reach the
+kernel where their mean accuracy over seeds is at most a standard error of the kernel's accuracy (binomial) below it.
+Seconds of 50,000 images are extrapolated: entries in proportion to their number, features to the images, ridge to its
+operations.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from harness import Result, Seconds, file, options, started
+from harness import Result, Seconds, file, options, started, timed
 from prepare import images_of
 from ridges import fitted, of_features, of_kernel, operations, pairs, rate
 from sklearn.datasets import load_digits
@@ -170,11 +170,12 @@ def compare(
     result.add({"model": f"exact {name}, extrapolated", "n": FAR, TOTAL: far})
     claims = {}
     for each in names or setting.maps:
-        rows = []
-        for n, m in ((n, m) for n in exact for m in sorted(columns)):
-            row: dict[str, Any] = {"model": each, "n": n, "m": m}
-            row |= features_row(setting, setting.maps[each], n, m, seeds)
-            rows.append(result.add(row | beside(row, exact[n])))
+        mapped(setting, setting.maps[each](min(columns), seeds), setting.x, setting.tests[:2])  # compiles
+        rows = [
+            result.add({"model": each} | row | beside(row, exact[row["n"]]))
+            for m in sorted(columns)
+            for row in feature_rows(setting, setting.maps[each], m, sorted(exact), seeds)
+        ]
         n = max(exact)
         subject = f"ridge on `{each}` beside exact ridge with {setting.kernel}, {Path(archive).stem}, {size}, n = {n:,}"
         met = next((row for row in rows if row["n"] == n and row[REACHES]), None)
@@ -212,28 +213,51 @@ def exact_rows(setting: Setting, sizes: Sequence[int], minutes: float, keep: str
         yield row | {ERROR: 100 * float(np.sqrt(share * (1 - share) / tested))}
 
 
-def features_row(setting: Setting, make: Make, n: int, m: int, seeds: int) -> dict[str, Any]:
-    """Fit ridge on the features of every seed; draws of the map and fits to a sample count among the seconds."""
-    train, both = setting.x[:n], np.concatenate([setting.x[:n], setting.tests])
-    mapped(make(m, seeds), train, both[:2])  # compiles
-    each = []
-    for seed in range(seeds):
-        elapsed = started()
-        z = on_threads(setting, lambda seed=seed: mapped(make(m, seed), train, both))
-        each.append(
+def feature_rows(setting: Setting, make: Make, m: int, sizes: Sequence[int], seeds: int) -> Iterator[dict[str, Any]]:
+    """Fit ridge on the features of every seed at every size."""
+    each = [
+        [
             scored(
                 setting,
                 n,
-                lambda train, held, y, z=z: of_features(z[:n][train], z[n:] if held is None else z[:n][held], y),
-                elapsed(),
+                lambda train, held, y, z=z, others=others: of_features(
+                    z[train], others if held is None else z[held], y
+                ),
+                spent,
             )
-        )
-    return {name: [row[name] for row in each] for name in each[0]}
+            for n, z, others, spent in features_of(setting, make(m, seed), sizes)
+        ]
+        for seed in range(seeds)
+    ]
+    for n, rows in zip(sizes, zip(*each, strict=True), strict=True):
+        yield {"n": n, "m": m} | {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def mapped(features: FeatureMap, sample: Any, x: Any) -> Any:
+def features_of(
+    setting: Setting, features: FeatureMap, sizes: Sequence[int]
+) -> Iterator[tuple[int, Any, Any, Seconds]]:
+    """Yield n, features of training and of test images, and the seconds of drawing, of fitting to a sample, of mapping.
+
+    Features that are not fitted are computed once, and the seconds after drawing are shared out by images.
+    """
+    x, tests = setting.x[: sizes[-1]], setting.tests
+    if features.sample_rows:
+        for n in sizes:
+            elapsed = started()
+            z = mapped(setting, features, x[:n], np.concatenate([x[:n], tests]))
+            yield n, z[:n], z[n:], elapsed()
+        return
+    drawing = timed(lambda: mapped(setting, features, x, x[:1]))
+    elapsed = started()
+    z = mapped(setting, features, x, np.concatenate([x, tests]))
+    mapping = np.subtract(elapsed(), drawing)
+    for n in sizes:
+        yield n, z[:n], z[len(x) :], Seconds(*(drawing + mapping * (n + len(tests)) / len(z)).tolist())
+
+
+def mapped(setting: Setting, features: FeatureMap, sample: Any, x: Any) -> Any:
     """Map images, and fit the map to the sample first if it is one that is fitted."""
-    return (features.fit(sample) if features.sample_rows else features)(x)
+    return on_threads(setting, lambda: (features.fit(sample) if features.sample_rows else features)(x))
 
 
 def scored(setting: Setting, n: int, form: Any, spent: Seconds) -> dict[str, Any]:
