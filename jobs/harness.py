@@ -130,11 +130,12 @@ class Result:
         words = ["python", f"jobs/{Path(sys.argv[0]).name}", *map(_word, sys.argv[1:])]
         self.origin = {"title": title, "command": " ".join(words), "data": list(data)}
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Append a row, print it, and save."""
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append a row, print it, save, and return the row."""
         self.rows.append(row)
         print(row, flush=True)
         self._save()
+        return row
 
     def end(self, claims: Mapping[str, str] | None = None) -> None:
         """Print the table of all rows, and save it with its claims."""

@@ -289,6 +289,30 @@ def kernel_errors(results: Results) -> str:
     return grid(["rows", *maps], lines)
 
 
+def headline(results: Results) -> str:
+    """Lay out, for each number of images, the least m at which features reach the exact kernel, and both seconds."""
+    lines = []
+    for r in of("bench_headline.py", results):
+        exact = {row["n"]: row for row in r["rows"] if STANDARD_ERROR in row}
+        models = dict.fromkeys(row["model"] for row in r["rows"] if REACHES in row)
+        for n, model in ((n, model) for n in exact for model in models):
+            mine = [row for row in r["rows"] if row["model"] == model and row["n"] == n]
+            met = next((row for row in mine if row[REACHES]), None)
+            line = [r["title"], f"{n:,}", f"{exact[n][ACCURACY]:.1f} ± {exact[n][STANDARD_ERROR]:.1f}"]
+            line += [f"{exact[n][SECONDS]:,.0f}", model]
+            if met is None:
+                lines.append([*line, f"more than {max(row['m'] for row in mine):,}", "", "", "", ""])
+                continue
+            far = [row for row in r["rows"] if row["model"] == f"{model}, extrapolated" and n == max(exact)]
+            cost = [cell(np.mean(met[SECONDS])), cell(met[TIMES]), *(cell(row[TIMES]) for row in far)]
+            lines.append([*line, f"{met['m']:,}", cell(met[ACCURACY]), *cost, *([] if far else [""])])
+    heads = ["exact kernel and images", "n", ACCURACY, "processor s", "features", "m", ACCURACY, "processor s"]
+    return grid([*heads, "times less", "at 50,000, extrapolated"], lines) if lines else NOTHING
+
+
+REACHES, STANDARD_ERROR, SECONDS, TIMES = "reaches", "standard error", "processor s", "times less processor time"
+
+
 def scripts(_: Results) -> str:
     """List the scripts beside this one, with the first sentence of each."""
     paths = sorted(Path(__file__).parent.glob("*.py"))
@@ -302,6 +326,7 @@ def all_rows(results: Results) -> str:
 
 
 SUMMARIES: dict[str, Callable[[Results], str]] = {
+    "headline": headline,
     "table summary": table_summary,
     "largest tables": largest_tables,
     "promises": promises,

@@ -39,7 +39,7 @@ DOORS = {
     "cupy": {"gpu"},
     "cupyx": {"gpu"},
     "threadpoolctl": {"backend"},
-    "numba": {"features/loops"},
+    "numba": {"features/loops", "kernels/cntk_loops"},
 }
 STRANGERS = [("features", "data"), ("features", "sums"), ("kernels", "data"), ("solvers", "data")]
 

@@ -56,11 +56,15 @@ def kappa0(theta: F8) -> F8:
 
 def one_minus_kappa1(theta: F8) -> F8:
     """Compute 1 − κ₁, to full relative precision also at small angles, where κ₁ ≈ 1 − θ²/2 + θ³/(3π)."""
+    return 2 * np.square(np.sin(theta / 2)) - sine_excess(theta) / np.pi
+
+
+def sine_excess(theta: F8) -> F8:
+    """Compute sin θ − θ cos θ, to full relative precision also at small angles."""
     small = theta < 0.1
     t2 = np.square(np.where(small, theta, 0.0))
     series = theta * t2 * (1 / 3 - t2 * (1 / 30 - t2 * (1 / 840 - t2 / 45360)))
-    sin_minus = np.where(small, series, np.sin(theta) - theta * np.cos(theta))
-    return 2 * np.square(np.sin(theta / 2)) - sin_minus / np.pi
+    return np.where(small, series, np.sin(theta) - theta * np.cos(theta))
 
 
 def angle_of(gap: F8) -> F8:

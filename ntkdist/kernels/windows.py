@@ -1,6 +1,5 @@
-"""Windows, pooling squares and grid cells of images, and sums over them."""
+"""Windows and grid cells of images, and sums over windows."""
 
-import math
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -39,13 +38,6 @@ def margins(filter_size: int, padding: str) -> tuple[int, int]:
     return ((filter_size - 1) // 2, filter_size // 2) if padding == "same" else (0, 0)
 
 
-def windows(x: F8, filter_size: int, padding: str) -> F8:
-    """Return the windows of images (n, h, w, c) as rows, (n, pixels, c·q²)."""
-    around = margins(filter_size, padding)
-    x = sliding_window_view(np.pad(x, ((0, 0), around, around, (0, 0))), (filter_size, filter_size), (1, 2))
-    return x.reshape(len(x), x.shape[1] * x.shape[2], math.prod(x.shape[3:]))
-
-
 def window_sum(x: F8, filter_size: int, padding: str) -> F8:
     """Sum over the window of each pixel, (n, h, w)."""
     around = margins(filter_size, padding)
@@ -73,15 +65,6 @@ def shifted_sum(x: NDArray[Any], axes: tuple[int, ...], filter_size: int, paddin
             to[k], source[k] = overlap(x.shape[k], shape[k], shift)
         out[tuple(to)] += x[tuple(source)]
     return out
-
-
-def pooled(x: F8, factor: int) -> F8:
-    """Average over the squares of both images; a ragged edge is dropped."""
-    if factor == 1:
-        return x
-    p, h, w = x.shape[0], x.shape[1] // factor, x.shape[2] // factor
-    x = x[:, : h * factor, : w * factor, : h * factor, : w * factor]
-    return x.reshape(p, h, factor, w, factor, h, factor, w, factor).mean((2, 4, 6, 8))
 
 
 @cache

@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = [
     "bench_exact.py",
     "bench_exact.py --rounds 1",
+    "bench_headline.py images",
+    "bench_headline.py vectors",
     "bench_images.py accuracy",
     "bench_images.py cntk",
     "bench_kernel_error.py",

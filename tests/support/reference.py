@@ -201,8 +201,8 @@ def exact_cntk(kernel: Any, y: F8, z: F8) -> mpmath.mpf:
         for h, factor in enumerate(kernel.pool or (1,) * layers):
             size = {a: np.einsum("ijij->ij", s[a, a]) for a in "yz"}
             arcs = {(a, b): _arc_cosines(s[a, b], size[a], size[b]) for a, b in s}
-            tangent = tangent * arcs["y", "z"][0] / q**2
-            if kernel.ends or h < layers - 1:
+            tangent = tangent * arcs["y", "z"][0] / q**2 * (1 if kernel.tangent else 0)
+            if kernel.ends or not kernel.tangent or h < layers - 1:
                 tangent = tangent + arcs["y", "z"][1] / q**2
             tangent = _pool(tangent, factor)
             if h < layers - 1:
