@@ -24,7 +24,15 @@ ORDER = (
 DOORS = {
     "zarr": {"data/object_store", "data/storage", "data/zarr_groups"},
     "obstore": {"data/object_store"},
-    "pyarrow": {"data/columns", "data/new_rows", "data/table_files", "data/tables", "data/written_tables"},
+    "PIL": {"data/images"},
+    "pyarrow": {
+        "data/columns",
+        "data/image_columns",
+        "data/new_rows",
+        "data/table_files",
+        "data/tables",
+        "data/written_tables",
+    },
     "dask": {"cluster"},
     "distributed": {"cluster"},
     "dask_cuda": {"cluster/launch"},
@@ -126,7 +134,7 @@ def test_strangers_do_not_meet() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    heavy = ["cupy", "sklearn", "matplotlib", "pyarrow", "rich", "pandas", "bokeh", "torch", "numba"]
+    heavy = ["cupy", "PIL", "sklearn", "matplotlib", "pyarrow", "rich", "pandas", "bokeh", "torch", "numba"]
     # Zarr imports CuPy where that is installed.
     code = "import zarr, sys; before = set(sys.modules); import ntkdist, ntkdist.cli"
     code += f"; print([m for m in {heavy} if m in sys.modules.keys() - before])"

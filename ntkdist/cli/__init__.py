@@ -32,7 +32,7 @@ from ntkdist.cli.support import (
 from ntkdist.cluster import preflight
 from ntkdist.cluster.connect import connect
 from ntkdist.data import storage, zarr_groups
-from ntkdist.data.source_files import holds_tables
+from ntkdist.data.source_files import is_raw
 from ntkdist.display import aligned
 from ntkdist.planning import estimate, resolve
 from ntkdist.report import comparison_plots
@@ -84,13 +84,16 @@ def init_(source: str, target: tuple[str, ...], classes: bool, out: str, as_json
 @click.option("--rows-per-partition", type=click.IntRange(1), metavar="N", help="Rows per partition.")
 @click.option("--shuffle-seed", default="0", show_default=True, metavar="S", help="A number, or none: keep the order.")
 @click.option("--channels-first", is_flag=True, help="Images are (rows, channels, height, width).")
+@click.option("--size", default="", metavar="WIDTHxHEIGHT", help="Resize PNG, JPEG and the like; predict repeats it.")
+@click.option("--mode", default="", type=click.Choice(["", "gray", "rgb"]), metavar="gray|rgb", help="Make images so.")
 @table_options
 @json_option
 def convert(source: str, dest: str, shuffle_seed: str, no_header: bool, as_json: bool, **options: Any) -> None:
     """Convert tables, arrays or images to a Zarr dataset; show what each column became.
 
     SOURCE is a file or an object: csv, tsv or JSON lines (also .gz), Parquet, Feather, npz, npy, IDX; a directory of
-    tables, a pattern in quotes such as 's3://bucket/t/*.parquet', or a Zarr group of others.
+    tables, or of images (PNG, JPEG, …) with a folder for each class; a pattern in quotes such as
+    's3://bucket/t/*.parquet'; or a Zarr group of others.
     """
     if shuffle_seed != "none" and not shuffle_seed.isdigit():
         raise click.BadParameter(f"expected a number or none, got {shuffle_seed!r}", param_hint="--shuffle-seed")
@@ -279,11 +282,11 @@ def predict(
 ) -> None:
     """Predict every row of a table as it is (a file, a directory, a pattern), or of a dataset, in the source's order.
 
-    OUT ends in .csv, .parquet or .zarr.
+    Of images in files, OUT has the column file, their names.  OUT ends in .csv, .parquet or .zarr.
     """
     names = [name for name in keep.split(",") if name]
     wanted: Any = {"keep": names, "std": std, "proba": proba, "interval": interval}
-    if form["sep"] or holds_tables(rows):
+    if form["sep"] or is_raw(rows):
         report = nd.predict_table(load_model(model), rows, out, header=not no_header, **wanted, **form)
     else:
         report = nd.predict(load_model(model), rows, out, scheduler=scheduler, **wanted)

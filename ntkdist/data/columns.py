@@ -244,6 +244,7 @@ class Column:
 
     def _held(self) -> str:
         names = {"date": "dates", "time": "times", "nested": "lists, structures or bytes", "string": "strings"}
+        names |= {"image": "bytes, as of images"}
         return names.get(self.kind, "numbers")
 
 

@@ -8,7 +8,7 @@ same source and seed give the same dataset bit for bit.
 Memory: four blocks of the source (16 MiB each), two buckets (64 MiB each) and three partitions (one, at most 128 MiB
 by default, and its encoding by Zarr): at most 0.6 GB; for tables about 0.2 GB more (Arrow, and the pages of a row
 group of parquet, or a record batch of Arrow's files); for a Zarr group one row of its chunks, for a Dask frame one of
-its partitions.  Memory does not grow with the number of rows.
+its partitions; for images 64 files, and a decoded one for each core.  Memory does not grow with the number of rows.
 Scratch: the size of the decoded rows; for an array stored columns first, for objects, and for frames their size more.
 """
 
@@ -19,16 +19,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from ntkdist import random
-from ntkdist.data import dataset, sparse, storage, zarr_groups
+from ntkdist.data import dataset, image_files, sparse, storage, zarr_groups
 from ntkdist.data.column_summary import ATTRIBUTE, Counts
 from ntkdist.data.dataset import Dataset, Layout
+from ntkdist.data.images import Decoding
 from ntkdist.data.partitions import Content, partition_rows
-from ntkdist.data.source_files import SEVERAL, Format, fetched, holds_tables, is_zarr
+from ntkdist.data.source_files import SEVERAL, Format, fetched, images, is_raw, is_zarr
 from ntkdist.data.sources import RawSparseTable, RawTable, Wanted, open_arrays, open_sparse, open_zarr
 from ntkdist.data.zarr_groups import refuse_existing
 from ntkdist.errors import DataError, SpecError, StoreError
@@ -59,6 +61,8 @@ def convert(
     encoding: str = "utf-8",
     header: bool = True,
     missing: Sequence[str] = (),
+    size: str | Sequence[int] = "",
+    mode: str = "",
 ) -> Layout:
     """Convert tables, arrays or images to a dataset in Zarr v3; it appears whole or not at all.
 
@@ -66,6 +70,12 @@ def convert(
 
     Numbers and booleans become numbers, strings become names of categories, dates become seconds since 1970-01-01 UTC,
     and times of a day such as 13:45 seconds since midnight.  What csv holds is decided by all rows of a column.
+    Images become bytes (height, width, channels), which takes Pillow.  A directory has a folder for each of their
+    classes, or no folders and no classes; parquet and the like have them in one column of bytes, or of structures of
+    bytes and a path as Hugging Face writes them.  All have one size, and are gray or rgb with 8 bits a value.  They are
+    turned as their EXIF data says; palettes become rgb, of several frames the first is taken, and an alpha channel
+    without effect is left out.  `predict` decodes images as the dataset's were.
+
     `columns` shows what each column became, with notes of what to look at.
 
     Parameters
@@ -73,9 +83,10 @@ def convert(
     source : str or frame
         Path of a file, or URL of an object (which is copied): csv, tsv or JSON lines (also gzipped), Parquet, Feather
         or Arrow IPC, npz, npy, or IDX, recognised by its first bytes.  A directory or a pattern (``t/*.parquet``,
-        ``s3://bucket/t/**``; ** is any folders) stands for all its tables of one kind, in the order of their names;
-        folders such as ``year=2024`` give a column.  A Zarr group of others is read as an npz is.  A frame of Dask,
-        pandas, polars or Arrow is written beside the destination first, a partition at a time, without its index.
+        ``s3://bucket/t/**``; ** is any folders) stands for all its tables of one kind, or all its images (PNG, JPEG,
+        BMP, GIF, PPM, TIFF, WebP), in the order of their names; folders of tables such as ``year=2024`` give a column.
+        A Zarr group of others is read as an npz is.  A frame of Dask, pandas, polars or Arrow is written beside the
+        destination first, a partition at a time, without its index.
     dest : str
         Path or URL of the new dataset.
     target : sequence of str
@@ -105,6 +116,11 @@ def convert(
         The first row of csv holds the names of the columns; without it they are ``column_1``, ``column_2`` and so on.
     missing : sequence of str
         Texts that stand for a missing value, beside the empty one and the usual ones of csv, such as NA and n/a.
+    size : str or (width, height)
+        Pixels to resize encoded images to, as in "32x24", by a bilinear filter that averages where it shrinks;
+        proportions are not kept.
+    mode : {"gray", "rgb"}, optional
+        Convert encoded images to one mode; transparency is left out.
 
     Returns
     -------
@@ -140,7 +156,8 @@ def convert(
     if isinstance(source, str) and SEVERAL not in source and storage.is_local(source) and not storage.exists(source):
         raise DataError(f"{source}: no such file; check the path")
     refuse_existing(dest)
-    wanted = Wanted(target, x, classes, weight, drop, groups, holdout, category, channels_first)
+    decoding = Decoding.of(size, mode)
+    wanted = Wanted(target, x, classes, weight, drop, groups, holdout, category, channels_first, decoding)
     with _scratch(dest) as directory:
         opened = _opened(source, wanted, form, Path(directory))
         if isinstance(opened, RawSparseTable):
@@ -156,7 +173,9 @@ def _opened(source: Any, wanted: Wanted, form: Format, scratch: Path) -> RawTabl
     """Open a source by what it is."""
     if isinstance(source, str) and is_zarr(source):
         return open_zarr(source, wanted, scratch)
-    if not isinstance(source, str) or form.sep or holds_tables(source):
+    if not isinstance(source, str) or form.sep or is_raw(source):
+        if isinstance(source, str) and not form.sep and (found := images(source)):
+            return image_files.open_images(found, wanted)
         from ntkdist.data import table_files, tables  # import pyarrow
 
         files = fetched(source, scratch, form) if isinstance(source, str) else table_files.of_frame(source, scratch)
@@ -183,6 +202,7 @@ def _attributes(source: RawTable, seed: int | None) -> dict[str, Any]:
         **{name: value for name, value in of_columns.items() if value},
         "target_names": list(source.target_names),
         "classes": list(source.classes),
+        **({"images": msgspec.to_builtins(source.images)} if source.images is not None else {}),
         "source": {"rows": source.rows, **hashes.pop("source"), **hashes},
         "shuffle_seed": seed,
         "ntkdist": installed("ntkdist"),

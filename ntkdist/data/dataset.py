@@ -14,8 +14,9 @@ from scipy.sparse import csr_array
 
 from ntkdist import random
 from ntkdist.data import sparse, storage, zarr_groups
+from ntkdist.data.images import Decoding
 from ntkdist.errors import DataError, SpecError
-from ntkdist.spec import Spec, digest
+from ntkdist.spec import Spec, decode, digest
 
 FORMAT = "ntkdist.dataset"
 IDENTITY = ("content", "arrays", "sparse", "columns", "target_names", "classes")  # attributes that identify the data
@@ -72,6 +73,7 @@ class Layout(Spec, frozen=True):
     categories: tuple[tuple[str, tuple[str, ...]], ...] = ()  # columns of codes, each with its sorted names
     dates: tuple[str, ...] = ()  # columns of seconds since 1970-01-01 UTC
     missing: tuple[str, ...] = ()  # columns of numbers or dates that hold NaN, as far as that is known
+    images: Decoding | None = None  # the way in which encoded images became the rows
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -225,6 +227,7 @@ class Dataset(Spec, frozen=True, repr_omit_defaults=True):
             columns=tuple(attrs.get("columns", ())) if self.x == "x" else (),
             target_names=tuple(attrs.get("target_names", ())) if self.y == "y" else (),
             max_nonzeros=x.shape[1] if stored else 0,
+            images=decode(attrs["images"], Decoding, self.store) if "images" in attrs and self.x == "x" else None,
             **(_of_columns(attrs) if self.x == "x" else {}),
         )
 

@@ -31,13 +31,13 @@ READ_AS: Mapping[str, tuple[str, ...]] = {  # kinds of columns of parquet files
 
 
 class Block(NamedTuple):
-    """Some rows of a file: inputs of the model (n, d), with codes of names, and columns kept.
+    """Some rows of a file: inputs of the model, (n, d) with codes of names or images in bytes, and columns kept.
 
     An unknown name has the code −1; an empty cell is NaN.
     """
 
-    x: NDArray[np.float64]
-    kept: dict[str, Any]  # Arrow arrays by name
+    x: NDArray[Any]
+    kept: dict[str, Any]  # Arrow arrays, or others that can become such, by name
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,14 @@ class NewTable:
         inputs = [NewColumn.of(name, files, form, kinds[name], known) for name in columns]
         ignored = [name for name in kinds if name not in columns and name not in keep]
         return cls(files, form, batches, inputs, list(keep), ignored)
+
+    @property
+    def name(self) -> str:
+        return self.files.name
+
+    def places(self, rows: Sequence[int]) -> list[str]:
+        """Return the words for ascending rows."""
+        return places(self.files, self.form, rows)
 
     def blocks(self) -> Iterator[Block]:
         """Read block by block.

@@ -14,6 +14,7 @@ from scipy.sparse import csr_array, issparse
 from ntkdist import backend
 from ntkdist.data.dataset import Layout, Rows
 from ntkdist.data.encoding import Encoding, Front
+from ntkdist.data.images import Decoding
 from ntkdist.data.moments import Mode, Moments, MomentsOf
 from ntkdist.data.ranges import Range, SeenRange
 from ntkdist.display import Described, names
@@ -142,6 +143,7 @@ class Preprocessing(Described):
     metric: F8 = field(default_factory=lambda: np.zeros(0))  # P, (d, d), or its diagonal, (d,); empty for the identity
     rounds: tuple[Round, ...] = ()  # in which the metric was learned, the first with a multiple of the identity
     encoding: Encoding | None = None  # of a table with more than numbers, in place of the scaling and clipping
+    images: Decoding | None = None  # the way in which the rows were decoded, if they were encoded images
 
     @classmethod
     def fit(
@@ -163,6 +165,9 @@ class Preprocessing(Described):
         d = int(np.prod(layout.input_shape))
         names = column_names(layout, len(x.mean))
         none = mode == "none"
+        limits: dict[str, Any] = (
+            {} if clip == "none" else dict(zip(("x_low", "x_high"), _range(mode, layout, x), strict=True))
+        )
         return cls(
             layout.input_shape,
             np.zeros(d) if none or mode == "scale" else x.mean,
@@ -175,7 +180,8 @@ class Preprocessing(Described):
             layout.targets > 0,
             () if layout.sparse else tuple(names[i] for i in np.flatnonzero(x.constant())),
             _balancing(y.counts) if balanced else (),
-            *(() if clip == "none" else _range(mode, layout, x)),
+            images=layout.images,
+            **limits,
         )
 
     @property

@@ -1,4 +1,6 @@
-"""Files that a source stands for: itself, or in a fixed order those of a directory or a pattern; objects are copied.
+"""Files that a source stands for: itself, or in a fixed order those of a directory or a pattern.
+
+Objects of tables are copied.
 
 A directory or a pattern may hold hive partitions: a folder ``year=2024`` gives each row below it the column ``year``.
 """
@@ -7,7 +9,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -15,6 +17,7 @@ from ntkdist.data import storage
 from ntkdist.errors import DataError, SpecError
 
 TEXT, JSON = (".csv", ".tsv"), (".jsonl", ".ndjson")  # endings, to which .gz may be added
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 TABLES = (*TEXT, *JSON, ".parquet", ".feather", ".arrow")
 ZIPPED = tuple(f"{ending}.gz" for ending in (*TEXT, *JSON))
 ZARR = ("zarr.json", ".zgroup", ".zarray")
@@ -71,10 +74,24 @@ class SourceFiles(NamedTuple):
         for path in self.paths:
             with path.open("rb") as file:
                 hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
-        if len(hashes) == 1:
-            return {"name": self.name, "sha256": hashes[0]}
-        together = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-        return {"name": self.name, "files": len(hashes), "sha256": together}
+        return combined_hash(self.name, hashes)
+
+
+def combined_hash(name: str, hashes: Sequence[str]) -> dict[str, Any]:
+    """Return a name and the hash of its one file, or of the hashes of its files in order."""
+    if len(hashes) == 1:
+        return {"name": name, "sha256": hashes[0]}
+    together = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return {"name": name, "files": len(hashes), "sha256": together}
+
+
+class ImageList(NamedTuple):
+    """Locations of images, in order."""
+
+    name: str  # of all, for messages
+    urls: list[str]
+    names: list[str]  # of each, below the folder that the source begins with
+    others: list[str]  # names of files beside them that are no images
 
 
 def ending(url: str) -> str:
@@ -94,6 +111,43 @@ def holds_tables(url: str) -> bool:
     if is_table(url) or SEVERAL in url:
         return True
     return not storage.is_file(url) and storage.exists(url) and not is_zarr(url)
+
+
+def is_raw(url: str) -> bool:
+    """Return whether a location is of tables or of images as they are."""
+    return is_image(url) or holds_tables(url)
+
+
+def is_image(url: str) -> bool:
+    """Return whether a path or URL is that of an image by its ending."""
+    return url.lower().endswith(IMAGES)
+
+
+def images(source: str) -> ImageList | None:
+    """List the images of a file, a directory or a pattern; None if it is of something else.
+
+    Raises
+    ------
+    DataError
+        If it is of images and tables.
+    """
+    source = str(storage.local_path(source)) if storage.is_local(source) else source
+    if SEVERAL not in source and is_image(source):
+        name = source.rpartition("/")[2]
+        return ImageList(name, [source], [name], [])
+    if is_table(source) or not holds_tables(source):
+        return None
+    root, urls = _root(source), [url for url, _ in _matches(source)]
+    found = [url for url in urls if is_image(url)]
+    if not found:
+        return None
+    if tables := [url for url in urls if is_table(url)]:
+        raise DataError(
+            f"{source} holds images and tables, such as {_below(root, tables[0])}; convert one or the other, by a "
+            f"pattern such as '**/*{PurePosixPath(found[0]).suffix}'"
+        )
+    others = [_below(root, url) for url in urls if not is_image(url)]
+    return ImageList(_last(source), found, [_below(root, url) for url in found], others)
 
 
 def is_zarr(url: str) -> bool:
@@ -127,7 +181,22 @@ def fetched(source: str, scratch: Path, form: Format) -> SourceFiles:
             f"pattern such as '**/*{kinds[-1]}'"
         )
     paths = tuple(storage.fetch(url, scratch / f"source-{i}") for i, url in enumerate(found))
-    return SourceFiles(source.rstrip("/").rpartition("/")[2] or source, paths, tuple(found.values()))
+    return SourceFiles(_last(source), paths, tuple(found.values()))
+
+
+def _last(source: str) -> str:
+    """Return the last part of a location, for messages."""
+    return source.rstrip("/").rpartition("/")[2] or source
+
+
+def _root(source: str) -> str:
+    """Return the directory that a source begins with."""
+    root = source.partition(SEVERAL)[0].rpartition("/")[0] if SEVERAL in source else source.rstrip("/")
+    return root or ("/" if source.startswith("/") else ".")
+
+
+def _below(root: str, url: str) -> str:
+    return url.removeprefix(root).lstrip("/")
 
 
 def _matches(source: str) -> Iterator[tuple[str, dict[str, str | None]]]:
@@ -136,8 +205,7 @@ def _matches(source: str) -> Iterator[tuple[str, dict[str, str | None]]]:
     Files whose name, or whose folder's name below the directory that the source begins with, begins with . or _ are
     left out.  Folders of partitions may also be the last ones of that directory.
     """
-    root = source.partition(SEVERAL)[0].rpartition("/")[0] if SEVERAL in source else source.rstrip("/")
-    root = root or ("/" if source.startswith("/") else ".")
+    root = _root(source)
     pattern = _regex(source if source.startswith(root) else f"./{source}") if SEVERAL in source else None
     parts = root.split("/")
     while parts and HIVE.fullmatch(parts[-1]):

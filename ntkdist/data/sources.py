@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, load_npz
 
 from ntkdist.data import storage, zarr_groups
+from ntkdist.data.images import Decoding
 from ntkdist.data.npy import array_file, npy_array, readable
 from ntkdist.data.source_files import SourceFiles
 from ntkdist.data.storage import fetch
@@ -72,6 +73,7 @@ class Wanted(NamedTuple):
     holdout: str = ""
     category: tuple[str, ...] = ()
     channels_first: bool = False  # images are (rows, channels, height, width)
+    images: Decoding = Decoding()
 
     def one_target(self, file: str) -> str:
         """Return the target of a file of arrays; empty if none was named."""
@@ -84,6 +86,15 @@ class Wanted(NamedTuple):
         return {role: name for role in ("weight", "groups", "holdout") if (name := getattr(self, role))}
 
 
+class Identified(Protocol):
+    """Files of a source, by a name for messages and a hash once they were read."""
+
+    @property
+    def name(self) -> str: ...
+
+    def identity(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class RawTable:
     """A table to convert: types and shapes of its rows in the dataset, and an iterator over blocks of them."""
@@ -91,13 +102,14 @@ class RawTable:
     rows: int
     fields: Fields
     blocks: Callable[[], Iterator[Block]]
-    files: Mapping[str, SourceFiles]  # "source", and "target", "weight" and so on if they are separate files
+    files: Mapping[str, Identified]  # "source", and "target", "weight" and so on if they are separate files
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
     categories: Mapping[str, list[str]] = field(default_factory=dict)  # names by column
     dates: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # for a person
+    images: Decoding | None = None  # of rows that were encoded images
 
 
 class RawSparseTable(NamedTuple):
@@ -202,6 +214,13 @@ def _refuse_columns(name: str, wanted: Wanted) -> None:
         raise SpecError(f"{name} has no columns to drop ({', '.join(wanted.drop)}); --drop is for csv and parquet")
     if wanted.category:
         raise SpecError(f"{name} has no column '{wanted.category[0]}'; --category is for csv and parquet")
+    refuse_images(name, wanted)
+
+
+def refuse_images(name: str, wanted: Wanted) -> None:
+    """Refuse options of encoded images for a source that has none."""
+    if wanted.images != Decoding():
+        raise SpecError(f"{name} holds no encoded images; --size and --mode are for PNG, JPEG and the like")
 
 
 def _names(file: str, known: list[str], wanted: Wanted) -> dict[str, str]:

@@ -4,11 +4,12 @@ A location is a string, also where it is sent or saved; each process opens it wi
 so credentials are never sent or saved.
 """
 
+import asyncio
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,26 @@ def fetch(url: str, directory: Path) -> Path:
                 raise DataError(f"{url} changed while it was read; run again")
             file.write(part.to_bytes())
     return path
+
+
+def read(urls: Sequence[str]) -> list[bytes]:
+    """Read files or objects that are small, those of a bucket at the same time.
+
+    Raises
+    ------
+    DataError
+        If one does not exist.
+    """
+    if all(map(is_local, urls)):
+        return [local_path(url).read_bytes() for url in urls]
+    found = sync(_all_at_once(urls))
+    if None in found:
+        raise DataError(f"{urls[found.index(None)]}: no such object; check the URL")
+    return [each.to_bytes() for each in found if each is not None]
+
+
+async def _all_at_once(urls: Sequence[str]) -> list[Buffer | None]:
+    return await asyncio.gather(*(_below(url).get("", default_buffer_prototype()) for url in urls))
 
 
 def _buffer(content: bytes) -> Buffer:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pyarrow import csv, json, parquet
 
 from ntkdist.data import sources
+from ntkdist.data.image_columns import may_hold_images
 from ntkdist.data.npy import readable
 from ntkdist.data.source_files import JSON, TEXT, Format, SourceFiles, ending
 from ntkdist.errors import DataError
@@ -211,10 +212,17 @@ def _open_parquet(path: Path) -> Opened:
 
     def batches(columns: list[str]) -> Iterator[Any]:
         with parquet.ParquetFile(path, buffer_size=2**20) as file:
-            count = max(1, sources.BLOCK_BYTES // (8 * len(columns)))
+            images = any(may_hold_images(schema.field(name).type) for name in columns)
+            count = max(1, sources.BLOCK_BYTES // (_row_bytes(file.metadata) if images else 8 * len(columns)))
             yield from file.iter_batches(count, columns=columns, use_threads=False)
 
     return _typed(schema, path, batches)
+
+
+def _row_bytes(metadata: Any) -> int:
+    """Return the mean bytes of a row in the row group where they are most."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    return max((-(-group.total_byte_size // max(1, group.num_rows)) for group in groups), default=1) or 1
 
 
 def _open_ipc(path: Path) -> Opened:
@@ -276,6 +284,8 @@ def _typed(schema: Any, path: Path, batches: Batches) -> Opened:
 
 
 def _kind(type: Any) -> str:
+    if may_hold_images(type):
+        return "image"
     if (
         pa.types.is_dictionary(type)
         or pa.types.is_string(type)

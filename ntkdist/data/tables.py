@@ -2,17 +2,22 @@
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from ntkdist.data import sources
 from ntkdist.data.columns import MAX_CATEGORIES, NUMBERS, PATTERNS, Column, check_inputs, named
-from ntkdist.data.source_files import Format, SourceFiles
-from ntkdist.data.sources import CODES, DTYPES, MAX_CLASSES, Block, Fields, RawTable, Wanted
+from ntkdist.data.image_columns import ImageColumn
+from ntkdist.data.images import Decoder, check_installed
+from ntkdist.data.source_files import Format, SourceFiles, flags
+from ntkdist.data.sources import CODES, DTYPES, MAX_CLASSES, Block, Fields, RawTable, Wanted, refuse_images
 from ntkdist.data.table_files import Batches, opened
+from ntkdist.display import names as listed
 from ntkdist.errors import DataError, SpecError
 from ntkdist.spec import nearest
 
@@ -52,7 +57,7 @@ def open_table(files: SourceFiles, wanted: Wanted, form: Format) -> RawTable:
     rows = 0
     for batch in batches(list(columns)):
         for name, column in columns.items():
-            if column.text or column.kind == "string" or name in wanted.target:
+            if column.text or column.kind == "string" or (name in wanted.target and column.kind != "image"):
                 column.scan(batch[name], rows)
         rows += batch.num_rows
     return _raw_table(files, wanted, columns, rows, lambda: batches(list(columns)))
@@ -67,10 +72,15 @@ def _raw_table(
     targets = [columns[n] for n in wanted.target]
     if not inputs:
         raise DataError(f"{files.name} has no columns left for the inputs; drop fewer")
-    check_inputs(inputs, files.name)
+    if (images := _images(files, wanted, inputs)) is None:
+        check_inputs(inputs, files.name)
+    elif rows:
+        images.images(next(batches())[images.name][:1], 0)
     categories = {c.name: c.categories() for c in inputs if c.kind == "string"}
     dates = tuple(c.name for c in inputs if c.kind == "date")
     fields: Fields = {"x": (np.dtype(np.float64), (len(inputs),))}
+    if images is not None:
+        fields["x"] = np.dtype(np.uint8), images.decoder.shape
     labels = None
     if len(targets) == 1 and (wanted.classes or targets[0].kind in ("string", "bool")):
         targets[0].expect((*NUMBERS, "string"), "class labels", "name another target")
@@ -91,7 +101,8 @@ def _raw_table(
         for batch in batches():
             for start in range(0, batch.num_rows, count):
                 part = batch.slice(start, count)
-                block: Block = {"x": _inputs(part, inputs, categories, at)}
+                x = _inputs(part, inputs, categories, at) if images is None else images.images(part[images.name], at)
+                block: Block = {"x": x}
                 if labels is not None:
                     block["y"] = targets[0].codes(part[targets[0].name], labels)
                 elif targets:
@@ -105,11 +116,28 @@ def _raw_table(
                 yield block
 
     classes = () if labels is None else tuple(map(str, labels.to_pylist()))
-    names = tuple(c.name for c in inputs)
+    names = tuple(c.name for c in inputs) if images is None else ()
     notes = tuple(note for column in (*inputs, *targets) if (note := column.note(rows)))
-    return RawTable(
+    table = RawTable(
         rows, fields, blocks, {"source": files}, classes, names, wanted.target, categories, dates, notes=notes
     )
+    return table if images is None else replace(table, images=images.decoder.form)
+
+
+def _images(files: SourceFiles, wanted: Wanted, inputs: list[Column]) -> ImageColumn | None:
+    """Return the column of images, if the inputs are one."""
+    found = [column.name for column in inputs if column.kind == "image"]
+    if not found:
+        refuse_images(files.name, wanted)
+        return None
+    if others := [column.name for column in inputs if column.name != found[0]]:
+        raise DataError(
+            f"column '{found[0]}' of {files.name} holds bytes, as of images, beside the inputs {listed(others, 8)}; "
+            f"convert images alone, with {flags('drop', others)}, or the others, with {flags('drop', found)}"
+        )
+    check_installed()
+    form = msgspec.structs.replace(wanted.images, column=found[0])
+    return ImageColumn(found[0], files.name, Decoder(form))
 
 
 def _inputs(batch: Any, inputs: list[Column], categories: dict[str, list[str]], start: int) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from ntkdist.data import storage, zarr_groups
 from ntkdist.data.dataset import FORMAT, Dataset, Rows
 from ntkdist.data.partitions import Content, partition_rows
 from ntkdist.data.scaling import Matching, Preprocess, Preprocessing
-from ntkdist.data.source_files import holds_tables
+from ntkdist.data.source_files import is_raw
 from ntkdist.data.sources import output_format
 from ntkdist.errors import DataError
 from ntkdist.features import AnyFeatureMap, AnyMap
@@ -142,7 +142,7 @@ def predict(
     outputs = Outputs(model, std, proba, interval)
     as_table = output_format(out, bare="zarr") != "zarr"
     check_kept(keep, outputs, out)
-    if isinstance(dataset, str) and holds_tables(dataset):
+    if isinstance(dataset, str) and is_raw(dataset):
         return predict_table(model, dataset, out, keep=keep, std=std, proba=proba, interval=interval)
     dataset = as_fitted(msgspec.structs.replace(_dataset(dataset), nan="error"), model.preprocessing)
     zarr_groups.refuse_existing(out)

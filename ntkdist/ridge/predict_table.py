@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +14,18 @@ from ntkdist.data import zarr_groups
 from ntkdist.data.frames import Known
 from ntkdist.data.partitions import Content, partition_rows
 from ntkdist.data.ranges import FEW, first_outside
-from ntkdist.data.scaling import Preprocessing
-from ntkdist.data.source_files import Format, fetched
+from ntkdist.data.scaling import Preprocessing, column_names
+from ntkdist.data.source_files import Format, fetched, images
 from ntkdist.data.sources import output_format
 from ntkdist.errors import DataError, SpecError
 from ntkdist.ridge.model import RidgeModel
 from ntkdist.ridge.outputs import PREDICTIONS, Outputs, PredictionReport
+
+if TYPE_CHECKING:  # these import Arrow
+    from ntkdist.data.new_images import NewFiles, NewImageColumn
+    from ntkdist.data.new_rows import NewTable
+
+    NewRows = NewTable | NewFiles | NewImageColumn
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -39,22 +45,25 @@ def predict_table(
     header: bool = True,
     missing: Sequence[str] = (),
 ) -> PredictionReport:
-    """Predict every row of a table, and write a csv or parquet file or a Zarr group in the same order.
+    """Predict every row of a table, or every image, and write a csv or parquet file or a Zarr group in the same order.
 
     Columns are found by name and read as what they held in training.  Names that training had not are taken as unknown
     ones, and values outside the range of training are clipped; both are counted.  Empty cells are filled in where the
     model knows how, and counted in columns that had none in training.  Other columns are ignored, and named.  The
     output appears whole or not at all.  Memory does not grow with the rows.
 
-    A csv or parquet file has the columns kept, then ``prediction``, ``std``, ``low`` and ``high``, each followed by the
-    name of the target where there are several; for classes ``prediction``, by name, and ``probability NAME`` of every
-    class.  A Zarr group has the arrays of `ntkdist.predict`.
+    Images in files, or in a column of parquet and the like, are decoded as those of the training were, see `convert`.
+
+    A csv or parquet file has the columns kept (of images in files ``file``, their names below the folder), then
+    ``prediction``, ``std``, ``low`` and ``high``, each followed by the name of the target where there are several; for
+    classes ``prediction``, by name, and ``probability NAME`` of every class.  A Zarr group has the arrays of
+    `ntkdist.predict`.
 
     Parameters
     ----------
     model : RidgeModel
     source : str
-        Path or URL of a table's file, a directory of such, or a pattern, as `convert` takes them.
+        Path or URL of a file of a table or an image, a directory of such, or a pattern, as `convert` takes them.
     out : str
         Path or URL; the ending says csv, parquet or Zarr.
     keep : sequence of str
@@ -76,39 +85,48 @@ def predict_table(
     ------
     DataError
         If the model has no names of columns, a column is missing, or a value cannot be read or filled in; of csv, the
-        line of the file is named.
+        line of the file is named.  If an image cannot be read, or is not of the model's shape; it is named.
     SpecError
         If ``out`` has another ending, or the model has not what is asked for.
     StoreError
         If ``out`` exists or cannot be written.
     """
-    from ntkdist.data import new_rows  # Arrow, which takes a while to import
-
     pre, outputs = model.preprocessing, Outputs(model, std, proba, interval)
     form, as_zarr = Format.of(sep, decimal, encoding, header, missing), output_format(out) == "zarr"
     check_kept(keep, outputs, out)
-    if not pre.columns:
-        raise DataError(
-            f"the model was fitted to rows without names of columns, so those of {source} cannot be found; convert it, "
-            "and predict the dataset"
-        )
     report = PredictionReport(uncalibrated=proba and np.isnan(model.temperature))
     attrs: dict[str, Any] = {"source": source, "order": "source"}
     first: list[tuple[int, list[str]]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        files = fetched(source, Path(scratch), form)
-        table = new_rows.NewTable.open(files, form, pre.columns, Known.of(pre.encoding), keep)
-        report.ignored = table.ignored
+        rows = _opened(pre, source, form, keep, Path(scratch))
+        report.ignored = rows.ignored
         with _group_writer(out, model, attrs) if as_zarr else _file_writer(out) as write:
-            for block in table.blocks():
-                _check(pre, block.x, files.name, lambda i: new_rows.place(files, form, report.rows + i))
+            for block in rows.blocks():
+                _check(pre, block.x, rows, report.rows)
                 arrays = outputs.arrays(block.x)
                 write(arrays if as_zarr else block.kept | outputs.columns(arrays))
                 _count(report, first, pre, block.x)
-            words = new_rows.places(files, form, [row for row, _ in first])
+            words = rows.places([row for row, _ in first])
             report.first = list(zip(words, (names for _, names in first), strict=True))
             attrs |= report.to_attributes()
     return report
+
+
+def _opened(pre: Preprocessing, source: str, form: Format, keep: Sequence[str], scratch: Path) -> "NewRows":
+    """Open a source by what it is, and by what the model was fitted to."""
+    from ntkdist.data import new_images, new_rows  # Arrow, which takes a while to import
+
+    if not form.sep and (found := images(source)):
+        return new_images.NewFiles.open(found, pre, keep)
+    if not pre.columns and len(pre.input_shape) != 3:
+        raise DataError(
+            f"the model was fitted to rows without names of columns, so those of {source} cannot be found; convert it, "
+            "and predict the dataset"
+        )
+    files = fetched(source, scratch, form)
+    if not pre.columns:
+        return new_images.NewImageColumn.open(files, form, pre, keep)
+    return new_rows.NewTable.open(files, form, pre.columns, Known.of(pre.encoding), keep)
 
 
 def check_kept(keep: Sequence[str], outputs: Outputs, out: str) -> None:
@@ -173,35 +191,37 @@ def _copied(place: str, name: str, path: Path, dtype: np.dtype[Any], shape: tupl
     return content
 
 
-def _check(pre: Preprocessing, x: NDArray[np.float64], file: str, place: Callable[[int], str]) -> None:
+def _check(pre: Preprocessing, x: NDArray[Any], rows: "NewRows", start: int) -> None:
     """Refuse empty cells of a model that cannot fill them in; categories have a name for them."""
-    if pre.encoding is not None and pre.encoding.impute:
+    if x.dtype.kind != "f" or (pre.encoding is not None and pre.encoding.impute):
         return
     bad = np.isnan(x)
     if pre.encoding is not None:
         bad[:, [kind == "category" for kind in pre.encoding.kinds]] = False
     if bad.any():
         row, j = np.argwhere(bad)[0]
+        place = rows.places([start + int(row)])[0]
+        place += " (counted from 0)" * place.startswith("row")
         raise DataError(
-            f"column '{pre.columns[j]}' of {file} is empty in {place(int(row))}, and training had no empty cells; "
+            f"column '{pre.columns[j]}' of {rows.name} is empty in {place}, and training had no empty cells; "
             'fill it in, or fit with nan = "impute"'
         )
 
 
-def _count(
-    report: PredictionReport, first: list[tuple[int, list[str]]], pre: Preprocessing, x: NDArray[np.float64]
-) -> None:
+def _count(report: PredictionReport, first: list[tuple[int, list[str]]], pre: Preprocessing, x: NDArray[Any]) -> None:
     """Count rows, and what is odd in them."""
     count, each = pre.range.rows_outside(x)
+    names = column_names(pre, len(each))
     report.outside += count
     if count:
-        report.outside_in.update({pre.columns[j]: int(each[j]) for j in np.flatnonzero(each)})
+        report.outside_in.update({names[j]: int(each[j]) for j in np.flatnonzero(each)})
         some = first_outside(pre.range, x)[: FEW - len(first)] if len(first) < FEW else []
-        first += [(report.rows + i, [pre.columns[j] for j in columns]) for i, columns in some]
+        first += [(report.rows + i, [names[j] for j in columns]) for i, columns in some]
     report.rows += len(x)
     if pre.encoding is not None:
         unknown, empty = (x < 0).sum(axis=0), np.isnan(x).sum(axis=0)
         kinds, gaps = pre.encoding.kinds, pre.encoding.had_gaps
-        names = enumerate(pre.columns)
-        report.unknown += Counter({n: int(unknown[j]) for j, n in names if kinds[j] == "category" and unknown[j]})
-        report.empty += Counter({n: int(empty[j]) for j, n in enumerate(pre.columns) if empty[j] and not gaps[j]})
+        report.unknown += Counter(
+            {n: int(unknown[j]) for j, n in enumerate(names) if kinds[j] == "category" and unknown[j]}
+        )
+        report.empty += Counter({n: int(empty[j]) for j, n in enumerate(names) if empty[j] and not gaps[j]})

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ntkdist import backend, random
 from ntkdist.data import zarr_groups
 from ntkdist.data.encoding import Encoding
+from ntkdist.data.images import Decoding
 from ntkdist.data.moments import Moments
 from ntkdist.data.scaling import Preprocessing, Round
 from ntkdist.errors import StoreError
@@ -33,6 +34,7 @@ RANGE = ("x_low", "x_high")
 METRIC = "metric"  # absent for the identity
 ESTIMATOR = "estimator"  # absent for a model alone
 ENCODING = "encoding"  # absent for numbers alone
+IMAGES = "images"  # absent for rows that were no encoded images
 RESIDUALS, WEIGHT = "calibration.residuals", "calibration.weight"  # absent for classes
 PROBES, PROBE_ROLE = 8, 1000
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # relative to the norm of a probe's features
@@ -59,6 +61,8 @@ def save(
     }
     arrays = {name: getattr(pre, name) for name in (*SCALES, *RANGE)}
     arrays |= {f"features.{name}": array for name, array in value.features.arrays.items()}
+    if pre.images is not None:
+        attrs[IMAGES] = msgspec.to_builtins(pre.images)
     if pre.metric.size:
         arrays[METRIC] = pre.metric
     if pre.encoding is not None:
@@ -110,6 +114,8 @@ def load(url: str) -> Any:
         saved = {name.removeprefix(f"{ENCODING}."): array(name) for name in names}
         scales[ENCODING] = Encoding.of_saved(attrs[ENCODING], saved)
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in attrs["preprocessing"].items()}
+    if IMAGES in attrs:
+        plain["images"] = decode(attrs[IMAGES], Decoding, url)
     plain["rounds"] = tuple(Round(**one) for one in plain.get("rounds", ()))
     preprocessing = Preprocessing(**plain, **scales)
     _check_fingerprint(url, features, preprocessing.mapped_shape, attrs, array("fingerprint"))
