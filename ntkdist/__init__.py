@@ -25,6 +25,7 @@ from ntkdist.errors import (
 from ntkdist.features import (
     CNTKRandomFeatures,
     CNTKSketch,
+    ImageLandmarks,
     Imported,
     Linear,
     NTKRandomFeatures,
@@ -82,6 +83,7 @@ __all__ = [
     "GammaExponential",
     "Gateway",
     "Gaussian",
+    "ImageLandmarks",
     "Imported",
     "InPlaceCholesky",
     "Job",

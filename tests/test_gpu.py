@@ -18,6 +18,8 @@ from ntkdist.sums import NormalEquations
 pytestmark = pytest.mark.usefixtures("alone")
 
 ON_THE_CPU = (
+    "images",
+    "patches",
     "imported",
     "paper",
     "sketch",

@@ -6,6 +6,7 @@ from ntkdist.features.base import AnyMap, FeatureMap, FittedMap
 from ntkdist.features.cntk_random_features import CNTKRandomFeatures
 from ntkdist.features.cntk_sketch import CNTKSketch
 from ntkdist.features.fourier import RandomFourier
+from ntkdist.features.image_landmarks import ImageLandmarks
 from ntkdist.features.imported import Imported
 from ntkdist.features.linear import Linear
 from ntkdist.features.ntk_random_features import NTKRandomFeatures
@@ -18,6 +19,7 @@ from ntkdist.features.zonal import ZonalFeatures
 AnyFeatureMap = (
     CNTKRandomFeatures
     | CNTKSketch
+    | ImageLandmarks
     | Imported
     | Linear
     | NTKRandomFeatures

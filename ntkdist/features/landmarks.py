@@ -74,9 +74,9 @@ def kernel_square(kernel: Kernel, params: Params, z: F8) -> F8:
 def polynomials(kernel: Kernel) -> tuple[F8, F8] | None:
     """Fit `fit_zonal` to a kernel of unit rows; None where its error exceeds `SMOOTH`.
 
-    Arc-cosine kernels are smooth enough, up to depths of about ten.
+    Arc-cosine kernels are smooth enough, up to depths of about ten, and homogeneous kernels of the distance.
     """
-    if not isinstance(kernel, ZonalKernel) or isinstance(kernel, RadialKernel):
+    if not isinstance(kernel, ZonalKernel) or not getattr(kernel, "homogeneous", True):
         return None
     return fit_zonal(kernel.zonal)
 

@@ -217,10 +217,7 @@ class PatchLandmarks(FeatureMap, frozen=True):
     def _poolings(self, input_shape: tuple[int, ...]) -> list[tuple[F8, F8]]:
         return self._exact().poolings(*input_shape[:2])
 
-    # Memory and device.
-
-    def runs_on_gpu(self, input_shape: tuple[int, ...]) -> bool:
-        return True
+    # Memory.
 
     def warm(self, dtype: Any) -> None:
         if self.activation != "exponential":

@@ -12,6 +12,7 @@ from ntkdist import (
     CNTKSketch,
     GammaExponential,
     Gaussian,
+    ImageLandmarks,
     Imported,
     Laplace,
     Linear,
@@ -79,6 +80,7 @@ CASES = [
     Case(PatchLandmarks(4 * 100, (256,), 16, "zca", flips=True, grid=2), (32, 32, 3), 2),
     Case(PatchLandmarks(9 * 128, (32,), 0, "none", activation="nngp"), (16, 16, 1), 3),
     Case(PatchLandmarks(9 * 256, (64,), activation="ntk"), (16, 16, 3), 2),
+    Case(ImageLandmarks(300, PatchLandmarks(9 * 64, (64,))), (16, 16, 3), ROWS),
     Case(CNTKSketch(400), (8, 9, 3), 20),
     Case(CNTKSketch(200, 2), (32, 33, 3), 2),
     Case(CNTKSketch(300, 4, degree=4), (12, 13, 50), 6),
@@ -95,7 +97,7 @@ def test_every_map_is_measured() -> None:
 @both_dtypes
 def test_memory_is_projected(case: Case, dtype: type) -> None:
     spec, shape, params = case.spec, case.shape, dict[str, Any]()
-    seen = max(spec.sample_rows, 5) if isinstance(spec, Nystrom) else 5
+    seen = max(spec.sample_rows, 5) if isinstance(spec, Nystrom | ImageLandmarks) else 5
     features: Any = spec.fit(rows(seen, shape, seed=7)) if spec.sample_rows else spec
     x = rows(case.n, shape).astype(dtype)
 

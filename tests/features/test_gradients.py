@@ -16,6 +16,7 @@ from ntkdist import (
     CNTKSketch,
     GammaExponential,
     Gaussian,
+    ImageLandmarks,
     Imported,
     Laplace,
     Linear,
@@ -58,6 +59,7 @@ NONE: list[FeatureMap] = [
     CNTKRandomFeatures(64),
     CNTKSketch(64),
     PatchLandmarks(64),
+    ImageLandmarks(64, PatchLandmarks(64)),
     Imported(9, "own_map:phi"),
 ]
 
@@ -268,7 +270,7 @@ def test_few_landmarks_have_gradients() -> None:
 
 @pytest.mark.parametrize("spec", NONE, ids=lambda spec: type(spec).__name__)
 def test_a_map_without_gradients_refuses_in_a_sentence(spec: FeatureMap) -> None:
-    shape = (8, 8, 3) if isinstance(spec, CNTKRandomFeatures | CNTKSketch | PatchLandmarks) else (6,)
+    shape = (8, 8, 3) if isinstance(spec, CNTKRandomFeatures | CNTKSketch | ImageLandmarks | PatchLandmarks) else (6,)
     x, coef = rows(3, shape), weights(64)
     said = {
         NTKRandomFeatures: "its functions are sums of steps; learn the metric with ZonalFeatures or Nystrom of the "

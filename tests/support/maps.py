@@ -15,6 +15,7 @@ from ntkdist import (
     CNTKSketch,
     GammaExponential,
     Gaussian,
+    ImageLandmarks,
     Imported,
     Laplace,
     Linear,
@@ -86,9 +87,15 @@ class Case(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return IMAGES if isinstance(self.spec, CNTKRandomFeatures | CNTKSketch | PatchLandmarks) else VECTORS
+        return (
+            IMAGES
+            if isinstance(self.spec, CNTKRandomFeatures | CNTKSketch | ImageLandmarks | PatchLandmarks)
+            else VECTORS
+        )
 
 
+MANY = PatchLandmarks(300, (), 0, "none", pool=(), grid=1, activation="nngp")
+ONE_LAYER = PatchLandmarks(64, (), 0, "none", pool=(), grid=1, lengthscale=1.0)
 CASES: dict[str, Case] = {
     "linear": Case(Linear(D), falls=None),
     "imported": Case(Imported(9, "own_map:phi"), homogeneous=False, falls=None),
@@ -131,9 +138,11 @@ CASES: dict[str, Case] = {
     "cntk-sketch-valid": Case(CNTKSketch(150, 2, 2, padding="valid"), falls=None),
     "cntk-sketch-linear": Case(CNTKSketch(150, degree=1), falls=None),
     "patches": Case(PatchLandmarks(50, (20,), 8, grid=2), falls=None),
-    "patches-one-layer": Case(PatchLandmarks(64, (), 0, "none", pool=(), grid=1, lengthscale=1.0), **FEW),
+    "patches-one-layer": Case(ONE_LAYER, **FEW),
     "patches-nngp": Case(PatchLandmarks(70, (16,), 0, "zca", True, grid=2, activation="nngp", seed=3), falls=None),
     "patches-ntk": Case(PatchLandmarks(64, (16, 24), 12, "none", pool=(1, 2), grid=2, activation="ntk"), falls=None),
+    "images": Case(ImageLandmarks(24, PatchLandmarks(50, (20,), 8, grid=2), NTK(1)), falls=None),
+    "images-one-layer": Case(ImageLandmarks(40, MANY, NNGP(1)), columns=4, rows=(40, 8, 7, 1)),
     "cntk-sketch-degree-5": Case(CNTKSketch(150, degree=5), **FEW),
 }
 
