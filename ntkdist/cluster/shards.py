@@ -90,7 +90,8 @@ class Source(NamedTuple):
     With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of its fold, or if it has none
     of the fold that is its group.  Rows of the partitions in ``skip`` are left out, and so are all but a ``share`` of
     the others, which a hash of the positions picks.  With a ``matching``, rows are read as those of a model's columns.
-    With a ``range``, rows with values outside are counted.  With ``augment``, a shard's copies of rows take their place.
+    With a ``range``, rows with values outside are counted.  With ``augment``, copies of rows take their place, those of
+    the shard.
     """
 
     dataset: Dataset | Arrays

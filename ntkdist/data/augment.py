@@ -25,7 +25,7 @@ class Augment(Spec, frozen=True, tag=False, repr_omit_defaults=True):
     landmarks, whitening) sees the images alone, and so do the errors that a penalty is chosen by.
 
     The copies are the image mirrored left to right, if ``flips``, and ``crops`` shifted ones.  A shift is by −``shift``
-    to ``shift`` whole pixels down, and as many across, all equally likely; with ``flips``, a crop is mirrored, too, with
+    to ``shift`` whole pixels down, and as many across, all equally likely; with ``flips``, a crop is mirrored with
     probability 1/2.  Pixels from outside are reflected at the edge: zeros would draw an edge that no image has, of
     another grey for every scaling.  A copy depends on the position of its image in the dataset, its number and the
     seed alone, so that shards, workers and continued runs make the same.
@@ -65,8 +65,8 @@ class Augment(Spec, frozen=True, tag=False, repr_omit_defaults=True):
             )
         if self.shift is not None and self.shift >= min(shape[:2]):
             raise SpecError(
-                f"augment.shift is {self.shift}, but the images of {store} have {shape[0]} x {shape[1]} pixels, and are "
-                f"reflected once at their edges; expected less than {min(shape[:2])}"
+                f"augment.shift is {self.shift}, but the images of {store} have {shape[0]} x {shape[1]} pixels, "
+                f"and are reflected once at their edges; expected less than {min(shape[:2])}"
             )
 
     def each(self, rows: Rows, copies: Iterable[int]) -> Iterator[Rows]:

@@ -60,8 +60,8 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
     clock.lap("equations")
     with phase("factorisations", 0, client, watch):
         folds: list[list[Group]] = [[] for _ in range(p.folds)]
-        for k, *of in zip(p.group_folds, groups, sums, squares, roundings, strict=True):
-            folds[k].append(Group(*of))
+        for k, group in zip(p.group_folds, map(Group, groups, sums, squares, roundings), strict=True):
+            folds[k].append(group)
         path = TiledPath(p, folds, placement)
         cv, alpha = path.choose(p.job.alphas, p.job.alphas_per_row, p.job.alpha_per_target)
         coef, intercept = path.of_all_rows(alpha)
