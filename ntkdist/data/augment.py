@@ -22,7 +22,8 @@ class Augment(Spec, frozen=True, tag=False, repr_omit_defaults=True):
 
     An image of weight w and its copies weigh w together, each the same: sums, standard errors, and penalties per row
     are of the scale of the n images, which the copies do not make more of.  What is fitted before the sums (scaling,
-    landmarks, whitening) sees the images alone, and so do the errors that a penalty is chosen by.
+    landmarks, whitening) sees the images alone, and so do the errors that a penalty is chosen by.  For these, scored
+    folds have a second sum, of the images alone: twice the Grams in the process that solves, with a holdout one more.
 
     The copies are the image mirrored left to right, if ``flips``, and ``crops`` shifted ones.  A shift is by −``shift``
     to ``shift`` whole pixels down, and as many across, all equally likely; with ``flips``, a crop is mirrored with
@@ -33,6 +34,7 @@ class Augment(Spec, frozen=True, tag=False, repr_omit_defaults=True):
     Parameters
     ----------
     flips : bool
+        `CNTKRandomFeatures` with ``flips``, which averages over both images itself, gains nothing from it.
     crops : int
     shift : int, optional
         Pixels; an eighth of each side, but at least one, if absent.
