@@ -8,6 +8,7 @@ needs no cluster, turns the sum into weights.  Start reading at `ntkdist.fit`.
 from typing import TYPE_CHECKING, Any
 
 from ntkdist.cluster.kinds import Address, Cuda, Gateway, Kubernetes, Local, SchedulerFile, Slurm, SlurmRunner
+from ntkdist.data.augment import Augment
 from ntkdist.data.column_summary import Columns, ColumnSummary, columns
 from ntkdist.data.convert import convert
 from ntkdist.data.dataset import Dataset
@@ -63,6 +64,7 @@ __all__ = [
     "NTK",
     "PCG",
     "Address",
+    "Augment",
     "CNTKRandomFeatures",
     "CNTKSketch",
     "CVResult",

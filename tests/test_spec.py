@@ -158,7 +158,8 @@ def test_the_example_job_has_every_key_with_its_default() -> None:
     path = Path(__file__).parents[1] / "jobs" / "example.toml"
     job, text = nd.Job.read(str(path)), path.read_text()
     assert (job.plan, job.preprocess, job.metric) == (nd.PlanTable(), nd.Preprocess(), nd.Metric())
+    assert job.augment == nd.Augment()
     assert job.dataset == nd.Dataset("train.zarr")
-    for table in (nd.Job, nd.Dataset, nd.Preprocess, nd.Metric, nd.PlanTable):
+    for table in (nd.Job, nd.Dataset, nd.Preprocess, nd.Metric, nd.Augment, nd.PlanTable):
         for field in msgspec.structs.fields(table):
             assert re.search(rf"^(# )?\[?{field.encode_name}\b", text, re.MULTILINE), f"{table.__name__}.{field.name}"

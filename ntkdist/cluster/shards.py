@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ntkdist import backend, memory, random
 from ntkdist.cluster.tally import Tally, first
 from ntkdist.data.arrays import Arrays
+from ntkdist.data.augment import Augment
 from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
 from ntkdist.data.ranges import Range, SeenRange, first_outside
 from ntkdist.data.scaling import Matching, column_names
@@ -86,10 +87,11 @@ class Source(NamedTuple):
     """A source of rows, and the size of the blocks in which they reach the summand: span by span if ``block_rows`` is
     0.
 
-    With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of the fold that is its group.
-    Rows of the partitions in ``skip`` are left out, and so are all but a ``share`` of the others, which a hash of the
-    positions picks.  With a ``matching``, rows are read as those of a model's columns.  With a ``range``, rows with
-    values outside are counted.
+    With ``folds``, rows are dealt to that many folds one by one, and a shard takes those of its fold, or if it has none
+    of the fold that is its group.  Rows of the partitions in ``skip`` are left out, and so are all but a ``share`` of
+    the others, which a hash of the positions picks.  With a ``matching``, rows are read as those of a model's columns.
+    With a ``range``, rows with values outside are counted.  With ``augment``, copies of rows take their place, those of
+    the shard.
     """
 
     dataset: Dataset | Arrays
@@ -102,12 +104,13 @@ class Source(NamedTuple):
     range: Range | SeenRange | None = None
     matching: Matching | None = None
     share: float = 1.0
+    augment: Augment | None = None
 
-    def kept(self, start: int, stop: int, group: int) -> NDArray[np.bool_] | None:
-        """Mark the rows of a span that belong to a group and to the share; None for all."""
+    def kept(self, start: int, stop: int, fold: int) -> NDArray[np.bool_] | None:
+        """Mark the rows of a span that belong to a fold and to the share; None for all."""
         keep = None
         if self.folds:
-            keep = self.dataset.folds(self.layout, start, stop, self.folds) == group
+            keep = self.dataset.folds(self.layout, start, stop, self.folds) == fold
         if self.share < 1:
             picked = random.uniforms_of(np.arange(start, stop), 0, SHARE, 0) < self.share
             keep = picked if keep is None else keep & picked
@@ -171,7 +174,7 @@ def _sum(source: Source, summand: Summand, shard: Shard, done: Done | None = Non
     tally, count = Tally(), 0
     total = summand.zero() if total is None else total
     start = time.perf_counter()
-    read = blocks(source, shard.spans, tally, shard.group, shard.fold)
+    read = blocks(source, shard.spans, tally, shard.group, shard.fold, shard.copies)
     for rows in summand.blocks(shard, read) if isinstance(summand, ServesRows) else read:
         total = summand.update(total, rows)
         if done is not None and isinstance(rows, Rows):  # some summands serve what they made of rows before
@@ -197,28 +200,19 @@ def add_parts(parts: Sequence[Part]) -> Part:
 
 
 def blocks(
-    source: Source, spans: Iterable[tuple[int, int]], tally: Tally, group: int = 0, fold: int = -1
+    source: Source,
+    spans: Iterable[tuple[int, int]],
+    tally: Tally,
+    group: int = 0,
+    fold: int = -1,
+    copies: tuple[int, ...] = (0,),
 ) -> Iterator[Rows]:
     """Yield the rows of some spans, cut into blocks of equal size (the last may be shorter) whatever the spans are.
 
-    ``fold`` is that of `Shard`.
+    ``fold`` and ``copies`` are those of `Shard`.
     """
     held: list[Rows] = []
-    for start, stop in spans:
-        if start // source.layout.rows_per_partition in source.skip:
-            continue
-        began = time.perf_counter()
-        keep = source.kept(start, stop, group)
-        if keep is not None and not keep.any():
-            continue
-        rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled, keep=keep)
-        rows = (rows if source.matching is None else source.matching(rows))._replace(fold=fold)
-        tally.read_seconds += time.perf_counter() - began
-        tally.rows += rows.n
-        tally.dropped += rows.dropped
-        tally.nbytes += rows.nbytes
-        if source.range is not None:
-            _count_outside(source.range, source.layout, rows, tally)
+    for rows in _read(source, spans, tally, group, fold, copies):
         if not source.block_rows:
             yield rows
             del rows
@@ -236,6 +230,33 @@ def blocks(
         del rows  # before the next ones are read
     if held:
         yield _join(held)
+
+
+def _read(
+    source: Source, spans: Iterable[tuple[int, int]], tally: Tally, group: int, fold: int, copies: tuple[int, ...]
+) -> Iterator[Rows]:
+    """Yield rows as read, span by span, or some copies of them; rows are counted once, where they are themselves."""
+    for start, stop in spans:
+        if start // source.layout.rows_per_partition in source.skip:
+            continue
+        began = time.perf_counter()
+        keep = source.kept(start, stop, fold if fold >= 0 else group)
+        if keep is not None and not keep.any():
+            continue
+        rows = source.dataset.read(source.layout, start, stop, labelled=source.labelled, keep=keep)
+        rows = (rows if source.matching is None else source.matching(rows))._replace(fold=fold)
+        tally.read_seconds += time.perf_counter() - began
+        tally.nbytes += rows.nbytes
+        if 0 in copies:
+            tally.rows += rows.n
+            tally.dropped += rows.dropped
+            if source.range is not None:
+                _count_outside(source.range, source.layout, rows, tally)
+        if source.augment is None:
+            yield rows
+        else:
+            yield from source.augment.each(rows, copies)
+        del rows  # before the next ones are read
 
 
 def _count_outside(range: Range | SeenRange, layout: Layout, rows: Rows, tally: Tally) -> None:

@@ -330,15 +330,17 @@ class Shard(NamedTuple):
     """A task: the group that its rows are summed in, and spans (start, stop) of them in reading order.
 
     ``fold`` is that of its rows, where they are training rows that each fold maps by what the others say; −1 elsewhere.
+    ``copies`` are those of each row that enter, where the source augments them; 0 is the row itself.
     """
 
     group: int
     spans: tuple[tuple[int, int], ...]
     fold: int = -1
+    copies: tuple[int, ...] = (0,)
 
     @property
     def rows(self) -> int:
-        return sum(stop - start for start, stop in self.spans)
+        return len(self.copies) * sum(stop - start for start, stop in self.spans)
 
     @property
     def which(self) -> str:

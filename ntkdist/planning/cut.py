@@ -81,7 +81,7 @@ class Cut(Spec, frozen=True, tag=False):
     def sizes(self) -> Sizes:
         """The sizes that decide what the solver needs."""
         size = np.dtype(self.dtype).itemsize
-        known = self.m, self.t, self.layout.rows, self.folds, self.sets, self.penalties, self.threads, size
+        known = self.m, self.t, self.layout.rows, self.groups, self.sets, self.penalties, self.threads, size
         return Sizes(*known, self.tile, self.panels)
 
     @property
@@ -111,9 +111,36 @@ class Cut(Spec, frozen=True, tag=False):
         return (self.folds - 1,) if one else None
 
     @property
+    def copies(self) -> int:
+        """The number of rows that the equations have of each row of the dataset."""
+        return self.job.augment.copies
+
+    @property
+    def rows_mapped(self) -> int:
+        """The number of rows of the equations, copies and all."""
+        return self.copies * self.layout.rows
+
+    @property
+    def group_folds(self) -> tuple[int, ...]:
+        """The fold of each sum: one of every fold, and with copies one of the scored folds' rows without theirs."""
+        every = tuple(range(self.folds))
+        apart = self.copies > 1 and self.folds > 1 and self.solver.sums not in ("products", "single")
+        return (*every, *(self.scored or every)) if apart else every
+
+    @property
+    def groups(self) -> int:
+        """The number of sums that the pass over the equations returns."""
+        return len(self.group_folds)
+
+    @property
+    def task_count(self) -> int:
+        """The number of tasks of that pass."""
+        return sum(map(self.tasks_of, self.group_folds))
+
+    @property
     def reads(self) -> int:
-        """The number of times that the pass over the equations reads a partition."""
-        return self.folds if self.dataset.fold_array else 1
+        """The number of times that it reads a partition, at most."""
+        return self.groups if self.dataset.fold_array else -(-self.groups // self.folds)
 
     def parts(self, fold: int) -> range:
         """Return the partitions that hold rows of a fold: all, where rows are dealt to folds one by one.

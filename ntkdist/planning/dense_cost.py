@@ -64,17 +64,22 @@ class GramCost:
         return {}
 
     @property
+    def shards(self) -> int:
+        """Tasks of a pass that sums."""
+        return self.p.shards * self.p.groups // self.p.folds
+
+    @property
     def network_bytes(self) -> int:
         """Bytes of sums that are sent, at most: to the worker that adds them, and the last ones to this process."""
         return self._added * self.p.sum_bytes + self._collected
 
     @property
     def _added(self) -> int:
-        return (self.p.shards - self.p.folds) * (self.machines.workers > 1)
+        return (self.shards - self.p.groups) * (self.machines.workers > 1)
 
     @property
     def _collected(self) -> int:
-        return self.p.folds * self.p.sum_bytes
+        return self.p.groups * self.p.sum_bytes
 
     def seconds(self) -> dict[str, float]:
         """Estimate the seconds of every phase."""
@@ -94,8 +99,8 @@ class GramCost:
     def summing(self) -> float:
         """The seconds of a pass that sums."""
         p, rates = self.p, self.rates
-        row = p.panels * (p.reads * rates.read + rates.mapped) + rates.added
-        shards = p.shards * (rates.shard + p.panels * rates.task / 2)
+        row = p.panels * (p.reads * rates.read + p.copies * rates.mapped) + p.copies * rates.added
+        shards = self.shards * (rates.shard + p.panels * rates.task / 2)
         return (p.layout.rows * row + shards) / self.slots + rates.drawn
 
     @property

@@ -43,14 +43,15 @@ def cost(p: Plan, machines: Resources, price: float = 0.0, client: Client | None
     seconds = sum(each.values())
     return {
         "rows": p.layout.rows,
+        "copies": p.copies,
         "partitions": p.layout.partitions,
-        "shards": len(p.tasks()),
+        "shards": p.task_count,
         "n_components": p.m,
         "targets": p.t,
         "passes": one.passes,
         "bytes_read": one.reads * p.layout.rows * p.layout.row_bytes,
         "network_bytes": one.network_bytes,
-        one.operations: p.layout.rows * one.row_operations,
+        one.operations: p.rows_mapped * one.row_operations,
         **one.counts,
         "workers": machines.workers,
         "threads": p.threads,
@@ -105,6 +106,11 @@ def table(p: Plan, machines: Resources, cost: dict[str, Any]) -> str:
     others = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in cost["seconds_with"].items())
     lines = {
         "data": f"{cost['rows']:,} rows in {cost['partitions']:,} partitions of {p.dataset.store}",
+        **(
+            {"augment": f"{p.copies} rows of each image, of which one is as it is: {p.rows_mapped:,} rows"}
+            if p.copies > 1
+            else {}
+        ),
         "features": f"{type(p.features).__name__}, {p.m:,} columns, {p.dtype}",
         **({"metric": _rounds(p, cost["seconds_of"]["metric"])} if "metric" in cost["seconds_of"] else {}),
         "tasks": f"{cost['shards']} shards in {p.folds} folds{by}, blocks of {p.block_rows:,} rows",

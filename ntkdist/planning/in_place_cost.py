@@ -44,8 +44,8 @@ class InPlaceCost(GramCost):
     def seconds(self) -> dict[str, float]:
         """Estimate the seconds of every phase, if the grid does not grow and the rows held out fit the memory."""
         p, rates = self.p, self.rates
-        row = p.reads * rates.read + rates.mapped + rates.added
-        equations = p.layout.rows * row + rates.drawn
+        rows = p.rows_mapped + held_out_rows(p) * (p.copies > 1)  # scored without copies, added with them
+        equations = p.reads * p.layout.rows * rates.read + rows * (rates.mapped + rates.added) + rates.drawn
         return self._prepare() | {"equations": equations, "solve": self.solves * rates.solved}
 
     @property

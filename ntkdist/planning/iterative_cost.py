@@ -42,7 +42,7 @@ class ProductsCost(GramCost):
     @property
     def remembered(self) -> dict[str, int]:
         room = cache_bytes(self.p, self.solver, self.machines, self.machines.workers == 1)
-        rows = -(-self.p.layout.rows // self.machines.workers)
+        rows = -(-self.p.rows_mapped // self.machines.workers)
         return {"remembered rows": min(room, rows * row_bytes(self.p.m, self.p.t, self.p.dtype))}
 
     @property
@@ -51,11 +51,11 @@ class ProductsCost(GramCost):
 
     def seconds(self) -> dict[str, float]:
         """Estimate the seconds of as many iterations as `PCG.expected`; rows that are not kept are mapped in each."""
-        p, rates, rows = self.p, self.rates, self.p.layout.rows
+        p, rates, rows = self.p, self.rates, self.p.rows_mapped
         passes, _ = self.solver.expected(p.penalties)
         kept = self.machines.workers * sum(self.remembered.values())
         anew = max(0.0, 1 - kept / (rows * row_bytes(p.m, p.t, p.dtype)))
-        s = self.solver.sampled_rows(rows)
+        s = self.solver.sampled_rows(p.layout.rows)
         # The process that solves multiplies the rows of the preconditioner in float64.
         near = 2 * (passes * s * rates.multiplied + (32 * s**3 + 8 * s**2 * p.m) / rates.syrk)
         mapping = (1 + (passes + 1) * anew) * rows * (rates.read + rates.mapped)

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from ntkdist.cluster.kinds import AnyCluster
+from ntkdist.data.augment import Augment
 from ntkdist.data.dataset import Dataset, Layout
 from ntkdist.data.scaling import Preprocess
 from ntkdist.errors import NtkdistError, SpecError
@@ -133,6 +134,8 @@ class Job(Spec, frozen=True, tag=False, repr_omit_defaults=True):
     plan : PlanTable
     preprocess : Preprocess
     metric : Metric
+    augment : Augment
+        Copies of images, mirrored and shifted, that are rows of their folds.
     solver : Solver, optional
         Chosen by m and the number of alphas if absent.
     cluster : Local or Address, optional
@@ -148,6 +151,7 @@ class Job(Spec, frozen=True, tag=False, repr_omit_defaults=True):
     plan: PlanTable = PlanTable()
     preprocess: Preprocess = Preprocess()
     metric: Metric = Metric()
+    augment: Augment = Augment()
     solver: AnySolver | None = None
     cluster: AnyCluster | None = None
 
@@ -231,6 +235,7 @@ class Job(Spec, frozen=True, tag=False, repr_omit_defaults=True):
             self.solver.tile_size(self.features.n_components, self.plan.tile)
 
     def _check_metric(self) -> None:
+        check_augmented_metric(self.metric, self.augment)
         if self.plan.folds == 1:
             raise SpecError("folds = 1 leaves no rows to choose a metric by; give more folds, or metric.rounds = 0")
         if " + " in self.preprocess.reuse:
@@ -251,6 +256,15 @@ class Job(Spec, frozen=True, tag=False, repr_omit_defaults=True):
         if self.alphas_per_row is not None:
             return self.alphas_per_row
         return None if isinstance(self.alphas, str) else self.alphas
+
+
+def check_augmented_metric(metric: Metric, augment: Augment) -> None:
+    """Refuse a metric beside copies of images, by SpecError."""
+    if metric.rounds and augment.copies > 1:
+        raise SpecError(
+            "metric.rounds and augment are both given, but a metric is learned for columns, and augment moves images; "
+            "leave out one of them"
+        )
 
 
 def components(rows: int) -> int:

@@ -34,9 +34,10 @@ class Plan(Described, Cut, frozen=True, tag=False):
         return {
             "dataset": self.dataset.store,
             "rows": self.layout.rows,
+            "copies": self.copies if self.copies > 1 else None,
             "features": self.features,
             "folds": self.folds,
-            "tasks": sum(self.tasks_of(fold) for fold in range(self.folds)),
+            "tasks": self.task_count,
             "solver": self.solver,
             "device": self.device,
             "dtype": self.dtype,
@@ -80,7 +81,7 @@ class Plan(Described, Cut, frozen=True, tag=False):
         """Return the peak bytes of a worker in a pass, whose sums have ``one`` bytes, and tasks ``task`` beside."""
         shape = self.mapped_shape
         kept = self.features.kept_bytes(shape, self.dtype)
-        tasks = [self.tasks_of(fold) for fold in range(self.folds)]
+        tasks = [self.tasks_of(fold) for fold in self.group_folds]
         return {
             "process": process,
             "map": kept + self.features.learnt_bytes(shape, self.dtype),
@@ -161,7 +162,8 @@ class Plan(Described, Cut, frozen=True, tag=False):
                 what = ", ".join(f"{name} {nbytes / GB:.1f}" for name, nbytes in parts.items())
                 remedy = "n_components, folds, the number of alphas or sample_rows of solver PCG"
             else:
-                what = f"{self.folds} folds of {8 * self.m**2 / GB:.1f} GB, and the solver"
+                apart = f" and {more} of rows without copies" if (more := self.groups - self.folds) else ""
+                what = f"{self.folds} folds{apart} of {8 * self.m**2 / GB:.1f} GB, and the solver"
                 remedy = "n_components or folds, or use solver TiledCholesky on a cluster, or PCG"
             raise PlanTooLarge(
                 f"Solving needs {need / GB:.1f} GB in this process ({what}) but it has {limit / GB:.1f} GB; "
@@ -183,11 +185,12 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
     DataError
         If the dataset cannot be used, or its rows have a shape that the features do not take.
     SpecError
-        If there are more folds than partitions, ``block_rows`` is below m/2 where a Gram is formed, or classes are
-        weighed that there are not.
+        If there are more folds than partitions, ``block_rows`` is below m/2 where a Gram is formed, classes are weighed
+        that there are not, or rows that are no images are augmented.
     """
     layout, table = job.dataset.layout(), job.plan
     check_choice(job, layout)
+    job.augment.check(layout, job.dataset.store)
     job = job.provisional(layout.rows, layout.input_shape)
     m = job.map.n_components
     job.map.check_shape(layout.input_shape, job.dataset.store)
@@ -217,7 +220,8 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
             "costs more than multiplying"
         )
     # Two shards a fold let workers even out.
-    shards = table.shards or max(2 * folds, min(layout.rows // solver.shard_rows(m), 1024))
+    rows = job.augment.copies * layout.rows
+    shards = table.shards or max(2 * folds, min(rows // solver.shard_rows(m), 1024))
     most = layout.partitions * (folds if job.dataset.fold_array else 1)
     return Plan(
         job=job,
@@ -225,7 +229,7 @@ def plan(job: Job, *, threads: int = 1) -> Plan:
         folds=folds,
         shards=max(folds, min(shards, most)),
         fan_in=table.fan_in,
-        block_rows=min(table.block_rows or solver.block_rows(m), layout.rows),
+        block_rows=min(table.block_rows or solver.block_rows(m), rows),
         threads=table.threads or threads,
         dtype=table.dtype,
         solver=solver,

@@ -96,16 +96,16 @@ def _summing(p: Cut, k: int) -> Step:
         mapped = p.features.row_bytes(shape, p.dtype)
     tile = 16 * backend.TILE * k if k else size * backend.TILE**2
     piece = max(tile, min(rows * mapped, max(PIECE_BYTES, p.features.piece_rows * mapped)))
-    features = (1 + bool(k or p.dataset.weight or p.job.class_weight)) * [rows * p.m * size]
+    features = (1 + bool(k or p.dataset.weight or p.job.class_weight or p.copies > 1)) * [rows * p.m * size]
     targets = [16 * rows * p.t, 16 * rows * p.t, 2 * rows * k * size]
     arrays, pieces = [*_partition(p), *_block(p), _scaled(p), *features, *targets], p.threads * [piece]
     return Step([*arrays, *pieces]) if piece < backend.HEAPED_BYTES else Step(arrays, sum(pieces))
 
 
 def _partition(p: Cut) -> list[int]:
-    """Return the bytes of a partition as read, and again for the rows of a fold that are taken from it."""
+    """Return the bytes of a partition as read, again for the rows of a fold that are taken from it, and for copies."""
     inputs = _partition_rows(p) * p.layout.row_bytes
-    return [*(1 + bool(p.dataset.fold_array)) * [inputs], _partition_rows(p) * _beside_bytes(p)]
+    return [*(1 + bool(p.dataset.fold_array) + (p.copies > 1)) * [inputs], _partition_rows(p) * _beside_bytes(p)]
 
 
 def _block(p: Cut) -> list[int]:
@@ -133,4 +133,4 @@ def _partition_rows(p: Cut) -> int:
 def _block_rows(p: Cut) -> int:
     """Count the rows of a block, all of one task."""
     longest = max(-(-len(p.parts(fold)) // p.tasks_of(fold)) for fold in range(p.folds))
-    return min(p.block_rows, longest * _partition_rows(p))
+    return min(p.block_rows, p.copies * longest * _partition_rows(p))

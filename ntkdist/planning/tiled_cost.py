@@ -21,7 +21,7 @@ class TilesCost(GramCost):
         p, workers = self.p, self.machines.workers
         n, everything = runs(p.m, p.tile), sum(nbytes(p.m, p.t, p.tile))
         copies = sum((n - k) * min(workers - 1, n - 1 - k) for k in range(n))
-        away = p.folds * everything * (workers - 1) // workers
+        away = p.groups * everything * (workers - 1) // workers
         return self._added * everything + away + self.solves * copies * 8 * (p.m // n) ** 2
 
     def seconds(self) -> dict[str, float]:
@@ -32,9 +32,9 @@ class TilesCost(GramCost):
         # Workers wait for one another: at most as long as if all but one did while the longest chain is worked off.
         spread = 1 / workers + (1 - 1 / workers) * longest / operations
         tasks = sets * (each - 1) + solves * calls + (solves - 1) * n * (n + 1) // 2
-        solve = solves * rates.solved * spread + sets * p.folds / 2 * rates.shard / workers
+        solve = solves * rates.solved * spread + sets * p.groups / 2 * rates.shard / workers
         return self._prepare() | {
-            "equations": self.summing + p.folds * (2 * each + p.panels + n) * rates.task / 2,
+            "equations": self.summing + p.groups * (2 * each + p.panels + n) * rates.task / 2,
             "solve": solve + tasks * rates.task / 2 + self.network_bytes * rates.moved,
         }
 

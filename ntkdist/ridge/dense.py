@@ -8,6 +8,7 @@ from ntkdist.cluster import phases
 from ntkdist.cluster.progress import timed
 from ntkdist.cluster.reduce import Pass, phase, reduce
 from ntkdist.planning.plan import Plan
+from ntkdist.ridge.augmented import joined, with_copies
 from ntkdist.ridge.fitted import Clock, FitStatistics, Fitted, Solved
 from ntkdist.ridge.model import Equations
 from ntkdist.ridge.prefix_curve import curve_of
@@ -21,11 +22,13 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
     of, clock = (prepared.empty.features, prepared.empty.preprocessing, p.dtype), Clock()
     summand = EquationsOf(*of) if p.device == "cpu" else EquationsOnGpu(*of, tf32=p.device == "gpu-tf32")
     timeline: list[tuple[float, int]] = []
-    with phase("equations", p.reads * p.layout.rows, prepared.client, prepared.watch) as done:
-        progress = timed(done, timeline)
-        one = Pass(prepared.source, summand, prepared.shards, p.fan_in, progress, prepared.kept)
+    apart = p.group_folds[p.folds :]
+    source, shards = with_copies(prepared.source, prepared.shards, p.job.augment, apart)
+    with phase("equations", sum(shard.rows for shard in shards), prepared.client, prepared.watch) as done:
+        one = Pass(source, summand, shards, p.fan_in, timed(done, timeline), prepared.kept)
         parts = reduce(one, prepared.client)
-    equations = replace(prepared.empty, folds=[part.total for part in parts])
+    folds, originals = joined([part.total for part in parts], apart)
+    equations = replace(prepared.empty, folds=folds, originals=originals)
     tally = functools.reduce(operator.add, (part.tally for part in parts))
     clock.lap("equations")
     weights = [fold.weight for fold in equations.folds]

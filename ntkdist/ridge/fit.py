@@ -73,9 +73,10 @@ def fit(
     (none with ``preprocess.reuse``); a metric takes one for each length in each round, and one a round for gradients;
     ``damaged="skip"`` needs one before all others.  `TiledCholesky` reads once for every panel of tiles in place of
     once for the Gram, `InPlaceCholesky` reads the last fold again for every few penalties where its mapped rows do not
-    fit the memory, and rows that are assigned to folds by groups are read once for every fold.  `PCG` forms no Gram: it
-    reads once for the right-hand sides, once for the preconditioner, and in every iteration those rows that do not
-    fit the workers' memory.
+    fit the memory, and rows that are assigned to folds by groups are read once for every fold.  With `Augment`,
+    scored folds are read once more, though no row is mapped twice.  `PCG` forms no Gram: it reads once for the
+    right-hand sides, once for the preconditioner, and in every iteration those rows that do not fit the workers'
+    memory.
 
     Parameters
     ----------
@@ -170,7 +171,10 @@ def _fit_on_cluster(
 
 
 def normal_equations(p: Plan, *, client: Client | None = None) -> list[NormalEquations]:
-    """Sum the equations of every fold of a plan, over scaled inputs and targets; client and errors as in `fit`."""
+    """Sum the equations of every fold of a plan, over scaled inputs and targets; client and errors as in `fit`.
+
+    With `Augment`, they have the copies of images, too.
+    """
     with connect(p.job.cluster, "", client) as client:
         p = verified(p, client=client, watch=progress.silent)
         prepared = prepare(p, resources(client), client, progress.silent)

@@ -18,6 +18,7 @@ from ntkdist.cluster.progress import Progress, Watch
 from ntkdist.cluster.reduce import Pass, on_each_worker, phase, reduce
 from ntkdist.cluster.shards import Source
 from ntkdist.cluster.tally import Tally
+from ntkdist.data.augment import Augment
 from ntkdist.data.dataset import Shard
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.errors import NotConverged
@@ -25,6 +26,7 @@ from ntkdist.features import AnyMap
 from ntkdist.planning.iterative_cost import cache_bytes
 from ntkdist.planning.plan import Plan
 from ntkdist.ridge import fitted_map
+from ntkdist.ridge.augmented import with_copies
 from ntkdist.ridge.fit_report import Products
 from ntkdist.ridge.fitted import Clock, FitStatistics, Fitted
 from ntkdist.ridge.model import RidgeModel
@@ -47,25 +49,33 @@ class Passes:
     """Repeated passes over the rows of a run; ``count`` is their number, ``tally`` of all, with the rows of one."""
 
     def __init__(
-        self, source: Source, shards: Sequence[Shard], fan_in: int, client: Client | None, mapped: RowMapper
+        self,
+        source: Source,
+        shards: Sequence[Shard],
+        fan_in: int,
+        client: Client | None,
+        mapped: RowMapper,
+        augment: Augment,
     ) -> None:
         self.source, self.shards, self.fan_in, self.client = source, list(shards), fan_in, client
         self.mapped, self.count, self.tally = mapped, 0, Tally()
+        self.copied = with_copies(source, shards, augment)
         of = {i // source.layout.rows_per_partition: shard.group for shard in shards for i, _ in shard.spans}
         self.folds = Folds(source.layout.rows_per_partition, tuple(of[p] for p in range(source.layout.partitions)))
 
     def cross(self, progress: Progress) -> list[CrossSums]:
         """Sum the right-hand sides of every fold."""
-        return self._sum(CrossOf(self.mapped), self.shards, progress)
+        return self._sum(CrossOf(self.mapped), *self.copied, progress)
 
-    def total(self, summand: OverMappedRows, progress: Progress) -> F8:
-        """Sum over all rows."""
+    def total(self, summand: OverMappedRows, progress: Progress, copies: bool = True) -> F8:
+        """Sum over all rows, with the copies of an augmentation or without."""
         total: F8
-        (total,) = self._sum(summand, [shard._replace(group=0) for shard in self.shards], progress)
+        source, shards = self.copied if copies else (self.source, self.shards)
+        (total,) = self._sum(summand, source, [shard._replace(group=0) for shard in shards], progress)
         return total
 
-    def _sum(self, summand: Any, shards: Iterable[Shard], progress: Progress) -> list[Any]:
-        parts = reduce(Pass(self.source, summand, list(shards), self.fan_in, progress), self.client)
+    def _sum(self, summand: Any, source: Source, shards: Sequence[Shard], progress: Progress) -> list[Any]:
+        parts = reduce(Pass(source, summand, shards, self.fan_in, progress), self.client)
         tally = functools.reduce(operator.add, (part.tally for part in parts), self.tally)
         self.tally, self.count = tally.of_rows(self.tally) if self.count else tally, self.count + 1
         return [part.total for part in parts]
@@ -110,9 +120,9 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
     client, watch, kept, clock = prepared.client, prepared.watch, prepared.kept, Clock()
     limit = cache_bytes(p, solver, prepared.resources, client is None)
     mapped = RowMapper(features, pre, p.dtype, digest(p, features.digest(), pre.digest()), limit)
-    passes = Passes(prepared.source, prepared.shards, p.fan_in, client, mapped)
+    passes = Passes(prepared.source, prepared.shards, p.fan_in, client, mapped, p.job.augment)
     try:
-        with phase("sums", p.layout.rows, client, watch) as done:
+        with phase("sums", p.rows_mapped, client, watch) as done:
             sums = passes.cross(done)
         if len(sums) > 1:
             check_folds(sums, p.scored)
@@ -121,7 +131,7 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
         clock.lap("sums")
         near = preconditioner(p, solver, passes, total, watch)
         clock.lap("preconditioner")
-        with phase("iterations", p.layout.rows * (solver.max_iterations + 1), client, watch) as done:
+        with phase("iterations", p.rows_mapped * (solver.max_iterations + 1), client, watch) as done:
             of = (p.shards, p.fan_in, p.threads, p.device, solver.sample_rows, solver.seed, solver.tol)
             scored = p.scored or tuple(range(len(sums)))
             path = Path(passes, sums, scored, total, solver, near, p.job.alphas_per_row, p.job.alphas, done)
@@ -130,7 +140,7 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
         clock.lap("iterations")
     finally:
         remembered = on_each_worker(client, forget)
-    model = _model(path, cv, alphas, pre, features, p.dtype)
+    model = replace(_model(path, cv, alphas, pre, features, p.dtype), augment=p.job.augment)
     counts = Products(
         passes=passes.count,
         iterations=path.iterations,
@@ -160,7 +170,7 @@ def preconditioner(p: Plan, solver: PCG, passes: Passes, total: CrossSums, watch
     rows = fitted_map.sample(summand, passes.source, passes.client, watch, "sample")
     z = mapped.features(rows.astype(p.dtype)).astype(np.float64)
     z -= total.z_sum / total.weight
-    return LowRank(z, whole=len(z) == passes.tally.rows)
+    return LowRank(z, whole=p.copies == 1 and len(z) == passes.tally.rows)
 
 
 class Path(Grid):
@@ -234,7 +244,7 @@ class Path(Grid):
         intercept = y_means - np.einsum("ij,ij->j", means, coef)
         mapped, folds = self.passes.mapped, self.passes.folds
         summand = LossesOf(mapped, folds, coef.astype(mapped.dtype), intercept, target, self.left_out[of])
-        return self.passes.total(summand, self.done)
+        return self.passes.total(summand, self.done, copies=False)
 
     def may_grow(self) -> bool:
         """Return whether all penalties have converged: beyond the grid, convergence is slower."""

@@ -15,6 +15,7 @@ from scipy.sparse import csr_array, issparse
 from scipy.special import softmax
 
 from ntkdist.data import frames
+from ntkdist.data.augment import Augment
 from ntkdist.data.moments import Moments
 from ntkdist.data.scaling import Preprocessing
 from ntkdist.display import Described
@@ -49,6 +50,8 @@ class RidgeModel(Described):
         Needed by `std`: m² numbers.
     calibration : Calibration, optional
         Needed by `interval`, and makes `probabilities` those of rows out of fold; see `ntkdist.calibrate`.
+    augment : Augment
+        The copies of rows that it was fitted to, beside the rows.
     """
 
     preprocessing: Preprocessing
@@ -59,6 +62,7 @@ class RidgeModel(Described):
     dtype: str = "float32"
     factor: Factor | None = None
     calibration: Calibration | None = None
+    augment: Augment = field(default_factory=Augment)
 
     @classmethod
     def of_scaled(
@@ -75,7 +79,9 @@ class RidgeModel(Described):
 
     def facts(self) -> dict[str, Any]:
         """Return what is shown of the model, by name."""
-        return {"features": self.features.spec, **self.preprocessing.facts(), "alpha": self.alpha, "dtype": self.dtype}
+        augment = {"augment": self.augment if self.augment.copies > 1 else None}
+        of_fit = {"alpha": self.alpha, "dtype": self.dtype}
+        return {"features": self.features.spec, **self.preprocessing.facts(), **augment, **of_fit}
 
     def __call__(self, x: Any) -> F8:
         """Predict for raw rows.
@@ -282,6 +288,10 @@ class Equations(Described):
         Of the raw rows: inputs, then targets; absent in equations of older versions.
     datasets : dict of str to int
         How often the rows of each dataset, by its fingerprint, are in the sums: 1, or −1 if they were only subtracted.
+    augment : Augment
+        The copies of rows that are in the sums of the folds.
+    originals : dict of int to NormalEquations
+        With copies, the part of the sums of each scored fold that is of the rows themselves, by which it is scored.
     """
 
     folds: list[NormalEquations]
@@ -291,6 +301,8 @@ class Equations(Described):
     scored: tuple[int, ...] | None = None
     moments: Moments | None = None
     datasets: dict[str, int] = field(default_factory=dict)
+    augment: Augment = field(default_factory=Augment)
+    originals: dict[int, NormalEquations] = field(default_factory=dict)
 
     @property
     def total(self) -> NormalEquations:
@@ -330,6 +342,7 @@ class Equations(Described):
             ("dtype", self.dtype, other.dtype),
             ("number of folds", len(self.folds), len(other.folds)),
             ("scored folds", self.scored or "all", other.scored or "all"),
+            ("augmentation", self.augment, other.augment),
         ):
             if mine != theirs:
                 raise DataError(
@@ -339,8 +352,9 @@ class Equations(Described):
         datasets = added(self.datasets, other.datasets, sign)
         op = operator.add if sign > 0 else operator.sub
         folds = [op(a, b) for a, b in zip(self.folds, other.folds, strict=True)]
+        originals = {k: op(one, other.originals[k]) for k, one in self.originals.items()}
         moments = None if self.moments is None or other.moments is None else op(self.moments, other.moments)
-        return replace(self, folds=folds, moments=moments, datasets=datasets)
+        return replace(self, folds=folds, moments=moments, datasets=datasets, originals=originals)
 
 
 def added(mine: dict[str, int], theirs: dict[str, int], sign: int = 1) -> dict[str, int]:

@@ -106,6 +106,7 @@ def prefix_curve(
             raise
         if k < m:
             folds = [fold.subset(columns, scale) for fold in equations.folds]
+            originals = {i: fold.subset(columns, scale) for i, fold in equations.originals.items()}
             result = cross_validate(
                 folds,
                 solver or Cholesky(),
@@ -114,6 +115,7 @@ def prefix_curve(
                 extend=False,
                 per_target=per_target,
                 scored=equations.scored,
+                originals=originals,
             )
             results[int(k)] = result.scaled(equations.preprocessing.y_scale)
     components = sorted(results)

@@ -88,7 +88,8 @@ def _fit_scaling_and_map(
             "run that has learned one, or leave out [metric]"
         )
     features = fitted(p.features, job.preprocess, source, pre, client, watch)
-    return Equations([], features, pre, p.dtype, p.scored, moments, {p.layout.fingerprint: 1})
+    counts = {p.layout.fingerprint: 1}
+    return Equations([], features, pre, p.dtype, p.scored, moments, counts, augment=job.augment)
 
 
 def scaling(

@@ -171,7 +171,7 @@ def leave_one_out(
     Raises
     ------
     SpecError
-        If the model has no factor.
+        If the model has no factor, or was fitted to copies of rows.
     DataError
         If rows cannot be read, or columns or classes do not match the model's.
     """
@@ -186,6 +186,11 @@ def leave_one_out(
 
 def left_out(model: RidgeModel, source: Source, client: Client | None, watch: Watch | None) -> Rowwise:
     """Compute `leave_one_out` over the rows of a source, without those that it skips."""
+    if model.augment.copies > 1:
+        raise SpecError(
+            "the model was fitted to copies of each row, too, without which a row cannot be left out alone; use the "
+            "residuals out of fold"
+        )
     layout, encoded = source.layout, model.preprocessing.encoding
     if encoded is not None and encoded.parts not in (0, encoded.splits):
         raise DataError(

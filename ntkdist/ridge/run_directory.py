@@ -205,7 +205,12 @@ def _notes(
         notes.append(f"columns without variance, kept and harmless: {', '.join(constant[:8])}")
     if tally.resumed:
         notes.append(
-            f"{tally.resumed} of {len(p.tasks()) * p.panels} shards were finished before and taken from the checkpoint"
+            f"{tally.resumed} of {p.task_count * p.panels} shards were finished before and taken from the checkpoint"
+        )
+    if p.copies > 1:
+        notes.append(
+            f"each image is {p.copies} rows of its fold: itself and {p.copies - 1} mirrored or shifted; together they "
+            "weigh as one row, and errors are of images as they are"
         )
     if p.solver.scores_one_fold and p.folds > 1 and not p.dataset.holdout:
         notes.append(f"alpha was chosen by the error on the last of {p.folds} folds alone, then all rows were used")
@@ -252,7 +257,7 @@ def _rates(p: Plan, statistics: FitStatistics) -> dict[str, Any]:
     if statistics.products:
         per_second = rows * statistics.products.passes / (seconds["sums"] + seconds["iterations"])
         return {"rows_per_second": per_second, "products": statistics.products}
-    operations = rows * backend.gram_operations(p.m, p.device)
+    operations = rows * p.copies * backend.gram_operations(p.m, p.device)
     gram, syrk = operations / seconds["equations"], sum(statistics.syrk_rates)
     return {
         "rows_per_second": rows / seconds["equations"],

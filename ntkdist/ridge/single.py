@@ -23,6 +23,7 @@ from ntkdist.errors import NotPositiveDefinite
 from ntkdist.planning.in_place_cost import cache_bytes
 from ntkdist.planning.job import Job
 from ntkdist.planning.plan import Plan
+from ntkdist.ridge.augmented import with_copies
 from ntkdist.ridge.fitted import Clock, FitStatistics, Fitted
 from ntkdist.ridge.model import RidgeModel
 from ntkdist.ridge.prepare import Prepared
@@ -47,7 +48,7 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
     held = HeldOut(p, prepared)
     timeline: list[tuple[float, int]] = []
     try:
-        with phase("equations", p.reads * p.layout.rows, None, prepared.watch) as done:
+        with phase("equations", p.reads * p.rows_mapped, None, prepared.watch) as done:
             progress = timed(done, timeline)
             equations, tally = sum_in_place(p, prepared, progress)
             left_out = held.sums(progress)
@@ -70,6 +71,7 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
     finally:
         kept = forget()
     model = RidgeModel.of_scaled(pre, prepared.empty.features, coef, intercept, alpha, p.dtype)
+    model = replace(model, augment=p.job.augment)
     tally += held.tally
     statistics = FitStatistics(pre, weights, tally, clock.seconds, None, timeline, held_out_bytes=kept)
     return Fitted(statistics, lambda: (model, cv and cv.scaled(pre.y_scale), None))
@@ -77,7 +79,8 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
 
 def sum_in_place(p: Plan, prepared: Prepared, progress: Progress) -> tuple[NormalEquations, Tally]:
     """Sum the equations of all rows that are not held out, or go on from what a checkpoint holds of them."""
-    shards = [shard for shard in prepared.shards if shard.group not in (p.scored or ())]
+    training = [shard for shard in prepared.shards if shard.group not in (p.scored or ())]
+    source, shards = with_copies(prepared.source, training, p.job.augment)
     total, tally, done = NormalEquations.zeros(p.m, p.t), Tally(), 0
     summand = EquationsOf(prepared.empty.features, prepared.empty.preprocessing, p.dtype)
     keep = prepared.kept and prepared.kept.tiles(KEPT_TILE, places(p.m, KEPT_TILE))
@@ -90,7 +93,7 @@ def sum_in_place(p: Plan, prepared: Prepared, progress: Progress) -> tuple[Norma
             del kept  # half as large as the Gram
             break
     for stop in (stop for stop in stops if stop > done):
-        part = reduce_into(Pass(prepared.source, summand, shards[done:stop], p.fan_in, progress), total)
+        part = reduce_into(Pass(source, summand, shards[done:stop], p.fan_in, progress), total)
         tally, done = tally + part.tally, stop
         if keep:
             keep.save(_first(shards, stop), Part(TileSums(total.in_tiles(KEPT_TILE), total.squared_rounding), tally))
@@ -122,6 +125,7 @@ class HeldOut:
         fold = p.scored[0] if p.scored else -1
         shards = [shard for shard in prepared.shards if shard.group == fold]
         self.rows = Pass(prepared.source, CrossOf(self.mapped), shards, p.fan_in)
+        self.augment, self.of_copies = p.job.augment, EquationsOf(features, pre, p.dtype)
         self.folds = Folds(p.layout.rows, (fold,))  # of all rows that are read
 
     def sums(self, progress: Progress) -> list[CrossSums]:
@@ -139,11 +143,15 @@ class HeldOut:
         return losses.reshape(-1, t)
 
     def add_to(self, total: NormalEquations) -> None:
-        """Add the rows to equations, in place."""
-        self._sum(EquationsOfMapped(self.mapped), total=total)
+        """Add the rows to equations, in place, mapped anew if they have copies."""
+        if self.augment.copies == 1:
+            self._sum(EquationsOfMapped(self.mapped), total=total)
+            return
+        source, shards = with_copies(self.rows.source, self.rows.shards, self.augment)
+        self._sum(self.of_copies, total=total, source=source, shards=shards)
 
-    def _sum(self, summand: Any, progress: Progress = ignore, total: Any = None) -> Any:
-        one = self.rows._replace(summand=summand, progress=progress)
+    def _sum(self, summand: Any, progress: Progress = ignore, total: Any = None, **rows: Any) -> Any:
+        one = self.rows._replace(summand=summand, progress=progress, **rows)
         part = reduce_into(one, summand.zero() if total is None else total)
         self.tally = (self.tally + part.tally).of_rows(self.tally) if self.tally.rows else part.tally
         return part.total

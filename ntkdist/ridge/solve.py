@@ -60,6 +60,7 @@ def solve(
             alphas_per_row=alphas_per_row,
             per_target=per_target,
             scored=equations.scored,
+            originals=equations.originals,
         )
         cv, alpha = cv.scaled(pre.y_scale), cv.alpha
     elif len(grid) == 1:
@@ -74,6 +75,7 @@ def solve(
         cv, coef, intercept = solve_chosen(solver, total, cv)
         alpha = cv.alpha
     model = RidgeModel.of_scaled(pre, equations.features, coef, intercept, alpha, equations.dtype)
+    model = replace(model, augment=equations.augment)
     if keep_factor:
         if cv is None:
             raise SpecError("a single fold has no error out of fold, which standard deviations need; use more folds")

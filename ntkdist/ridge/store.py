@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ntkdist import backend, random
 from ntkdist.data import zarr_groups
+from ntkdist.data.augment import Augment
 from ntkdist.data.encoding import Encoding
 from ntkdist.data.images import Decoding
 from ntkdist.data.moments import Moments
@@ -26,7 +27,7 @@ from ntkdist.spec import decode, versions
 from ntkdist.sums import NormalEquations
 
 MODEL, EQUATIONS = "ntkdist.model", "ntkdist.equations"
-VERSION = 2  # version 1 had no range of inputs, no moments, no rounding
+VERSION = 3  # version 1 had no range of inputs, no moments, no rounding; 2, still written for those, no copies of rows
 SUMS = ("triangle", "cross", "inner", "rounding")  # arrays of a fold, see `NormalEquations.arrays`
 PLAIN = ("input_shape", "classes", "columns", "target_names", "vector_target", "constant", "class_weight")
 SCALES = ("x_mean", "x_scale", "y_mean", "y_scale")
@@ -35,6 +36,7 @@ METRIC = "metric"  # absent for the identity
 ESTIMATOR = "estimator"  # absent for a model alone
 ENCODING = "encoding"  # absent for numbers alone
 IMAGES = "images"  # absent for rows that were no encoded images
+AUGMENT, ORIGINALS = "augment", "originals"  # absent without copies of rows
 RESIDUALS, WEIGHT = "calibration.residuals", "calibration.weight"  # absent for classes
 PROBES, PROBE_ROLE = 8, 1000
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}  # relative to the norm of a probe's features
@@ -52,7 +54,7 @@ def save(
     """
     pre = value.preprocessing
     attrs = {
-        "version": VERSION,
+        "version": 2 if value.augment.copies == 1 else VERSION,
         "features": msgspec.to_builtins(value.features.spec),
         "learnt": sorted(value.features.arrays),
         "dtype": value.dtype,
@@ -71,6 +73,8 @@ def save(
     if estimator is not None:
         attrs[ESTIMATOR] = estimator
         arrays |= {f"{ESTIMATOR}.{name}": array for name, array in (beside or {}).items()}
+    if value.augment.copies > 1:
+        attrs[AUGMENT] = msgspec.to_builtins(value.augment)
     arrays["fingerprint"] = fingerprint(value.features, pre.mapped_shape, value.dtype)
     if isinstance(value, RidgeModel):
         kind = MODEL
@@ -90,6 +94,9 @@ def save(
             arrays |= {f"moments.{name}": array for name, array in moments.arrays().items()}
         for k, fold in enumerate(value.folds):
             arrays |= {f"{name}{k}": array for name, array in fold.arrays().items()}
+        for k, fold in value.originals.items():
+            arrays |= {f"{ORIGINALS}.{name}{k}": array for name, array in fold.arrays().items()}
+        attrs |= {ORIGINALS: sorted(value.originals)} if value.originals else {}
     with zarr_groups.new_group(url, kind, attrs) as place:
         for name, array in arrays.items():
             zarr_groups.write_whole(place, name, np.ascontiguousarray(array))
@@ -118,6 +125,7 @@ def load(url: str) -> Any:
         plain["images"] = decode(attrs[IMAGES], Decoding, url)
     plain["rounds"] = tuple(Round(**one) for one in plain.get("rounds", ()))
     preprocessing = Preprocessing(**plain, **scales)
+    augment: Augment = decode(attrs.get(AUGMENT, {}), Augment, url)
     _check_fingerprint(url, features, preprocessing.mapped_shape, attrs, array("fingerprint"))
     if kind == MODEL:
         factor = None
@@ -125,15 +133,20 @@ def load(url: str) -> Any:
             factor = Factor(backend.unpack(array("triangle")), array("z_mean"), kept["weight"], array("noise"))
         weights: dict[str, Any] = {name: array(name) for name in ("coef", "intercept", "alpha")}
         model = RidgeModel(preprocessing, features, **weights, dtype=attrs["dtype"], factor=factor)
-        return replace(model, calibration=_calibration(url, attrs, model))
+        return replace(model, calibration=_calibration(url, attrs, model), augment=augment)
     names = attrs.get("sums", SUMS[:3])
-    folds = [NormalEquations.of_arrays({name: array(f"{name}{k}") for name in names}) for k in range(attrs["folds"])]
+
+    def sums(of: str, k: int) -> NormalEquations:
+        return NormalEquations.of_arrays({name: array(f"{of}{name}{k}") for name in names})
+
+    folds = [sums("", k) for k in range(attrs["folds"])]
+    originals = {k: sums(f"{ORIGINALS}.", k) for k in attrs.get(ORIGINALS, ())}
     scored, moments = attrs.get("scored"), None
     if kept := attrs.get("moments"):
         moments = Moments.of_arrays(kept["rows"], {name: array(f"moments.{name}") for name in kept["arrays"]})
     return Equations(
         *(folds, features, preprocessing, attrs["dtype"], None if scored is None else tuple(scored)),
-        *(moments, attrs.get("datasets", {})),
+        *(moments, attrs.get("datasets", {}), augment, originals),
     )
 
 

@@ -10,8 +10,9 @@ import functools
 import itertools
 import operator
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from ntkdist.cluster.shards import Part
 from ntkdist.cluster.tally import Tally
 from ntkdist.errors import NotPositiveDefinite
 from ntkdist.planning.plan import Plan
+from ntkdist.ridge.augmented import with_copies
 from ntkdist.ridge.fitted import Clock, FitStatistics, Fitted
 from ntkdist.ridge.model import RidgeModel
 from ntkdist.ridge.prepare import Prepared
@@ -46,21 +48,27 @@ def fit(p: Plan, prepared: Prepared) -> Fitted:
     client, watch, pre, clock = prepared.client, prepared.watch, prepared.empty.preprocessing, Clock()
     placement = TilePlacement(client, p.threads, runs(p.m, p.tile))
     timeline: list[tuple[float, int]] = []
-    with phase("equations", p.panels * p.reads * p.layout.rows, client, watch) as done:
-        folds, squared, tally = sum_tiles(p, prepared, placement, timed(done, timeline))
-    squares = [_squares(p, fold, placement) for fold in folds]
-    sums = [_cross_sums(p, *of, placement) for of in zip(folds, squares, strict=True)]
+    source, shards = with_copies(prepared.source, prepared.shards, p.job.augment, p.group_folds[p.folds :])
+    with phase("equations", p.panels * sum(shard.rows for shard in shards), client, watch) as done:
+        prepared = prepared._replace(source=source, shards=shards)
+        groups, squared, tally = sum_tiles(p, prepared, placement, timed(done, timeline))
+    squares = [_squares(p, group, placement) for group in groups]
+    sums = [_cross_sums(p, *of, placement) for of in zip(groups, squares, strict=True)]
     on_each_worker(client, memory.give_back)  # what sums of shards have left free between tiles that stay
     check_sums(functools.reduce(operator.add, sums))
-    roundings = [relative_rounding(r, fold.weight) for r, fold in zip(squared, sums, strict=True)]
+    roundings = [relative_rounding(r, group.weight) for r, group in zip(squared, sums, strict=True)]
     clock.lap("equations")
     with phase("factorisations", 0, client, watch):
-        path = TiledPath(p, folds, sums, squares, roundings, placement)
+        folds: list[list[Group]] = [[] for _ in range(p.folds)]
+        for k, group in zip(p.group_folds, map(Group, groups, sums, squares, roundings), strict=True):
+            folds[k].append(group)
+        path = TiledPath(p, folds, placement)
         cv, alpha = path.choose(p.job.alphas, p.job.alphas_per_row, p.job.alpha_per_target)
         coef, intercept = path.of_all_rows(alpha)
     clock.lap("solve")
     model = RidgeModel.of_scaled(pre, prepared.empty.features, coef, intercept, alpha, p.dtype)
-    statistics = FitStatistics(pre, [fold.weight for fold in sums], tally, clock.seconds, None, timeline)
+    model = replace(model, augment=p.job.augment)
+    statistics = FitStatistics(pre, [fold.weight for fold in path.sums], tally, clock.seconds, None, timeline)
     return Fitted(statistics, lambda: (model, cv and cv.scaled(pre.y_scale), None))
 
 
@@ -98,38 +106,47 @@ class TilePlacement:
 def sum_tiles(
     p: Plan, prepared: Prepared, placement: TilePlacement, done: Progress
 ) -> tuple[list[dict[Place, Any]], list[float], Tally]:
-    """Sum the tiles of every fold on their workers, panel by panel; return them, each fold's rounding, and a tally."""
+    """Sum the tiles of every group on their workers, panel by panel; return them, each one's rounding, and a tally."""
     mapped = RowMapper(prepared.empty.features, prepared.empty.preprocessing, p.dtype, "", 0)
-    folds: list[dict[Place, Any]] = [{} for _ in range(p.folds)]
+    groups: list[dict[Place, Any]] = [{} for _ in p.group_folds]
     roundings: list[float] = []
     tally = Tally()
     for panel in panels(p.m, p.tile, p.panels):
         summand = TilesOf(mapped, p.tile, tuple(panel))
         keep = prepared.kept and prepared.kept.tiles(p.tile, panel)
         parts = sums_in_place(Pass(prepared.source, summand, prepared.shards, p.fan_in, done, keep), placement.client)
-        for fold, part in zip(folds, parts, strict=True):
-            fold.update({place: placement(place, identity, placement.beside(taken, part, place)) for place in panel})
+        for group, part in zip(groups, parts, strict=True):
+            group.update({place: placement(place, identity, placement.beside(taken, part, place)) for place in panel})
         counts = fetch(placement.client, [placement.beside(_counts, part) for part in parts])
         roundings = [rounding for _, rounding in counts]
         panel_tally = functools.reduce(operator.add, (counted for counted, _ in counts))
         tally = (tally + panel_tally).of_rows(panel_tally)
         del parts, part  # before the next panel needs the memory
-        settle(placement.client, [fold[place] for fold in folds for place in panel])
-    return folds, roundings, tally
+        settle(placement.client, [group[place] for group in groups for place in panel])
+    return groups, roundings, tally
 
 
-def _squares(p: Plan, fold: dict[Place, Any], placement: TilePlacement) -> F8:
-    """Fetch the diagonal of a fold's Gram, (m,), to this process."""
+def _squares(p: Plan, tiles: dict[Place, Any], placement: TilePlacement) -> F8:
+    """Fetch the diagonal of a Gram, (m,), to this process."""
     places = [(i, i) for i in range(runs(p.m, p.tile))]
-    return np.concatenate(fetch(placement.client, [placement(place, np.diagonal, fold[place]) for place in places]))
+    return np.concatenate(fetch(placement.client, [placement(place, np.diagonal, tiles[place]) for place in places]))
 
 
-def _cross_sums(p: Plan, fold: dict[Place, Any], squares: F8, placement: TilePlacement) -> CrossSums:
-    """Fetch the sums of a fold beside its Gram, and the Gram's trace, to this process."""
+def _cross_sums(p: Plan, tiles: dict[Place, Any], squares: F8, placement: TilePlacement) -> CrossSums:
+    """Fetch the sums beside a Gram, and the Gram's trace, to this process."""
     n = runs(p.m, p.tile)
-    cross = fetch(placement.client, [fold[n, j] for j in range(n + 1)])
+    cross = fetch(placement.client, [tiles[n, j] for j in range(n + 1)])
     traces = [squares[run(p.m, p.tile, i)].sum() for i in range(n)]
     return CrossSums(np.hstack(cross[:n]).T, cross[n], float(sum(traces)))
+
+
+class Group(NamedTuple):
+    """A sum in tiles over some rows, and what this process knows of it."""
+
+    tiles: dict[Place, Any]  # or futures of them
+    sums: CrossSums
+    squares: F8  # diagonal (m,) of the Gram
+    rounding: float  # relative, of the sums
 
 
 class TiledPath(Grid):
@@ -138,24 +155,26 @@ class TiledPath(Grid):
     def __init__(
         self,
         p: Plan,
-        folds: Sequence[dict[Place, Any]],  # tiles, or futures of them
-        sums: Sequence[CrossSums],
-        squares: Sequence[F8],  # diagonals (m,) of the Grams
-        roundings: Sequence[float],  # relative, of the sums
+        folds: Sequence[Sequence[Group]],  # the last of a fold's groups is what it is scored on
         placement: TilePlacement,
     ) -> None:
-        total = functools.reduce(operator.add, sums)
-        super().__init__(sums, p.scored or tuple(range(len(folds))), total, False)
+        self.sums = [functools.reduce(operator.add, [group.sums for group in groups]) for groups in folds]
+        total = functools.reduce(operator.add, self.sums)
+        super().__init__(self.sums, p.scored or tuple(range(len(folds))), total, False)
         self.m, self.tile, self.n = p.m, p.tile, runs(p.m, p.tile)
-        self.folds, self.sums, self.squares, self.roundings, self.placement = folds, sums, squares, roundings, placement
-        self.precision = max(roundings)
+        self.tiles, self.held, self.placement = (
+            [[g.tiles for g in groups] for groups in folds],
+            [g[-1] for g in folds],
+            placement,
+        )
+        self.precision = max(group.rounding for group in self.held)
 
     def choose(
         self, alphas: Sequence[float] | str, alphas_per_row: Sequence[float] | None, per_target: bool
     ) -> tuple[CVResult | None, F8]:
         """Score the penalties, unless there is one fold, and choose one for every target; see `cross_validate`."""
         grid, self.per_row = penalties(self.total, alphas, alphas_per_row)
-        if len(self.folds) == 1:
+        if len(self.tiles) == 1:
             return None, np.full(self.total.t, grid[0] * self.scale(self.total.weight))
         check_folds(self.sums)
         cv = self.search(grid, alphas_per_row is None and isinstance(alphas, str), True, per_target)
@@ -165,9 +184,9 @@ class TiledPath(Grid):
         losses: list[list[Loss | None]] = [[None] * len(self.scored) for _ in grid]
         failed: NotPositiveDefinite | None = None
         for n, k in enumerate(self.scored):
-            others = [i for i in range(len(self.folds)) if i != k]
+            others = [i for i in range(len(self.tiles)) if i != k]
             train = functools.reduce(operator.add, [self.sums[i] for i in others])
-            tiles = self.centred([self.folds[i] for i in others], train)
+            tiles = self.centred(others, train)
             for a, alpha in enumerate(grid):
                 try:
                     losses[a][n] = self._loss(k, tiles, train, alpha * self.scale(train.weight))
@@ -181,14 +200,15 @@ class TiledPath(Grid):
     def of_all_rows(self, alpha: F8) -> tuple[F8, F8]:
         """Solve for all rows, each target with its penalty; return coefficients (m, t) and intercepts (t,)."""
         coef = np.empty((self.m, len(alpha)))
-        tiles = self.centred(self.folds, self.total)
+        tiles = self.centred(range(len(self.tiles)), self.total)
         for each in set(alpha.tolist()):
             solved, _ = self._solve(tiles, each)
             coef[:, alpha == each] = solved[:, alpha == each]
         return coef, self._intercept(self.total, coef)
 
-    def centred(self, folds: Sequence[dict[Place, Any]], train: TargetSums) -> dict[Place, Any]:
+    def centred(self, folds: Iterable[int], train: TargetSums) -> dict[Place, Any]:
         """Add the tiles of a training set's folds, centred at its means."""
+        groups = [tiles for k in folds for tiles in self.tiles[k]]
         total = np.concatenate([train.z_sum, train.y_sum, [train.weight]])
 
         def means(i: int) -> F8:
@@ -196,9 +216,9 @@ class TiledPath(Grid):
 
         return {
             (i, j): self.placement(
-                (i, j), added_and_centred, [fold[i, j] for fold in folds], means(i), means(j) / total[-1]
+                (i, j), added_and_centred, [tiles[i, j] for tiles in groups], means(i), means(j) / total[-1]
             )
-            for i, j in folds[0]
+            for i, j in groups[0]
             if j < self.n
         }
 
@@ -214,11 +234,12 @@ class TiledPath(Grid):
     def _loss(self, k: int, tiles: dict[Place, Any], train: CrossSums, alpha: float) -> Loss:
         """Evaluate the model of a training set, from its tiles, over fold k."""
         coef, x = self._solve(tiles, alpha)
-        fold, intercept = self.sums[k], self._intercept(train, coef)
-        gram = [(place, tile) for place, tile in self.folds[k].items() if place[0] < self.n]
+        held, intercept = self.held[k], self._intercept(train, coef)
+        gram = [(place, tile) for place, tile in held.tiles.items() if place[0] < self.n]
         squares = fetch(self.placement.client, [self.placement((i, j), quadratic, g, x[i], x[j]) for (i, j), g in gram])
         square = sum(s * (1 if i == j else 2) for ((i, j), _), s in zip(gram, squares, strict=True))[:-1]
-        return fold.loss_of(coef, intercept, square, self.squares[k], self.roundings[k])
+        loss = held.sums.loss_of(coef, intercept, square, held.squares, held.rounding)
+        return loss.times(self.sums[k].weight / held.sums.weight)
 
 
 def on_threads(threads: int, function: Any, *args: Any) -> Any:
@@ -242,7 +263,7 @@ def _counts(part: Part) -> tuple[Tally, float]:
 
 
 def added_and_centred(tiles: Sequence[F8], sums: F8, means: F8) -> F8:
-    """Add some folds' tiles, centred at the means of their columns."""
+    """Add tiles of one place, centred at the means of their columns."""
     total = np.outer(sums, -means)
     for tile in tiles:
         total += tile

@@ -6,7 +6,7 @@ The training set of fold k is the total minus fold k, and the error on fold k is
 import contextlib
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ def cross_validate(
     per_target: bool = False,
     scored: Sequence[int] | None = None,
     threads: int | None = None,
+    originals: Mapping[int, NormalEquations] | None = None,
 ) -> CVResult:
     """Score every penalty by the error on each fold of the model of the others.
 
@@ -63,6 +64,9 @@ def cross_validate(
         The folds that are scored, all by default; the rows of the others are only trained on.
     threads : int, optional
         By default as many of the process's cores as have room for their work in half of the free memory.
+    originals : mapping of int to NormalEquations, optional
+        Sums that the error on a fold is computed from in place of those of the fold, which have copies of rows, too.
+        They may have another total weight; the mean counts.
 
     Raises
     ------
@@ -80,7 +84,8 @@ def cross_validate(
     total = functools.reduce(operator.add, folds)
     check_sums(total)
     grid, per_row = penalties(total, alphas, alphas_per_row)
-    scores = _Scores(folds, which, total, solver, per_row, threads or _threads(solver, total.m))
+    held = [(originals or {}).get(k, folds[k]) for k in which]
+    scores = _Scores(folds, which, total, solver, per_row, threads or _threads(solver, total.m), held)
     auto = alphas_per_row is None and isinstance(alphas, str)
     return scores.search(grid, auto and not solver.whole_path, extend, per_target)
 
@@ -131,10 +136,11 @@ class _Scores(Grid):
         solver: Solver,
         per_row: bool,
         threads: int,
+        held: Sequence[NormalEquations],  # of each scored fold, what its error is computed from
     ) -> None:
         super().__init__(folds, scored, total, per_row)
         self.folds, self.equations, self.solver, self.threads = [folds[k] for k in scored], total, solver, threads
-        self.precision = max(fold.rounding for fold in self.folds)
+        self.held, self.precision = held, max(fold.rounding for fold in held)
 
     def add(self, grid: Sequence[float]) -> None:
         losses: list[list[Loss | None]] = [[None] * len(self.folds) for _ in grid]
@@ -143,11 +149,11 @@ class _Scores(Grid):
 
         def score(place: tuple[int, range]) -> None:
             k, some = place
-            fold = self.folds[k]
+            fold, held = self.folds[k], self.held[k]
             train = self.equations - fold
             scale = self.scale(train.weight)
             for i, coef, intercept in solve_some(self.solver, train, [grid[i] * scale for i in some]):
-                losses[some[i]][k] = fold.rounded_loss(coef, intercept)
+                losses[some[i]][k] = held.rounded_loss(coef, intercept).times(fold.weight / held.weight)
 
         backend.parallel_map(score, places, min(self.threads, len(places)))
         if not self.mse and not any(all(each) for each in losses):

@@ -96,7 +96,7 @@ class RowMapper:
 
     def blocks(self, shard: Shard, read: Iterator[Rows]) -> Iterator[Rows]:
         """Yield a shard's mapped blocks, from the cache if it has them; then nothing is read."""
-        key = (self.run, shard.spans)
+        key = (self.run, shard.spans, shard.copies)
         if (kept := _cache.held.get(key)) is not None:
             yield from kept
             return

@@ -36,6 +36,10 @@ class Loss(NamedTuple):
         size = np.einsum("it,it->t", x, x)
         return cls(value, (rho + evaluation_rounding(len(x) - 2)) * size, np.sqrt(rho) * (_projection(len(x)) @ x))
 
+    def times(self, factor: float) -> "Loss":
+        """Return the loss of rows of so many times the weight."""
+        return self if factor == 1 else Loss(factor * self.value, factor * self.rounding, factor**0.5 * self.sketch)
+
 
 def evaluation_rounding(m: int) -> float:
     """Bound the rounding of evaluating vᵀAv in float64 for m features, relative to Σ v_i² A_ii."""

@@ -11,6 +11,7 @@ import ntkdist as nd
 LEAST = 0.85  # of its projection that a peak may be
 ROUND = nd.Metric(rounds=1, n_components=256, scales=(1.0,))
 DIAGONAL = nd.Metric(rounds=1, form="diagonal", n_components=512, scales=(1.0,))
+COPIES = nd.Augment(flips=True, crops=2)
 PCG = nd.PCG(256, max_iterations=5, unconverged="keep")
 
 
@@ -57,6 +58,7 @@ SLOW: dict[str, tuple[int, int, Any, dict[str, Any]]] = {
     "a full metric": (12_000, 1000, nd.Nystrom(256), {"options": {"metric": ROUND}}),
     "a diagonal metric": (20_000, 100, nd.ZonalFeatures(1024), {"options": {"metric": DIAGONAL}}),
     "images": (200, (16, 16, 3), nd.CNTKSketch(256), {"folds": 2}),
+    "copies": (6000, (12, 12, 3), nd.ZonalFeatures(1024), {"options": {"augment": COPIES}, "folds": 2}),
     "a block": (20_000, 16, nd.NTKRandomFeatures(1024), {"block_rows": 20_000, "folds": 2, "shards": 2}),
     "wide rows": (20_000, 400, nd.Linear(400), {"folds": 2, "rows_per_partition": 5000}),
 }

@@ -90,7 +90,7 @@ def test_versions_that_differ_are_named_when_features_do(run: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"version": 99}, nd.StoreError, "saved in format 99, this ntkdist reads up to 2; update"),
+        ({"version": 99}, nd.StoreError, "saved in format 99, this ntkdist reads up to 3; update"),
         ({"complete": False}, nd.DataError, "never finished"),
         (
             {"kind": "something"},

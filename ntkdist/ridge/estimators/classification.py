@@ -12,6 +12,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from ntkdist.data.arrays import Arrays
+from ntkdist.data.augment import Augment
 from ntkdist.data.dataset import Dataset
 from ntkdist.errors import InputError
 from ntkdist.features import AnyFeatureMap
@@ -31,7 +32,7 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
 
     Parameters
     ----------
-    features, alphas, folds, metric, inputs, clip, front, one_hot, nan, keep_equations
+    features, alphas, folds, metric, augment, inputs, clip, front, one_hot, nan, keep_equations
     cv, random_state, n_jobs, verbose
         As in `NTKRidgeCV`.
     scoring : {"accuracy", "neg_log_loss", "neg_mean_squared_error"}, optional
@@ -91,6 +92,7 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
         class_weight: dict[Any, float] | str | None = None,
         calibrated: bool = True,
         metric: Metric | None = None,
+        augment: Augment | None = None,
         inputs: str = "auto",
         clip: str = "range",
         front: str = "auto",
@@ -107,7 +109,7 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
         self.metric, self.cv, self.scoring, self.random_state = metric, cv, scoring, random_state
         self.n_jobs, self.verbose = n_jobs, verbose
         self.calibrated, self.inputs, self.clip, self.keep_equations = calibrated, inputs, clip, keep_equations
-        self.front, self.one_hot, self.nan = front, one_hot, nan
+        self.front, self.one_hot, self.nan, self.augment = front, one_hot, nan, augment
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, sample_weight: Any = None) -> Self:
         """Add rows to those of earlier calls: the sums are added, and the solution is that of all rows.
@@ -203,6 +205,7 @@ class NTKRidgeClassifier(ClassifierMixin, LearnsMetric, RidgeEstimator):
             metric=metric,
             scoring=self.scoring,
             calibrated=self.calibrated,
+            augment=self.augment or Augment(),
         )
 
     def _set_results(self, outcome: FitOutcome, rows: Arrays | Dataset) -> None:

@@ -15,13 +15,15 @@ from ntkdist.cluster.connect import connect, resources
 from ntkdist.cluster.reduce import MAP_FAN_IN, Pass, phase, reduce
 from ntkdist.cluster.shards import Source
 from ntkdist.data.arrays import Arrays
+from ntkdist.data.augment import Augment
 from ntkdist.data.dataset import Dataset
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import DataError, InputError
 from ntkdist.features import AnyFeatureMap, AnyMap
-from ntkdist.planning.job import Job, Metric, PlanTable
+from ntkdist.planning.job import Job, Metric, PlanTable, check_augmented_metric
 from ntkdist.planning.plan import by_fold, plan
 from ntkdist.ridge import choose
+from ntkdist.ridge.augmented import joined, with_copies
 from ntkdist.ridge.choose import Choice
 from ntkdist.ridge.encode import ByFold
 from ntkdist.ridge.estimators.scoring import Scored, by_classes, by_error, solved
@@ -55,6 +57,7 @@ class FitSettings(NamedTuple):
     scored: tuple[int, ...] | None = None  # folds that a penalty is chosen by; all if absent
     scoring: str | None = None
     calibrated: bool = False
+    augment: Augment = Augment()
     watch: Any = None  # shows progress; by default that of `ntkdist.fit` for a dataset, and nothing for arrays
 
 
@@ -159,6 +162,8 @@ def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None 
     with _client(rows) as client:
         source, shards = source_and_shards(rows, settings.features.n_components, folds, client)
         settings.features.check_shape(source.layout.input_shape, rows.store)
+        settings.augment.check(source.layout, rows.store)
+        check_augmented_metric(settings.metric, settings.augment)
         plain = source._replace(folds=0)
         if before is None:
             by_folds = ByFold(source, shards)
@@ -171,7 +176,9 @@ def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None 
             moments = moments_of(plain, pre, client, watch)
             source = source._replace(range=pre.range)
         summand = EquationsOf(features, pre, rows.dtype if before is None else before.dtype)
-        with phase("equations", source.layout.rows, client, watch) as done:
+        apart = _apart(settings, folds)
+        source, shards = with_copies(source, shards, settings.augment, apart)
+        with phase("equations", settings.augment.copies * source.layout.rows, client, watch) as done:
             parts = reduce(Pass(source, summand, shards, MAP_FAN_IN, done), client)
     if clipped := sum(part.tally.clipped for part in parts):
         warnings.warn(
@@ -179,7 +186,16 @@ def sum_equations(rows: Arrays, settings: FitSettings, before: Equations | None 
             'clipped to it; fit all rows at once, or set clip="none"',
             stacklevel=5,  # the caller of partial_fit
         )
-    return Equations([part.total for part in parts], features, pre, summand.dtype, moments=moments)
+    sums, originals = joined([part.total for part in parts], apart)
+    empty = Equations([], features, pre, summand.dtype, moments=moments, augment=settings.augment)
+    return replace(empty, folds=sums, originals=originals)
+
+
+def _apart(settings: FitSettings, folds: int) -> tuple[int, ...]:
+    """Return the folds that are scored, if their rows are summed apart from copies of them."""
+    if settings.augment.copies == 1 or folds == 1:
+        return ()
+    return tuple(range(folds) if settings.scored is None else settings.scored)
 
 
 def fit_map(rows: Arrays | Dataset, features: AnyFeatureMap, preprocess: Preprocess) -> tuple[Preprocessing, AnyMap]:
@@ -239,6 +255,7 @@ def _job(dataset: Dataset, settings: FitSettings, features: AnyFeatureMap | None
         plan=_plan_table(dataset, settings.folds, dtype),
         preprocess=settings.preprocess,
         metric=settings.metric,
+        augment=settings.augment,
     )
 
 

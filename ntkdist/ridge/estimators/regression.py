@@ -10,6 +10,7 @@ from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from ntkdist.data.arrays import Arrays
+from ntkdist.data.augment import Augment
 from ntkdist.data.dataset import Dataset
 from ntkdist.errors import InputError
 from ntkdist.features import AnyFeatureMap
@@ -134,6 +135,9 @@ class NTKRidge(_Regressor):
     nan : {"impute", "error"}
         Treatment of missing values: fill them with the median and mark them by a column of their own, or refuse them.
         Columns of strings, categories and dates of pandas and polars frames are taken as they are.
+    augment : Augment, optional
+        Copies of images, mirrored and shifted, that are fitted to, too, such as ``nd.Augment(flips=True, crops=2)``;
+        they weigh as one row with their image.  Not with ``keep_factor``, whose errors are without the row.
     keep_equations : {"here", True, False}
         Keep the sums, m² numbers for a map of m columns, which `partial_fit` needs after `fit`: by default in this
         object, but not in pickles and copies of it, which so stay small; True: in them, too.  `partial_fit` always
@@ -183,6 +187,7 @@ class NTKRidge(_Regressor):
         front: str = "standard",
         one_hot: int = 16,
         nan: str = "impute",
+        augment: Augment | None = None,
         keep_equations: bool | str = "here",
         keep_factor: bool = False,
         random_state: int | None = None,
@@ -191,11 +196,17 @@ class NTKRidge(_Regressor):
     ) -> None:
         self.features, self.alpha, self.inputs, self.clip = features, alpha, inputs, clip
         self.front, self.one_hot, self.nan = front, one_hot, nan
-        self.keep_equations, self.keep_factor = keep_equations, keep_factor
+        self.augment, self.keep_equations, self.keep_factor = augment, keep_equations, keep_factor
         self.random_state, self.n_jobs, self.verbose = random_state, n_jobs, verbose
 
     def _settings(self, folds: int) -> FitSettings:
-        return FitSettings(self.feature_map, self.preprocess, as_grid([self.alpha]))
+        augment = self.augment or Augment()
+        if self.keep_factor and augment.copies > 1:
+            raise InputError(
+                "keep_factor needs the error of each row by a model without it, and augment leaves its copies in; use "
+                "NTKRidgeCV, whose errors are out of fold"
+            )
+        return FitSettings(self.feature_map, self.preprocess, as_grid([self.alpha]), augment=augment)
 
 
 class NTKRidgeCV(LearnsMetric, _Regressor):
@@ -220,6 +231,8 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
         Learn a linear map of scaled X from the gradients of small fits in rounds, such as ``nd.Metric(rounds=3)``.  The
         last fold is kept out of it, and then alone chooses the penalty.  `partial_fit` keeps the metric of the first
         rows.  Without ``features`` it is chosen with them, unless it is given.
+    augment : Augment, optional
+        As in `NTKRidge`; copies are in the fold of their image, and errors out of fold are of images as they are.
     front : {"auto", "standard", "quantile", "both", "bins", "target-bins"}
         As in `NTKRidge`; "auto" is the choice that goes with the features, "standard" for those given.
     cv : int, splitter or iterable of splits, optional
@@ -275,6 +288,7 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
         *,
         alpha_per_target: bool = False,
         metric: Metric | None = None,
+        augment: Augment | None = None,
         inputs: str = "auto",
         clip: str = "range",
         front: str = "auto",
@@ -291,7 +305,7 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
         self.metric, self.cv, self.random_state = metric, cv, random_state
         self.n_jobs, self.verbose = n_jobs, verbose
         self.inputs, self.clip, self.keep_equations, self.keep_factor = inputs, clip, keep_equations, keep_factor
-        self.front, self.one_hot, self.nan = front, one_hot, nan
+        self.front, self.one_hot, self.nan, self.augment = front, one_hot, nan, augment
 
     def _settings(self, folds: int) -> FitSettings:
         return FitSettings(
@@ -301,4 +315,5 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
             folds,
             per_target=self.alpha_per_target,
             metric=self.metric or Metric(),
+            augment=self.augment or Augment(),
         )

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ntkdist.data.augment import Augment
 from ntkdist.errors import SpecError, StoreError
 from ntkdist.features import AnyFeatureMap
 from ntkdist.planning.job import Metric
@@ -86,6 +87,6 @@ def _decoded(name: str, value: Any, url: str) -> Any:
         maps = value if isinstance(value, list) else [value]
         found = [None if each is None else decode(each, AnyFeatureMap, url) for each in maps]
         return found if isinstance(value, list) else found[0]
-    if name == "metric":
-        return None if value is None else decode(value, Metric, url)
+    if name in ("metric", "augment"):
+        return None if value is None else decode(value, Metric if name == "metric" else Augment, url)
     return dict(map(tuple, value["pairs"])) if isinstance(value, dict) else value
