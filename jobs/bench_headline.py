@@ -192,7 +192,7 @@ def outcome(met: dict[str, Any], exact: dict[str, Any], there: dict[str, Any]) -
     """Write where features reach the exact kernel, and how many times less they cost."""
     return (
         f"reaches {exact[ACCURACY]:.1f} ± {exact[ERROR]:.1f} % with m = {met['m']:,}: {np.mean(met[ACCURACY]):.1f} % "
-        f"in {np.mean(met[TOTAL]):,.0f} processor seconds beside {exact[TOTAL]:,.0f}, {met[TIMES]:,.0f} times less; "
+        f"in {np.mean(met[TOTAL]):,.1f} processor seconds beside {exact[TOTAL]:,.1f}, {met[TIMES]:,.1f} times less; "
         f"extrapolated to {FAR:,} images with that m: {there[TIMES]:,.0f} times"
     )
 

@@ -128,7 +128,7 @@ def cntk(archive: str, images: int, seeds: int, tried: int, threads: int, exact:
     Channels are standardised.  For each map and size: ‖K̂ − K‖/‖K‖ (Frobenius), the same with both matrices centred in
     rows and columns, seconds of drawing, which a worker does once, and seconds of all images after it, all in this
     process on the same threads; then how many times more images a processor second each map makes than the first at
-    the same centred error, both as power laws fitted to their rows.  The exact matrix takes 0.2 to 1 second a pair.
+    the same centred error, both as power laws fitted to their rows.  The exact matrix takes some milliseconds a pair.
     """
     backend.use_threads(threads)
     with np.load(archive) as arrays:

@@ -366,13 +366,17 @@ def _ends_loops(compiled: Any) -> tuple[Any, Any]:
                 continue
             start = (i // factor * tall + k // factor) * wide * narrow
             for array in (GAMMA, TANGENT):
-                for j in range(wide * factor):
-                    row, to = (
-                        stack[array, t, j * stride :],
-                        memory.pooled[target, array, start + j // factor * narrow :],
-                    )
+                if array == TANGENT and not (layers.tangent and (stop > 0 or layers.ends)):
+                    continue  # the next layer takes a multiple of Γ
+                for j in range(wide):
+                    line, to = memory.tiles[1, : wide * factor], memory.pooled[target, array, start + j * narrow :]
+                    line[:] = 0
+                    for l in range(j * factor, (j + 1) * factor):  # noqa: E741
+                        row = stack[array, t, l * stride :]
+                        for c in range(wide * factor):
+                            line[c] += row[c]
                     for l in range(wide):  # noqa: E741
                         for c in range(l * factor, (l + 1) * factor):
-                            to[l] += row[c]
+                            to[l] += line[c]
 
     return fill, pool
