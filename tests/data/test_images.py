@@ -1,6 +1,5 @@
 """Images as people have them: folders of files, and columns of encoded images."""
 
-import importlib
 import io
 import tracemalloc
 from pathlib import Path
@@ -12,12 +11,12 @@ import pyarrow as pa
 import pytest
 from command_line import in_process
 from converted import attrs, convert, everything
-from PIL import Image
 from pictures import CLASSES, HEIGHT, WIDTH, encoded, folder, image, pixels, table
+from PIL import Image
 from pyarrow import parquet
 
 import ntkdist as nd
-from ntkdist.data import sources
+from ntkdist.data import image_files, images, source_files, sources, table_files
 from ntkdist.errors import DataError, SpecError
 
 N = 40
@@ -33,7 +32,7 @@ def in_order(names: list[str]) -> list[int]:
 def test_a_folder_with_a_folder_for_each_class(channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = pixels(N, channels=channels)
     monkeypatch.setattr(sources, "BLOCK_BYTES", 7 * x[0].nbytes)
-    monkeypatch.setattr(importlib.import_module("ntkdist.data.image_files"), "AT_ONCE", 3)
+    monkeypatch.setattr(image_files, "AT_ONCE", 3)
     order = in_order(folder(tmp_path / "photos", x))
     (tmp_path / "photos" / ".hidden.png").write_bytes(b"left out")
     layout = convert(str(tmp_path / "photos"), str(tmp_path / "d"), rows_per_partition=10)
@@ -121,9 +120,8 @@ def test_batches_of_images_are_of_some_bytes(tmp_path: Path, monkeypatch: pytest
     )
     monkeypatch.setattr(sources, "BLOCK_BYTES", 2**20)
     pool = pa.default_memory_pool()
-    before, tables = pool.bytes_allocated(), importlib.import_module("ntkdist.data.table_files")
-    files = importlib.import_module("ntkdist.data.source_files")
-    _, batches = tables.opened(files.SourceFiles.of(tmp_path / "t.parquet"), files.Format())
+    before = pool.bytes_allocated()
+    _, batches = table_files.opened(source_files.SourceFiles.of(tmp_path / "t.parquet"), source_files.Format())
     rows = [(batch.num_rows, pool.bytes_allocated() - before) for batch in batches(["image"])]
     assert max(n for n, _ in rows) <= 10
     assert sum(n for n, _ in rows) == 60
@@ -133,10 +131,10 @@ def test_batches_of_images_are_of_some_bytes(tmp_path: Path, monkeypatch: pytest
 def test_files_are_decoded_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder(tmp_path / "photos", np.zeros((200, 100, 100, 3), np.uint8), ())  # 6 MB decoded
     monkeypatch.setattr(sources, "BLOCK_BYTES", 2**18)
-    monkeypatch.setattr(importlib.import_module("ntkdist.data.image_files"), "AT_ONCE", 8)
-    opened = importlib.import_module("ntkdist.data.image_files").open_images(
-        importlib.import_module("ntkdist.data.source_files").images(str(tmp_path / "photos")), sources.Wanted()
-    )
+    monkeypatch.setattr(image_files, "AT_ONCE", 8)
+    found = source_files.images(str(tmp_path / "photos"))
+    assert found is not None
+    opened = image_files.open_images(found, sources.Wanted())
     tracemalloc.start()
     assert sum(len(block["x"]) for block in opened.blocks()) == 200
     assert tracemalloc.get_traced_memory()[1] < 2 * 2**20
@@ -200,13 +198,13 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], type[Exception], str]] = {
         {"a/2.png": encoded(X[0][:4])},
         {},
         DataError,
-        r"a/2\.png is 6x4 rgb, but a/1\.png is 6x5 rgb.*--size 6x5",
+        r"a/2\.png is 6x4 rgb, but a/1\.png is 6x5.*--size 6x5",
     ),
     "gray": (
         {"a/2.png": encoded(X[0][..., :1])},
         {},
         DataError,
-        r"a/2\.png is 6x5 gray, but a/1\.png is 6x5 rgb.*--mode",
+        r"a/2\.png is 6x5 gray, but a/1\.png is 6x5 r.*--mode",
     ),
     "cut": ({"a/2.png": PNG[:60]}, {}, DataError, r"^a/2\.png cannot be read as an image \(.*\); mend it"),
     "no image": ({"a/2.png": b"hello"}, {}, DataError, r"^a/2\.png cannot be read as an image \(cannot identify"),
@@ -238,21 +236,26 @@ def test_bad_folders_are_refused_and_nothing_is_left(case: str, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_damage_anywhere_names_the_file_or_is_only_of_values(tmp_path: Path) -> None:
+def decoded(content: bytes, name: str) -> str:
+    """Decode an image, and return why it is refused."""
+    try:
+        images.Decoder(images.Decoding(), X[0].shape, "others are")(content, name)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of TIFF
+def test_damage_anywhere_names_the_file_or_is_only_of_values() -> None:
     """Whatever byte is wrong, there is an image of the shape, or one sentence."""
     rng = np.random.default_rng(0)
     for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"):
-        good = encoded(X[0], form)
+        good, name = encoded(X[0], form), f"a.{form.lower()}"
         for _ in range(30):
             content = bytearray(good)
             content[rng.integers(len(content))] ^= int(rng.integers(1, 256))
-            place = one(bytes(content), tmp_path / "photos", f"a.{form.lower()}")
-            listed = importlib.import_module("ntkdist.data.source_files").images(place)
-            try:
-                importlib.import_module("ntkdist.data.image_files").open_images(listed, sources.Wanted())
-            except DataError as error:
-                assert str(error).startswith(f"a.{form.lower()} ")
-        (tmp_path / "photos" / f"a.{form.lower()}").unlink()
+            refused = decoded(bytes(content), name)
+            assert not refused or refused.startswith(f"{name} ")
 
 
 @pytest.mark.parametrize(
@@ -299,3 +302,17 @@ def test_the_command_and_its_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert nd.columns("f.zarr").notes == (
         "the classes are test and train, which look like parts of one; convert each by itself",
     )
+
+
+def test_the_first_job_for_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(Path("photos"), X)
+    table(Path("t.parquet"), X, "struct")
+    for source, more in (("photos", ()), ("t.parquet", ("--target", "label"))):
+        done = in_process("init", source, *more)
+        assert done.exit_code == 0, done.output
+        line = next(each for each in done.stdout.splitlines() if each.startswith("ntkdist convert"))
+        assert in_process(*line.split()[1:]).exit_code == 0
+        job = nd.Job.read(f"{Path(source).stem}.toml")
+        assert job.dataset.layout().input_shape == (HEIGHT, WIDTH, 3)
+    assert "whose classes are their folders" in in_process("init", "photos/cat").stderr
