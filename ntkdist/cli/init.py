@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import ntkdist as nd
 from ntkdist.data import storage, zarr_groups
-from ntkdist.data.source_files import Format, fetched, flags, holds_tables
+from ntkdist.data.source_files import Format, ImageList, fetched, flags, holds_tables, images
 from ntkdist.display import names as listed
 from ntkdist.spec import encode, nearest
 
@@ -58,7 +58,7 @@ class Column(NamedTuple):
     """A column as its first rows show it."""
 
     name: str
-    kind: str  # "int", "float", "bool", "string", "date", "time" or "nested"
+    kind: str  # "int", "float", "bool", "string", "date", "time", "image" or "nested"
     distinct: int  # values, or more than `MOST_VALUES`
     missing: bool
 
@@ -75,13 +75,15 @@ class Start(NamedTuple):
 
 
 def start(source: str, targets: tuple[str, ...], classes: bool, out: str) -> Start:
-    """Describe the first job for a table, as `convert` takes them, or for a dataset; nothing is written.
+    """Describe the first job for a table or images, as `convert` takes them, or for a dataset; nothing is written.
 
     Raises
     ------
     DataError
         If there is no such source or column, or the source is of another kind.
     """
+    if found := images(source):
+        return _of_images(source, found, targets, out)
     if holds_tables(source):
         return _of_table(source, targets, classes, out)
     if not zarr_groups.finished(source):
@@ -109,13 +111,23 @@ def _of_table(source: str, targets: tuple[str, ...], classes: bool, out: str) ->
     inputs = [column for column in columns if column.name not in targets]
     (first, *_), store = [c for c in columns if c.name == targets[0]], f"{_stem(source)}.zarr"
     task = "classification" if classes or (first.kind in ("string", "bool") and not targets[1:]) else "regression"
-    useless = [column.name for column in inputs if column.kind == "nested"]
+    useless = [column.name for column in inputs if column.kind in ("nested", *["image"] * bool(inputs[1:]))]
     options = [flags("target", targets), *["--classes"] * classes, *[flags("drop", useless)] * bool(useless)]
     summary = f"{task.capitalize()} of {listed(targets, SHOWN)} on {len(inputs) - len(useless)} columns of {source}."
     notes = list(_notes(first, inputs, task, rows))
     convert = " ".join(["ntkdist convert", shlex.quote(source), shlex.quote(store), *options])
     impute = any(column.missing for column in inputs if column.kind in ("int", "float", "bool"))
     return _job(summary, notes, store, impute, CHOSEN, task, [convert], out, {c.name: c.kind for c in columns})
+
+
+def _of_images(source: str, found: ImageList, targets: tuple[str, ...], out: str) -> Start:
+    classes = sorted({name.partition("/")[0] for name in found.names if "/" in name})
+    if targets or not classes:
+        raise nd.DataError(f"{source} holds images, whose classes are their folders; sort them so, without --target")
+    summary, store = f"Classification of {listed(classes, SHOWN)} on the images of {source}.", f"{_stem(source)}.zarr"
+    notes = ["Images of several sizes or modes: add --size 32x32 or --mode rgb, which predict repeats."]
+    commands = [f"ntkdist convert {shlex.quote(source)} {shlex.quote(store)}"]
+    return _job(summary, notes, store, False, CHOSEN, "classification", commands, out, {})
 
 
 def _of_dataset(source: str, targets: tuple[str, ...], out: str) -> Start:

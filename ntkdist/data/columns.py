@@ -101,7 +101,7 @@ class Column:
             for kind, likeness in (("date", self.dates), ("float", self.numerals)):
                 if kind in before or likeness.alike:  # else it is known that the column holds none
                     likeness.add(values, start, kind in self.kinds)
-        if len(self.values) <= self.most + 1:  # one more for null
+        if self.kind not in ("image", "nested") and len(self.values) <= self.most + 1:  # one more for null
             self.values |= set(pc.unique(values)[: self.most + 2].to_pylist())
         if self.first_null < 0 and (null := pc.index(pc.is_null(values, nan_is_null=True), True).as_py()) >= 0:
             self.first_null = start + null

@@ -77,10 +77,8 @@ class NewImageColumn:
         if decoder.form.column in found:
             found = [decoder.form.column]
         if len(found) != 1:
-            raise DataError(
-                f"{files.name} has {len(found)} columns of images{': ' * bool(found)}{', '.join(found)}; expected one, "
-                "of bytes or of structures of bytes and a path"
-            )
+            several = f"{len(found)} columns of images: {', '.join(found)}" if found else "no column of images"
+            raise DataError(f"{files.name} has {several}; expected one, of bytes or of structures of bytes and a path")
         for name in keep:
             if name not in kinds or kinds[name] == ("image",):
                 known = [name for name, kind in kinds.items() if kind != ("image",)]

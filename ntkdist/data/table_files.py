@@ -211,7 +211,7 @@ def _open_parquet(path: Path) -> Opened:
         schema = file.schema_arrow
 
     def batches(columns: list[str]) -> Iterator[Any]:
-        with parquet.ParquetFile(path, buffer_size=2**20) as file:
+        with parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False) as file:  # else all of it is read
             images = any(may_hold_images(schema.field(name).type) for name in columns)
             count = max(1, sources.BLOCK_BYTES // (_row_bytes(file.metadata) if images else 8 * len(columns)))
             yield from file.iter_batches(count, columns=columns, use_threads=False)

@@ -57,7 +57,7 @@ def open_table(files: SourceFiles, wanted: Wanted, form: Format) -> RawTable:
     rows = 0
     for batch in batches(list(columns)):
         for name, column in columns.items():
-            if column.text or column.kind == "string" or (name in wanted.target and column.kind != "image"):
+            if column.text or column.kind == "string" or name in wanted.target:
                 column.scan(batch[name], rows)
         rows += batch.num_rows
     return _raw_table(files, wanted, columns, rows, lambda: batches(list(columns)))
