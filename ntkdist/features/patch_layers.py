@@ -125,8 +125,9 @@ class PatchLayer(NamedTuple):
         functions = {"1": lambda t: 1 - one_minus_kappa1(t), "0": kappa0}
         params = Params()
         for order in functions if self.activation == "ntk" else "1":
-            near, far = fit_zonal(functions[order])
-            params |= {f"near{order}": near, f"far{order}": far}
+            fits = fit_zonal(functions[order])
+            assert fits is not None  # both are smooth
+            params |= {f"near{order}": fits[0], f"far{order}": fits[1]}
         return params
 
 
@@ -187,7 +188,7 @@ def self_whitened(x: NDArray[Any]) -> NDArray[Any]:
     Homogeneous: an image times c > 0 is whitened to as much.
     """
     xp, (n, h, w, c) = gpu.array_module(x), x.shape
-    u = windows(x, WHITENED, "same").reshape(n, h * w, WHITENED**2, c)
+    u: Any = windows(x, WHITENED, "same").reshape(n, h * w, WHITENED**2, c)
     u = windows(_averaged(u - u.mean(2, keepdims=True), x.shape), WHITENED, "same").reshape(n, h * w, WHITENED**2 * c)
     covariance = (u.swapaxes(1, 2) @ u).astype(np.float64)
     values, vectors = xp.linalg.eigh(covariance)

@@ -17,7 +17,7 @@ from ntkdist.data.dataset import Dataset
 from ntkdist.data.scaling import Preprocess, Preprocessing
 from ntkdist.errors import InputError, SpecError
 from ntkdist.features import AnyFeatureMap, FeatureMap, Nystrom, ZonalFeatures
-from ntkdist.kernels import NTK, Kernel
+from ntkdist.kernels import NTK, AnyKernel
 from ntkdist.ridge.estimators.inputs import dataset, is_dataset, is_lazy, is_outside, new_rows
 from ntkdist.ridge.estimators.nested import BETWEEN, nested, replaced
 from ntkdist.ridge.predict import as_fitted
@@ -78,7 +78,7 @@ class KernelEstimator(BaseEstimator):
         """The feature maps to choose from."""
         several = self.takes_several and isinstance(self.features, list | tuple) and len(self.features) > 0
         given: Any = self.features if several else [DEFAULT if self.features is None else self.features]
-        maps = [Nystrom(LANDMARKS, each) if isinstance(each, Kernel) else each for each in given]
+        maps = [Nystrom(LANDMARKS, each) if isinstance(each, AnyKernel) else each for each in given]
         if wrong := [each for each in maps if not isinstance(each, FeatureMap)]:
             list_of = ", or a list of them" if self.takes_several else ""
             raise SpecError(
