@@ -1,6 +1,7 @@
 """Images in files, by folders of their classes, read in their order and in bounded memory."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from ntkdist.data.source_files import ImageList, combined_hash
 from ntkdist.data.sources import MAX_CLASSES, Block, Fields, RawTable, Wanted
 from ntkdist.errors import DataError, SpecError
 
-AT_ONCE = 64  # files that are read before they are decoded
+AT_ONCE = 64  # files that are read, at most, before they are decoded
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 COLUMNS = ("target", "weight", "groups", "holdout", "drop", "category")  # options that name what a folder has not
 
@@ -37,18 +38,18 @@ class ImageFiles:
         return combined_hash(self.name, self.hashes)
 
     def blocks(self, decoder: Decoder) -> Iterator[NDArray[np.uint8]]:
-        """Yield the images (n, height, width, channels) in order, some MiB at a time.
+        """Yield the images (n, height, width, channels) in order, some MiB at a time; the decoder knows their shape.
 
         Raises
         ------
         DataError
             If a file cannot be read; it is named.
         """
-        count, rows = 1, []
-        for start in range(0, len(self.found.urls), AT_ONCE):
-            for row in self._decoded(decoder, slice(start, start + AT_ONCE)):
+        count, rows = max(1, sources.BLOCK_BYTES // math.prod(decoder.shape)), []
+        at_once = min(AT_ONCE, max(count, backend.cores()))
+        for start in range(0, len(self.found.urls), at_once):
+            for row in self._decoded(decoder, slice(start, start + at_once)):
                 rows.append(row)
-                count = max(1, sources.BLOCK_BYTES // row.nbytes)
                 if len(rows) == count:
                     yield np.stack(rows)
                     rows = []

@@ -1,6 +1,7 @@
 """Images as people have them: folders of files, and columns of encoded images."""
 
 import io
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,15 @@ def test_files_are_decoded_in_bounded_memory(tmp_path: Path, monkeypatch: pytest
     assert sum(len(block["x"]) for block in opened.blocks()) == 200
     assert tracemalloc.get_traced_memory()[1] < 2 * 2**20
     tracemalloc.stop()
+
+
+def test_without_pillow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path / "photos", X)
+    table(tmp_path / "t.parquet", X)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for source, options in (("photos", {}), ("t.parquet", {"target": "label"})):
+        with pytest.raises(nd.NtkdistError, match=r'Images need Pillow, .*; pip install "ntkdist\[images\]"'):
+            convert(str(tmp_path / source), str(tmp_path / "d"), **options)
 
 
 def one(content: bytes | Image.Image, place: Path, name: str = "a.png", **save: Any) -> str:

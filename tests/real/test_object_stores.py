@@ -21,6 +21,7 @@ import zarr
 from command_line import FEATURES, assert_one_line, in_process, write_job
 from interrupted import Cut, CutAfter, same
 from object_stores import Azurite, FakeGcs, Seaweed, Server, free_ports, installed, serving
+from pictures import folder, pixels
 from pyarrow import fs, parquet
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
@@ -170,6 +171,27 @@ def test_a_frame_of_dask_from_the_bucket(server: Server, place: str, tmp_path: P
     assert nd.predict_table(model, f"{place}/t/*.parquet", out, keep=["y"]).rows == 240
     found = parquet.read_table(out)
     assert np.corrcoef(found["prediction"], found["y"])[0, 1] > 0.5
+
+
+def test_images_in_the_bucket_to_predictions(place: str, tmp_path: Path) -> None:
+    for name in folder(tmp_path / "photos", pixels(90)):
+        put(f"{place}/photos/{name}", (tmp_path / "photos" / name).read_bytes())
+    job, out = write_job(str(tmp_path / "job.toml"), store=f"{place}/d"), str(tmp_path / "predictions.csv")
+    for args in (
+        ("convert", f"{place}/photos", f"{place}/d"),
+        ("fit", job, "--out", f"{place}/run"),
+        ("predict", f"{place}/run", f"{place}/photos/cat", out),
+    ):
+        done = in_process(*args)
+        assert done.exit_code == 0, done.output
+    assert nd.Dataset(f"{place}/d").layout() == nd.convert(str(tmp_path / "photos"), str(tmp_path / "d"))
+    lines = Path(out).read_text().splitlines()
+    assert lines[:2] == ["file,prediction", "000.png,cat"]
+    assert len(lines) == 31
+    put(f"{place}/photos/dog/001.png", b"damaged")
+    with pytest.raises(nd.DataError, match=r"dog/001\.png cannot be read as an image"):
+        nd.convert(f"{place}/photos", f"{place}/e")
+    assert not storage.exists(f"{place}/e")
 
 
 def test_a_zarr_group_of_others_in_the_bucket(place: str, tmp_path: Path) -> None:
