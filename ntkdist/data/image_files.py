@@ -140,7 +140,7 @@ def _notes(found: ImageList, wanted: Wanted, classes: tuple[str, ...]) -> Iterat
     """Say what a person should look at."""
     if found.others:
         some = ", ".join(found.others[:3]) + ", …" * (len(found.others) > 3)
-        yield f"{len(found.others):,} files are no images by their names, and were left out: {some}"
+        yield f"files that are no images by their names were left out, {len(found.others):,} in all: {some}"
     if classes and {name.lower() for name in classes} <= SPLITS:
         yield f"the classes are {' and '.join(classes)}, which look like parts of one; convert each by itself"
     if len(classes) == 1:

@@ -304,7 +304,7 @@ def test_the_command_and_its_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = in_process("convert", "photos", "d.zarr", "--size", "4x3", "--mode", "gray")
     assert done.exit_code == 0, done.output
     assert "40 rows of 3 x 4 x 1 uint8, 3 classes" in done.stdout
-    assert "1 files are no images by their names, and were left out: cat/notes.txt." in done.stdout
+    assert "files that are no images by their names were left out, 1 in all: cat/notes.txt." in done.stdout
     assert in_process("columns", "d.zarr").stdout in done.stdout
     assert nd.Dataset("d.zarr").layout().images == nd.convert("photos", "e.zarr", size=(4, 3), mode="gray").images
     folder(Path("parts"), X, ("train", "test"))
