@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist import backend, memory, random
-from ntkdist.cluster.tally import Tally, first
+from ntkdist.cluster.tally import Tally, added, first
 from ntkdist.data.arrays import Arrays
 from ntkdist.data.augment import Augment
 from ntkdist.data.dataset import Dataset, Layout, Rows, Shard
@@ -260,16 +260,23 @@ def _read(
 
 
 def _count_outside(range: Range | SeenRange, layout: Layout, rows: Rows, tally: Tally) -> None:
-    """Count the rows with values outside a range, which the mapping clips."""
+    """Count the rows with values outside a range, which the mapping clips, and empty cells where it had none."""
+    if isinstance(range, SeenRange):
+        tally.empty_in = added(tally.empty_in, _by_name(layout, range.empty(rows.x)))
     clipped, columns = range.rows_outside(rows.x)
     tally.clipped += clipped
     if clipped:
         names = column_names(layout, len(columns))
-        for i in np.flatnonzero(columns):
-            tally.clipped_in[names[i]] = tally.clipped_in.get(names[i], 0) + int(columns[i])
+        tally.clipped_in = added(tally.clipped_in, _by_name(layout, columns))
         rows_outside = first_outside(range, rows.x)
         mine = [(int(rows.places[i]), [names[j] for j in found]) for i, found in rows_outside]
         tally.clipped_first = first(tally.clipped_first, mine)
+
+
+def _by_name(layout: Layout, counts: NDArray[np.int64]) -> dict[str, int]:
+    """Return the counts of columns (d,) that are not 0, by name."""
+    names = column_names(layout, len(counts))
+    return {names[i]: int(counts[i]) for i in np.flatnonzero(counts)}
 
 
 def _join(held: list[Rows]) -> Rows:

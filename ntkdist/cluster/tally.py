@@ -14,7 +14,8 @@ class Tally:
 
     ``rows`` does not count those that were ``dropped``, but those that were ``clipped`` to a range of other rows;
     ``clipped_in`` holds how many of these in each column, if any, by its name, and ``clipped_first`` the positions and
-    the columns of the first few.  ``resumed`` counts the tasks whose sum was kept from before; ``workers`` holds the
+    the columns of the first few; ``empty_in`` the empty cells, likewise, of columns that had none in those other rows.
+    ``resumed`` counts the tasks whose sum was kept from before; ``workers`` holds the
     peak resident bytes of each process that took part, ``worked`` its rows and the seconds of its tasks.
     """
 
@@ -23,6 +24,7 @@ class Tally:
     clipped: int = 0
     clipped_in: dict[str, int] = field(default_factory=dict)
     clipped_first: list[tuple[int, list[str]]] = field(default_factory=list)
+    empty_in: dict[str, int] = field(default_factory=dict)
     resumed: int = 0
     nbytes: int = 0
     read_seconds: float = 0.0
@@ -41,8 +43,9 @@ class Tally:
             self.rows + other.rows,
             self.dropped + other.dropped,
             self.clipped + other.clipped,
-            _added(self.clipped_in, other.clipped_in),
+            added(self.clipped_in, other.clipped_in),
             first(self.clipped_first, other.clipped_first),
+            added(self.empty_in, other.empty_in),
             self.resumed + other.resumed,
             self.nbytes + other.nbytes,
             self.read_seconds + other.read_seconds,
@@ -53,8 +56,8 @@ class Tally:
 
     def of_rows(self, other: "Tally") -> "Tally":
         """Replace the counts of rows by another's, so that passes over the same rows do not count them twice."""
-        counts = {name: getattr(other, name) for name in ("rows", "dropped", "clipped", "clipped_in", "clipped_first")}
-        return replace(self, **counts)
+        counts = "rows", "dropped", "clipped", "clipped_in", "clipped_first", "empty_in"
+        return replace(self, **{name: getattr(other, name) for name in counts})
 
     def rates(self) -> dict[str, float]:
         """Return the rows a second of each process while a task of it ran; of one task, where several run at once."""
@@ -66,7 +69,8 @@ def first(one: Iterable[tuple[int, list[str]]], other: Iterable[tuple[int, list[
     return sorted([*one, *other], key=lambda row: row[0])[:FEW]
 
 
-def _added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+def added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    """Add counts by name."""
     return {name: one.get(name, 0) + other.get(name, 0) for name in sorted(one.keys() | other.keys())}
 
 

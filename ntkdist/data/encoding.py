@@ -201,7 +201,7 @@ class Encoding:
     @property
     def seen_range(self) -> "SeenRange":
         """The values and names that are not counted as new."""
-        return SeenRange(Range(self.low, self.high), self.categories, self._seen_by_column())
+        return SeenRange(Range(self.low, self.high), self.categories, self._seen_by_column(), ~self.had_gaps)
 
     @functools.cached_property
     def _made(self) -> list[tuple[str, int]]:

@@ -103,6 +103,7 @@ class SeenRange(NamedTuple):
     range: Range
     categories: tuple[tuple[str, ...], ...]
     seen: list[NDArray[np.bool_]]  # by column, of each of its names
+    filled: NDArray[np.bool_]  # the columns that had no empty cells
 
     @property
     def bounded(self) -> bool:
@@ -117,16 +118,22 @@ class SeenRange(NamedTuple):
                 outside[:, j] = ~np.append(self.seen[j], False)[codes_of(np.asarray(x[:, j], np.float64), names)]
         return int(outside.any(axis=1).sum()), outside.sum(axis=0)
 
+    def empty(self, x: Any) -> I8:
+        """Count the empty cells of numbers and dates in columns that had none, (d,)."""
+        return (np.isnan(x) & self.filled).sum(axis=0)
+
     def in_columns(self, columns: I8, layout: Layout) -> "SeenRange":
         """Return the same for a table with other columns and names, of which ``columns`` are those of this one."""
         d = len(layout.kinds)
         low, high = np.full(d, -np.inf), np.full(d, np.inf)
         low[columns], high[columns] = self.range
+        filled = np.zeros(d, bool)
+        filled[columns] = self.filled
         seen = [np.ones(len(names), bool) for names in layout.names]
         for mine, j in enumerate(columns.tolist()):
             known = {n for n, s in zip(self.categories[mine], self.seen[mine], strict=True) if s}
             seen[j] = np.array([name in known for name in layout.names[j]], bool)
-        return SeenRange(Range(low, high), layout.names, seen)
+        return SeenRange(Range(low, high), layout.names, seen, filled)
 
 
 def first_outside(range: Range | SeenRange, x: Any) -> list[tuple[int, I8]]:

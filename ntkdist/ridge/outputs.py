@@ -102,7 +102,7 @@ class PredictionReport:
     @classmethod
     def of_tally(cls, tally: Tally, first: list[tuple[str, list[str]]]) -> "PredictionReport":
         """Return the report of a pass over a dataset, with the ``first`` rows by their places in the source."""
-        return cls(tally.rows, tally.clipped, Counter(tally.clipped_in), first)
+        return cls(tally.rows, tally.clipped, Counter(tally.clipped_in), first, empty=Counter(tally.empty_in))
 
     def to_attributes(self) -> dict[str, Any]:
         """Return what is written beside predictions in a group."""

@@ -260,9 +260,8 @@ def test_the_first_rows_outside_are_those_of_a_loop(seed: int, rows: int) -> Non
     rng = np.random.default_rng(seed)
     x = np.stack([rng.standard_normal(rows), rng.standard_normal(rows), rng.integers(-1, 3, rows)], axis=1)
     limits = Range(np.array([-1.0, -1.0, -np.inf]), np.array([1.0, 1.0, np.inf]))
-    table = SeenRange(
-        limits, ((), (), ("p", "q", "r")), [np.ones(0, bool), np.ones(0, bool), np.array([1, 1, 0], bool)]
-    )
+    seen = [np.ones(0, bool), np.ones(0, bool), np.array([1, 1, 0], bool)]
+    table = SeenRange(limits, ((), (), ("p", "q", "r")), seen, np.ones(3, bool))
     numbers = np.column_stack([np.abs(x[:, :2]) > 1, np.zeros(rows, bool)])
     names = np.column_stack([numbers[:, :2], (x[:, 2] < 0) | (x[:, 2] == 2)])
     for range_, outside in ((limits, numbers), (table, names)):

@@ -165,6 +165,19 @@ def test_a_fraction_among_codes_is_named_with_its_row(tmp_path: Path) -> None:
     assert not (tmp_path / "other.csv").exists()
 
 
+def test_empty_cells_of_a_dataset_are_counted_as_those_of_its_file(fitted: Any, tmp_path: Path) -> None:
+    model, new = fitted
+    new = new.assign(b=new["b"].where(np.arange(NEW) % 10 > 0), more=1.0)[["more", "open", "shop", "b", "day", "a"]]
+    new.to_csv(tmp_path / "new.csv", index=False)
+    nd.convert(str(tmp_path / "new.csv"), str(tmp_path / "new.zarr"))
+    one = nd.predict(model, str(tmp_path / "new.zarr"), str(tmp_path / "one.csv"))
+    other = nd.predict_table(model, str(tmp_path / "new.csv"), str(tmp_path / "other.csv"))
+    assert one.empty == other.empty == {"b": 15}
+    assert any("'b' was empty in 15 rows, and never in training" in note for note in one.notes())
+    found = [pd.read_csv(tmp_path / f"{name}.csv") for name in ("one", "other")]
+    pd.testing.assert_frame_equal(*found, rtol=1e-4, atol=1e-5)
+
+
 def test_no_rows_are_a_header(fitted: Any, tmp_path: Path) -> None:
     model, new = fitted
     source = written(new[:0], tmp_path / "new.csv")
