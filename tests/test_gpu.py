@@ -24,7 +24,6 @@ ON_THE_CPU = (
     "paper",
     "sketch",
     "nystrom-gaussian",
-    "nystrom-laplace",
     "cntk-sketch",
 )  # maps that have no form for GPUs, by their first words
 SUPPORTED = [name for name in CASES if not name.startswith(ON_THE_CPU)]
