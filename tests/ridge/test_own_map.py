@@ -53,10 +53,10 @@ def test_the_command_takes_a_map_of_a_directory_on_the_path(make_dataset: Any, t
     features = '[features]\ntype = "Imported"\nname = "mine:phi"\nn_components = 9\n'
     (tmp_path / "job.toml").write_text(f'{features}\n[dataset]\nstore = "{make_dataset(*table())}"\n')
     paths = [str(tmp_path), *sys.path]
-    fitting = start("fit", tmp_path / "job.toml", PYTHONPATH=os.pathsep.join(paths))
+    fitting = start("fit", tmp_path / "job.toml", "--out", tmp_path / "run", PYTHONPATH=os.pathsep.join(paths))
     _, said = fitting.communicate()
     assert fitting.returncode == 0, said
-    assert_refused(("fit", tmp_path / "job.toml"), "mine:phi cannot be imported here")
+    assert_refused(("fit", tmp_path / "job.toml", "--out", tmp_path / "other"), "mine:phi cannot be imported here")
 
 
 @pytest.mark.parametrize(
