@@ -156,11 +156,13 @@ def aligned(a: Any) -> Any:
     return np.require(a, requirements="A") if isinstance(a, np.ndarray) else a
 
 
-def parallel_for(call: Callable[[T], object], pieces: Iterable[T]) -> None:
-    """Call a function for every piece, on all threads of the task or, nested, on one; pieces write to own memory."""
+def parallel_for(call: Callable[[T], R], pieces: Iterable[T]) -> list[R]:
+    """Call a function for every piece, on all threads of the task or, nested, on one, and return the results in order.
+
+    Pieces write to own memory.
+    """
     pool = None if getattr(_in_pool, "yes", False) else _pool  # once: another run may change it
-    for _ in map(call, pieces) if pool is None else pool.map(call, pieces):
-        pass
+    return list(map(call, pieces) if pool is None else pool.map(call, pieces))
 
 
 def parallel_map(call: Callable[[T], R], pieces: Iterable[T], threads: int) -> list[R]:

@@ -15,8 +15,8 @@ class Tally:
     ``rows`` does not count those that were ``dropped``, but those that were ``clipped`` to a range of other rows;
     ``clipped_in`` holds how many of these in each column, if any, by its name, and ``clipped_first`` the positions and
     the columns of the first few; ``empty_in`` the empty cells, likewise, of columns that had none in those other rows.
-    ``resumed`` counts the tasks whose sum was kept from before; ``workers`` holds the
-    peak resident bytes of each process that took part, ``worked`` its rows and the seconds of its tasks.
+    ``resumed`` counts the tasks whose sum was kept from before; ``workers`` holds the peak resident bytes of each
+    process that took part, ``worked`` its rows and the seconds of its tasks.
     """
 
     rows: int = 0

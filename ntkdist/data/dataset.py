@@ -25,6 +25,7 @@ FOLD, GROUP = 1001, 0  # keys of the random stream that assigns groups to folds:
 
 
 Kind = Literal["number", "date", "category"]  # of a column
+HELD = {"number": "numbers", "date": "dates", "category": "categories"}  # the words for what a column of a kind holds
 
 
 class Rows(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ntkdist.data.dataset import Kind
+from ntkdist.data.dataset import HELD, Kind
 from ntkdist.data.encoding import Encoding
 from ntkdist.data.sources import MAX_CLASSES
 from ntkdist.errors import InputError
@@ -25,7 +25,6 @@ from ntkdist.spec import nearest
 F8 = NDArray[np.float64]
 WHOLE = re.compile(r"-?\d+")
 CLOCKS = (datetime.time, datetime.timedelta)
-WORDS = {"number": "numbers", "date": "dates", "category": "categories"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +110,7 @@ def _as_known(kind: Kind | None, name: str, known: Known) -> Kind:
         return expected
     assert kind is not None
     remedy = 'by astype("category") or to strings' if expected == "category" else "as then"
-    raise InputError(f"Column '{name}' holds {WORDS[kind]}, but {WORDS[expected]} in training; convert it {remedy}")
+    raise InputError(f"Column '{name}' holds {HELD[kind]}, but {HELD[expected]} in training; convert it {remedy}")
 
 
 def as_trained(frame: Any, columns: tuple[str, ...], encoding: Encoding | None) -> F8:

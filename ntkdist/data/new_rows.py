@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ntkdist.data.columns import PATTERNS, Column, named
-from ntkdist.data.dataset import Kind
-from ntkdist.data.frames import WORDS, Known
+from ntkdist.data.dataset import HELD, Kind
+from ntkdist.data.frames import Known
 from ntkdist.data.source_files import TEXT, Format, SourceFiles, ending
 from ntkdist.data.table_files import opened
 from ntkdist.errors import DataError
@@ -162,7 +162,7 @@ class NewColumn:
         if not text and types[0] not in READ_AS[kind]:
             held = {"date": "dates", "time": "times", "string": "strings", "nested": "lists or structures"}
             raise DataError(
-                f"{words} holds {held.get(types[0], 'numbers')}, but {WORDS[kind]} in training; convert it as then"
+                f"{words} holds {held.get(types[0], 'numbers')}, but {HELD[kind]} in training; convert it as then"
             )
         return cls(Column(name, words, text, (), 0), files, form, kind, known.categories.get(name, ()))
 
@@ -179,7 +179,7 @@ class NewColumn:
             row = int(infinite.argmax())
             raise DataError(
                 f"{self.column.place} holds '{values[row]}' in {place(self.files, self.form, start + row)}, but finite "
-                f"{WORDS[self.kind]} in training; mend it"
+                f"{HELD[self.kind]} in training; mend it"
             )
         return np.asarray(numbers)
 
@@ -221,5 +221,5 @@ class NewColumn:
             except (DataError, pa.ArrowInvalid):
                 raise DataError(
                     f"{self.column.place} holds '{values[i]}' in {place(self.files, self.form, start + i)}, but "
-                    f"{WORDS[self.kind]} in training; mend it, or leave it empty if training had empty ones"
+                    f"{HELD[self.kind]} in training; mend it, or leave it empty if training had empty ones"
                 ) from None

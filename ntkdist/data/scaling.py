@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
 from ntkdist import backend
-from ntkdist.data.dataset import Layout, Rows
+from ntkdist.data.dataset import HELD, Layout, Rows
 from ntkdist.data.encoding import Encoding, Front
 from ntkdist.data.images import Decoding
 from ntkdist.data.moments import Mode, Moments, MomentsOf
@@ -25,7 +25,6 @@ F8 = NDArray[np.float64]
 Inputs = Literal["auto", "columns", "channels", "none"]
 Clip = Literal["range", "none"] | tuple[float, float]
 Recoding = tuple[tuple[int, F8], ...]  # columns of the model, with its code for each of a dataset's, and for none
-KINDS = {"number": "numbers", "date": "dates", "category": "categories"}
 
 
 class Preprocess(Spec, frozen=True, repr_omit_defaults=True):
@@ -317,7 +316,7 @@ class Preprocessing(Described):
             if layout.kinds[j] != ours[i]:
                 name = (layout.columns or self.columns or tuple(f"column {k}" for k in range(d)))[j]
                 raise DataError(
-                    f"{source}: column '{name}' holds {KINDS[layout.kinds[j]]}, but {KINDS[ours[i]]} in training; "
+                    f"{source}: column '{name}' holds {HELD[layout.kinds[j]]}, but {HELD[ours[i]]} in training; "
                     f"{'convert with --category ' + name if ours[i] == 'category' else 'convert it as then'}"
                 )
             if layout.names[j] != known[i]:

@@ -6,7 +6,6 @@ and of [S, F] around a pixel, as rows.
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,7 +99,7 @@ class Network(NamedTuple):
         maps = [{"F": image[None]} for image in images]
         *layers, last = self.layers()
         for h, layer in enumerate(layers):
-            maps = _of_each(maps, functools.partial(self.forward, params, h, layer))
+            maps = backend.parallel_for(functools.partial(self.forward, params, h, layer), maps)
             for name in [name for name in maps[0] if maps[0][name].shape[3] > self.compress]:
                 arrays[f"{name}{h}"] = principal([each[name] for each in maps], self.compress)
                 maps = [each | {name: each[name] @ arrays[f"{name}{h}"]} for each in maps]
@@ -120,14 +119,3 @@ class Network(NamedTuple):
             for name, (made, p, d) in narrowed.items()
             if made and p < d
         }
-
-
-def _of_each(maps: list[Params], call: Callable[[Params], Params]) -> list[Params]:
-    """Call a function with each image's maps, on all threads."""
-    made: list[Params] = [{}] * len(maps)
-
-    def put(at: int) -> None:
-        made[at] = call(maps[at])
-
-    backend.parallel_for(put, range(len(maps)))
-    return made

@@ -6,7 +6,6 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from ntkdist import gpu
 from ntkdist.errors import SpecError
 from ntkdist.features.base import OF_IMAGES, PIECE_BYTES, Arrays, FeatureMap, FittedMap, Params
 from ntkdist.features.cntk_random_features import CNTKRandomFeatures
@@ -98,9 +97,13 @@ class ImageLandmarks(FeatureMap, frozen=True):
         return {"images": self.images.draw_fitted(input_shape, _of_images(arrays)), "last": last}
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        few = max(self.images.piece_rows, PIECE_BYTES // self.images.row_bytes(x.shape[1:], x.dtype))
+        few = self._few(x.shape[1:], x.dtype)
         features = [self.images.apply(params["images"], x[i : i + few]) for i in range(0, len(x) or 1, few)]
-        return self._last().apply(params["last"], gpu.array_module(x).concatenate(features))
+        return self._last().apply(params["last"], np.concatenate(features))
+
+    def _few(self, input_shape: tuple[int, ...], dtype: Any) -> int:
+        """Return the number of images that φ maps at a time."""
+        return max(self.images.piece_rows, PIECE_BYTES // self.images.row_bytes(input_shape, dtype))
 
     # Memory.
 
@@ -110,8 +113,8 @@ class ImageLandmarks(FeatureMap, frozen=True):
 
     def row_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         shape, size = (self.images.n_components,), np.dtype(dtype).itemsize
-        few = max(self.images.piece_rows, PIECE_BYTES // self.images.row_bytes(input_shape, dtype))
-        first = self.images.row_bytes(input_shape, dtype) * min(few, self.piece_rows) // self.piece_rows
+        few = min(self._few(input_shape, dtype), self.piece_rows)
+        first = self.images.row_bytes(input_shape, dtype) * few // self.piece_rows
         return max(first, self._last().row_bytes(shape, dtype)) + 2 * size * shape[0]
 
     def draw_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:

@@ -5,7 +5,6 @@ Legend: u (pixels, d) unit patches as rows, r their lengths; Z (k, d) a layer's 
 
 import functools
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,7 +12,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from ntkdist import backend, gpu
+from ntkdist import backend
 from ntkdist.errors import SpecError
 from ntkdist.features import loops
 from ntkdist.features.base import OF_IMAGES, Arrays, FeatureMap, FittedMap, Params
@@ -148,13 +147,13 @@ class PatchLandmarks(FeatureMap, frozen=True):
         with backend.one_thread():
             if self.whiten == "zca":
                 arrays["whiten"] = whitening_filter(x[:ZCA_ROWS].astype(np.float64), ZCA_SHARE)
-            maps = of_each(lambda image: {"F": self._input(arrays, image[None])}, list(x))
+            maps = backend.parallel_for(lambda image: {"F": self._input(arrays, image[None])}, x)
             for h, (k, pooling) in enumerate(zip(self._counts(), self._poolings(x.shape[1:]), strict=True)):
                 layer = self._layer().fit(maps, k, self._patches(maps, k), self.seed, h)
                 arrays |= {f"{name}{h}": a for name, a in layer.items()}
                 if h < len(self.landmarks):
                     w = self._weights(arrays, h, np.float32)
-                    maps = of_each(functools.partial(self._layer().apply, w, pooling), maps)
+                    maps = backend.parallel_for(functools.partial(self._layer().apply, w, pooling), maps)
                     kept = self._directions(maps)
                     arrays |= {f"kept{name}{h}": a for name, a in kept.items()}
                     maps = [m | {name: m[name] @ a.astype(np.float32) for name, a in kept.items()} for m in maps]
@@ -186,17 +185,16 @@ class PatchLandmarks(FeatureMap, frozen=True):
     def _weights(self, arrays: Arrays, h: int, dtype: Any) -> Params:
         """Return what `PatchLayer.apply` needs for layer h."""
         with backend.one_thread():
-            w = self._layer().weights(arrays[f"landmarks{h}"], arrays.get(f"companions{h}"))
-        if self.activation == "ntk" and h == len(self.landmarks):
-            del w["mixF"]  # of the last layer, only the tangent features are used
+            last = h == len(self.landmarks)  # of a tangent kernel, its covariance is not used
+            w = self._layer().weights(arrays[f"landmarks{h}"], arrays.get(f"companions{h}"), last)
         for name in "FS":
             if f"kept{name}{h}" in arrays:
                 w[f"mix{name}"] = w[f"mix{name}"] @ arrays[f"kept{name}{h}"]
         return {name: a.astype(dtype) for name, a in w.items()}
 
     def apply(self, params: Params, x: NDArray[Any]) -> NDArray[Any]:
-        x, xp = self._input(params, x), gpu.array_module(x)
-        out = xp.zeros((len(x), self.n_components), x.dtype)
+        x = self._input(params, x)
+        out = np.zeros((len(x), self.n_components), x.dtype)
         versions = [x, x[:, :, ::-1]] if self.flips else [x]
         for image in versions:
             maps: Params = {"F": image}
@@ -256,14 +254,3 @@ class PatchLandmarks(FeatureMap, frozen=True):
 
     def learnt_bytes(self, input_shape: tuple[int, ...], dtype: Any) -> int:
         return 8 * sum(k * d for d, k, _ in self._widths(input_shape[2]))
-
-
-def of_each(call: Callable[[Any], Params], items: list[Any]) -> list[Params]:
-    """Call a function for each item, on all threads."""
-    made: list[Params] = [{}] * len(items)
-
-    def put(at: int) -> None:
-        made[at] = call(items[at])
-
-    backend.parallel_for(put, range(len(items)))
-    return made

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 from scipy.sparse import csr_array
 
-from ntkdist import backend, gpu, random
+from ntkdist import backend, random
 from ntkdist.features import loops
 from ntkdist.features.base import Params, normalised
 from ntkdist.features.cntk_layers import flat_pixels, windows
@@ -41,7 +41,7 @@ class PatchLayer(NamedTuple):
         ``w`` is as `weights` returns it.
         """
         u, r, v = self._patches(maps, "companions" in w)
-        shape, xp = maps["F"].shape, gpu.array_module(u)
+        shape = maps["F"].shape
         parts: dict[str, list[Any]] = {name: [] for name in "FS" if f"mix{name}" in w}
         for start in range(0, max(len(w["landmarks"]), 1), COLUMNS):
             block = slice(start, start + COLUMNS)
@@ -49,7 +49,7 @@ class PatchLayer(NamedTuple):
                 if name in parts:
                     values *= r
                     parts[name].append(pooled(values, shape, poolings))
-        return {name: xp.concatenate(part, axis=3) @ w[f"mix{name}"] for name, part in parts.items()}
+        return {name: np.concatenate(part, axis=3) @ w[f"mix{name}"] for name, part in parts.items()}
 
     def _values(self, w: Params, block: slice, u: Any, v: Any) -> Params:
         """Compute the kernels of unit patches with a block of landmarks."""
@@ -58,7 +58,7 @@ class PatchLayer(NamedTuple):
         if self.activation == "exponential":
             t -= 1
             t *= t.dtype.type(self.lengthscale**-2)
-            gpu.array_module(t).exp(t, out=t)
+            np.exp(t, out=t)
             return {"F": t}
         if v is None:
             loops.zonal(t, u, z, w["near1"], w["far1"])
@@ -78,7 +78,7 @@ class PatchLayer(NamedTuple):
         if "S" not in maps:  # the first layer: its inputs are those of the tangent kernel too
             return u, r, u
         v = flat_pixels(windows(maps["S"], self.filter_size, "same"))
-        return u, r, v / gpu.array_module(r).where(r == 0, 1, r)
+        return u, r, v / np.where(r == 0, 1, r)
 
     def fit(self, maps: list[Params], k: int, count: int, seed: int, h: int) -> Params:
         """Choose k landmarks, fewer if there are not so many patches, from about ``count`` patches of one-image maps.
@@ -88,24 +88,25 @@ class PatchLayer(NamedTuple):
         """
         tangent = self.activation == "ntk"
         per = -(-count // max(len(maps), 1))
-        picked: list[Any] = [None] * len(maps)
 
-        def pick(i: int) -> None:
+        def pick(i: int) -> tuple[Any, Any]:
             u, r, v = self._patches(maps[i], tangent)
             at = np.flatnonzero(r[:, 0] > 1e-6 * r.max(initial=0))
             at = at[np.argsort(random.uniforms(len(at), seed, h, CHOICE, i), kind="stable")[:per]]
-            picked[i] = (u[at], u[at] if v is None else v[at])
+            return u[at], u[at] if v is None else v[at]
 
-        backend.parallel_for(pick, range(len(maps)))
-        u, v = (np.concatenate(part) for part in zip(*picked, strict=True))
+        u, v = map(np.concatenate, zip(*backend.parallel_for(pick, range(len(maps))), strict=True))
         z, nearest = spherical_means(u, k, seed, h)
         w: Params = {"landmarks": z}
         if tangent:
             w["companions"] = _sums(v, nearest, len(z)) / np.maximum(np.bincount(nearest, minlength=len(z)), 1)[:, None]
         return w
 
-    def weights(self, landmarks: NDArray[Any], companions: NDArray[Any] | None) -> Params:
-        """Return landmarks, companions, "mixF" = L⁻ᵀ, which makes features of the values, "mixS" and polynomials."""
+    def weights(self, landmarks: NDArray[Any], companions: NDArray[Any] | None, last: bool) -> Params:
+        """Return landmarks, companions, "mixF" = L⁻ᵀ, which makes features of the values, "mixS" and polynomials.
+
+        Of the tangent kernel's ``last`` layer there is no "mixF".
+        """
         z = landmarks.astype(np.float64)
         cosines = np.clip(z @ z.T, -1, 1)
         np.fill_diagonal(cosines, 1)
@@ -114,11 +115,11 @@ class PatchLayer(NamedTuple):
             return w | {"mixF": inverse_root(np.exp((cosines - 1) / self.lengthscale**2))}
         theta = np.arccos(cosines)
         k = 1 - one_minus_kappa1(theta)
-        w |= {"mixF": inverse_root(k)} | self._polynomials()
+        w |= self._polynomials()
         if companions is not None:
             v = companions.astype(np.float64)
             w |= {"companions": v, "mixS": inverse_root(k + kappa0(theta) * (v @ v.T))}
-        return w
+        return w if companions is not None and last else w | {"mixF": inverse_root(k)}
 
     def _polynomials(self) -> Params:
         """Return the polynomials of the arc-cosine functions, by name."""
@@ -133,8 +134,8 @@ class PatchLayer(NamedTuple):
 
 def pooled(t: Any, shape: tuple[int, ...], poolings: tuple[F8, F8]) -> Any:
     """Average values of pixels (n·h·w, k) by weights of rows and of columns, (n, h', w', k)."""
-    (n, h, w), k, xp = shape[:3], t.shape[1], gpu.array_module(t)
-    rows, columns = (xp.asarray(a, t.dtype) for a in poolings)
+    (n, h, w), k = shape[:3], t.shape[1]
+    rows, columns = (a.astype(t.dtype) for a in poolings)
     t = (rows @ t.reshape(n, h, w * k)) if len(rows) < h else t
     t = t.reshape(n * len(rows), w, k)
     t = (columns @ t) if len(columns) < w else t
@@ -187,13 +188,13 @@ def self_whitened(x: NDArray[Any]) -> NDArray[Any]:
     image, multiplied by (C/λ̄ + 10⁻³)^−¼, C their covariance and λ̄ its mean eigenvalue, are averaged back once more.
     Homogeneous: an image times c > 0 is whitened to as much.
     """
-    xp, (n, h, w, c) = gpu.array_module(x), x.shape
+    n, h, w, c = x.shape
     u: Any = windows(x, WHITENED, "same").reshape(n, h * w, WHITENED**2, c)
     u = windows(_averaged(u - u.mean(2, keepdims=True), x.shape), WHITENED, "same").reshape(n, h * w, WHITENED**2 * c)
     covariance = (u.swapaxes(1, 2) @ u).astype(np.float64)
-    values, vectors = xp.linalg.eigh(covariance)
+    values, vectors = np.linalg.eigh(covariance)
     mean = values.mean(1, keepdims=True)
-    roots = (xp.maximum(values / xp.where(mean > 0, mean, 1), 0) + FLOOR) ** -0.25
+    roots = (np.maximum(values / np.where(mean > 0, mean, 1), 0) + FLOOR) ** -0.25
     turned = (vectors * roots[:, None]) @ vectors.swapaxes(1, 2)
     return _averaged(u @ turned.astype(x.dtype), x.shape)
 
@@ -201,9 +202,9 @@ def self_whitened(x: NDArray[Any]) -> NDArray[Any]:
 def _averaged(u: Any, shape: tuple[int, ...]) -> Any:
     """Average overlapping patches (n, h·w, q²·c) back to images of a shape, (n, h, w, c)."""
     n, h, w, c = shape
-    xp, side = gpu.array_module(u), WHITENED // 2
+    side = WHITENED // 2
     u = u.reshape(n, h, w, WHITENED, WHITENED, c)
-    out, times = xp.zeros((n, h, w, c), u.dtype), xp.zeros((h, w, 1), u.dtype)
+    out, times = np.zeros((n, h, w, c), u.dtype), np.zeros((h, w, 1), u.dtype)
     for i in range(WHITENED):
         to_y, from_y = overlap(h, h, side - i)
         for j in range(WHITENED):

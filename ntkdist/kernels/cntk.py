@@ -19,7 +19,7 @@ from ntkdist import backend
 from ntkdist.errors import DataError, SpecError
 from ntkdist.kernels import cntk_loops
 from ntkdist.kernels.base import F8, Depth, Kernel
-from ntkdist.kernels.windows import cells, check_images, images, margins, window_sum
+from ntkdist.kernels.windows import blocks, cells, check_images, margins, over_pairs, two_sets, window_sum
 
 Count = Annotated[int, Meta(ge=1)]
 PIXEL_PAIRS = 2**22  # of the pairs of images that a thread takes at a time, some hundredths of a second of work
@@ -87,27 +87,19 @@ class CNTK(Kernel, frozen=True):
         self.sizes(*input_shape[:2])
 
     def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
-        x = images(x)
-        other = x if y is None else images(y)
-        if x.shape[1:] != other.shape[1:]:
-            raise DataError(f"CNTK compares images of one shape, got {x.shape[1:]} and {other.shape[1:]}")
+        x, other = two_sets(x, y, "CNTK")
         layers = self._layers(x.shape[1], x.shape[2])
         rows, columns = (self._weights(size) for size in self.sizes(*x.shape[1:3])[-2])
         of_x = self._of_images(x, layers)
         of_y = of_x if y is None else self._of_images(other, layers)
         given, others = np.ascontiguousarray(x), _columns_last(other)
-        out = np.empty((len(x), len(other)))
-        i, j = np.triu_indices(len(x)) if y is None else np.indices(out.shape).reshape(2, -1)
 
-        def block(part: slice) -> None:
-            a, b, k = i[part], j[part], np.empty(len(i[part]))
-            cntk_loops.run(a, b, given, others, of_x, of_y, layers, rows, columns, cntk_loops.memory(layers), k)
-            out[a, b] = k
-            if y is None:
-                out[b, a] = k
+        def pairs(i: NDArray[np.intp], j: NDArray[np.intp]) -> F8:
+            k = np.empty(len(i))
+            cntk_loops.run(i, j, given, others, of_x, of_y, layers, rows, columns, cntk_loops.memory(layers), k)
+            return k
 
-        backend.parallel_for(block, _blocks(len(i), x.shape))
-        return out
+        return over_pairs(len(x), None if y is None else len(other), _at_once(x.shape), pairs)
 
     def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Return height and width after each convolution and at the end; raise `DataError` where no pixels are left."""
@@ -179,7 +171,7 @@ class CNTK(Kernel, frozen=True):
             memory = cntk_loops.memory(layers)
             cntk_loops.pooled_norms(few, others[part], of_x[part], layers, none, h, memory, norms[part])
 
-        backend.parallel_for(block, _blocks(len(x), x.shape))
+        backend.parallel_for(block, blocks(len(x), _at_once(x.shape)))
         return norms
 
 
@@ -188,7 +180,6 @@ def _columns_last(x: F8) -> F8:
     return np.ascontiguousarray(x.swapaxes(2, 3))
 
 
-def _blocks(count: int, shape: tuple[int, ...]) -> list[slice]:
-    """Split ``count`` pairs of images into blocks of `PIXEL_PAIRS`."""
-    size = max(1, PIXEL_PAIRS // (shape[1] * shape[2]) ** 2)
-    return [slice(k, k + size) for k in range(0, count, size)]
+def _at_once(shape: tuple[int, ...]) -> int:
+    """Return the number of pairs of images that have `PIXEL_PAIRS`."""
+    return max(1, PIXEL_PAIRS // (shape[1] * shape[2]) ** 2)

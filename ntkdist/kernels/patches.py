@@ -4,6 +4,7 @@ Legend: y, z two images, i, i' pixels of them; Γ their inner products before a 
 for the tangent kernel; arrays of pairs of pixels are (pairs, h, w, h', w').
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -11,10 +12,17 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from ntkdist import backend
 from ntkdist.errors import DataError, SpecError
 from ntkdist.kernels.base import F8, Kernel, angle_of, kappa0, one_minus_kappa1
-from ntkdist.kernels.windows import check_images, diagonal_sum, gaussian_pooling, images, window_sum
+from ntkdist.kernels.windows import (
+    blocks,
+    check_images,
+    diagonal_sum,
+    gaussian_pooling,
+    over_pairs,
+    two_sets,
+    window_sum,
+)
 
 Count = Annotated[int, Meta(ge=1)]
 Activation = Literal["exponential", "nngp", "ntk"]
@@ -91,46 +99,36 @@ class PatchKernel(Kernel, frozen=True):
         ]
 
     def __call__(self, x: NDArray[Any], y: NDArray[Any] | None = None) -> F8:
-        x = images(x, "PatchKernel")
-        other = x if y is None else images(y, "PatchKernel")
-        if x.shape[1:] != other.shape[1:]:
-            raise DataError(f"PatchKernel compares images of one shape, got {x.shape[1:]} and {other.shape[1:]}")
+        x, other = two_sets(x, y, "PatchKernel")
         self.check_shape(x.shape[1:])
-        norms = self._norms(x)
-        others = norms if y is None else self._norms(other)
-        out = np.empty((len(x), len(other)))
-        i, j = np.triu_indices(len(x)) if y is None else np.indices(out.shape).reshape(2, -1)
+        size = max(1, BLOCK_BYTES // (8 * (x.shape[1] * x.shape[2]) ** 2))
+        norms = self._norms(x, size)
+        others = norms if y is None else self._norms(other, size)
 
-        def block(part: slice) -> None:
-            a, b = i[part], j[part]
-            gamma = self._layers(x[a], other[b], [n[a] for n in norms], [n[b] for n in others])[-1]
-            out[a, b] = np.einsum("pijij->p", gamma) / self.grid**2
-            if y is None:
-                out[b, a] = out[a, b]
+        def pairs(i: NDArray[np.intp], j: NDArray[np.intp]) -> F8:
+            *_, (gamma, pi) = self._layers(x[i], other[j], [n[i] for n in norms], [n[j] for n in others])
+            k: F8 = np.einsum("pijij->p", pi if self.activation == "ntk" else gamma) / self.grid**2
+            return k
 
-        backend.parallel_for(block, _blocks(len(i), x.shape))
-        return out
+        return over_pairs(len(x), None if y is None else len(other), size, pairs)
 
-    def _norms(self, x: F8) -> list[F8]:
-        """Compute N of each layer, (n, h, w) each, by each image's own recursion."""
+    def _norms(self, x: F8, size: int) -> list[F8]:
+        """Compute N of each layer, (n, h, w) each, by each image's own recursion, ``size`` of them at a time."""
         parts: list[list[F8]] = [[] for _ in range(self.depth)]
-        for part in _blocks(len(x), x.shape):
-            own = [window_sum(np.einsum("nijc,nijc->nij", x[part], x[part]), self.filter_size, "same")]
-            for h in range(self.depth - 1):
-                gamma = self._layers(x[part], x[part], own, own, "covariance")[h]
+        for part in blocks(len(x), size):
+            own: list[F8] = []
+            before = self._layers(x[part], x[part], own, own)
+            for layer, (gamma, _) in zip(parts, before, strict=False):  # not the end
                 own.append(window_sum(np.einsum("nijij->nij", gamma), self.filter_size, "same"))
-            for layer, norm in zip(parts, own, strict=True):
-                layer.append(norm)
+                layer.append(own[-1])
         return [np.concatenate(layer) for layer in parts]
 
-    def _layers(self, y: F8, z: F8, norms: list[F8], others: list[F8], what: str = "") -> list[F8]:
-        """Compute Γ, or Π unless ``what`` is the covariance, after each layer of which N is given."""
-        tangent = self.activation == "ntk" and what != "covariance"
-        gamma = np.einsum("phwc,pijc->phwij", y, z, optimize=True)
-        theta, made, pi = gamma, [], gamma
-        poolings = self.poolings(*y.shape[1:3])
-        for (rows, columns), own, other in zip(poolings, norms, others, strict=False):
-            n = np.sqrt(own)[:, :, :, None, None] * np.sqrt(other)[:, None, None]
+    def _layers(self, y: F8, z: F8, norms: list[F8], others: list[F8]) -> Iterator[tuple[F8, F8]]:
+        """Yield Γ and Π, which only "ntk" has, before each layer and at the end; N is read when its layer is made."""
+        gamma = pi = np.einsum("phwc,pijc->phwij", y, z, optimize=True)
+        for h, (rows, columns) in enumerate(self.poolings(*y.shape[1:3])):
+            yield gamma, pi
+            n = np.sqrt(norms[h])[:, :, :, None, None] * np.sqrt(others[h])[:, None, None]
             gap = n - diagonal_sum(gamma, self.filter_size, "same")
             np.divide(gap, n, out=gap, where=n > 0)
             gap[gap < ROUNDINGS] = 0
@@ -139,20 +137,12 @@ class PatchKernel(Kernel, frozen=True):
             else:
                 theta = angle_of(gap)
                 k = n * (1 - one_minus_kappa1(theta))
-            if tangent:
-                pi = kappa0(theta) * diagonal_sum(pi, self.filter_size, "same")
-                pi = _pooled(pi + k, rows, columns)
+                if self.activation == "ntk":
+                    pi = _pooled(kappa0(theta) * diagonal_sum(pi, self.filter_size, "same") + k, rows, columns)
             gamma = _pooled(k, rows, columns)
-            made.append(pi if tangent else gamma)
-        return made
+        yield gamma, pi
 
 
 def _pooled(k: F8, rows: F8, columns: F8) -> F8:
     """Compute A K Aᵀ."""
     return np.einsum("ah,bw,phwij,ci,dj->pabcd", rows, columns, k, rows, columns, optimize=True)
-
-
-def _blocks(count: int, shape: tuple[int, ...]) -> list[slice]:
-    """Split ``count`` pairs of images into blocks of `BLOCK_BYTES`."""
-    size = max(1, BLOCK_BYTES // (8 * (shape[1] * shape[2]) ** 2))
-    return [slice(k, k + size) for k in range(0, count, size)]

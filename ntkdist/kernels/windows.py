@@ -1,5 +1,6 @@
-"""Windows and grid cells of images, and sums over windows."""
+"""Images and pairs of them; their windows and grid cells, and sums over windows."""
 
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from ntkdist import backend
 from ntkdist.errors import DataError
 from ntkdist.kernels.base import F8
 
@@ -25,6 +27,40 @@ def check_images(input_shape: tuple[int, ...], source: str, taker: str = "CNTK")
             f"{taker} takes images (rows, height, width, channels), but {source} has rows of shape {input_shape}; give "
             "images, or use features for tables, such as ZonalFeatures"
         )
+
+
+def two_sets(x: NDArray[Any], y: NDArray[Any] | None, taker: str) -> tuple[F8, F8]:
+    """Return images x (n, h, w, channels) and y, x itself if absent, in float64; refuse two shapes."""
+    first = images(x, taker)
+    second = first if y is None else images(y, taker)
+    if first.shape[1:] != second.shape[1:]:
+        raise DataError(f"{taker} compares images of one shape, got {first.shape[1:]} and {second.shape[1:]}")
+    return first, second
+
+
+def over_pairs(
+    count: int, others: int | None, size: int, kernel: Callable[[NDArray[np.intp], NDArray[np.intp]], F8]
+) -> F8:
+    """Compute a kernel matrix (count, others), or without others of one set with itself, each pair once.
+
+    ``kernel`` returns the values of pairs (i, j), and is called with ``size`` of them at a time, on all threads.
+    """
+    out = np.empty((count, count if others is None else others))
+    i, j = np.triu_indices(count) if others is None else np.indices(out.shape).reshape(2, -1)
+
+    def block(part: slice) -> None:
+        a, b = i[part], j[part]
+        out[a, b] = k = kernel(a, b)
+        if others is None:
+            out[b, a] = k
+
+    backend.parallel_for(block, blocks(len(i), size))
+    return out
+
+
+def blocks(count: int, size: int) -> list[slice]:
+    """Split a range into blocks of a size."""
+    return [slice(k, k + size) for k in range(0, count, size)]
 
 
 def cells(height: int, width: int, grid: int) -> list[tuple[slice, slice]]:

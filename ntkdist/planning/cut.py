@@ -121,6 +121,11 @@ class Cut(Spec, frozen=True, tag=False):
         return self.copies * self.layout.rows
 
     @property
+    def weighs_rows(self) -> bool:
+        """The answer whether rows have weights in the equations, so that their product with the features is made."""
+        return bool(self.dataset.weight or self.job.class_weight or self.copies > 1)
+
+    @property
     def group_folds(self) -> tuple[int, ...]:
         """The fold of each sum: one of every fold, and with copies one of the scored folds' rows without theirs."""
         every = tuple(range(self.folds))

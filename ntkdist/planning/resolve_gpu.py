@@ -76,9 +76,7 @@ def memory(p: Plan) -> dict[str, int]:
     row = p.features.gpu_row_bytes(shape, p.dtype)
     # Of several panels, the columns of one and those up to its end are copied to be contiguous; then their product.
     multiplied = size * (p.block_rows * (panel + m) * (m > panel) + panel * max(m, p.t + 1))
-    several = 1 + bool(
-        p.dataset.weight or p.job.class_weight or p.copies > 1
-    )  # beside features, their product with root weights
+    several = 1 + p.weighs_rows  # beside features, their product with root weights
     return {
         "map": p.features.gpu_draw_bytes(shape, p.dtype) + p.features.learnt_bytes(shape, p.dtype),
         "accumulator": p.sum_bytes,

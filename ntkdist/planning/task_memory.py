@@ -96,7 +96,7 @@ def _summing(p: Cut, k: int) -> Step:
         mapped = p.features.row_bytes(shape, p.dtype)
     tile = 16 * backend.TILE * k if k else size * backend.TILE**2
     piece = max(tile, min(rows * mapped, max(PIECE_BYTES, p.features.piece_rows * mapped)))
-    features = (1 + bool(k or p.dataset.weight or p.job.class_weight or p.copies > 1)) * [rows * p.m * size]
+    features = (1 + bool(k or p.weighs_rows)) * [rows * p.m * size]
     targets = [16 * rows * p.t, 16 * rows * p.t, 2 * rows * k * size]
     arrays, pieces = [*_partition(p), *_block(p), _scaled(p), *features, *targets], p.threads * [piece]
     return Step([*arrays, *pieces]) if piece < backend.HEAPED_BYTES else Step(arrays, sum(pieces))

@@ -219,9 +219,8 @@ def _count(report: PredictionReport, first: list[tuple[int, list[str]]], pre: Pr
         first += [(report.rows + i, [names[j] for j in columns]) for i, columns in some]
     report.rows += len(x)
     if pre.encoding is not None:
-        unknown, empty = (x < 0).sum(axis=0), np.isnan(x).sum(axis=0)
-        kinds, gaps = pre.encoding.kinds, pre.encoding.had_gaps
+        unknown, empty, kinds = (x < 0).sum(axis=0), pre.encoding.seen_range.empty(x), pre.encoding.kinds
         report.unknown += Counter(
             {n: int(unknown[j]) for j, n in enumerate(names) if kinds[j] == "category" and unknown[j]}
         )
-        report.empty += Counter({n: int(empty[j]) for j, n in enumerate(names) if empty[j] and not gaps[j]})
+        report.empty += Counter({n: int(empty[j]) for j, n in enumerate(names) if empty[j]})

@@ -6,7 +6,7 @@ Legend: z (n, m) features; y (n, t) targets; w (n,) weights; G = Σ w z zᵀ.
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -257,17 +257,26 @@ class EquationsOf:
 
 
 @dataclass(frozen=True)
-class EquationsOfMapped(OverMappedRows):
-    """A summand: the normal equations of mapped rows."""
+class TargetSumsOf(OverMappedRows):
+    """Base of the summands whose sums are updated with features, targets and weights of mapped rows."""
 
-    def zero(self) -> NormalEquations:
-        return NormalEquations.zeros(self.mapped.features.n_components, self.mapped.preprocessing.t)
+    sums: ClassVar[Any]  # the class of the sums
 
-    def update(self, total: NormalEquations, rows: Rows) -> NormalEquations:
+    def zero(self) -> Any:
+        return self.sums.zeros(self.mapped.features.n_components, self.mapped.preprocessing.t)
+
+    def update(self, total: Any, rows: Rows) -> Any:
         assert rows.y is not None
         total.update(rows.x, rows.y, rows.weight)
         check_finite(total.z_sum, rows, self.mapped.dtype)
         return total
+
+
+@dataclass(frozen=True)
+class EquationsOfMapped(TargetSumsOf):
+    """A summand: the normal equations of mapped rows."""
+
+    sums: ClassVar[Any] = NormalEquations
 
 
 @dataclass(frozen=True)

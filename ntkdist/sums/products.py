@@ -5,15 +5,15 @@ set, which leaves out a fold, or none; z̄ (m,) the mean of the features over th
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ntkdist import backend
 from ntkdist.data.dataset import Rows
-from ntkdist.sums.equations import NormalEquations, TargetSums
-from ntkdist.sums.mapped_rows import OverMappedRows, check_finite
+from ntkdist.sums.equations import NormalEquations, TargetSums, TargetSumsOf
+from ntkdist.sums.mapped_rows import OverMappedRows
 
 F8 = NDArray[np.float64]
 I8 = NDArray[np.int64]
@@ -76,17 +76,10 @@ class CrossSums(TargetSums):
 
 
 @dataclass(frozen=True)
-class CrossOf(OverMappedRows):
+class CrossOf(TargetSumsOf):
     """A summand: the `CrossSums` of mapped rows."""
 
-    def zero(self) -> CrossSums:
-        return CrossSums.zeros(self.mapped.features.n_components, self.mapped.preprocessing.t)
-
-    def update(self, total: CrossSums, rows: Rows) -> CrossSums:
-        assert rows.y is not None
-        total.update(rows.x, rows.y, rows.weight)
-        check_finite(total.z_sum, rows, self.mapped.dtype)
-        return total
+    sums: ClassVar[Any] = CrossSums
 
 
 class Folds(NamedTuple):

@@ -1,29 +1,25 @@
 """Exact kernel ridge beside ridge on features: the equations, the choice of the penalty, the counts and the table."""
 
-import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from job_modules import of_jobs
 from sklearn.linear_model import Ridge
 
 from ntkdist import CNTK, NTK
 
-JOBS = Path(__file__).parents[2] / "jobs"
-
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(JOBS))
-    return importlib.import_module("bench_headline")
+    return of_jobs("bench_headline", monkeypatch)
 
 
 @pytest.fixture
 def ridges(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(JOBS))
-    return importlib.import_module("ridges")
+    return of_jobs("ridges", monkeypatch)
 
 
 @pytest.mark.parametrize("n", [20, 60])
@@ -85,8 +81,10 @@ def test_seconds_are_extrapolated_by_their_laws(bench: ModuleType, ridges: Modul
     assert bench.extrapolated(mapped, 30) == pytest.approx(0.1 * (far + 30))
 
 
-def test_the_table_names_the_least_columns_that_reach_the_kernel(bench: ModuleType) -> None:
-    tables = importlib.import_module("tables")
+def test_the_table_names_the_least_columns_that_reach_the_kernel(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = of_jobs("tables", monkeypatch)
     exact = {"accuracy, %": 50.0, "standard error": 1.0, "processor s": 90.0, "wall s": 50.0}
     rows: list[dict[str, Any]] = [{"model": "exact K", "n": 10} | exact]
     for model, accuracies in {"A": (48.0, 49.5, 60.0), "B": (40.0, 41.0, 42.0)}.items():

@@ -11,20 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-
-JOBS = Path(__file__).parents[2] / "jobs"
+from job_modules import of_jobs
 
 
 @pytest.fixture
 def rivals(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(JOBS))
-    return importlib.import_module("rivals")
+    return of_jobs("rivals", monkeypatch)
 
 
 @pytest.fixture
 def sources(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(JOBS))
-    return importlib.import_module("table_sources")
+    return of_jobs("table_sources", monkeypatch)
 
 
 def part(rivals: ModuleType, rows: int, budget: float) -> Any:

@@ -220,8 +220,8 @@ class NTKRidgeCV(LearnsMetric, _Regressor):
     ----------
     features : FeatureMap or kernel, or list of them, optional
         For a kernel, its `Nystrom` map of 1,024 landmarks.  Each of a list is fitted, and that of the least
-        cross-validated error is kept.  If absent, the map is chosen
-        with columns and metric by small fits to a sample of the rows: see ``choice_``.
+        cross-validated error is kept.  If absent, the map is chosen with columns and metric by small fits to a sample
+        of the rows: see ``choice_``.
     alphas : sequence of float, or "auto"
         As in `ntkdist.cross_validate`.
     folds : int
